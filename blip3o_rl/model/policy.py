@@ -1,0 +1,73 @@
+"""The policy: a Qwen3 language model whose actions are the image tokens.
+
+`Blip3oNextForCausalLM` *is* transformers' Qwen3 with the token layout in its config, so that transformers, vLLM and verl load the
+same folder without conversion. What it adds is the action space: `image_logits` multiplies only the image rows of the
+output matrix. Softmax over these rows is the distribution that is sampled from and optimised, everywhere in this package.
+With `full_vocabulary: true` in the config the original's full softmax is used instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from blip3o_rl.model.token_layout import TokenLayout
+
+MODEL_TYPE = "blip3o_next"
+
+
+class Blip3oNextConfig(Qwen3Config):
+    """Qwen3's config plus the token layout.
+
+    The layout fields are None in a default-constructed config (transformers builds one to find out what to write to
+    config.json); `TokenLayout.from_config` refuses such a config.
+    """
+
+    model_type = MODEL_TYPE
+
+    image_start_tag_id: int | None = None
+    image_end_tag_id: int | None = None
+    scale_start_token_id: int | None = None
+    num_scale_tokens: int | None = None
+    image_start_token_id: int | None = None
+    num_image_tokens: int | None = None
+    image_grid: int = 27
+    full_vocabulary: bool = False
+
+
+class Blip3oNextForCausalLM(Qwen3ForCausalLM):
+    """Qwen3 with image tokens; see the module's docstring."""
+
+    config_class = Blip3oNextConfig
+
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout.from_config(self.config)
+
+
+def image_logits(policy: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits over the image tokens only.
+
+    Args:
+        policy: a causal language model with a token layout in its config.
+        hidden: post-norm states [..., hidden_size].
+
+    Returns:
+        [..., num_image_tokens], in the dtype of the output matrix.
+    """
+    layout = TokenLayout.from_config(policy.config)
+    first = layout.image_start_token_id
+    rows = policy.get_output_embeddings().weight[first : first + layout.num_image_tokens]
+    return F.linear(hidden.to(rows.dtype), rows)
+
+
+def register() -> None:
+    """Makes `model_type: blip3o_next` known to transformers' Auto classes in this process; may be called repeatedly."""
+    AutoConfig.register(MODEL_TYPE, Blip3oNextConfig, exist_ok=True)
+    AutoModelForCausalLM.register(Blip3oNextConfig, Blip3oNextForCausalLM, exist_ok=True)
+
+
+register()

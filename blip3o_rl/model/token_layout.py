@@ -1,0 +1,145 @@
+"""Where the image tokens live in the vocabulary, and how a prompt becomes token ids.
+
+BLIP3o-NEXT adds three groups of tokens behind the text vocabulary, in this order: `<im_start>` `<im_end>`, the scale tokens
+`<S0>` `<S1>` `<S2>`, and the image tokens `<I0>` ... `<I65535>`. All ids follow from six numbers, kept here and in the
+policy's config, so that nothing else in the package does arithmetic on token ids.
+
+A picture is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; scales 1 and 2 pool the grid by 2 and 3, which
+gives 13 x 13 = 169 and 9 x 9 = 81 tokens. The released models were trained at scale 0 only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from blip3o_rl.errors import UserError
+
+IMAGE_TAGS = ("<im_start>", "<im_end>")
+NUM_SCALES = 3
+SYSTEM_PROMPT = "You are a helpful assistant."
+USER_PROMPT = "Please generate image based on the following caption: {prompt}"
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Ids of the added tokens. `grid` is the side of the token grid at scale 0 (27 in every released model)."""
+
+    image_start_tag_id: int
+    image_end_tag_id: int
+    scale_start_token_id: int
+    num_scale_tokens: int
+    image_start_token_id: int
+    num_image_tokens: int
+    grid: int = 27
+
+    @classmethod
+    def from_config(cls, config: Any) -> TokenLayout:
+        """Reads the layout from a policy config.
+
+        Raises:
+            UserError: a field is absent, which is what happens when a text-only Qwen3 is given by mistake.
+        """
+        fields = ("image_start_tag_id", "image_end_tag_id", "scale_start_token_id", "num_scale_tokens")
+        fields += ("image_start_token_id", "num_image_tokens")
+        missing = [name for name in fields if getattr(config, name, None) is None]
+        if missing:
+            raise UserError(
+                f"policy config.json: {', '.join(missing)} missing, so this is no BLIP3o-NEXT policy "
+                "(a text-only language model?); give a model folder written by this package"
+            )
+        return cls(**{name: int(getattr(config, name)) for name in fields}, grid=int(getattr(config, "image_grid", 27)))
+
+    def config_fields(self) -> dict[str, int]:
+        """The layout as fields of the policy's config.json; inverse of `from_config`."""
+        fields = asdict(self)
+        fields["image_grid"] = fields.pop("grid")
+        return fields
+
+    @property
+    def image_ids(self) -> range:
+        """The token ids of all image tokens: the policy's action space."""
+        return range(self.image_start_token_id, self.image_start_token_id + self.num_image_tokens)
+
+    def tokens_per_image(self, scale: int) -> int:
+        """Image tokens of one picture: 729, 169 or 81 for scale 0, 1, 2 on the 27 x 27 grid."""
+        self._check_scale(scale)
+        return (self.grid // (scale + 1)) ** 2
+
+    def scale_token_id(self, scale: int) -> int:
+        """Id of `<S0>`, `<S1>` or `<S2>`."""
+        self._check_scale(scale)
+        return self.scale_start_token_id + scale
+
+    def to_ids(self, indices: torch.Tensor) -> torch.Tensor:
+        """Codebook indices 0..num_image_tokens-1 to token ids, any shape."""
+        return indices + self.image_start_token_id
+
+    def to_indices(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids to codebook indices, any shape.
+
+        Raises:
+            ValueError: an id is not an image token.
+        """
+        indices = ids - self.image_start_token_id
+        if indices.numel() and not bool(((indices >= 0) & (indices < self.num_image_tokens)).all()):
+            raise ValueError(f"token ids outside the image vocabulary {self.image_ids}")
+        return indices
+
+    def _check_scale(self, scale: int) -> None:
+        if scale not in range(self.num_scale_tokens):
+            raise UserError(f"scale={scale}: must be one of {', '.join(map(str, range(self.num_scale_tokens)))}")
+
+
+def add_image_tokens(tokenizer: Any, num_image_tokens: int, grid: int = 27) -> TokenLayout:
+    """Adds the tags, the scale tokens and `num_image_tokens` image tokens to `tokenizer`, in the original's order.
+
+    Only the tags are *special* tokens, as in the original. Returns the layout that follows from the tokenizer's length.
+    """
+    start = len(tokenizer)
+    tokenizer.add_tokens(list(IMAGE_TAGS), special_tokens=True)
+    tokenizer.add_tokens([f"<S{i}>" for i in range(NUM_SCALES)])
+    tokenizer.add_tokens([f"<I{i}>" for i in range(num_image_tokens)])
+    layout = TokenLayout(start, start + 1, start + 2, NUM_SCALES, start + 2 + NUM_SCALES, num_image_tokens, grid)
+    check_tokenizer(tokenizer, layout)
+    return layout
+
+
+def check_tokenizer(tokenizer: Any, layout: TokenLayout) -> None:
+    """Raises `UserError` unless the tokenizer gives the added tokens the ids that the layout says."""
+    last = layout.num_image_tokens - 1
+    expected = {
+        IMAGE_TAGS[0]: layout.image_start_tag_id,
+        IMAGE_TAGS[1]: layout.image_end_tag_id,
+        "<S0>": layout.scale_start_token_id,
+        "<I0>": layout.image_start_token_id,
+        f"<I{last}>": layout.image_start_token_id + last,
+    }
+    for token, token_id in expected.items():
+        found = tokenizer.convert_tokens_to_ids(token)
+        if found != token_id:
+            raise UserError(
+                f"tokenizer: {token} has id {found}, the policy's config says {token_id}; "
+                "use the tokenizer that was saved with this policy"
+            )
+
+
+def chat_messages(prompt: str) -> list[dict[str, str]]:
+    """The conversation the model was trained on, with the caption in the user's turn."""
+    return [
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": USER_PROMPT.format(prompt=prompt)},
+    ]
+
+
+def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) -> list[int]:
+    """Token ids of a text-to-image prompt; they end with `<im_start>` and the scale token.
+
+    The text part goes through the tokenizer's chat template with a generation prompt, the two added tokens follow
+    directly after `<|im_start|>assistant\\n`, as in the original's inference code.
+    """
+    text = tokenizer.apply_chat_template(chat_messages(prompt), tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*ids, layout.image_start_tag_id, layout.scale_token_id(scale)]
