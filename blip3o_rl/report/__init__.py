@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, run folder, image grids, summary."""
+"""What a person sees of a run: run folder, progress, image grids, summary, page. Files only, no model."""

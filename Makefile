@@ -1,0 +1,47 @@
+# Two commands do everything: `make quickstart` runs the main job, `make test` passes the tests. Both first install.
+# Variables: PYTHON=python3.12, VENV=.venv, ARGS="key=value ..." (quickstart), TORCH=torch==2.13.0, UPGRADE=--upgrade (lock).
+
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+RECIPE ?= recipes/quickstart
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+INPUTS := pyproject.toml requirements/cpu.txt requirements/install.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-long lint format lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## create .venv with the pinned CPU stack; nothing to do when it is up to date
+
+$(STAMP): $(INPUTS)
+	@VENV=$(VENV) TORCH=$(TORCH) PYTHON="$(PYTHON)" requirements/install.sh
+	@touch $@
+
+quickstart: install  ## train the packaged small model and watch it get better
+	@$(BIN)/blip3o-rl train $(RECIPE) $(ARGS)
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## rewrite the code in ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## lint, types and all tests but the long ones
+	$(BIN)/pytest -m "not long" --durations=10
+
+test-long: install  ## the tests that take longer than `make test` allows
+	$(BIN)/pytest -m long --durations=10
+
+lock: install  ## regenerate requirements/cpu.txt from pyproject.toml, keeping the present versions where they fit
+	$(BIN)/python -m uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 \
+		--override requirements/overrides.txt --no-annotate --custom-compile-command "make lock" $(UPGRADE) \
+		--quiet -o requirements/cpu.txt
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

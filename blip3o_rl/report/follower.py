@@ -1,0 +1,102 @@
+"""Follows verl's metrics file while it is being written.
+
+verl's `file` logger appends {"step": n, "data": {...}} per step from its own process. A thread here reads what was
+added, flattens each line, joins what the caller knows of the same step, appends it to the run folder's metrics.jsonl
+and hands it to whoever shows it. A line is taken when its newline is there, so a half-written one waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from blip3o_rl.report.run_folder import RunFolder, flat_numbers, parse_line
+
+
+class MetricsFollower:
+    """Tails the file of verl's `file` logger. Start it before verl: a file left by an earlier launch is removed.
+
+    Args:
+        source: verl's file (VERL_FILE_LOGGER_PATH); verl makes it when training starts.
+        folder: gets each line appended to its metrics.jsonl; None for no copy.
+        on_line: called with {"step": n, **numbers} in this thread.
+        more: step -> further numbers of that step, for example the recorder's statistics of its rollouts.
+        interval_s: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        folder: RunFolder | None = None,
+        on_line: Callable[[dict[str, Any]], None] | None = None,
+        more: Callable[[int], Mapping[str, Any]] | None = None,
+        interval_s: float = 0.5,
+    ):
+        self._source = Path(source)
+        self._folder = folder
+        self._on_line = on_line
+        self._more = more
+        self._interval_s = interval_s
+        self._position = 0
+        self._rest = b""
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics-follower", daemon=True)
+        self._error: Exception | None = None
+
+    def start(self) -> MetricsFollower:
+        self._source.unlink(missing_ok=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Reads what is left and ends the thread.
+
+        Raises:
+            Exception: what the callback or the writing raised in the thread, if it did.
+        """
+        self._stopped.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> MetricsFollower:
+        return self.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.wait(self._interval_s):
+                self._read()
+            self._read()
+            self._take(self._rest)
+        except Exception as error:  # raised again by stop(), in the caller's thread
+            self._error = error
+
+    def _read(self) -> None:
+        if not self._source.is_file():
+            return
+        with self._source.open("rb") as file:
+            file.seek(self._position)
+            added = file.read()
+        self._position += len(added)
+        *lines, self._rest = (self._rest + added).split(b"\n")
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        record = parse_line(line)
+        if record is None or "step" not in record:
+            return
+        step = int(record["step"])
+        values = flat_numbers(record.get("data") or {})
+        if self._more is not None:
+            values |= flat_numbers(self._more(step))
+        values.pop("step", None)
+        if self._folder is not None:
+            self._folder.append_metrics(step, values)
+        if self._on_line is not None:
+            self._on_line({"step": step, **values})

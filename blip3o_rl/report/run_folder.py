@@ -1,0 +1,260 @@
+"""The run folder: where everything that a run leaves behind lies, and how it is written.
+
+    config.yaml  overrides.txt            what was run
+    metrics.jsonl                         one flat JSON object a step: {"step": 3, "critic/score/mean": 0.41, ...}
+    images/step_000010.png                grids;  rollouts/step_000010.jsonl  a line a rollout;  failed/
+    checkpoints/global_step_N/            verl's checkpoints
+    tensorboard/  logs/                   event files; verl's, vLLM's and Ray's output
+    eval_before.json  eval_after.json  summary.json  summary.txt  report.html
+
+A run may be killed at any moment. Whole files are therefore written beside their place and renamed; `metrics.jsonl`,
+which only grows, is read up to its last complete line. A resumed run cuts it back to the step of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from blip3o_rl.errors import UserError
+
+DEFAULT_ROOT = Path("runs")
+_CHECKPOINT = re.compile(r"global_step_(\d+)$")
+_MARKS = ("config.yaml", "metrics.jsonl")
+
+
+class RunFolder:
+    """One run's folder: its paths, and atomic writing."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().resolve()
+
+    @classmethod
+    def create(cls, recipe: str, root: str | Path = DEFAULT_ROOT, path: str | Path | None = None) -> RunFolder:
+        """Makes a new folder `<root>/<recipe>-<YYYYmmdd-HHMMSS>/`, or `path` if given, with its sub-folders.
+
+        Raises:
+            UserError: `path` already holds a run.
+        """
+        if path is not None:
+            folder = cls(path)
+            if any((folder.path / mark).exists() for mark in _MARKS):
+                raise UserError(f"run.folder: {folder.path} already holds a run; resume it, or choose another folder")
+        else:
+            stem = f"{Path(recipe).name}-{datetime.now():%Y%m%d-%H%M%S}"
+            folder = cls(Path(root) / stem)
+            number = 2
+            while folder.path.exists():
+                folder = cls(Path(root) / f"{stem}-{number}")
+                number += 1
+        for part in (
+            folder.images,
+            folder.rollouts,
+            folder.failed,
+            folder.checkpoints,
+            folder.tensorboard,
+            folder.logs,
+        ):
+            part.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run's folder.
+
+        Raises:
+            UserError: there is no such folder, or it holds no run.
+        """
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise UserError(f"run folder {folder.path}: no such folder; see {DEFAULT_ROOT}/ for the runs made here")
+        if not any((folder.path / mark).is_file() for mark in _MARKS):
+            raise UserError(f"run folder {folder.path}: holds no {' and no '.join(_MARKS)}; give the folder of a run")
+        return folder
+
+    @classmethod
+    def latest(cls, root: str | Path = DEFAULT_ROOT) -> RunFolder:
+        """The run under `root` that was started last (by the time its config was written)."""
+        found = [p for p in Path(root).glob("*") if any((p / mark).is_file() for mark in _MARKS)]
+        if not found:
+            raise UserError(
+                f"{Path(root).resolve()}: holds no run; start one with `blip3o-rl train`, or name its folder"
+            )
+        return cls(max(found, key=lambda p: max((p / m).stat().st_mtime for m in _MARKS if (p / m).exists())))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        return self.path / "overrides.txt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def images(self) -> Path:
+        return self.path / "images"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def failed(self) -> Path:
+        return self.path / "failed"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def eval_before(self) -> Path:
+        return self.path / "eval_before.json"
+
+    @property
+    def eval_after(self) -> Path:
+        return self.path / "eval_after.json"
+
+    @property
+    def summary_json(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def summary_text(self) -> Path:
+        return self.path / "summary.txt"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    def grid(self, step: int) -> Path:
+        """Where the image grid of a step goes."""
+        return self.images / f"step_{step:06d}.png"
+
+    def rollout_file(self, step: int) -> Path:
+        """Where the rollouts of a step are recorded."""
+        return self.rollouts / f"step_{step:06d}.jsonl"
+
+    def grids(self) -> list[tuple[int, Path]]:
+        """(step, file) of every image grid, by step."""
+        return sorted((int(p.stem.removeprefix("step_")), p) for p in self.images.glob("step_[0-9]*.png"))
+
+    def checkpoint_steps(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every checkpoint folder present, complete or not, by step."""
+        found = [(_CHECKPOINT.search(p.name), p) for p in self.checkpoints.glob("global_step_*") if p.is_dir()]
+        return sorted((int(match.group(1)), p) for match, p in found if match)
+
+    def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl; values that are no numbers are left out, NaN and infinity become null."""
+        append_line(self.metrics, {"step": step, **flat_numbers(values)})
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The complete lines of metrics.jsonl, one per step (later lines of a step add to and replace), by step."""
+        by_step: dict[int, dict[str, Any]] = {}
+        for line in read_lines(self.metrics):
+            if "step" in line:
+                by_step.setdefault(line["step"], {}).update(line)
+        return [by_step[step] for step in sorted(by_step)]
+
+    def truncate_after(self, step: int) -> int:
+        """Drops the metrics, grids and rollouts of steps after `step`: a run that resumes there makes them again.
+
+        Returns:
+            The number of steps dropped from metrics.jsonl.
+        """
+        lines = self.read_metrics()
+        kept = [line for line in lines if line["step"] <= step]
+        if self.metrics.exists():
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        for file in (*self.images.glob("step_[0-9]*.png"), *self.rollouts.glob("step_[0-9]*.jsonl")):
+            if int(file.stem.removeprefix("step_")) > step:
+                file.unlink()
+        return len(lines) - len(kept)
+
+
+def flat_numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """The entries of `values` that are numbers (booleans as 0 and 1), rounded to 7 digits; NaN and infinity as None."""
+    flat: dict[str, float | None] = {}
+    for name, value in values.items():
+        if isinstance(value, str) or value is None:
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        flat[str(name)] = float(f"{number:.7g}") if math.isfinite(number) else None
+    return flat
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is either the old or the new one whatever happens meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` for a JSON value."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value.
+
+    Raises:
+        UserError: the file is not readable as JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); write it again") from error
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Appends one JSON line; a half-written line left by a killed process is closed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of JSON lines; lines cut short by a killed writer are left out."""
+    if not path.is_file():
+        return []
+    found = (parse_line(line) for line in path.read_bytes().splitlines())
+    return [value for value in found if value is not None]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """One JSON object, or None for anything else (an empty line, half a line)."""
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
