@@ -1,14 +1,14 @@
 """Which of the mini model's prompts are for training and which are held out.
 
-Each tag's prompts are split once, by a fixed shuffle, so that the held-out set is the same for everybody, whatever is asked
-for. The two sides are disjoint by prompt text, with one exception: `single_object` has only one prompt a shape, so all of
-them are on both sides. Supervised training draws its scenes from the training side too: no picture for a held-out prompt
-is ever seen.
+Each tag's prompts are split once, by a fixed shuffle, so that the held-out set is the same for everybody, whatever is
+asked for. The two sides are disjoint by prompt text, with one exception: `single_object` has only one prompt a shape,
+so all of them are on both sides. Supervised training draws its scenes from the training side too: no picture for a
+held-out prompt is ever seen.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -19,7 +19,7 @@ HELD_OUT: dict[str, int] = {"two_object": 8, "counting": 5, "colors": 10, "posit
 SPLIT_SEED = 20250819
 
 
-@lru_cache(maxsize=None)
+@cache
 def split(tag: str) -> tuple[tuple[Metadata, ...], tuple[Metadata, ...]]:
     """A tag's prompts as (training, held out). Treat the entries as read-only."""
     lines = all_metadata(tag)

@@ -1,10 +1,10 @@
 """Synthetic scenes with GenEval metadata: a world small enough that a small model can learn it on a CPU.
 
-The scenes are flat coloured shapes on a light grey ground. Everything is chosen so that a classical detector can read a
-64 px picture without error: five shapes that differ in how they fill their box (square 1, circle 0.79, diamond 0.5 and
-symmetric, triangle 0.5 and lopsided, cross not convex), six colours far apart, objects of at least 0.24 of the side, and a
-visible gap between any two of them. Prompts and metadata follow GenEval's grammar word for word, so that whatever scores
-GenEval scores these scenes too.
+The scenes are flat coloured shapes on a light grey ground. Everything is chosen so that a classical detector can read
+a 64 px picture without error: five shapes that differ in how they fill their box (square 1, circle 0.79, diamond 0.5
+and symmetric, triangle 0.5 and lopsided, cross not convex), six colours far apart, objects of at least 0.24 of the
+side, and a visible gap between any two of them. Prompts and metadata follow GenEval's grammar word for word, so that
+whatever scores GenEval scores these scenes too.
 
 Coordinates are fractions of the picture's side, x to the right and y downwards, as in the picture.
 """
@@ -12,7 +12,7 @@ Coordinates are fractions of the picture's side, x to the right and y downwards,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import permutations
 from typing import Any
 
@@ -98,7 +98,7 @@ def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None
         raise ValueError(f"unknown shape {item.shape!r}; known: {', '.join(SHAPES)}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def all_metadata(tag: str) -> tuple[Metadata, ...]:
     """Every prompt of a tag, as GenEval metadata lines in a fixed order. Treat the entries as read-only."""
     lines: list[Metadata] = []
@@ -148,7 +148,8 @@ def sample(rng: np.random.Generator, tag: str) -> tuple[Metadata, Scene]:
 
 
 def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
-    """Draw a random scene that satisfies a metadata line: nothing else in it, no overlap, a gap between any two objects.
+    """Draw a random scene that satisfies a metadata line: nothing else in it, no overlap, a gap between any two
+    objects.
 
     A colour that the prompt leaves open is drawn at random, for each object on its own.
     """
