@@ -1,0 +1,253 @@
+"""Hidden states out of the vLLM worker, without a second prefill.
+
+The renderer is conditioned on the policy's post-norm states at the scale token and the image tokens. The sampler
+computes exactly these: they are the rows that `compute_logits` multiplies. `StateCapture` is a vLLM worker extension
+that keeps them for the requests that ask.
+
+Where it hooks in (vLLM 0.24 and 0.28, "model runner V1"), both on the worker's own objects and only after
+`start_capture`:
+- `model_runner._update_states(scheduler_output)` opens every real step: after it the persistent batch is the batch of
+  this step, reordering and preemption included, also under asynchronous scheduling. Here each row of the batch gets
+  its destination.
+- `model_runner.model.compute_logits(states)` then sees one row a request, in the order of the batch. The first call
+  after `_update_states` is the sampler's; others (warm-up, prompt log-probs) find no plan and pass through.
+
+A row's absolute position is `num_computed + num_scheduled - 1`; the state of image token i is the one at position
+`prompt_len - 1 + i` (i = 0 is the scale token's). Rows are stored by that position, so chunked prefill, preemption
+with recompute, prefix caching, batches of any order and requests that wait for a place are right without being
+treated: there is nothing to append and nothing to count.
+
+What a caller does: `sampling_params` for the request (n + 1 tokens, the last one dropped: the state of the last image
+token needs one more step), `collective_rpc("take_states", args=(request_id,))` when it has finished, `unpack_states`
+on the reply. Requests are known by the caller's own id, which travels in `SamplingParams.extra_args`, because the
+engine appends a suffix to request ids. States travel as bytes: vLLM's msgpack channel gives back tensors and arrays
+only when insecure serialisation is allowed.
+
+Not supported, and refused when capture starts: speculative decoding (several rows a request) and "model runner V2",
+which has no persistent batch. vLLM 0.28 prefers V2 wherever Triton works, 0.24 for listed architectures only:
+`vllm_patches.use_v1_runner` before the engine is made.
+
+Tensor and pipeline parallel: states are kept on the first rank of the last stage, the other workers answer None.
+With `data_parallel_size` > 1 inside one engine a `collective_rpc` does not reach every shard: use one engine a replica.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.rollout.state_pool import StatePool, StateStore
+
+EXTRA_ARG = "capture_states"
+UNTAKEN_PER_SEQUENCE = 4
+
+PackedStates = tuple[str, tuple[int, ...], bytes]
+
+
+def capture_request(request_id: str, n_states: int) -> dict[str, Any]:
+    """`SamplingParams.extra_args` of a request whose `n_states` image states are to be kept under `request_id`."""
+    return {EXTRA_ARG: [request_id, n_states]}
+
+
+def sampling_params(
+    layout: TokenLayout, scale: int, request_id: str | None = None, seed: int | None = None, logprobs: bool = True
+) -> Any:
+    """vLLM's `SamplingParams` for one image: temperature 1 over the whole action space, n + 1 tokens, no early end.
+
+    Args:
+        layout: the policy's token layout.
+        scale: 0, 1, 2 for n = 729, 169, 81 tokens on the 27 x 27 grid.
+        request_id: keep the hidden states under this id, unique among live requests; None keeps none.
+        seed: of this request's own random stream.
+        logprobs: return the log-probability of every sampled token.
+    """
+    from vllm import SamplingParams
+
+    tokens = layout.tokens_per_image(scale) + 1
+    return SamplingParams(
+        temperature=1.0,
+        top_p=1.0,
+        top_k=-1,
+        max_tokens=tokens,
+        ignore_eos=True,
+        detokenize=False,
+        seed=seed,
+        logprobs=0 if logprobs else None,
+        extra_args=None if request_id is None else capture_request(request_id, tokens),
+    )
+
+
+def unpack_states(replies: list[PackedStates | None]) -> np.ndarray:
+    """The reply of `collective_rpc("take_states")` as an array [n_states, hidden].
+
+    It lies on the received memory (read-only, no copy). bfloat16, which numpy lacks, comes as its bits in uint16;
+    `states_tensor` knows.
+
+    Raises:
+        UserError: not exactly one worker answered with states.
+    """
+    packed = [reply for reply in replies if reply is not None]
+    if len(packed) != 1:
+        raise UserError(
+            f"take_states: {len(packed)} workers answered with states, expected one; use one engine a replica"
+        )
+    dtype, shape, data = packed[0]
+    return np.frombuffer(data, dtype=np.uint16 if dtype == "bfloat16" else dtype).reshape(shape)
+
+
+def states_tensor(states: np.ndarray) -> torch.Tensor:
+    """A CPU tensor of its own from `unpack_states`' array, in the policy's dtype."""
+    tensor = torch.from_numpy(states.copy())
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
+
+
+def pack_states(states: torch.Tensor) -> PackedStates:
+    """A host tensor as what every vLLM channel carries: dtype name, shape, bytes."""
+    bits = states.view(torch.uint16) if states.dtype == torch.bfloat16 else states
+    return str(states.dtype).removeprefix("torch."), tuple(states.shape), bits.numpy().tobytes()
+
+
+class StateCapture:
+    """Worker extension (`worker_extension_cls`), alone or as a base of another; called through `collective_rpc`."""
+
+    model_runner: Any
+    _captured: RunnerHook | None = None
+
+    def start_capture(self, max_untaken: int | None = None) -> bool:
+        """Begins to keep the states of new requests that ask for it; may be called repeatedly.
+
+        Args:
+            max_untaken: finished requests whose states may wait to be taken before the oldest is dropped; default
+                4 x max_num_seqs, more than finish between two steps.
+
+        Returns:
+            Whether this worker keeps states (the first rank of the last pipeline stage).
+
+        Raises:
+            UserError: the model runner is not one that the hook fits.
+        """
+        if self._captured is None and _keeps_states():
+            self._captured = RunnerHook(self.model_runner)
+        if self._captured is not None and max_untaken is not None:
+            self._captured.store.max_untaken = max_untaken
+        return self._captured is not None
+
+    def take_states(self, request_id: str) -> PackedStates | None:
+        """Hands over a finished request's states, [n_states, hidden], and frees their memory; None on the other ranks.
+
+        Raises:
+            UserError: the request is unknown or incomplete (the message says how many rows are missing).
+        """
+        if self._captured is None:
+            if _keeps_states():
+                raise UserError("take_states: capture was not started on this engine; call start_capture first")
+            return None
+        return pack_states(self._captured.store.take(request_id))
+
+    def drop_states(self, request_id: str) -> bool:
+        """Forgets a request, running or finished; True where it was known."""
+        return self._captured is not None and self._captured.store.drop(request_id)
+
+    def captured_requests(self) -> list[str]:
+        """Ids of the requests whose states this worker keeps."""
+        return [] if self._captured is None else self._captured.store.keys()
+
+    def capture_slots(self) -> dict[str, int]:
+        """Slots of state memory, allocated and used, over all image sizes."""
+        pools = [] if self._captured is None else list(self._captured.store.pools.values())
+        allocated = sum(pool.slots for pool in pools)
+        return {"allocated": allocated, "used": allocated - sum(pool.free_slots for pool in pools)}
+
+
+class RunnerHook:
+    """Ties a `StateStore` to one model runner; see the module's docstring for the two places."""
+
+    def __init__(self, runner: Any):
+        _check_runner(runner)
+        self.runner = runner
+        self.store = StateStore(
+            hidden=runner.model_config.get_hidden_size(),
+            dtype=runner.model_config.dtype,
+            device=runner.device,
+            max_untaken=UNTAKEN_PER_SEQUENCE * runner.scheduler_config.max_num_seqs,
+        )
+        self._plan: list[tuple[StatePool, np.ndarray]] | None = None
+        self._layout_of: tuple[int, list[str]] | None = None
+        self._first_rows: dict[int, np.ndarray] = {}
+        self._update_states = runner._update_states
+        self._compute_logits = runner.model.compute_logits
+        runner._update_states = self._after_update_states
+        runner.model.compute_logits = self._before_compute_logits
+
+    def _after_update_states(self, scheduler_output: Any) -> Any:
+        result = self._update_states(scheduler_output)
+        self.store.finish(scheduler_output.finished_req_ids)
+        for request in scheduler_output.scheduled_new_reqs:
+            asked = (getattr(request.sampling_params, "extra_args", None) or {}).get(EXTRA_ARG)
+            if asked is not None and request.req_id not in self.store.running:
+                self.store.begin(request.req_id, str(asked[0]), int(asked[1]))
+        self._plan = self._destinations(scheduler_output) if self.store.running else None
+        return result
+
+    def _before_compute_logits(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        plan, self._plan = self._plan, None
+        for pool, rows in plan or ():
+            if len(rows) != len(states):
+                raise RuntimeError(f"state capture: {len(states)} rows for {len(rows)} requests in the batch")
+            pool.write(states, rows)
+        return self._compute_logits(states, *args, **kwargs)
+
+    def _destinations(self, scheduler_output: Any) -> list[tuple[StatePool, np.ndarray]]:
+        """For each pool the row that each request of this step's batch writes to, int64 [requests]."""
+        batch = self.runner.input_batch
+        count = batch.num_reqs
+        scheduled: int | np.ndarray = 1
+        if scheduler_output.total_num_scheduled_tokens != count:
+            tokens = scheduler_output.num_scheduled_tokens
+            scheduled = np.fromiter((tokens[i] for i in batch.req_ids), dtype=np.int64, count=count)
+        position = batch.num_computed_tokens_cpu[:count] + scheduled - 1
+        index = position - (batch.num_prompt_tokens[:count] - 1)
+        plan = []
+        for n_states, first in self._rows_of_batch(batch.req_ids).items():
+            wanted = (first > 0) & (index >= 0) & (index < n_states)
+            plan.append((self.store.pools[n_states], np.where(wanted, first + index, 0)))
+        return plan
+
+    def _rows_of_batch(self, req_ids: list[str]) -> dict[int, np.ndarray]:
+        """The first row of each request's slot (0: not in this pool), int64 [requests], for each number of states."""
+        if self._layout_of != (self.store.version, req_ids):
+            self._layout_of = (self.store.version, list(req_ids))
+            self._first_rows = {}
+            for column, req_id in enumerate(req_ids):
+                request = self.store.running.get(req_id)
+                if request is not None:
+                    rows = self._first_rows.setdefault(request.pool.n_states, np.zeros(len(req_ids), dtype=np.int64))
+                    rows[column] = request.first_row
+        return self._first_rows
+
+
+def _keeps_states() -> bool:
+    from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
+
+    return get_pp_group().is_last_rank and get_tensor_model_parallel_rank() == 0
+
+
+def _check_runner(runner: Any) -> None:
+    """Raises `UserError` unless `runner` is a V1 model runner without speculative decoding."""
+    batch = getattr(runner, "input_batch", None)
+    fits = hasattr(runner, "_update_states") and all(
+        hasattr(batch, name) for name in ("req_ids", "num_reqs", "num_computed_tokens_cpu", "num_prompt_tokens")
+    )
+    if not fits:
+        raise UserError(
+            f"vLLM model runner {type(runner).__module__}.{type(runner).__name__}: hidden states cannot be captured "
+            "from it; set VLLM_USE_V2_MODEL_RUNNER=0 or use a supported vLLM version (0.24, 0.28)"
+        )
+    if runner.speculative_config is not None:
+        raise UserError(
+            "vLLM speculative_config: hidden states cannot be captured with speculative decoding; remove it"
+        )

@@ -1,0 +1,58 @@
+"""Everything that this package changes in vLLM, in one place.
+
+`register` is the `vllm.general_plugins` entry point: vLLM calls it in every process it starts (front end, engine
+core, workers). It registers the policy, which is what the plug-in system is for, and applies the patches below, each
+of which says for which version it was needed and why. `tests/rollout/test_vllm_model.py` fails when one of them is no
+longer needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+ARCHITECTURE = "Blip3oNextForCausalLM"
+
+
+def register() -> None:
+    """Makes the policy known to vLLM and applies the patches; may be called repeatedly."""
+    from vllm import ModelRegistry
+    from vllm.platforms import current_platform
+
+    from blip3o_rl.model import policy
+
+    policy.register()
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, f"blip3o_rl.rollout.vllm_model:{ARCHITECTURE}")
+    if current_platform.is_cpu():
+        keep_cpu_weights()
+
+
+def keep_cpu_weights() -> None:
+    """Lets linear layers keep their weights on a CPU (vLLM 0.24 to 0.28).
+
+    There vLLM packs each linear weight after loading and replaces the parameter by an empty one without
+    `weight_loader`, so the next weight sync fails. verl packs again after each sync, so all that is needed is to keep
+    the originals.
+    """
+    from vllm.model_executor.layers import utils
+
+    original = utils.dispatch_cpu_unquantized_gemm
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def dispatch(layer: Any, remove_weight: bool) -> None:
+        original(layer, remove_weight=False)
+
+    utils.dispatch_cpu_unquantized_gemm = dispatch
+
+
+def use_v1_runner() -> None:
+    """Chooses "model runner V1" for the engines that this process and its children make from now on.
+
+    `state_capture` hooks into V1 only. vLLM 0.28 takes V2 for every dense model where Triton works, 0.24 for listed
+    architectures. A VLLM_USE_V2_MODEL_RUNNER that is already set stays, and capture then refuses to start on V2.
+    """
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
