@@ -1,0 +1,1 @@
+"""Prompt files and the tables made of them."""

@@ -1,0 +1,126 @@
+"""What a reward is: it takes samples, it returns one score a sample.
+
+The unit is a *batch of samples*, because detectors and judges are faster that way; a reward that only knows single
+images is wrapped by `adapters`. A score is a number plus named parts (logged, never added up) and a reason (one line
+for the person who looks at the image). Rewards say which metadata fields they need, so that a prompt file without them
+is refused when it is loaded and not in the middle of a run.
+
+A reward that cannot score raises. It never answers 0 for "I don't know": 0 is a verdict about the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+class RewardError(Exception):
+    """A reward did not deliver a usable score: it raised, timed out, or returned something else than finite numbers."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rendered rollout.
+
+    Attributes:
+        id: unique within the run, appears in error messages.
+        prompt: the text the policy saw.
+        image: uint8 [H, W, 3], RGB.
+        metadata: the prompt file's row (for GenEval prompts: tag, include, exclude).
+        group: id shared by all samples of one prompt in one step; None outside training.
+        step: training step; None outside training.
+    """
+
+    id: str
+    prompt: str
+    image: np.ndarray
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    group: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A verdict: the value that is optimised, named parts for the log, and one line of reason."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything with these three. `score` may be a coroutine function; it returns one Score a sample, in order."""
+
+    name: str
+    required_metadata: tuple[str, ...]
+
+    def score(self, samples: list[Sample]) -> Any: ...
+
+
+def as_score(value: Any) -> Score:
+    """Reads what a reward returned for one sample.
+
+    Accepts a Score, a number (Python, numpy, a tensor with one element) or a mapping with a number under "score"
+    (verl's convention; its other numeric entries become parts, a "reason" string is kept).
+
+    Raises:
+        RewardError: for any other type, and for NaN or infinity in the value or in a part.
+    """
+    if isinstance(value, Score):
+        score = Score(_number(value.value, "the value"), _parts(value.parts), value.reason)
+    elif isinstance(value, Mapping):
+        if "score" not in value:
+            raise RewardError(f"returned a mapping without 'score' (it has {sorted(map(str, value))})")
+        numeric = {str(k): v for k, v in value.items() if k not in ("score", "reason") and _is_number(v)}
+        score = Score(_number(value["score"], "'score'"), _parts(numeric), str(value.get("reason", "")))
+    else:
+        score = Score(_number(value, "the value"))
+    return score
+
+
+def as_scores(values: Any, count: int) -> list[Score | RewardError]:
+    """Reads what a reward returned for `count` samples; an unusable single score becomes a RewardError in its place.
+
+    Raises:
+        RewardError: if `values` is no sequence or has another length than `count`.
+    """
+    if hasattr(values, "tolist") and not isinstance(values, Sequence):
+        values = values.tolist()
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sequence):
+        raise RewardError(f"returned {type(values).__name__} where a list of {count} scores is due")
+    if len(values) != count:
+        raise RewardError(f"returned {len(values)} scores for {count} samples")
+    result: list[Score | RewardError] = []
+    for value in values:
+        try:
+            result.append(as_score(value))
+        except RewardError as error:
+            result.append(error)
+    return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (Real, np.bool_)) or (hasattr(value, "item") and getattr(value, "size", None) == 1)
+
+
+def _number(value: Any, what: str) -> float:
+    if not isinstance(value, (Real, np.bool_)) and hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError) as error:
+            raise RewardError(f"returned {type(value).__name__} with several elements as {what}") from error
+    if not isinstance(value, (Real, np.bool_)):
+        raise RewardError(f"returned {type(value).__name__} as {what}, not a number")
+    number = float(value)
+    if not np.isfinite(number):
+        raise RewardError(f"returned {number} as {what}")
+    return number
+
+
+def _parts(parts: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): _number(value, f"part '{name}'") for name, value in parts.items()}

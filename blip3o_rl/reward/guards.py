@@ -1,0 +1,82 @@
+"""Cheap image statistics that tell when a policy games its reward. They are logged beside the reward, never added to it.
+
+Reward hacking shows in the pictures before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
+colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
+of a group become copies of one another. Each function is pure and takes well under a millisecond at 64 px.
+All values are in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+DARK_BELOW = 32
+"""Grey values (0..255) below this are dark."""
+FLAT_BELOW = 2.0
+"""A pixel is flat if its 3x3 neighbourhood's grey values have a standard deviation below this (of 255)."""
+EDGE_ABOVE = 48.0
+"""A pixel is on an edge if its Sobel gradient (per pixel, of 255) exceeds this."""
+COLOUR_LEVELS = 8
+"""Levels per channel of the colour histogram."""
+DUPLICATE_BELOW = 0.01
+"""Two images are near duplicates if their mean absolute pixel difference (of 1.0) is below this."""
+
+
+def image_guards(image: np.ndarray) -> dict[str, float]:
+    """Statistics of one image.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+
+    Returns:
+        dark_share: share of dark pixels, 0 (none) .. 1 (all).
+        flat_share: share of pixels without local contrast, 0 .. 1 (one flat colour).
+        edge_density: share of pixels on an edge, 0 .. 1.
+        colour_entropy: entropy of the 8x8x8 colour histogram over its largest possible value, 0 (one colour) .. 1.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    mean = cv2.blur(grey, (3, 3))
+    variance = np.maximum(cv2.blur(grey * grey, (3, 3)) - mean * mean, 0)
+    gradient = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)) / 8
+    levels = (image.astype(np.int64) * COLOUR_LEVELS) // 256
+    index = (levels[..., 0] * COLOUR_LEVELS + levels[..., 1]) * COLOUR_LEVELS + levels[..., 2]
+    share = np.bincount(index.ravel(), minlength=COLOUR_LEVELS**3) / index.size
+    share = share[share > 0]
+    entropy = float(-(share * np.log(share)).sum() / np.log(COLOUR_LEVELS**3))
+    return {
+        "dark_share": float((grey < DARK_BELOW).mean()),
+        "flat_share": float((variance < FLAT_BELOW**2).mean()),
+        "edge_density": float((gradient > EDGE_ABOVE).mean()),
+        "colour_entropy": max(entropy, 0.0),
+    }
+
+
+def pixel_distances(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean absolute pixel differences between all pairs, 0 .. 1, as a flat array of n*(n-1)/2 values.
+
+    Args:
+        images: uint8 [H, W, 3] each, all of one size.
+    """
+    flat = np.stack([image.reshape(-1) for image in images]).astype(np.float32) / 255
+    return np.array(
+        [np.abs(flat[i] - flat[j]).mean() for i in range(len(flat)) for j in range(i + 1, len(flat))], np.float32
+    )
+
+
+def group_guards(images: Sequence[np.ndarray]) -> dict[str, float]:
+    """Statistics of the images of one group (one prompt, one step).
+
+    Returns:
+        near_duplicate_share: share of pairs that are near duplicates, 0 .. 1 (all alike); 0 for a single image.
+        pixel_distance: mean absolute pixel difference over pairs, 0 (identical) .. 1; 0 for a single image.
+    """
+    if len(images) < 2:
+        return {"near_duplicate_share": 0.0, "pixel_distance": 0.0}
+    distances = pixel_distances(images)
+    return {
+        "near_duplicate_share": float((distances < DUPLICATE_BELOW).mean()),
+        "pixel_distance": float(distances.mean()),
+    }

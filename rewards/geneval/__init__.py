@@ -1,0 +1,1 @@
+"""GenEval: does the image show the objects, counts, colours and positions that the prompt names?"""

@@ -1,0 +1,50 @@
+"""What GenEval's rules need to see: objects with scores and boxes, and the colours of those objects.
+
+Detectors and colour classifiers are separate protocols because they are separate models in the reference (Mask2Former and
+CLIP) and one is far more expensive than the other: colours are asked for only where a rule needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object.
+
+    Attributes:
+        class_name: GenEval's name of the class.
+        score: confidence, 0..1.
+        box: x1, y1, x2, y2 in pixels, x2 and y2 exclusive, y down.
+        mask: bool [H, W], or None if the detector has no masks.
+    """
+
+    class_name: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: np.ndarray | None = None
+
+
+class ObjectDetector(Protocol):
+    """Finds objects. `classes` are the names it can report; a prompt with another class is refused at load."""
+
+    classes: tuple[str, ...]
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """Detections per image (uint8 [H, W, 3], RGB), in any order, of any score."""
+        ...
+
+
+class ColourClassifier(Protocol):
+    """Names the colour of objects. `colours` are the names it can return."""
+
+    colours: tuple[str, ...]
+
+    def classify(self, image: np.ndarray, detections: Sequence[Detection], class_name: str) -> list[str]:
+        """One colour name a detection, all of them of class `class_name` in `image` (uint8 [H, W, 3], RGB)."""
+        ...

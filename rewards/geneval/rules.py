@@ -1,0 +1,231 @@
+"""GenEval's rules: from detections to a verdict.
+
+Four scorings of the same detections, because three of them are in use and differ:
+    official    djghosh13/geneval `evaluate`: 1 if every clause holds, "at least" semantics except for counting;
+    strict      1 if every clause holds with *exactly* the asked number of objects (Flow-GRPO's strict_correct);
+    flow_grpo   Flow-GRPO's partial credit, number for number, including values below 0 and the extra 1.0 it appends
+                to a position clause (right 1, wrong 0.75, anchor missing 0.5);
+    partial     the same idea made fit for optimising: in [0, 1], and continuous where it can be. Default for training.
+The functions know no detector and no image: they take detections and a function that names colours.
+
+Thresholds: scores must exceed 0.3, or 0.9 for the tag "counting" (compared in float32, strictly), the 16 best of a
+class are kept, positions are judged with a dead zone of 0.1 times the summed box sizes. No overlap suppression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from blip3o_rl.rewards.geneval.detector import Detection
+
+THRESHOLD = 0.3
+COUNTING_THRESHOLD = 0.9
+MAX_OBJECTS = 16
+POSITION_THRESHOLD = 0.1
+RELATION_COSINE = 0.5
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+MODES = ("partial", "official", "strict", "flow_grpo")
+
+ColourOf = Callable[[Sequence[Detection], str], list[str]]
+"""(detections, class name) -> one colour name a detection."""
+Objects = Mapping[str, Sequence[Detection]]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A score and why; `terms` holds the mean of each kind of term (partial and flow_grpo)."""
+
+    score: float
+    reason: str = ""
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+def select(detections: Iterable[Detection], tag: str) -> dict[str, list[Detection]]:
+    """Detections above the tag's threshold by class, best first, at most 16 a class."""
+    threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
+    objects: dict[str, list[Detection]] = {}
+    for detection in sorted(detections, key=lambda d: -d.score):
+        found = objects.setdefault(detection.class_name, [])
+        if np.float32(detection.score) > threshold and len(found) < MAX_OBJECTS:
+            found.append(detection)
+    return objects
+
+
+def offsets(a: Box, b: Box) -> tuple[float, float]:
+    """How far a lies right of (x) and below (y) b, as a direction with a dead zone.
+
+    off = centre(a) - centre(b); per axis: sign(off) * max(|off| - 0.1 * (size a + size b), 0), divided by the length
+    of `off` itself. Each value is in (-1, 1); (0, 0) if both vanish.
+    """
+    size = np.array([a[2] - a[0] + b[2] - b[0], a[3] - a[1] + b[3] - b[1]], np.float64)
+    off = np.array([a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]], np.float64) / 2
+    revised = np.maximum(np.abs(off) - POSITION_THRESHOLD * size, 0) * np.sign(off)
+    if np.all(np.abs(revised) < 1e-3):
+        return 0.0, 0.0
+    dx, dy = revised / np.linalg.norm(off)
+    return float(dx), float(dy)
+
+
+def relative_position(a: Box, b: Box) -> set[str]:
+    """The relations of box a to box b: none, one, or two of left of, right of, above, below (y down)."""
+    return {name for name, along in _along(a, b).items() if along > RELATION_COSINE}
+
+
+def relation_degree(a: Box, b: Box, relation: str) -> float:
+    """How nearly a relation holds, 0..1: the direction's share along it over 0.5, cut to [0, 1]; 1 exactly if it holds
+    (up to equality)."""
+    return min(max(_along(a, b)[relation] / RELATION_COSINE, 0.0), 1.0)
+
+
+def _along(a: Box, b: Box) -> dict[str, float]:
+    dx, dy = offsets(a, b)
+    return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
+
+
+def official(metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf) -> Verdict:
+    """The benchmark's verdict, 0 or 1.
+
+    Include clauses in order, on the `count` best detections of the class: enough of them; all of the asked colour;
+    every pair with the earlier clause's objects in the asked relation (checked only if the clause holds so far, wrong
+    if the earlier clause failed). Exclude clauses: fewer than `count` detections of the class.
+    """
+    objects = select(detections, metadata.get("tag", ""))
+    reasons: list[str] = []
+    groups: list[Sequence[Detection] | None] = []
+    for clause in metadata.get("include", []):
+        name, count = clause["class"], clause["count"]
+        found = objects.get(name, [])[:count]
+        wrong = ""
+        if len(found) < count:
+            wrong = f"expected {name}>={count}, found {len(found)}"
+        elif "color" in clause:
+            colours = colour_of(found, name)
+            if colours.count(clause["color"]) < count:
+                wrong = f"expected {clause['color']} {name}>={count}, found {', '.join(colours)}"
+        if not wrong and "position" in clause:
+            wrong = _position_fault(found, clause, groups)
+        groups.append(None if wrong else found)
+        if wrong:
+            reasons.append(wrong)
+    for clause in metadata.get("exclude", []):
+        number = len(objects.get(clause["class"], []))
+        if number >= clause["count"]:
+            reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
+    return Verdict(0.0 if reasons else 1.0, "; ".join(reasons))
+
+
+def _position_fault(found: Sequence[Detection], clause: Mapping[str, Any], groups: list[Any]) -> str:
+    """Why a position clause fails; empty if it holds."""
+    relation, target = clause["position"]
+    if groups[target] is None:
+        return f"no object for {clause['class']} to be {relation}"
+    for a in found:
+        for b in groups[target]:
+            if relation not in relative_position(a.box, b.box):
+                return f"expected {clause['class']} {relation} {b.class_name}"
+    return ""
+
+
+def flow_grpo(metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf) -> tuple[Verdict, bool]:
+    """Flow-GRPO's partial credit and its strict verdict.
+
+    The mean over these terms; n = *all* detections of the clause's class, k = those of the asked colour:
+        1 - |count - n| / count                           every clause; below 0 when n > 2 * count
+        0                                                 if n != count and a colour or position is asked
+        1 - |count - k| / count                           if n == count and a colour is asked
+        0 if the relation or its anchor is missing, and 1 in any case      if a position is asked and all else held
+    `exclude` is not looked at. No clause gives 0.
+
+    Returns:
+        the verdict, score in (-14, 1], and whether every clause holds with exactly the asked number.
+    """
+    objects = select(detections, metadata.get("tag", ""))
+    values: list[float] = []
+    reasons: list[str] = []
+    groups: list[Sequence[Detection] | None] = []
+    for clause in metadata.get("include", []):
+        name, count = clause["class"], clause["count"]
+        found = objects.get(name, [])
+        values.append(1 - abs(count - len(found)) / count)
+        wrong = ""
+        if len(found) != count:
+            wrong = f"expected {name}=={count}, found {len(found)}"
+            if "color" in clause or "position" in clause:
+                values.append(0.0)
+        else:
+            if "color" in clause:
+                right = colour_of(found, name).count(clause["color"])
+                values.append(1 - abs(count - right) / count)
+                if right != count:
+                    wrong = f"expected {clause['color']} {name}=={count}, found {right}"
+            if "position" in clause and not wrong:
+                wrong = _position_fault(found, clause, groups)
+                values.extend([0.0, 1.0] if wrong else [1.0])
+        groups.append(None if wrong else found)
+        if wrong:
+            reasons.append(wrong)
+    score = float(np.mean(values)) if values else 0.0
+    return Verdict(score, "; ".join(reasons)), not reasons
+
+
+def partial(metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf) -> Verdict:
+    """Partial credit in [0, 1]: the mean over these terms, each in [0, 1].
+
+    n = all detections of the clause's class above the threshold, k = those of the asked colour:
+        count      max(0, 1 - |count - n| / count)                            every clause
+        colour     k / max(count, n)                                          if a colour is asked
+        position   share * mean degree over all pairs with the anchor's objects,    if a position is asked
+                   share = min(n, count) / max(n, count), degree = `relation_degree`; 0 if the anchor has no object
+    So, against Flow-GRPO: too many objects cost at most the term and never push the mean below 0; colour counts even
+    when the number is wrong; a wrong position has a slope towards the right one (0 in the mean at worst: two of three
+    terms remain, 2/3); no constant is added. 1.0 exactly if every clause holds with exactly the asked number.
+    `exclude` is not looked at, since equality is already demanded. No clause gives 0.
+    """
+    objects = select(detections, metadata.get("tag", ""))
+    terms: dict[str, list[float]] = {}
+    reasons: list[str] = []
+    groups: list[Sequence[Detection]] = []
+    for clause in metadata.get("include", []):
+        name, count = clause["class"], clause["count"]
+        found = objects.get(name, [])
+        terms.setdefault("count", []).append(max(0.0, 1 - abs(count - len(found)) / count))
+        if len(found) != count:
+            reasons.append(f"expected {name}=={count}, found {len(found)}")
+        if "color" in clause:
+            colours = colour_of(found, name) if found else []
+            right = colours.count(clause["color"])
+            terms.setdefault("colour", []).append(right / max(count, len(found)))
+            if found and right < len(found):
+                reasons.append(f"expected {clause['color']} {name}, found {', '.join(colours)}")
+        if "position" in clause:
+            relation, target = clause["position"]
+            pairs = [relation_degree(a.box, b.box, relation) for a in found for b in groups[target]]
+            share = min(len(found), count) / max(len(found), count)
+            terms.setdefault("position", []).append(share * float(np.mean(pairs)) if pairs else 0.0)
+            if pairs and min(pairs) < 1:
+                reasons.append(f"expected {name} {relation} {metadata['include'][target]['class']}")
+        groups.append(found)
+    values = [value for kind in terms.values() for value in kind]
+    means = {kind: float(np.mean(kind_values)) for kind, kind_values in terms.items()}
+    return Verdict(float(np.mean(values)) if values else 0.0, "; ".join(reasons), means)
+
+
+def overall(verdicts: Iterable[tuple[str, float]]) -> tuple[float, dict[str, float]]:
+    """The benchmark's number: the unweighted mean of the per-tag means (not the mean over images).
+
+    Args:
+        verdicts: (tag, score) per image.
+
+    Returns:
+        overall and per tag; (nan, {}) without any image.
+    """
+    by_tag: dict[str, list[float]] = {}
+    for tag, value in verdicts:
+        by_tag.setdefault(tag, []).append(value)
+    means = {tag: float(np.mean(values)) for tag, values in sorted(by_tag.items())}
+    return (float(np.mean(list(means.values()))) if means else float("nan")), means
