@@ -1,8 +1,10 @@
-"""A tiny random policy, as a folder that transformers and vLLM load."""
+"""A tiny random policy, as a folder that transformers and vLLM load, and one vLLM engine over it for all tests."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,3 +56,36 @@ def write_tiny_policy(
 @pytest.fixture(scope="session")
 def tiny_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_policy(tmp_path_factory.mktemp("tiny_policy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_policy_folder: Path) -> Iterator[Any]:
+    """A vLLM engine in processes of its own, as verl runs it, made to be difficult.
+
+    3 sequences at a time, prefill chunks of at most 32 tokens, a KV cache too small for 3 whole requests (so that
+    preemptions must happen), and the msgpack channel without insecure serialisation.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
+        from vllm import LLM
+
+        llm = LLM(
+            str(tiny_policy_folder),
+            dtype="float32",
+            max_model_len=128,
+            max_num_seqs=3,
+            max_num_batched_tokens=32,
+            block_size=16,
+            num_gpu_blocks_override=10,
+            enforce_eager=True,
+            disable_log_stats=False,
+            worker_extension_cls="syncing_worker.SyncingWorker",
+        )
+        assert llm.collective_rpc("start_capture", args=(64,)) == [True]
+        yield llm
+        llm.llm_engine.engine_core.shutdown(timeout=1)
