@@ -129,7 +129,9 @@ def write_prompts(path: str | Path, metadata: Iterable[Mapping[str, Any]]) -> li
     return read_prompts(path)
 
 
-def write_parquet(rows: Sequence[PromptRow], path: str | Path, data_source: str, ability: str = "text_to_image") -> Path:
+def write_parquet(
+    rows: Sequence[PromptRow], path: str | Path, data_source: str, ability: str = "text_to_image"
+) -> Path:
     """Writes verl's table.
 
     Columns: data_source (str), prompt ([{role, content}]), ability (str), reward_model {style: "rule", ground_truth:

@@ -2,12 +2,13 @@
 
 How a function is called follows from its parameter names alone, so that no base class has to be imported:
 
-    def f(image)                      one image; any of image, prompt, metadata, sample (a mapping of names to arguments)
+    def f(image)                      one image; any of image, prompt, metadata, sample
     def f(sample: Sample)             the whole sample
     def f(images, prompts)            a batch: any of images, prompts, metadatas, samples; returns one score each
     def f(data_source, solution_str, ground_truth, extra_info)
                                       verl's signature. `solution_str` (or `solution_image`) is the uint8 image,
-                                      `ground_truth` the metadata as JSON, `extra_info` {id, prompt, metadata, group, step}
+                                      `ground_truth` the metadata as JSON, `extra_info` a dictionary
+                                      with id, prompt, metadata, group, step
 
 Any of them may be `async def`. Every other parameter is a keyword argument from the config. What may be returned is
 described at `reward.api.as_score`. A function may carry an attribute `required_metadata = ("target", ...)`.
@@ -153,8 +154,7 @@ def _score_method(
             return function(**arguments(samples))
         return [function(**arguments(sample)) for sample in samples]
 
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
-    return score_async if is_async else score
+    return score_async if inspect.iscoroutinefunction(function) else score
 
 
 def _check_keywords(

@@ -1,4 +1,4 @@
-"""Cheap image statistics that tell when a policy games its reward. They are logged beside the reward, never added to it.
+"""Cheap image statistics that tell when a policy games its reward. They are logged, never rewarded.
 
 Reward hacking shows in the pictures before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
 colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
@@ -17,7 +17,7 @@ DARK_BELOW = 32
 """Grey values (0..255) below this are dark."""
 FLAT_BELOW = 2.0
 """A pixel is flat if its 3x3 neighbourhood's grey values have a standard deviation below this (of 255)."""
-EDGE_ABOVE = 48.0
+EDGE_ABOVE = 20.0
 """A pixel is on an edge if its Sobel gradient (per pixel, of 255) exceeds this."""
 COLOUR_LEVELS = 8
 """Levels per channel of the colour histogram."""

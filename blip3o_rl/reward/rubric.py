@@ -89,6 +89,11 @@ class Rubric:
     def __init__(self, entries: Sequence[RubricEntry]):
         self.entries = list(entries)
 
+    @classmethod
+    def of(cls, reward: Reward) -> Rubric:
+        """The rubric of a single reward with weight 1."""
+        return cls([RubricEntry(reward.name, reward)])
+
     @property
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries]
@@ -128,9 +133,7 @@ class Rubric:
         if not samples:
             return []
         columns = await asyncio.gather(*(self._score_entry(entry, samples) for entry in self.entries))
-        return [
-            self._combine(sample, [column[row] for column in columns]) for row, sample in enumerate(samples)
-        ]
+        return [self._combine(sample, [column[row] for column in columns]) for row, sample in enumerate(samples)]
 
     def self_check(self) -> None:
         """Scores a blank image (twice, as a batch of two) with each reward, so that a broken one is found before any

@@ -1,7 +1,7 @@
 """What GenEval's rules need to see: objects with scores and boxes, and the colours of those objects.
 
-Detectors and colour classifiers are separate protocols because they are separate models in the reference (Mask2Former and
-CLIP) and one is far more expensive than the other: colours are asked for only where a rule needs them.
+Detectors and colour classifiers are separate protocols because they are separate models in the reference (Mask2Former
+and CLIP) and one is far more expensive than the other: colours are asked for only where a rule needs them.
 """
 
 from __future__ import annotations

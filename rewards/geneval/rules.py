@@ -131,7 +131,9 @@ def _position_fault(found: Sequence[Detection], clause: Mapping[str, Any], group
     return ""
 
 
-def flow_grpo(metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf) -> tuple[Verdict, bool]:
+def flow_grpo(
+    metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf
+) -> tuple[Verdict, bool]:
     """Flow-GRPO's partial credit and its strict verdict.
 
     The mean over these terms; n = *all* detections of the clause's class, k = those of the asked colour:

@@ -1,9 +1,9 @@
-"""Detector and colour classifier for the synthetic scenes: classical image processing, no model, under a millisecond or two.
+"""Detector and colour classifier for the synthetic scenes: classical image processing, no model.
 
-It reads pictures of flat coloured shapes on a plain ground (`mini.scenes`), drawn or made by a neural renderer. An object
-is a connected region that differs from the ground. Which shape it is follows from comparing it with each shape *drawn
-at the same mass and centre of mass*; both are indifferent to blur, unlike edges and contours. The score is meant as
-GenEval means it: above 0.9 for a well-made object (so that it counts at the counting threshold), falling to 0 as the
+It reads pictures of flat coloured shapes on a plain ground (`mini.scenes`), drawn or made by a neural renderer. An
+object is a connected region that differs from the ground. Which shape it is follows from comparing it with each shape
+*drawn at the same mass and centre of mass*; both are indifferent to blur, unlike edges and contours. The score is meant
+as GenEval means it: above 0.9 for a well-made object (so that it counts at the counting threshold), falling to 0 as the
 region becomes less of a shape. It is the product of five factors, each 1 inside a tolerance and 0 beyond a limit:
     form       intersection over union with the best shape's drawing      1 from 0.86, 0 below 0.68
     margin     how much better the best shape fits than the second        1 from 0.06, 0 at 0
@@ -16,7 +16,7 @@ The tolerances are those that drawn scenes keep after a Gaussian blur of 0.8 px,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import cv2
 import numpy as np
@@ -73,7 +73,7 @@ def _in_frame(coverage: np.ndarray, x: float, y: float, size: float) -> np.ndarr
     return cv2.warpAffine(coverage, matrix, (FRAME, FRAME), flags=flags, borderValue=0) > 0.5
 
 
-@lru_cache(maxsize=None)
+@cache
 def _drawing(shape: str, root_mass: int) -> np.ndarray:
     """A shape with `root_mass`² pixels of mass, drawn by `mini.scenes` and brought into the comparison frame."""
     side = 8 * max(8, root_mass)

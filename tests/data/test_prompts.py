@@ -1,0 +1,115 @@
+"""Prompt files: what is accepted, what is refused and how, and what verl gets."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from blip3o_rl.data.prompts import build_shapes, prompts_to_parquet, read_prompts
+from blip3o_rl.errors import UserError
+from blip3o_rl.reward.registry import build_rubric
+
+GOOD = {
+    "tag": "position",
+    "include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": ["left of", 0]}],
+    "prompt": "a photo of a circle left of a square",
+}
+
+
+def write(tmp_path, *lines):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_rows_know_where_they_come_from(tmp_path):
+    path = write(tmp_path, GOOD, "", {"prompt": "free text", "target": "abc", "id": "mine"})
+    rows = read_prompts(path)
+    assert [row.where for row in rows] == [f"{path}:1", f"{path}:3"]
+    assert rows[1].metadata["target"] == "abc"
+    assert [row.id for row in rows] == ["prompts.jsonl:1", "mine"]
+
+
+def clause(**change):
+    return {**GOOD, "include": [GOOD["include"][0], {**GOOD["include"][1], **change}]}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "x"', ["not JSON"]),
+        ("[1]", ["list", "'prompt'"]),
+        ({"tag": "colors"}, ["'prompt' is missing"]),
+        ({"prompt": 3}, ["'prompt'", "int"]),
+        ({"prompt": "  "}, ["'prompt'", "non-empty"]),
+        ({**GOOD, "tag": 1}, ["'tag'"]),
+        ({**GOOD, "include": {}}, ["'include'", "list"]),
+        ({**GOOD, "include": ["circle"]}, ["'include[0]'"]),
+        (clause(**{"class": None}), ["'include[1].class'"]),
+        (clause(count=0), ["'include[1].count'", "at least 1"]),
+        (clause(count="2"), ["'include[1].count'"]),
+        (clause(count=True), ["'include[1].count'"]),
+        (clause(color=["red"]), ["'include[1].color'"]),
+        (clause(position="left of"), ["'include[1].position'"]),
+        (clause(position=["beside", 0]), ["'include[1].position'", "'beside'", "left of"]),
+        (clause(position=["above", 1]), ["'include[1].position'", "clause 1", "earlier"]),
+        ({**GOOD, "exclude": [{"class": "circle"}]}, ["'exclude[0].count'", "missing"]),
+    ],
+)
+def test_mistakes_name_line_and_field(tmp_path, line, words):
+    path = write(tmp_path, GOOD, line)
+    with pytest.raises(UserError) as caught:
+        read_prompts(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:2: ") and "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_missing_empty_and_binary_files(tmp_path):
+    with pytest.raises(UserError, match="no such prompt file"):
+        read_prompts(tmp_path / "nothing.jsonl")
+    with pytest.raises(UserError, match="no prompts"):
+        read_prompts(write(tmp_path, "", "  "))
+    binary = tmp_path / "x.jsonl"
+    binary.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="UTF-8"):
+        read_prompts(binary)
+
+
+def test_parquet_has_what_verl_reads(tmp_path):
+    path = write(tmp_path, GOOD, {"prompt": "free", "target": "abc"})
+    prompts_to_parquet(path, tmp_path / "deep" / "t.parquet", "shapes")
+    table = pd.read_parquet(tmp_path / "deep" / "t.parquet")
+    assert list(table.columns) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+    first = table.iloc[0]
+    assert first["data_source"] == "shapes"
+    assert [dict(m) for m in first["prompt"]] == [{"role": "user", "content": GOOD["prompt"]}]
+    assert first["reward_model"]["style"] == "rule"
+    assert json.loads(first["reward_model"]["ground_truth"]) == GOOD
+    assert json.loads(first["extra_info"]["metadata"]) == GOOD
+    assert list(table["extra_info"].map(lambda e: e["index"])) == [0, 1]
+    assert table.iloc[1]["extra_info"]["id"] == "prompts.jsonl:2"
+
+
+def test_shapes_data_set_is_disjoint_repeatable_and_scorable(tmp_path):
+    files = build_shapes(tmp_path / "a", n_train=300, n_held_out=48, seed=1)
+    again = build_shapes(tmp_path / "b", n_train=300, n_held_out=48, seed=1)
+    other = build_shapes(tmp_path / "c", n_train=300, n_held_out=48, seed=2)
+    for side, number in (("train", 300), ("held_out", 48)):
+        assert len(pd.read_parquet(files[side])) == number
+        jsonl = [f.with_suffix(".jsonl").read_text() for f in (files[side], again[side], other[side])]
+        assert jsonl[0] == jsonl[1]
+        assert (jsonl[0] == jsonl[2]) == (side == "held_out")
+        build_rubric({"geneval": {}}).check_prompts(read_prompts(files[side].with_suffix(".jsonl")))
+    train, held_out = (read_prompts(files[side].with_suffix(".jsonl")) for side in ("train", "held_out"))
+    shared = {row.prompt for row in train} & {row.prompt for row in held_out}
+    assert shared <= {row.prompt for row in train if row.metadata["tag"] == "single_object"}
+
+
+@pytest.mark.parametrize(("n_train", "n_held_out"), [(0, 10), (10, 0), (10, 100000)])
+def test_impossible_sizes(tmp_path, n_train, n_held_out):
+    with pytest.raises(UserError, match="shapes"):
+        build_shapes(tmp_path, n_train, n_held_out)

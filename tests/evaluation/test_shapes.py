@@ -1,0 +1,113 @@
+"""The shapes evaluation on pipelines whose quality is known: perfect, blind, collapsed, half right."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.evaluation.shapes import evaluate
+from blip3o_rl.mini.prompts import held_out_prompts
+from blip3o_rl.mini.scenes import TAGS, draw, realise
+from blip3o_rl.reward.registry import build_rubric
+
+PROMPTS = held_out_prompts(24)
+BY_TEXT = {line["prompt"]: line for line in PROMPTS}
+
+
+def right(prompt: str, seed: int) -> np.ndarray:
+    return draw(realise(np.random.default_rng(seed), BY_TEXT[prompt]))
+
+
+def pipeline(paint, tokens_of=lambda seed: [seed, 1]):
+    """A stand-in with the pipeline's call and output."""
+    calls = []
+
+    def pipe(prompts, seeds, scale=0, steps=30, guidance=2.0):
+        calls.append((scale, steps, guidance))
+        images = np.stack([paint(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
+        return SimpleNamespace(images=images, tokens=np.array([tokens_of(seed) for seed in seeds]))
+
+    pipe.calls = calls
+    return pipe
+
+
+def test_a_perfect_pipeline(tmp_path):
+    pipe = pipeline(right)
+    result = evaluate(pipe, PROMPTS, images_per_prompt=3, scale=1, steps=7, output=tmp_path / "deep" / "e.json")
+    assert result.overall > 0.97 and result.official > 0.97
+    assert set(result.per_tag) == set(TAGS)
+    assert sum(tag["images"] for tag in result.per_tag.values()) == 72
+    assert result.distinct_share == 1
+    assert result.pixel_distance > 0.02
+    assert pipe.calls == [(1, 7, 2.0)]
+    saved = json.loads((tmp_path / "deep" / "e.json").read_text())
+    assert saved["overall"] == result.overall and len(saved["images"]) == 72 and "pixels" not in saved
+    assert saved["settings"]["images_per_prompt"] == 3
+
+
+def test_a_collapsed_pipeline_shows_in_the_diversity():
+    result = evaluate(pipeline(lambda p, s: right(p, 0), lambda seed: [5, 5]), PROMPTS)
+    assert result.overall > 0.97
+    assert result.distinct_share == 1 / 96
+    assert result.pixel_distance == 0
+
+
+def test_a_blank_pipeline_scores_zero():
+    result = evaluate(pipeline(lambda p, s: np.full((64, 64, 3), 238, np.uint8)), PROMPTS)
+    assert result.overall == 0 and result.official == 0
+    assert result.guards["flat_share"] == 1
+    assert all(image.reason for image in result.images)
+
+
+def test_official_weighs_tags_equally_and_overall_weighs_images_equally():
+    singles = [p for p in PROMPTS if p["tag"] == "single_object"]
+    positions = [p for p in PROMPTS if p["tag"] == "position"]
+    blank = np.full((64, 64, 3), 238, np.uint8)
+
+    def paint(prompt, seed):
+        return right(prompt, seed) if BY_TEXT[prompt]["tag"] == "single_object" else blank
+
+    result = evaluate(pipeline(paint), [singles[0], *positions[:3]], images_per_prompt=2)
+    assert result.official == 0.5
+    assert result.overall == 0.25
+    assert result.per_tag["single_object"] == {"partial": 1.0, "official": 1.0, "images": 2}
+    assert result.standard_error == pytest.approx(0.25)
+
+
+def test_seeds_are_distinct_and_repeatable():
+    first = evaluate(pipeline(right), PROMPTS[:4], images_per_prompt=2, seed=5)
+    again = evaluate(pipeline(right), PROMPTS[:4], images_per_prompt=2, seed=5)
+    assert [image.seed for image in first.images] == list(range(5, 13))
+    assert first.images == again.images and np.array_equal(first.pixels, again.pixels)
+
+
+def test_rubric_is_reported_beside_and_failures_are_counted(tmp_path):
+    (tmp_path / "r.py").write_text(
+        "def f(image, sample):\n"
+        "    if sample.id.endswith('/1'):\n"
+        "        raise ValueError('bad image')\n"
+        "    return image.mean() / 255\n"
+    )
+    rubric = build_rubric({"light": {"path": f"{tmp_path / 'r.py'}:f", "on_error": "skip_sample"}})
+    result = evaluate(pipeline(right), PROMPTS[:3], images_per_prompt=2, rubric=rubric)
+    assert result.reward_failed == 1
+    assert result.images[1].reward is None
+    assert 0.5 < result.reward < 1 and result.reward_parts["light"] == pytest.approx(result.reward)
+
+
+def test_one_image_a_prompt_has_no_distance_and_valid_json():
+    result = evaluate(pipeline(right), PROMPTS[:1], images_per_prompt=1)
+    data = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert data["pixel_distance"] is None and data["standard_error"] is None
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="at least one"):
+        evaluate(pipeline(right), [])
+    with pytest.raises(UserError, match="prompt 0: .*'dog'"):
+        dog = {"prompt": "a dog", "tag": "single_object", "include": [{"class": "dog", "count": 1}]}
+        evaluate(pipeline(right), [dog])
