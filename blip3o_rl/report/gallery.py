@@ -27,12 +27,14 @@ _BAD, _MIDDLE, _GOOD = (200, 62, 52), (196, 140, 20), (34, 140, 74)
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a grid. `score` None stands for a sample whose reward failed; `note` goes beside the score."""
+    """One picture of a grid. `score` None stands for a sample whose reward failed, `scored` False for a picture without
+    any reward; `note` goes beside the score."""
 
     image: np.ndarray
     prompt: str
     score: float | None = None
     note: str = ""
+    scored: bool = True
 
 
 @lru_cache
@@ -105,6 +107,9 @@ def step_header(step: int, scores: Sequence[float | None]) -> str:
 
 
 def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, font: _Font) -> None:
+    if not tile.scored:
+        draw.text(corner, tile.note, fill=_QUIET, font=font)
+        return
     if tile.score is None:
         text, colour = "failed", _BAD
     else:

@@ -11,6 +11,7 @@ steps' seconds, because the first step is slower than the rest.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -256,6 +257,9 @@ class LiveProgress:
 
 
 def progress(total_steps: int, title: str = "", console: Console | None = None) -> LiveProgress | PlainProgress:
-    """The live panel where standard output is a terminal, else plain lines."""
-    console = console or Console()
+    """The live panel where standard output is a terminal, else plain lines.
+
+    The console is bound to standard output as it is now, so that what libraries print may be redirected meanwhile.
+    """
+    console = console or Console(file=sys.stdout)
     return (LiveProgress if console.is_terminal else PlainProgress)(total_steps, title, console)

@@ -167,7 +167,7 @@ class RunFolder:
 
     def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl; values that are no numbers are left out, NaN and infinity become null."""
-        append_line(self.metrics, {"step": step, **flat_numbers(values)})
+        append_line(self.metrics, {**flat_numbers(values), "step": step})
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The complete lines of metrics.jsonl, one per step (later lines of a step add to and replace), by step."""

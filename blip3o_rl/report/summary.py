@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console
@@ -17,8 +18,8 @@ from rich.text import Text
 from blip3o_rl.report.run_folder import RunFolder, read_json, write_json, write_text
 from blip3o_rl.report.series import KL, REWARD, STEP_SECONDS, WINDOW, duration, medians, moving_average, values
 
-SCORE_KEYS = ("score", "mean", "overall")
-"""Where an evaluation file keeps its overall score: the first of these keys."""
+SCORE, REWARD_OF_RUN = "overall", "reward"
+"""Keys of an evaluation file: its suite's score, and the value of the run's own rewards (null where they failed)."""
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Summary:
     before: float | None = None
     after: float | None = None
     measured_by: str = ""
+    reward_before: float | None = None
+    reward_after: float | None = None
     kl: float | None = None
     distinct: float | None = None
     step_s: float | None = None
@@ -61,28 +64,19 @@ def summarise(folder: RunFolder) -> Summary:
         stage_s={stage: round(value, 3) for stage, value in stage_s.items()},
         places=_places(folder),
     )
-    before, after = evaluation_score(folder, "before"), evaluation_score(folder, "after")
-    if before is not None and after is not None:
-        summary.before, summary.after = before, after
+    before, after = _evaluation(folder.eval_before), _evaluation(folder.eval_after)
+    if SCORE in before and SCORE in after:
+        summary.before, summary.after = before[SCORE], after[SCORE]
+        summary.reward_before, summary.reward_after = before.get(REWARD_OF_RUN), after.get(REWARD_OF_RUN)
         summary.measured_by = "held-out prompts, fixed seeds"
     elif rewards:
         averages = moving_average(rewards)
         summary.before, summary.after = averages[min(WINDOW, len(averages)) - 1], averages[-1]
-        summary.measured_by = f"training reward, first and last {min(WINDOW, len(averages))} steps"
+        summary.measured_by = f"the training reward, first and last {min(WINDOW, len(averages))} steps"
     checkpoints = folder.checkpoint_steps()
     if checkpoints:
         summary.checkpoint = str(checkpoints[-1][1])
     return summary
-
-
-def evaluation_score(folder: RunFolder, when: str) -> float | None:
-    """The overall score of eval_<when>.json, or None if the run has no such file or the file no such number."""
-    file = folder.path / f"eval_{when}.json"
-    if not file.is_file():
-        return None
-    result = read_json(file)
-    found = (result.get(key) for key in SCORE_KEYS) if isinstance(result, dict) else ()
-    return next((float(value) for value in found if isinstance(value, int | float)), None)
 
 
 def table(summary: Summary) -> Table:
@@ -95,6 +89,8 @@ def table(summary: Summary) -> Table:
         change = Text.assemble(f"{summary.before:.3f} -> {summary.after:.3f}  ", (f"({summary.gain:+.3f})", style))
         rows.add_row("score", change)
         rows.add_row("", f"measured on {summary.measured_by}")
+    if summary.reward_before is not None and summary.reward_after is not None:
+        rows.add_row("reward", f"{summary.reward_before:.3f} -> {summary.reward_after:.3f} on the same images")
     rows.add_row("steps", str(summary.steps))
     if summary.total_s is not None and summary.step_s is not None:
         rows.add_row("time", f"{duration(summary.total_s)} of training, {summary.step_s:.1f} s a step (median)")
@@ -121,6 +117,12 @@ def write(folder: RunFolder, summary: Summary | None = None) -> Summary:
     console.print(table(summary))
     write_text(folder.summary_text, "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n")
     return summary
+
+
+def _evaluation(file: Path) -> dict[str, float]:
+    """The top-level numbers of an evaluation file; empty if there is no such file."""
+    result = read_json(file) if file.is_file() else {}
+    return {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
 
 
 def _places(folder: RunFolder) -> dict[str, str]:

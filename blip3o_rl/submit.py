@@ -1,0 +1,79 @@
+"""`blip3o-rl submit`: the comfortable form of `ray job submit --working-dir . -- blip3o-rl train ...`.
+
+The working directory travels with the job (recipes, reward files, prompt files), without history, environments and
+earlier runs. Ray unpacks it in a folder that it deletes again, so the run folder is given as an absolute path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from blip3o_rl.errors import UserError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+EXCLUDES = [".git", ".venv", "runs", "outputs", "build", "dist", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
+
+
+def entrypoint(recipe: str, overrides: list[str], runs: Path) -> str:
+    """The job's command line. The run folder is `<runs>/<recipe>-<time>` unless the overrides name one."""
+    words = ["blip3o-rl", "train", recipe, *overrides]
+    if not any(word.startswith("run.folder=") for word in overrides):
+        words.append(f"run.folder={runs.absolute() / f'{Path(recipe).name}-{datetime.now():%Y%m%d-%H%M%S}'}")
+    return shlex.join(words)
+
+
+def submit(recipe: str, overrides: list[str], address: str | None, runs: Path, follow: bool = True) -> int:
+    """Submits the job and, with `follow`, shows its output until it ends.
+
+    Returns:
+        The job's exit code; 0 at once without `follow`.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    client = _client(address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS)
+    command = entrypoint(recipe, overrides, runs)
+    job = client.submit_job(entrypoint=command, runtime_env={"working_dir": ".", "excludes": EXCLUDES})
+    print(f"job {job}: {command}", flush=True)
+    if not follow:
+        print(f"its output: ray job logs --follow {job}; to stop it: ray job stop {job}")
+        return 0
+    try:
+        asyncio.run(_show(client, job))
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; its output: ray job logs --follow {job}; to stop it: ray job stop {job}")
+        return 130
+    return exit_code(client.get_job_info(job))
+
+
+def exit_code(details: Any) -> int:
+    """0 for a job that succeeded, else its driver's exit code (1 where Ray knows none)."""
+    if str(details.status) == "SUCCEEDED":
+        return 0
+    if details.driver_exit_code is None and details.message:
+        print(details.message, file=sys.stderr)
+    return details.driver_exit_code or 1
+
+
+def _client(address: str) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--address {address}: no Ray cluster answers there ({reason}); start one with "
+            "`ray start --head --num-gpus=1`, or give the address of its dashboard"
+        ) from error
+
+
+async def _show(client: Any, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
