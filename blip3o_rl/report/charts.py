@@ -87,7 +87,7 @@ class _Frame:
         low, high = min(values), max(values)
         if from_zero:
             low, high = min(0.0, low), max(0.0, high)
-        room = (high - low) * 0.06 or max(abs(high) * 0.1, 1e-6)
+        room = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
         self.low = low if from_zero and low == 0 else low - room
         self.high = high + room
 

@@ -1,0 +1,75 @@
+"""Image grids: geometry, honest enlargement, captions that stay in their cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip3o_rl.report import gallery
+from blip3o_rl.report.gallery import CELL, Tile, grid, save_grid, step_header
+
+
+def _noise(side: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def _width(columns: int) -> int:
+    return 2 * gallery._MARGIN + columns * CELL + (columns - 1) * gallery._GAP
+
+
+def test_width_follows_the_columns_and_height_the_rows():
+    tiles = [Tile(_noise(64), "a photo of a circle", 0.5)] * 7
+    one, two = grid(tiles, columns=7), grid(tiles, columns=4)
+    assert one.width == _width(7) and two.width == _width(4)
+    assert two.height > 2 * CELL > one.height > CELL
+    assert grid(tiles, header="step 1", columns=7).height > one.height
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor_without_smoothing():
+    image = _noise(64)
+    sheet = np.asarray(grid([Tile(image, "x", 1.0)]))
+    inner = sheet[gallery._MARGIN : gallery._MARGIN + CELL, gallery._MARGIN : gallery._MARGIN + CELL]
+    expected = image.repeat(3, axis=0).repeat(3, axis=1)
+    # the frame is drawn over the last row and column at most
+    assert np.array_equal(inner[:-1, :-1], expected[:-1, :-1])
+
+
+def test_large_pictures_are_reduced_into_the_cell():
+    sheet = grid([Tile(_noise(512), "x", 1.0), Tile(np.zeros((300, 600, 3), np.uint8), "wide", 0.0)], columns=2)
+    assert sheet.width == _width(2)
+
+
+def test_long_prompts_are_cut_to_three_lines_that_fit():
+    font = gallery._font(13)
+    lines = gallery._wrap("a photo of " + "very " * 40 + "unbreakable" * 10, font, CELL)
+    assert len(lines) == 3 and lines[-1].endswith("…")
+    assert all(font.getlength(line) <= CELL for line in lines)
+    assert gallery._wrap("", font, CELL) == [""]
+
+
+def test_a_failed_sample_looks_different_from_a_zero():
+    image = _noise(64)
+    assert grid([Tile(image, "x", None)]).tobytes() != grid([Tile(image, "x", 0.0)]).tobytes()
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)])
+def test_other_arrays_are_refused(image):
+    with pytest.raises(ValueError, match="uint8"):
+        grid([Tile(image, "x", 1.0)])
+
+
+def test_no_picture_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        grid([])
+
+
+def test_header_counts_failures_apart_from_the_mean():
+    assert step_header(10, [1.0, 0.0, None]) == "step 10   ·   mean score 0.50 of 2 images   ·   1 failed"
+    assert "mean" not in step_header(1, [None])
+
+
+def test_saved_grid_is_a_readable_png_and_nothing_else(tmp_path):
+    file = save_grid(tmp_path / "images" / "step_000001.png", [Tile(_noise(64), "x", 1.0)], "step 1")
+    assert Image.open(file).format == "PNG"
+    assert [p.name for p in file.parent.iterdir()] == [file.name]

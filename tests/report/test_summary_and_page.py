@@ -1,0 +1,102 @@
+"""The numbers of a finished run, and its page."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blip3o_rl.report import charts, page, summary
+from blip3o_rl.report.gallery import Tile, save_grid
+from blip3o_rl.report.run_folder import RunFolder, write_json, write_text
+from blip3o_rl.report.series import duration, medians, moving_average, sparkline, stage_seconds
+
+
+@pytest.fixture
+def folder(tmp_path):
+    run = RunFolder.create("shapes", path=tmp_path / "shapes-1")
+    write_text(run.config, "run:\n  recipe: <shapes>\n")
+    for step in range(1, 11):
+        timing = {"timing_s/step": 10.0 + step, "timing_s/gen": 6.0, "timing_s/old_log_prob": 1.0, "timing_s/ref": 2.0}
+        run.append_metrics(step, {"critic/score/mean": step / 10, "actor/kl_loss": step / 1000, "guard/blur": 0.1, **timing})
+    return run
+
+
+def test_without_evaluations_the_training_reward_is_compared(folder):
+    found = summary.summarise(folder)
+    assert found.steps == 10
+    assert found.before == pytest.approx(0.3) and found.after == pytest.approx(0.8)
+    assert found.measured_by == "the training reward, first and last 5 steps"
+    assert found.kl == pytest.approx(0.01)
+    assert found.step_s == pytest.approx(15.5) and found.total_s == pytest.approx(155)
+    assert found.stage_s == {"rollout": 6.0, "log-probs": 3.0, "other": 6.5}
+
+
+def test_evaluations_win_over_the_training_reward(folder):
+    write_json(folder.eval_before, {"overall": 0.41, "reward": 0.2, "images": []})
+    write_json(folder.eval_after, {"overall": 0.58, "reward": 0.3, "images": []})
+    found = summary.write(folder)
+    assert (found.before, found.after) == (0.41, 0.58)
+    assert (found.reward_before, found.reward_after) == (0.2, 0.3)
+    assert json.loads(folder.summary_json.read_text())["gain"] == pytest.approx(0.17)
+    text = folder.summary_text.read_text()
+    assert "0.410 -> 0.580  (+0.170)" in text and "held-out prompts, fixed seeds" in text and str(folder.path) in text
+
+
+def test_a_run_that_made_no_step_has_a_summary_and_a_page(tmp_path):
+    run = RunFolder.create("shapes", path=tmp_path / "empty")
+    write_text(run.config, "run: {}\n")
+    found = summary.write(run)
+    assert found.steps == 0 and found.gain is None
+    assert "has made no step yet" in page.write(run).read_text()
+
+
+def test_page_holds_curves_pictures_and_escaped_config_and_nothing_from_outside(folder):
+    for step in range(1, 12):
+        save_grid(folder.grid(step), [Tile(np.zeros((8, 8, 3), np.uint8), "x", 1.0)])
+    text = page.write(folder).read_text()
+    assert "&lt;shapes&gt;" in text and "<shapes>" not in text
+    assert text.count("data:image/png;base64,") == page.MAX_GRIDS
+    assert "8 of 11 grids" in text and "step 11<" in text
+    assert text.count("<polyline") >= 3 and "<polygon" in text and "guard/blur" in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+
+
+def test_stage_seconds_and_medians_leave_out_what_is_absent():
+    assert stage_seconds({"step": 1}) == {}
+    assert stage_seconds({"timing_s/gen": 2.0, "timing_s/step": 1.5}) == {"rollout": 2.0, "other": 0.0}
+    assert medians([{"timing_s/gen": 1.0}, {"timing_s/gen": 3.0}, {}]) == {"rollout": 2.0}
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.integers(1, 8))
+def test_moving_average_is_the_mean_of_the_window(numbers, window):
+    found = moving_average(numbers, window)
+    assert len(found) == len(numbers)
+    for end in range(1, len(numbers) + 1):
+        assert found[end - 1] == pytest.approx(np.mean(numbers[max(0, end - window) : end]), abs=1e-9)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_axis_ticks_are_few_ordered_and_inside(low, span):
+    found = charts.ticks(low, low + span)
+    assert 1 <= len(found) <= 5 or span < abs(low) * 1e-9
+    assert found == sorted(found)
+    assert all(low - span * 0.01 - 1e-9 <= tick <= low + span * 1.01 + 1e-9 for tick in found)
+
+
+def test_charts_survive_one_point_and_none():
+    assert charts.lines([charts.Line("x", [])]) == ""
+    assert "<circle" in charts.lines([charts.Line("x", [(1, 0.0)])])
+    assert "nan" not in charts.lines([charts.Line("x", [(1, 0.0)])])
+    assert charts.stacked([]) == ""
+
+
+def test_sparkline_and_duration():
+    assert sparkline([]) == ""
+    assert sparkline([0, 1]) == "▁█"
+    assert len(set(sparkline([2, 2, 2]))) == 1
+    assert [duration(s) for s in (4.24, 75, 125, 12_000)] == ["4.2 s", "75 s", "2 min 05 s", "3 h 20 min"]
