@@ -49,7 +49,7 @@ SCENE_SEED = 10**7
 STAGES = ("vae", "tatok", "data", "sft", "save")
 SHARE_OF_SCALE = {2: 1.0, 1: 0.4, 0: 0.15}
 """Part of the scenes that is tokenised at each scale."""
-BATCH_OF_SCALE = {2: 48, 1: 24, 0: 6}
+BATCH_OF_SCALE = {2: 40, 1: 16, 0: 4}
 SCALE_DRAW = (2, 2, 2, 2, 2, 2, 2, 1, 1, 0)
 """Scale of a supervised step, drawn evenly from this list."""
 
@@ -203,11 +203,10 @@ def train_policy_and_renderer(work: Path, steps: int) -> None:
         steps=steps,
         policy_lr=1e-3,
         renderer_lr=1e-3,
-        noise_draws=2,
         trainable="all",
         weight_decay=0.01,
         warmup=60,
-        save_every=200,
+        save_every=100,
     )
     train(policy, renderer, next_batch, work / "sft", config, on_save=look)
 
@@ -230,9 +229,9 @@ def build(
     work: str | Path = "runs/mini_build",
     stages: Sequence[str] = STAGES,
     vae_steps: int = 2200,
-    tatok_steps: int = 1000,
-    scenes: int = 40_000,
-    sft_steps: int = 2400,
+    tatok_steps: int = 500,
+    scenes: int = 12_000,
+    sft_steps: int = 1300,
 ) -> Path:
     """Builds the mini model; about an hour on two CPU cores.
 
