@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from blip3o_rl.model.token_layout import TokenLayout
 
@@ -43,9 +44,21 @@ class Blip3oNextForCausalLM(Qwen3ForCausalLM):
 
     config_class = Blip3oNextConfig
 
+    image_vocabulary_only = False
+    """Whether `forward` returns image logits [..., num_image_tokens] instead of the full width; set by the trainer's engine."""
+
     @property
     def layout(self) -> TokenLayout:
         return TokenLayout.from_config(self.config)
+
+    def forward(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Qwen3's forward pass; with `image_vocabulary_only` the logits are those of the image tokens alone."""
+        if not self.image_vocabulary_only:
+            return super().forward(input_ids=input_ids, **kwargs)
+        out = self.model(input_ids=input_ids, **kwargs)
+        return CausalLMOutputWithPast(
+            logits=image_logits(self, out.last_hidden_state), past_key_values=out.past_key_values
+        )
 
 
 def image_logits(policy: Any, hidden: torch.Tensor) -> torch.Tensor:

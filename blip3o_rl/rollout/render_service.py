@@ -1,0 +1,124 @@
+"""The frozen renderer as a Ray Serve deployment.
+
+Rollouts arrive one by one as they are sampled; Serve's dynamic batching collects what has come in while the previous batch was
+being drawn. Replicas, health checks and restarts are Serve's. The hidden states come as an object reference, which Ray resolves
+on the replica's side without a copy through the caller.
+
+The initial noise is a function of the run's seed, the step and the prompt (`noise_seed`). By default all samples of a group share
+it, so that the differences in reward within a group come from the tokens and not from the noise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from ray import serve
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.rollout.state_capture import states_tensor
+
+APP = "blip3o-renderer"
+NOISE = ("group", "sample")
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How a render service draws; field by field the `render` group of the configuration."""
+
+    folder: str
+    steps: int = 30
+    guidance: float = 2.0
+    noise: str = "group"
+    dtype: str = "bfloat16"
+    replicas: int = 1
+    gpus_per_replica: float = 0.0
+    max_batch_size: int = 16
+    batch_wait_s: float = 0.05
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise not in NOISE:
+            raise UserError(f"render.noise={self.noise}: must be one of {', '.join(NOISE)}")
+        if self.steps < 1 or self.max_batch_size < 1 or self.replicas < 1:
+            raise UserError("render.steps, render.max_batch_size and render.replicas must be at least 1")
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise UserError(f"render.dtype={self.dtype}: no torch dtype; use float32, bfloat16 or float16")
+
+
+def noise_seed(run_seed: int, step: int, prompt: str, sample: int, noise: str) -> int:
+    """Seed of a rollout's initial noise, 0 <= seed < 2**63; the same for all samples of a prompt unless noise is `sample`."""
+    key = f"{run_seed}/{step}/{prompt}" + (f"/{sample}" if noise == "sample" else "")
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+
+
+@serve.deployment
+class RenderService:
+    """One replica: a renderer and Serve's batching."""
+
+    def __init__(self, options: RenderOptions):
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.options = options
+        self.renderer = model_folder.load_renderer(options.folder, getattr(torch, options.dtype), device)
+        self._draw.set_max_batch_size(options.max_batch_size)
+        self._draw.set_batch_wait_timeout_s(options.batch_wait_s)
+
+    async def __call__(self, states: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+        """Draws one picture.
+
+        Args:
+            states: [n + 1, hidden], as `state_capture.unpack_states` gives it.
+            seed: of the initial noise.
+
+        Returns:
+            uint8 [H, W, 3], and the seconds of its batch divided by the batch's size.
+        """
+        return await self._draw(states, seed)
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.05)
+    async def _draw(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
+        return await asyncio.to_thread(self._draw_batch, states, seeds)
+
+    def _draw_batch(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
+        start = time.perf_counter()
+        images = self.render_batch(states, seeds)
+        seconds = (time.perf_counter() - start) / len(seeds)
+        return [(image, seconds) for image in images]
+
+    def render_batch(self, states: list[np.ndarray], seeds: list[int]) -> np.ndarray:
+        """Draws a batch; pictures of different token counts are drawn in one call each."""
+        tensors = [states_tensor(s) for s in states]
+        images: list[Any] = [None] * len(tensors)
+        for length in {len(t) for t in tensors}:
+            rows = [i for i, t in enumerate(tensors) if len(t) == length]
+            stacked = torch.stack([tensors[i] for i in rows])
+            drawn = self.renderer.render(stacked, [seeds[i] for i in rows], self.options.steps, self.options.guidance)
+            for i, image in zip(rows, drawn, strict=True):
+                images[i] = image
+        return np.stack(images)
+
+
+def start(options: RenderOptions) -> None:
+    """Starts the deployment in the running Ray cluster and waits until its replicas are ready."""
+    deployment = RenderService.options(
+        num_replicas=options.replicas,
+        max_ongoing_requests=4 * options.max_batch_size,
+        ray_actor_options={"num_cpus": 0, "num_gpus": options.gpus_per_replica},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
+    serve.run(deployment.bind(options), name=APP, route_prefix=None)
+
+
+@lru_cache(maxsize=1)
+def handle() -> Any:
+    """A handle to the running deployment, for callers inside the same cluster."""
+    return serve.get_app_handle(APP)

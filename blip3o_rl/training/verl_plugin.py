@@ -1,0 +1,33 @@
+"""What verl loads in every process (entry point group `verl.plugins`): platform, patches, model type, rollout backend.
+
+verl reports a plug-in that fails to load only at DEBUG level; `training/launch.py` and `blip3o-rl doctor` therefore check
+`LOADED` themselves before anything heavy starts. The rollout backend and the engine are registered by name and imported only
+where they are used, which keeps `import verl` quick.
+"""
+
+from __future__ import annotations
+
+import torch
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+from blip3o_rl.model import policy
+from blip3o_rl.training import cpu_platform, verl_patches
+
+ROLLOUT_NAME = "blip3o"
+
+
+def _load_replica() -> type:
+    from blip3o_rl.rollout.server import Blip3oReplica
+
+    return Blip3oReplica
+
+
+verl_patches.vllm_cpu_version()
+if not torch.cuda.is_available():
+    verl_patches.single_gloo_backend()
+policy.register()
+RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
+_ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]
+
+LOADED = cpu_platform.NAME
