@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from blip3o_rl.evaluation.shapes import ShapesResult
     from blip3o_rl.report.run_folder import RunFolder
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 app = typer.Typer(
     name="blip3o-rl",
     help="Reinforcement learning for BLIP3o-NEXT image generation, on verl, vLLM and Ray.",
@@ -125,7 +128,13 @@ def train(
     recipe, overrides = _recipe_and_overrides(words or [], resume)
     from blip3o_rl.training.launch import launch
 
-    result = launch(recipe, overrides)
+    try:
+        result = launch(recipe, overrides)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; go on from the last checkpoint with: blip3o-rl train --resume <run folder>", file=sys.stderr
+        )
+        raise typer.Exit(INTERRUPTED) from None
     folder = RunFolder.open(result.folder)
     Console().print(summary.table(summary.write(folder)))
     print(f"report: {page.write(folder)}")
@@ -258,9 +267,8 @@ def run(arguments: list[str]) -> int:
         code: Any = app(args=arguments, prog_name="blip3o-rl", standalone_mode=False)
     except UserError as error:
         return _refuse(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; a training run goes on with: blip3o-rl train --resume <run folder>", file=sys.stderr)
-        return 130
+    except typer.Abort:
+        return INTERRUPTED
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:

@@ -20,14 +20,13 @@ def _wait_for(condition, seconds: float = 5.0) -> None:
 
 def test_half_written_lines_wait_for_their_other_half(tmp_path):
     source, folder, seen = tmp_path / "verl.jsonl", RunFolder.create("shapes", path=tmp_path / "run"), []
-    with MetricsFollower(source, folder, seen.append, interval_s=0.01):
-        with source.open("wb", buffering=0) as file:
-            file.write(b'{"step": 1, "data": {"critic/score/mean": 0.5, "note": "text"}}\n{"step": 2, "da')
-            _wait_for(lambda: len(seen) == 1)
-            time.sleep(0.05)
-            assert len(seen) == 1
-            file.write(b'ta": {"critic/score/mean": 0.6}}\n')
-            _wait_for(lambda: len(seen) == 2)
+    with MetricsFollower(source, folder, seen.append, interval_s=0.01), source.open("wb", buffering=0) as file:
+        file.write(b'{"step": 1, "data": {"critic/score/mean": 0.5, "note": "text"}}\n{"step": 2, "da')
+        _wait_for(lambda: len(seen) == 1)
+        time.sleep(0.05)
+        assert len(seen) == 1
+        file.write(b'ta": {"critic/score/mean": 0.6}}\n')
+        _wait_for(lambda: len(seen) == 2)
     assert seen == [{"step": 1, "critic/score/mean": 0.5}, {"step": 2, "critic/score/mean": 0.6}]
     assert folder.read_metrics() == seen
 

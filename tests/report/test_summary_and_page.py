@@ -22,7 +22,9 @@ def folder(tmp_path):
     write_text(run.config, "run:\n  recipe: <shapes>\n")
     for step in range(1, 11):
         timing = {"timing_s/step": 10.0 + step, "timing_s/gen": 6.0, "timing_s/old_log_prob": 1.0, "timing_s/ref": 2.0}
-        run.append_metrics(step, {"critic/score/mean": step / 10, "actor/kl_loss": step / 1000, "guard/blur": 0.1, **timing})
+        run.append_metrics(
+            step, {"critic/score/mean": step / 10, "actor/kl_loss": step / 1000, "guard/blur": 0.1, **timing}
+        )
     return run
 
 
