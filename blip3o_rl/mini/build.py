@@ -139,7 +139,7 @@ def train_image_tokenizer(work: Path, steps: int, batch: int = 32, unquantised: 
             shown = [decoder(entries[tokenizer.encode(pixels, scale)]) for scale in (2, 1, 0)]
         save_grid(torch.cat([target, *shown]), folder / "reconstructions.png")
 
-    modules = {"tokenizer": tokenizer, "decoder": decoder}
+    modules: dict[str, torch.nn.Module] = {"tokenizer": tokenizer, "decoder": decoder}
     fit(folder, modules, optimizer, step_loss, steps=steps, warmup=50, save_every=100, on_save=look)
     tokenizer.requires_grad_(True).eval().save_pretrained(folder / "model")
 
@@ -150,7 +150,8 @@ def prepare_data(work: Path, scenes: int) -> None:
     vae = AutoencoderDC.from_pretrained(work / "vae" / "model").eval()
     sides, chunk = (parts.TOKENIZER_INPUT, parts.IMAGE_SIZE), 64
     prompts: list[str] = []
-    latents, tokens = [], {scale: [] for scale in SHARE_OF_SCALE}
+    latents: list[torch.Tensor] = []
+    tokens: dict[int, list[torch.Tensor]] = {scale: [] for scale in SHARE_OF_SCALE}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for start in track(range(0, scenes, chunk), "tokens and latents"):
             prompts += [line["prompt"] for line in train_prompts(chunk, SCENE_SEED + start)]

@@ -48,6 +48,7 @@ class TATok(ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
+    _codebook: torch.Tensor | None
 
     @register_to_config
     def __init__(

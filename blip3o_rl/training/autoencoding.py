@@ -51,6 +51,7 @@ class PixelDecoder(nn.Module):
     """
 
     patch = 4
+    usage: torch.Tensor
 
     def __init__(self, dim: int, num_image_tokens: int, side: int, width: int = 128, layers: int = 2):
         super().__init__()
