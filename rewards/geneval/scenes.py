@@ -4,12 +4,11 @@ It reads pictures of flat coloured shapes on a plain ground (`mini.scenes`), dra
 object is a connected region that differs from the ground. Which shape it is follows from comparing it with each shape
 *drawn at the same mass and centre of mass*; both are indifferent to blur, unlike edges and contours. The score is meant
 as GenEval means it: above 0.9 for a well-made object (so that it counts at the counting threshold), falling to 0 as the
-region becomes less of a shape. It is the product of five factors, each 1 inside a tolerance and 0 beyond a limit:
+region becomes less of a shape. It is the product of four factors, each 1 inside a tolerance and 0 beyond a limit:
     form       intersection over union with the best shape's drawing      1 from 0.86, 0 below 0.68
     margin     how much better the best shape fits than the second        1 from 0.06, 0 at 0
     colour     distance to the nearest palette colour (RGB, Euclidean)    1 to 55, 0 from 115
-    purity     mean deviation from a flat colour fading into the ground   1 to 24, 0 from 56 (RGB, Euclidean)
-    sharpness  width of the edge in pixels at side 64                     1 to 3.2, 0 from 6
+    purity     mean deviation from one flat, sharply bounded colour       1 to 24, 0 from 56 (RGB, Euclidean)
 The tolerances are those that drawn scenes keep after a Gaussian blur of 0.8 px, noise of 8 and colour errors of 20.
 """
 
@@ -39,7 +38,6 @@ FORM = (0.68, 0.86)
 MARGIN = (0.0, 0.06)
 COLOUR = (115.0, 55.0)
 PURITY = (56.0, 24.0)
-EDGE_WIDTH = (6.0, 3.2)
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 COLOUR_NAMES = tuple(COLOURS)
@@ -139,16 +137,12 @@ class SceneDetector:
             cv2.erode(region, np.ones((3, 3), np.uint8)) > 0, (1 - coverage) * float(np.linalg.norm(away)), 0
         )
         impurity = float(deviation[region > 0].mean())
-        outline = solid & (cv2.erode(solid.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
-        soft = (coverage > 0.15) & (coverage < 0.85)
-        edge_width = float(soft.sum()) / max(float(outline.sum()), 1.0) * 64 / side
         strangeness = float(np.linalg.norm(PALETTE - colour, axis=1).min())
         score = (
             _ramp(form, FORM)
             * _ramp(margin, MARGIN)
             * _ramp(strangeness, COLOUR)
             * _ramp(impurity, PURITY)
-            * _ramp(edge_width, EDGE_WIDTH)
         )
         rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         mask = np.zeros((height, width), bool)

@@ -189,3 +189,54 @@ def test_cost_per_image():
     start = time.process_time()
     reward.score(samples)
     assert (time.process_time() - start) / len(samples) < 0.005
+
+
+def canvas() -> np.ndarray:
+    return np.full((64, 64, 3), 238, np.uint8)
+
+
+def ell(image: np.ndarray) -> None:
+    """An L, which is none of the shapes."""
+    image[16:48, 16:26] = COLOURS["blue"]
+    image[38:48, 16:48] = COLOURS["blue"]
+
+
+def ring(image: np.ndarray) -> None:
+    cv2.circle(image, (32, 32), 16, COLOURS["blue"], 5)
+
+
+def two_tone(image: np.ndarray) -> None:
+    cv2.circle(image, (32, 32), 14, COLOURS["blue"], -1)
+    image[:, 32:][(image[:, 32:] == COLOURS["blue"]).all(2)] = COLOURS["red"]
+
+
+def striped(image: np.ndarray) -> None:
+    image[18:46, 18:46] = COLOURS["blue"]
+    image[18:46:4, 18:46] = image[19:46:4, 18:46] = (120, 140, 220)
+
+
+def half_round(image: np.ndarray) -> None:
+    """A square with corners so round that it is as near to a circle."""
+    image[18:46, 24:40] = image[24:40, 18:46] = COLOURS["blue"]
+    for x in (24, 39):
+        for y in (24, 39):
+            cv2.circle(image, (x, y), 6, COLOURS["blue"], -1)
+
+
+def out_of_focus(image: np.ndarray) -> None:
+    cv2.circle(image, (32, 32), 14, COLOURS["blue"], -1)
+    image[:] = cv2.GaussianBlur(image, (0, 0), 3)
+
+
+@pytest.mark.parametrize("paint", [ell, ring, two_tone, striped, half_round, out_of_focus])
+def test_what_is_almost_an_object_does_not_count(paint):
+    image = canvas()
+    paint(image)
+    assert all(d.score < 0.9 for d in DETECTOR.detect([image])[0])
+
+
+@pytest.mark.parametrize("paint", [ell, ring, two_tone])
+def test_what_is_no_object_is_not_seen(paint):
+    image = canvas()
+    paint(image)
+    assert all(d.score < 0.3 for d in DETECTOR.detect([image])[0])
