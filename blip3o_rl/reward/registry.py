@@ -37,7 +37,7 @@ def known_rewards() -> dict[str, str]:
 
 
 def build_rubric(config: Mapping[str, Any]) -> Rubric:
-    """Builds the rubric of a config.
+    """Builds the rubric of a config. A rubric stays in its process: build one from the config in each worker.
 
     Args:
         config: the mapping under `reward.rewards`: name -> entry.
