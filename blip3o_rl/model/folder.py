@@ -5,8 +5,9 @@
     image_tokenizer/   TA-Tok encoder and codebook (editing, SFT, reconstruction)
     model_index.json   format version, what is inside, where it came from
 
-`model_index.json` is written last, so that a folder whose writing was interrupted has none and is refused. Loading never guesses:
-a missing part is one error that names it. `mini` is the name of the small model that ships with the package.
+`model_index.json` is written last, so that a folder whose writing was interrupted has none and is refused. Loading
+never guesses: a missing part is one error that names it. `mini` is the name of the small model that ships with the
+package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Prompt -> picture with transformers alone: the reference for everything faster.
 
-No RL and no server: a left-padded batch with its attention mask is sampled token by token, the post-norm states met on the way
-are the renderer's condition (the state of the last token costs one more step, never a second prefill), and the renderer draws.
-Every picture has its own seed, from which both its tokens and its initial noise follow, whatever else is in the batch.
+No RL and no server: a left-padded batch with its attention mask is sampled token by token, the post-norm states met
+on the way are the renderer's condition (the state of the last token costs one more step, never a second prefill),
+and the renderer draws. Every picture has its own seed, from which both its tokens and its initial noise follow,
+whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Blip3oPipeline:
             UserError: the numbers of prompts and seeds differ, or there is no prompt.
         """
         if not prompts or len(prompts) != len(seeds):
-            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, and at least one")
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per prompt, at least one")
         parts = []
         for start in range(0, len(prompts), batch_size):
             some = slice(start, start + batch_size)

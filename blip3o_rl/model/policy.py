@@ -1,9 +1,9 @@
 """The policy: a Qwen3 language model whose actions are the image tokens.
 
-`Blip3oNextForCausalLM` *is* transformers' Qwen3 with the token layout in its config, so that transformers, vLLM and verl load the
-same folder without conversion. What it adds is the action space: `image_logits` multiplies only the image rows of the
-output matrix. Softmax over these rows is the distribution that is sampled from and optimised, everywhere in this package.
-With `full_vocabulary: true` in the config the original's full softmax is used instead.
+`Blip3oNextForCausalLM` *is* transformers' Qwen3 with the token layout in its config, so that transformers, vLLM and
+verl load the same folder without conversion. What it adds is the action space: `image_logits` multiplies only the
+image rows of the output matrix. Softmax over these rows is the distribution that is sampled from and optimised,
+everywhere in this package. With `full_vocabulary: true` in the config the original's full softmax is used instead.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Blip3oNextForCausalLM(Qwen3ForCausalLM):
     config_class = Blip3oNextConfig
 
     image_vocabulary_only = False
-    """Whether `forward` returns image logits [..., num_image_tokens] instead of the full width; set by the trainer's engine."""
+    """Whether `forward` returns image logits [..., num_image_tokens] only; set by the trainer's engine."""
 
     @property
     def layout(self) -> TokenLayout:

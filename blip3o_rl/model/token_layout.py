@@ -1,11 +1,11 @@
 """Where the image tokens live in the vocabulary, and how a prompt becomes token ids.
 
-BLIP3o-NEXT adds three groups of tokens behind the text vocabulary, in this order: `<im_start>` `<im_end>`, the scale tokens
-`<S0>` `<S1>` `<S2>`, and the image tokens `<I0>` ... `<I65535>`. All ids follow from six numbers, kept here and in the
-policy's config, so that nothing else in the package does arithmetic on token ids.
+BLIP3o-NEXT adds three groups of tokens behind the text vocabulary, in this order: `<im_start>` `<im_end>`, the
+scale tokens `<S0>` `<S1>` `<S2>`, and the image tokens `<I0>` ... `<I65535>`. All ids follow from six numbers, kept
+here and in the policy's config, so that nothing else in the package does arithmetic on token ids.
 
-A picture is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; scales 1 and 2 pool the grid by 2 and 3, which
-gives 13 x 13 = 169 and 9 x 9 = 81 tokens. The released models were trained at scale 0 only.
+A picture is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; scales 1 and 2 pool the grid by 2 and
+3, which gives 13 x 13 = 169 and 9 x 9 = 81 tokens. The released models were trained at scale 0 only.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class TokenLayout:
         Raises:
             UserError: a field is absent, which is what happens when a text-only Qwen3 is given by mistake.
         """
-        fields = ("image_start_tag_id", "image_end_tag_id", "scale_start_token_id", "num_scale_tokens")
-        fields += ("image_start_token_id", "num_image_tokens")
+        fields = ["image_start_tag_id", "image_end_tag_id", "scale_start_token_id", "num_scale_tokens"]
+        fields += ["image_start_token_id", "num_image_tokens"]
         missing = [name for name in fields if getattr(config, name, None) is None]
         if missing:
             raise UserError(
@@ -96,7 +96,8 @@ class TokenLayout:
 def add_image_tokens(tokenizer: Any, num_image_tokens: int, grid: int = 27) -> TokenLayout:
     """Adds the tags, the scale tokens and `num_image_tokens` image tokens to `tokenizer`, in the original's order.
 
-    Only the tags are *special* tokens, as in the original. Returns the layout that follows from the tokenizer's length.
+    Only the tags are *special* tokens, as in the original. Returns the layout that follows from the tokenizer's
+    length.
     """
     start = len(tokenizer)
     tokenizer.add_tokens(list(IMAGE_TAGS), special_tokens=True)

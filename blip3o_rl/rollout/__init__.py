@@ -1,1 +1,1 @@
-"""Sampling, rendering and scoring of rollouts: the vLLM policy, its state capture, the render service, the agent loop."""
+"""Rollouts, sampled, rendered and scored: the vLLM policy, its state capture, the render service, the agent loop."""

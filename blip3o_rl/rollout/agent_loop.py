@@ -1,11 +1,12 @@
 """One rollout from prompt to score, as a verl agent loop: sample -> render -> score.
 
-verl runs the loops of a step concurrently on one event loop, so a sample is drawn as soon as its tokens are complete and scored as soon
-as it is drawn, while others are still being sampled; no stage waits for a whole batch. The score is returned with the tokens
-(`reward_score`), which bypasses verl's reward manager.
+verl runs the loops of a step concurrently on one event loop, so a sample is drawn as soon as its tokens are
+complete and scored as soon as it is drawn, while others are still being sampled; no stage waits for a whole batch.
+The score is returned with the tokens (`reward_score`), which bypasses verl's reward manager.
 
-A sample whose reward failed is recorded and returns nothing, which leaves it out of its group: verl computes the group's mean, the
-advantages and the loss from the samples that are there. A reward that says `stop` ends the run through the recorder.
+A sample whose reward failed is recorded and returns nothing, which leaves it out of its group: verl computes the
+group's mean, the advantages and the loss from the samples that are there. A reward that says `stop` ends the run
+through the recorder.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Blip3oAgentLoop(AgentLoopBase):
     ) -> AgentLoopOutput | list[AgentLoopOutput]:
         """Makes one rollout of the prompt in `kwargs["extra_info"]`; an empty list if its reward failed.
 
-        verl would turn an exception into an empty group and a puzzling message much later, so it is also told to the recorder,
-        which ends the run with its text.
+        verl would turn an exception into an empty group and a puzzling message much later, so it is also told to
+        the recorder, which ends the run with its text.
         """
         try:
             return await self._run(sampling_params, **kwargs)

@@ -1,10 +1,11 @@
 """What a run writes down about its rollouts: one line a rollout, a picture grid every k steps, their statistics.
 
-A Ray actor, so that all agent-loop workers record into one place without touching the trainer. A step is complete when the expected
-number of rollouts has arrived; then its lines and, when due, its grid are written. The statistics go to TensorBoard, and the driver asks
-for them (`statistics`) to join them with verl's metrics of the same step.
+A Ray actor, so that all agent-loop workers record into one place without touching the trainer. A step is complete
+when the expected number of rollouts has arrived; then its lines and, when due, its grid are written. The statistics
+go to TensorBoard, and the driver asks for them (`statistics`) to join them with verl's metrics of the same step.
 
-It is also where a reward that must stop the run says so: the driver asks `failure` while it waits and ends the run with that text.
+It is also where a reward that must stop the run says so: the driver asks `failure` while it waits and ends the run
+with that text.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ class Recorder:
 def step_statistics(rows: list[Rollout]) -> dict[str, float]:
     """Statistics of one step's rollouts: rewards by component, failures, stage seconds, distinct pictures, guards.
 
-    `rollout/distinct` is the share of distinct token sequences; `rollout/flat_groups` the share of groups whose scores are all
-    equal, which give GRPO no signal.
+    `rollout/distinct` is the share of distinct token sequences; `rollout/flat_groups` the share of groups whose
+    scores are all equal, which give GRPO no signal.
     """
     scored = [r for r in rows if not r.failed]
     values: dict[str, list[float]] = defaultdict(list)

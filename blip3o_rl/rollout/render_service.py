@@ -1,11 +1,11 @@
 """The frozen renderer as a Ray Serve deployment.
 
-Rollouts arrive one by one as they are sampled; Serve's dynamic batching collects what has come in while the previous batch was
-being drawn. Replicas, health checks and restarts are Serve's. The hidden states come as an object reference, which Ray resolves
-on the replica's side without a copy through the caller.
+Rollouts arrive one by one as they are sampled; Serve's dynamic batching collects what has come in while the
+previous batch was being drawn. Replicas, health checks and restarts are Serve's. The hidden states come as an
+object reference, which Ray resolves on the replica's side without a copy through the caller.
 
-The initial noise is a function of the run's seed, the step and the prompt (`noise_seed`). By default all samples of a group share
-it, so that the differences in reward within a group come from the tokens and not from the noise.
+The initial noise is a function of the run's seed, the step and the prompt (`noise_seed`). By default all samples of
+a group share it, so that the differences in reward within a group come from the tokens and not from the noise.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RenderOptions:
 
 
 def noise_seed(run_seed: int, step: int, prompt: str, sample: int, noise: str) -> int:
-    """Seed of a rollout's initial noise, 0 <= seed < 2**63; the same for all samples of a prompt unless noise is `sample`."""
+    """Seed of a rollout's initial noise, 0 <= seed < 2**63; one for all samples of a prompt, unless `sample`."""
     key = f"{run_seed}/{step}/{prompt}" + (f"/{sample}" if noise == "sample" else "")
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
@@ -67,7 +67,7 @@ class RenderService:
         if options.threads:
             torch.set_num_threads(options.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.options = options
+        self.steps, self.guidance = options.steps, options.guidance
         self.renderer = model_folder.load_renderer(options.folder, getattr(torch, options.dtype), device)
         self._draw.set_max_batch_size(options.max_batch_size)
         self._draw.set_batch_wait_timeout_s(options.batch_wait_s)
@@ -101,7 +101,7 @@ class RenderService:
         for length in {len(t) for t in tensors}:
             rows = [i for i, t in enumerate(tensors) if len(t) == length]
             stacked = torch.stack([tensors[i] for i in rows])
-            drawn = self.renderer.render(stacked, [seeds[i] for i in rows], self.options.steps, self.options.guidance)
+            drawn = self.renderer.render(stacked, [seeds[i] for i in rows], self.steps, self.guidance)
             for i, image in zip(rows, drawn, strict=True):
                 images[i] = image
         return np.stack(images)
@@ -109,7 +109,8 @@ class RenderService:
 
 def start(options: RenderOptions) -> None:
     """Starts the deployment in the running Ray cluster and waits until its replicas are ready."""
-    deployment = RenderService.options(
+    deployment: Any = RenderService
+    deployment = deployment.options(
         num_replicas=options.replicas,
         max_ongoing_requests=4 * options.max_batch_size,
         ray_actor_options={"num_cpus": 0, "num_gpus": options.gpus_per_replica},

@@ -1,9 +1,9 @@
 """The rollout backend `blip3o`: verl's vLLM replica whose answers carry the hidden states of the image.
 
-verl's `vLLMHttpServer` does the work. A request that names `image_tokens` gets three things more: it asks vLLM for one token
-more than the picture has (the state of the last image token is computed only when a token follows it) and drops that token; the
-worker keeps the states the sampler computed (`state_capture`); and they are put into Ray's object store here, so that what
-travels on is a reference. No second prefill, no JSON, no file.
+verl's `vLLMHttpServer` does the work. A request that names `image_tokens` gets three things more: it asks vLLM for
+one token more than the picture has (the state of the last image token is computed only when a token follows it) and
+drops that token; the worker keeps the states the sampler computed (`state_capture`); and they are put into Ray's
+object store here, so that what travels on is a reference. No second prefill, no JSON, no file.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ class Blip3oHttpServer(vLLMHttpServer):
     def _get_worker_extension_cls(self) -> str:
         return "blip3o_rl.rollout.worker_extension.Blip3oWorkerExtension"
 
-    async def generate(
+    async def generate(  # type: ignore[override]
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
     ) -> TokenOutput:
-        """verl's `generate`; with `image_tokens: n` in the sampling parameters the output has exactly n tokens and their
-        log-probs, and `extra_fields["states"]` is an object reference to [n + 1, hidden] as `state_capture.unpack_states` gives it.
+        """verl's `generate`, for images when the sampling parameters say `image_tokens: n`.
+
+        The output then has exactly n tokens and log-probs, and `extra_fields["states"]` is an object reference to
+        [n + 1, hidden] as `state_capture.unpack_states` gives it.
         """
         params = dict(sampling_params)
         count = params.pop(IMAGE_TOKENS, None)
@@ -49,7 +51,6 @@ class Blip3oHttpServer(vLLMHttpServer):
             output.log_probs = output.log_probs[:count]
         output.extra_fields[STATES] = ray.put(unpack_states(packed))
         return output
-
 
     async def _start_capture(self) -> None:
         """Tells the workers to keep states; once, before the first image request."""

@@ -28,7 +28,8 @@ which has no persistent batch. vLLM 0.28 prefers V2 wherever Triton works, 0.24 
 `vllm_patches.use_v1_runner` before the engine is made.
 
 Tensor and pipeline parallel: states are kept on the first rank of the last stage, the other workers answer None.
-With `data_parallel_size` > 1 inside one engine a `collective_rpc` does not reach every shard: use one engine a replica.
+With `data_parallel_size` > 1 inside one engine a `collective_rpc` does not reach every shard: use one engine a
+replica.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which checkpoint of a run may be loaded.
 
-verl writes a checkpoint folder in several steps. A process killed half-way leaves a folder that looks like a checkpoint, and a tracker
-file that may be empty. So a folder counts only when it holds the marker that `MarkComplete` writes last, atomically; resuming and
-exporting look for the marker and never for verl's tracker.
+verl writes a checkpoint folder in several steps. A process killed half-way leaves a folder that looks like a
+checkpoint, and a tracker file that may be empty. So a folder counts only when it holds the marker that
+`MarkComplete` writes last, atomically; resuming and exporting look for the marker and never for verl's tracker.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """A recipe and its overrides -> one resolved configuration (Hydra, on top of verl's `ppo_trainer`).
 
-A recipe is a folder with a `config.yaml`. `defaults: [blip3o_ppo, _self_]` gives it everything that verl and this package need; the device profile
-(`device=cpu` or `device=gpu`) is chosen here where it is not given. Overrides are Hydra's `key=value`; entries below `reward.rewards` are free, so that
-`reward.rewards.mine.path=my_reward.py:brightness` needs no `+`. Everything Hydra says about a bad one becomes one line with the nearest known key.
+A recipe is a folder with a `config.yaml`. `defaults: [blip3o_ppo, _self_]` gives it everything that verl and this
+package need; the device profile (`device=cpu` or `device=gpu`) is chosen here where it is not given. Overrides are
+Hydra's `key=value`; entries below `reward.rewards` are free, so that
+`reward.rewards.mine.path=my_reward.py:brightness` needs no `+`. Everything Hydra says about a bad one becomes one
+line with the nearest known key.
 """
 
 from __future__ import annotations

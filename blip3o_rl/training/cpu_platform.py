@@ -1,7 +1,7 @@
 """A CPU platform for verl 0.9.1, so that its own trainer runs on a machine without an accelerator.
 
-verl knows CUDA and NPU. This module adds a third platform through verl's public registry; it is chosen with `VERL_PLATFORM=cpu`,
-which `training/launch.py` sets where there is no GPU. Three answers need a reason:
+verl knows CUDA and NPU. This module adds a third platform through verl's public registry; it is chosen with
+`VERL_PLATFORM=cpu`, which `training/launch.py` sets where there is no GPU. Three answers need a reason:
 
 - `ray_resource_name` is "GPU": verl's resource check reads only GPU or NPU, so Ray is started with one logical GPU.
 - `current_device` is `torch.device("cpu")`: an integer would mean cuda:0 in `tensor.to(...)`.
@@ -26,7 +26,7 @@ _ZERO = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_mem
 
 
 def _device_module() -> types.ModuleType:
-    """`torch.cpu` completed with what verl expects of `torch.cuda`: caches that need no emptying, memory that is not counted."""
+    """`torch.cpu` with what verl expects of `torch.cuda`: caches that need no emptying, memory that is not counted."""
     module = types.ModuleType("blip3o_rl_cpu_device")
     for name in dir(torch.cpu):
         if not name.startswith("__"):

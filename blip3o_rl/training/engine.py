@@ -1,9 +1,10 @@
 """verl's FSDP engine with the policy's own action space: log-probs and entropies over the image vocabulary.
 
-The sampler draws from the softmax over the image rows of the output matrix (`rollout/vllm_model.py`). For the ratio of new to old
-probabilities to mean anything, the trainer must use that same distribution. So the policy is switched to `image_vocabulary_only`, which
-makes its forward pass return logits for the image rows alone (30 % of the full 217,210), and the labels are shifted to match.
-Everything else (sharding, optimiser, loss, KL, checkpoints) is verl's.
+The sampler draws from the softmax over the image rows of the output matrix (`rollout/vllm_model.py`). For the ratio
+of new to old probabilities to mean anything, the trainer must use that same distribution. So the policy is switched
+to `image_vocabulary_only`, which makes its forward pass return logits for the image rows alone (30 % of the full
+217,210), and the labels are shifted to match. Everything else (sharding, optimiser, loss, KL, checkpoints) is
+verl's.
 
 verl imports this module through `actor_rollout_ref.model.external_lib`.
 """
@@ -41,8 +42,8 @@ class ImageVocabularyEngine(FSDPEngineWithLMHead):
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """verl's inputs, with the labels as indices into the image vocabulary.
 
-        Positions whose next token is no image token (the prompt) get label 0: verl computes a value for every position and
-        multiplies by the response mask, which is 0 there.
+        Positions whose next token is no image token (the prompt) get label 0: verl computes a value for every
+        position and multiplies by the response mask, which is 0 there.
         """
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)
         if self._layout is not None:

@@ -1,7 +1,7 @@
 """A checkpoint of a run -> a model folder.
 
-verl writes the policy of every checkpoint also in transformers' layout (`checkpoint.save_contents: hf_model`), in the trainer's precision;
-the frozen parts come unchanged from the model the run started from.
+verl writes the policy of every checkpoint also in transformers' layout (`checkpoint.save_contents: hf_model`), in
+the trainer's precision; the frozen parts come unchanged from the model the run started from.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Runs a recipe: check everything, start the services, let verl train, evaluate, sum up.
 
-verl's V1 trainer does the training in its own Ray actor. This module is what stands around it: it writes the run folder, connects to the
-Ray cluster it is given (`ray job submit`) or starts one on this machine, starts renderer and recorder, shows progress, ends the run when a
-reward says so, and afterwards exports the policy and scores the held-out prompts again. Output of verl, vLLM and Ray goes to the
-run folder's logs.
+verl's V1 trainer does the training in its own Ray actor. This module is what stands around it: it writes the run
+folder, connects to the Ray cluster it is given (`ray job submit`) or starts one on this machine, starts renderer
+and recorder, shows progress, ends the run when a reward says so, and afterwards exports the policy and scores the
+held-out prompts again. Output of verl, vLLM and Ray goes to the run folder's logs.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _run_folder(config: DictConfig) -> RunFolder:
     newest = checkpoints.latest(folder.checkpoints)
     if newest is not None and checkpoints.step_of(newest) == config.trainer.total_training_steps:
         raise UserError(
-            f"run.folder={folder.path}: has reached trainer.total_training_steps={config.trainer.total_training_steps}; "
-            "raise it to go on"
+            f"run.folder={folder.path}: has reached trainer.total_training_steps="
+            f"{config.trainer.total_training_steps}; raise it to go on"
         )
     folder.truncate_after(checkpoints.step_of(newest) or 0 if newest else 0)
     return folder
@@ -141,7 +141,7 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
         with _log_to(folder.logs / "driver.log"):
             render_service.start(checked.render)
             record = recorder.start(folder.path, expected, config.run.images_every)
-            runner = TaskRunnerV1.remote()
+            runner = TaskRunnerV1.remote()  # type: ignore[attr-defined]
             done = runner.run.remote(config)
         shown.phase("starting verl and vLLM")
 
@@ -192,7 +192,9 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path) -> d
     }
     if config.trainer.device == "cpu":
         cores = str(os.cpu_count() or 1)
-        env |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": cores}
+        env |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        # Ray would give each actor one thread; waiting threads must not take the cores from other processes.
+        env |= {"OMP_NUM_THREADS": cores, "OMP_WAIT_POLICY": "PASSIVE"}
     return env
 
 
@@ -208,14 +210,16 @@ def _wait(done: Any, record: Any, folder: RunFolder) -> None:
         ready, _ = ray.wait([done], timeout=POLL_S)
         failure = ray.get(record.failure.remote())
         if failure:
-            raise UserError(f"a rollout failed and ended the run: {failure}; logs in {folder.logs}, pictures in {folder.failed}")
+            raise UserError(
+                f"a rollout failed and ended the run: {failure}; logs in {folder.logs}, pictures in {folder.failed}"
+            )
         if ready:
             try:
                 ray.get(done)
             except ray.exceptions.RayError as error:
                 write_text(folder.logs / "trainer_error.txt", str(error))
                 last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-                raise UserError(f"the trainer stopped: {last}; see {folder.logs}/trainer_error.txt and the logs beside it") from error
+                raise UserError(f"the trainer stopped: {last}; see trainer_error.txt in {folder.logs}") from error
             return
 
 
@@ -234,7 +238,8 @@ def _keep_logs(folder: RunFolder) -> None:
     """Copies what the processes of this run wrote from Ray's session folder."""
     import ray
 
-    session = Path(ray._private.worker._global_node.get_logs_dir_path())
+    node: Any = ray._private.worker._global_node
+    session = Path(node.get_logs_dir_path())
     for file in session.glob("worker-*"):
         if file.stat().st_size:
             shutil.copy2(file, folder.logs / file.name)
@@ -257,6 +262,7 @@ def _evaluate(config: DictConfig, model: Path, target: Path) -> None:
     from blip3o_rl.reward.registry import build_rubric
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     evaluate(
         Blip3oPipeline.from_pretrained(model, device=device),
         validate.held_out_rows(config),
@@ -265,6 +271,6 @@ def _evaluate(config: DictConfig, model: Path, target: Path) -> None:
         scale=config.model.scale,
         steps=config.render.steps,
         guidance=config.render.guidance,
-        rubric=build_rubric(OmegaConf.to_container(config.reward.rewards, resolve=True)),
-        out=target,
+        rubric=build_rubric(rewards),
+        output=target,
     )

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a run and can be known before a model is loaded. Each is one line with key and remedy."""
+"""What can be wrong with a run and can be known before a model is loaded; each is one line with key and remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.reward.registry import build_rubric
 from blip3o_rl.rollout.render_service import RenderOptions
 
-SOURCES = ("shapes", "file")
 OVERHEAD_GIB = 5.0
 COPIES = 6
 
@@ -50,7 +49,7 @@ def check(config: DictConfig) -> Checked:
             f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={config.data.train_batch_size}; "
             "give more prompts or a smaller batch"
         )
-    rewards = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     if not rewards:
         raise UserError("reward.rewards: empty; name at least one reward, such as reward.rewards.geneval.weight=1.0")
     rubric = build_rubric(rewards)
@@ -85,8 +84,9 @@ def _check_batches(config: DictConfig) -> None:
     per_gpu = actor.ppo_mini_batch_size * n // gpus
     if per_gpu % actor.ppo_micro_batch_size_per_gpu:
         raise UserError(
-            f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={actor.ppo_micro_batch_size_per_gpu} does not divide the "
-            f"{per_gpu} samples that each GPU updates on (ppo_mini_batch_size x rollout.n / GPUs)"
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu="
+            f"{actor.ppo_micro_batch_size_per_gpu} does not divide the {per_gpu} samples that each GPU updates on "
+            "(ppo_mini_batch_size x rollout.n / GPUs)"
         )
 
 
@@ -98,12 +98,14 @@ def _check_numbers(config: DictConfig) -> None:
     rollout = config.actor_rollout_ref.rollout
     if (rollout.temperature, rollout.top_k, rollout.top_p) != (1.0, -1, 1.0):
         raise UserError(
-            "actor_rollout_ref.rollout: temperature, top_k, top_p must stay 1.0, -1, 1.0: what is sampled is what is optimised"
+            "actor_rollout_ref.rollout: temperature, top_k, top_p must stay 1.0, -1, 1.0; "
+            "what is sampled is what is optimised"
         )
     contents = config.actor_rollout_ref.actor.checkpoint.save_contents
     if config.run.evaluate and "hf_model" not in contents:
         raise UserError(
-            "actor_rollout_ref.actor.checkpoint.save_contents: run.evaluate needs hf_model in it; add it or set run.evaluate=false"
+            "actor_rollout_ref.actor.checkpoint.save_contents: run.evaluate needs hf_model in it; "
+            "add it or set run.evaluate=false"
         )
 
 
@@ -111,7 +113,7 @@ def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     if config.prompts.file is not None:
         return prompt_data.read_prompts(config.prompts.file)
     if config.prompts.source != "shapes":
-        raise UserError(f"prompts.source={config.prompts.source}: must be one of {', '.join(SOURCES[:1])}, or set prompts.file")
+        raise UserError(f"prompts.source={config.prompts.source}: only shapes is built in; or set prompts.file")
     metadata = train_prompts(config.prompts.train, config.run.seed)
     return [prompt_data.check_row(line, f"shapes:{number}") for number, line in enumerate(metadata, start=1)]
 
@@ -123,9 +125,10 @@ def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
 
 
 def _check_memory(model: Path, device: str) -> None:
-    """Too little memory for the processes of a run: about 5 GiB for Ray, verl, vLLM and Serve, and six float32 copies of the policy.
+    """Refuses a run whose processes would not fit: 5 GiB for Ray, verl, vLLM and Serve, and six copies of the policy.
 
-    The copies are trainer, optimiser (2), gradients, reference and sampler; on a GPU they lie there and are not counted here.
+    The copies are trainer, optimiser (2), gradients, reference and sampler; on a GPU they lie there and are not
+    counted here.
     """
     weights = sum(file.stat().st_size for file in (model / "policy").glob("*.safetensors"))
     needed = OVERHEAD_GIB + (2 * COPIES * weights / 2**30 if device == "cpu" else 0)

