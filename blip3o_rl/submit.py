@@ -7,6 +7,7 @@ earlier runs. Ray unpacks it in a folder that it deletes again, so the run folde
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -62,10 +63,17 @@ def exit_code(details: Any) -> int:
 
 
 def _client(address: str) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise UserError(
+            f"--address {address}: this cluster asks for Ray's token; set RAY_AUTH_MODE=token (and RAY_AUTH_TOKEN_PATH "
+            "where it is not in Ray's own place), or start the cluster with RAY_AUTH_MODE=disabled"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
