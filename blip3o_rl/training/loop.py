@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+PANEL = (320, 240)
+"""Width and height of one curve in `loss.png`."""
 
 
 def generator_for(seed: int, step: int) -> torch.Generator:
@@ -131,19 +134,20 @@ def _restore(file: Path, modules: dict[str, nn.Module], optimizer: torch.optim.O
 
 
 def plot(history: list[dict[str, float]], file: Path) -> None:
-    """Draws every logged loss over the steps, as running means, into a PNG."""
-    from matplotlib.figure import Figure
-
+    """Draws every logged loss over the steps into a PNG: one panel a name, running means, range in the title."""
     names = [name for name in history[-1] if name not in ("step", "lr", "seconds")]
-    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
-    for axis, name in zip(axes, names, strict=True):
-        points = [(line["step"], line[name]) for line in history if name in line]
-        width = max(1, len(points) // 50)
-        smooth = [
-            sum(v for _, v in points[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(points))
-        ]
-        axis.plot([step for step, _ in points], smooth)
-        axis.set(title=name, xlabel="step")
-        axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=80)
+    sheet = Image.new("RGB", (PANEL[0] * len(names), PANEL[1]), "white")
+    pen = ImageDraw.Draw(sheet)
+    for panel, name in enumerate(names):
+        values = [line[name] for line in history if name in line]
+        width = max(1, len(values) // 50)
+        windows = (values[max(0, i - width + 1) : i + 1] for i in range(len(values)))
+        smooth = [sum(window) / len(window) for window in windows]
+        low, high = min(smooth), max(smooth)
+        left, top, right, bottom = PANEL[0] * panel + 10, 25, PANEL[0] * (panel + 1) - 10, PANEL[1] - 10
+        pen.rectangle((left, top, right, bottom), outline="lightgrey")
+        pen.text((left, 8), f"{name}: {smooth[0]:.4g} to {smooth[-1]:.4g}", fill="black")
+        across = (right - left) / max(1, len(smooth) - 1)
+        down = (bottom - top) / ((high - low) or 1)
+        pen.line([(left + i * across, top + (high - v) * down) for i, v in enumerate(smooth)], fill="navy", width=2)
+    sheet.save(file)

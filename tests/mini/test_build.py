@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini import build as mini
+from blip3o_rl.model import folder
+from blip3o_rl.model.pipeline import Blip3oPipeline
+
+
+def test_scene_batches_follow_their_seed() -> None:
+    small, large = mini.scene_batch(6, (32, 64), seed=5)
+    assert small.shape == (6, 3, 32, 32) and large.shape == (6, 3, 64, 64)
+    assert float(small.min()) >= -1 and float(large.max()) <= 1
+    assert np.array_equal(mini.scene_batch(6, (32,), seed=5)[0], small)
+    assert not np.array_equal(mini.scene_batch(6, (32,), seed=6)[0], small)
+
+
+def test_unknown_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="polish"):
+        mini.build(tmp_path / "out", tmp_path / "work", stages=("polish",))
+
+
+@pytest.mark.slow
+def test_build_writes_a_model_that_draws(tmp_path: Path) -> None:
+    """All stages at a few steps each; the model is bad but complete. About 20 s."""
+    sizes = {"vae_steps": 2, "tatok_steps": 2, "scenes": 64, "sft_steps": 2}
+    out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
+    folder.check(out, parts=folder.PARTS)
+    assert sum(file.stat().st_size for file in out.rglob("*")) < 25e6
+    made = Blip3oPipeline.from_pretrained(out)(["a photo of a circle"], [1], scale=2, steps=2)
+    assert made.images.shape == (1, 64, 64, 3)
+    again = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
+    assert np.array_equal(Blip3oPipeline.from_pretrained(again)(["a photo of a circle"], [1], 2, 2).images, made.images)
