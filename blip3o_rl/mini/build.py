@@ -204,6 +204,7 @@ def train_policy_and_renderer(work: Path, steps: int) -> None:
         steps=steps,
         policy_lr=1e-3,
         renderer_lr=1e-3,
+        noise_draws=2,
         trainable="all",
         weight_decay=0.01,
         warmup=60,
@@ -232,7 +233,7 @@ def build(
     vae_steps: int = 2200,
     tatok_steps: int = 500,
     scenes: int = 12_000,
-    sft_steps: int = 1300,
+    sft_steps: int = 1700,
 ) -> Path:
     """Builds the mini model; about an hour on two CPU cores.
 
