@@ -62,7 +62,7 @@ def read_prompts(path: str | Path) -> list[PromptRow]:
             raise UserError(f"{where}: is not JSON ({error.msg} at column {error.colno}); mend the line") from error
         rows.append(check_row(data, where))
     if not rows:
-        raise UserError(f"{path}: has no prompts; add one JSON object a line, such as {{\"prompt\": \"a circle\"}}")
+        raise UserError(f'{path}: has no prompts; add one JSON object a line, such as {{"prompt": "a circle"}}')
     return rows
 
 
@@ -92,7 +92,7 @@ def _check_clauses(clauses: Any, field: str, where: str) -> None:
     for index, clause in enumerate(clauses):
         name = f"{field}[{index}]"
         if not isinstance(clause, dict):
-            raise UserError(f"{where}: field '{name}' is {_kind(clause)}; write {{\"class\": ..., \"count\": ...}}")
+            raise UserError(f'{where}: field \'{name}\' is {_kind(clause)}; write {{"class": ..., "count": ...}}')
         if not isinstance(clause.get("class"), str):
             raise UserError(f"{where}: field '{name}.class' is {_kind(clause.get('class'))}; write the object's name")
         count = clause.get("count")

@@ -53,7 +53,7 @@ VERL: dict[str, Callable[[Sample], Any]] = {
 
 
 def suggestion(word: str, known: list[str]) -> str:
-    """" (did you mean 'x'?)" or nothing."""
+    """ " (did you mean 'x'?)" or nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 

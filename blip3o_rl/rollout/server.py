@@ -15,7 +15,9 @@ import ray
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from blip3o_rl.errors import UserError
 from blip3o_rl.rollout.state_capture import capture_request, unpack_states
+from blip3o_rl.rollout.vllm_patches import use_v1_runner
 
 IMAGE_TOKENS = "image_tokens"
 STATES = "states"
@@ -23,6 +25,20 @@ STATES = "states"
 
 class Blip3oHttpServer(vLLMHttpServer):
     """verl's vLLM server with `image_tokens` requests; see the module's docstring."""
+
+    async def launch_server(self, *args: Any, **kwargs: Any) -> None:
+        """verl's `launch_server`, with the model runner that states can be captured from.
+
+        Raises:
+            UserError: the configuration asks for several engines in one replica, which a `collective_rpc` does not reach.
+        """
+        if self.config.data_parallel_size > 1:
+            raise UserError(
+                f"actor_rollout_ref.rollout.data_parallel_size={self.config.data_parallel_size}: must be 1; "
+                "verl makes more replicas where there are more GPUs"
+            )
+        use_v1_runner()
+        await super().launch_server(*args, **kwargs)
 
     def _get_worker_extension_cls(self) -> str:
         return "blip3o_rl.rollout.worker_extension.Blip3oWorkerExtension"
@@ -40,7 +56,12 @@ class Blip3oHttpServer(vLLMHttpServer):
         if count is None:
             return await super().generate(prompt_ids, params, request_id, **kwargs)
         await self._start_capture()
-        params |= {"max_tokens": count + 1, "ignore_eos": True, "extra_args": capture_request(request_id, count + 1)}
+        params |= {
+            "max_tokens": count + 1,
+            "ignore_eos": True,
+            "detokenize": False,
+            "extra_args": capture_request(request_id, count + 1),
+        }
         output = await super().generate(prompt_ids, params, request_id, **kwargs)
         if output.stop_reason == "aborted":
             await self.engine.collective_rpc("drop_states", args=(request_id,))

@@ -141,17 +141,15 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
         with _log_to(folder.logs / "driver.log"):
             render_service.start(checked.render)
             record = recorder.start(folder.path, expected, config.run.images_every)
-            runner = TaskRunnerV1.remote()  # type: ignore[attr-defined]
-            done = runner.run.remote(config)
         shown.phase("starting verl and vLLM")
 
-        def on_line(line: dict[str, Any]) -> None:
-            line |= ray.get(record.statistics.remote(line["step"]))
-            folder.append_metrics(line["step"], line)
-            shown.update(line)
+        def statistics(step: int) -> dict[str, float]:
+            return ray.get(record.statistics.remote(step))
 
-        with MetricsFollower(metrics_file, on_line=on_line):
-            _wait(done, record, folder)
+        with MetricsFollower(metrics_file, folder, shown.update, more=statistics):
+            runner: Any = TaskRunnerV1
+            task = runner.remote()
+            _wait(task.run.remote(config), record, folder)
     finally:
         with _log_to(folder.logs / "driver.log"):
             _keep_logs(folder)

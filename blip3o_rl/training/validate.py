@@ -68,6 +68,13 @@ def render_options(config: DictConfig, model: Path) -> RenderOptions:
 def _check_batches(config: DictConfig) -> None:
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     prompts, n = config.data.train_batch_size, rollout.n
+    for key, value in (
+        ("data.train_batch_size", prompts),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", actor.ppo_micro_batch_size_per_gpu),
+    ):
+        if value < 1:
+            raise UserError(f"{key}={value}: must be at least 1")
     if n < 2:
         raise UserError(f"actor_rollout_ref.rollout.n={n}: GRPO compares samples of one prompt; use at least 2")
     if prompts % actor.ppo_mini_batch_size:

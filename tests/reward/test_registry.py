@@ -13,7 +13,7 @@ from blip3o_rl.reward import registry
 from blip3o_rl.reward.api import Sample
 from blip3o_rl.reward.registry import build_rubric
 
-FILE = '''
+FILE = """
 import json
 from blip3o_rl.reward.api import Sample, Score
 
@@ -67,7 +67,7 @@ class Refuses:
         raise RuntimeError("weights are missing")
     def score(self, samples):
         return []
-'''
+"""
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Hydra configuration that every recipe stands on."""

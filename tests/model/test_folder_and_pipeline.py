@@ -1,0 +1,118 @@
+"""The model folder keeps what it is given, refuses what is incomplete; the pipeline is seeded and right in batches."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini import parts
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.pipeline import Blip3oPipeline
+from blip3o_rl.model.policy import image_logits
+
+PROMPTS = ["a photo of a red circle", "a photo of two squares"]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Blip3oPipeline:
+    torch.manual_seed(0)
+    tokenizer, layout = parts.make_tokenizer(PROMPTS)
+    renderer = parts.make_renderer(parts.make_vae())
+    return Blip3oPipeline(parts.make_policy(tokenizer, layout).eval(), tokenizer, renderer.eval())
+
+
+@pytest.fixture(scope="module")
+def saved(pipe: Blip3oPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder.save(
+        tmp_path_factory.mktemp("model"),
+        policy=pipe.policy,
+        tokenizer=pipe.tokenizer,
+        renderer=pipe.renderer,
+        image_tokenizer=parts.make_image_tokenizer(),
+        source="test",
+    )
+
+
+def test_a_folder_round_trips(pipe: Blip3oPipeline, saved: Path) -> None:
+    policy = model_folder.load_policy(saved)
+    assert all(torch.equal(value, policy.state_dict()[name]) for name, value in pipe.policy.state_dict().items())
+    renderer = model_folder.load_renderer(saved)
+    assert all(torch.equal(value, renderer.state_dict()[name]) for name, value in pipe.renderer.state_dict().items())
+    assert model_folder.load_layout(saved) == pipe.layout
+    again = Blip3oPipeline.from_pretrained(saved)
+    first, second = pipe(PROMPTS, [3, 4], scale=2, steps=2), again(PROMPTS, [3, 4], scale=2, steps=2)
+    assert torch.equal(first.tokens, second.tokens)
+    difference = np.abs(first.images.astype(int) - second.images)
+    assert difference.max() <= 1, "loaded weights lie elsewhere in memory, which may round the last bit"
+
+
+@pytest.mark.parametrize(
+    ("part", "match"),
+    [
+        ("model_index.json", "no complete model folder"),
+        ("policy/config.json", "policy/config.json: missing"),
+        ("renderer/vae/config.json", "vae/config.json: missing"),
+        ("renderer/connector/diffusion_pytorch_model.safetensors", "connector: no .safetensors file"),
+    ],
+)
+def test_a_missing_part_is_named(saved: Path, tmp_path: Path, part: str, match: str) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(saved, broken)
+    (broken / part).unlink()
+    with pytest.raises(UserError, match=match):
+        model_folder.check(broken)
+
+
+def test_same_seed_same_picture_other_seed_another(pipe: Blip3oPipeline) -> None:
+    a, b = pipe(PROMPTS[:1] * 2, [7, 8], scale=2, steps=2), pipe(PROMPTS[:1] * 2, [7, 8], scale=2, steps=2)
+    assert np.array_equal(a.images, b.images)
+    assert not torch.equal(a.tokens[0], a.tokens[1])
+
+
+def test_a_left_padded_batch_gives_the_states_of_single_prompts(pipe: Blip3oPipeline) -> None:
+    long = [PROMPTS[0], "a photo of a very long prompt " * 3]
+    together = pipe.sample(long, [1, 2], scale=2)
+    for row, prompt in enumerate(long):
+        alone = pipe.sample([prompt], [row + 1], scale=2)
+        assert torch.equal(alone[0][0], together[0][row])
+        torch.testing.assert_close(alone[1][0], together[1][row], atol=1e-4, rtol=0)
+
+
+def test_states_are_those_of_a_plain_forward_with_the_scale_token_first(pipe: Blip3oPipeline) -> None:
+    tokens, states = pipe.sample(PROMPTS[:1], [1], scale=2)
+    ids = torch.cat([pipe.encode(PROMPTS[:1], 2)[0], tokens], dim=1)
+    with torch.inference_mode():
+        expected = pipe.policy.model(ids).last_hidden_state[:, -82:]
+    torch.testing.assert_close(states, expected, atol=1e-4, rtol=0)
+
+
+def test_image_log_probs_equal_a_masked_full_softmax(pipe: Blip3oPipeline) -> None:
+    hidden = torch.randn(5, pipe.policy.config.hidden_size)
+    full = pipe.policy.lm_head(hidden)
+    masked = torch.full_like(full, float("-inf"))
+    image = slice(pipe.layout.image_ids.start, pipe.layout.image_ids.stop)
+    masked[:, image] = full[:, image]
+    found = image_logits(pipe.policy, hidden).log_softmax(-1)
+    torch.testing.assert_close(found, masked.log_softmax(-1)[:, image], atol=1e-5, rtol=0)
+
+
+def test_the_trainers_forward_returns_those_logits(pipe: Blip3oPipeline) -> None:
+    ids = pipe.encode(PROMPTS[:1], 2)[0]
+    full = pipe.policy(ids).logits
+    pipe.policy.image_vocabulary_only = True
+    try:
+        found = pipe.policy(ids).logits
+    finally:
+        del pipe.policy.image_vocabulary_only
+    image = slice(pipe.layout.image_ids.start, pipe.layout.image_ids.stop)
+    torch.testing.assert_close(found, full[..., image], atol=1e-5, rtol=0)
+
+
+def test_prompts_without_seeds_are_refused(pipe: Blip3oPipeline) -> None:
+    with pytest.raises(UserError, match="2 prompts and 1 seeds"):
+        pipe(PROMPTS, [1])

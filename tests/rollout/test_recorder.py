@@ -1,0 +1,62 @@
+"""What is written down about a step's rollouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.rollout.recorder import Recorder, Rollout, step_statistics
+
+
+def rollout(number: int, score: float, group: str = "g", failed: bool = False) -> Rollout:
+    image = np.full((64, 64, 3), 40 * number, np.uint8)
+    return Rollout(
+        f"000005-{number}", 5, group, "a circle", score, failed, "", 1, {"geneval": score}, [number % 2], image
+    )
+
+
+def test_a_failed_sample_is_counted_and_enters_no_mean() -> None:
+    rows = [rollout(0, 0.2), rollout(1, 0.6), rollout(2, float("nan"), failed=True)]
+    found = step_statistics(rows)
+    assert found["rollout/score"] == pytest.approx(0.4)
+    assert found["rollout/failed"] == pytest.approx(1 / 3)
+    assert found["reward/geneval"] == pytest.approx(0.4)
+    assert found["rollout/distinct"] == pytest.approx(2 / 3)
+
+
+def test_groups_without_a_difference_are_seen() -> None:
+    rows = [rollout(0, 0.5, "a"), rollout(1, 0.5, "a"), rollout(2, 0.1, "b"), rollout(3, 0.5, "b")]
+    assert step_statistics(rows)["rollout/flat_groups"] == 0.5
+
+
+def test_a_complete_step_is_written_once(tmp_path: Path) -> None:
+    folder = RunFolder.create("test", path=tmp_path / "run")
+    recorder = Recorder(str(folder.path), expected=2, images_every=5)
+    recorder.record(rollout(0, 0.2))
+    assert recorder.statistics(5) == {}
+    assert not folder.rollout_file(5).exists()
+    recorder.record(rollout(1, 0.6))
+    lines = [json.loads(line) for line in folder.rollout_file(5).read_text().splitlines()]
+    assert [line["score"] for line in lines] == [0.2, 0.6]
+    assert "image" not in lines[0]
+    assert folder.grid(5).is_file()
+    assert recorder.statistics(5)["rollout/score"] == pytest.approx(0.4)
+    assert list(folder.tensorboard.glob("*.rollouts"))
+
+
+def test_a_failed_samples_picture_and_reason_are_kept(tmp_path: Path) -> None:
+    folder = RunFolder.create("test", path=tmp_path / "run")
+    recorder = Recorder(str(folder.path), expected=8, images_every=1)
+    bad = rollout(3, float("nan"), failed=True)
+    bad.reason = "mine: returned nan"
+    recorder.record(bad)
+    assert (folder.failed / f"{bad.id}.png").is_file()
+    assert "returned nan" in (folder.failed / f"{bad.id}.txt").read_text()
+    assert recorder.failure() is None
+    recorder.fail("first", bad)
+    recorder.fail("second")
+    assert recorder.failure() == "first"

@@ -1,0 +1,46 @@
+"""The render service's noise and batches, without a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini import parts
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.rollout.render_service import RenderOptions, RenderService, noise_seed
+
+
+def test_a_group_shares_its_noise_and_nothing_else_does() -> None:
+    of_group = {noise_seed(1, 5, "a circle", sample, "group") for sample in range(8)}
+    assert len(of_group) == 1
+    assert len({noise_seed(1, 5, "a circle", sample, "sample") for sample in range(8)}) == 8
+    others = [noise_seed(2, 5, "a circle", 0, "group"), noise_seed(1, 6, "a circle", 0, "group")]
+    others.append(noise_seed(1, 5, "a square", 0, "group"))
+    assert len({*of_group, *others}) == 4
+    assert all(0 <= seed < 2**63 for seed in others)
+
+
+@pytest.mark.parametrize("wrong", [{"noise": "none"}, {"steps": 0}, {"dtype": "float99"}, {"max_batch_size": 0}])
+def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="render"):
+        RenderOptions(folder="mini", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_batch_of_mixed_lengths_is_drawn_like_single_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer, layout = parts.make_tokenizer(["a circle"])
+    renderer = parts.make_renderer(parts.make_vae()).eval()
+    model_folder.save(
+        tmp_path, policy=parts.make_policy(tokenizer, layout), tokenizer=tokenizer, renderer=renderer, source="test"
+    )
+    service = RenderService.func_or_class(RenderOptions(folder=str(tmp_path), steps=2, dtype="float32"))
+    hidden = renderer.connector.config.in_features
+    states = [np.random.default_rng(i).normal(size=(n, hidden)).astype(np.float32) for i, n in enumerate((82, 170, 82))]
+    together = service.render_batch(states, [1, 2, 3])
+    for row, (one, seed) in enumerate(zip(states, [1, 2, 3], strict=True)):
+        alone = renderer.render(torch.from_numpy(one)[None], [seed], 2, 2.0)[0]
+        assert np.abs(together[row].astype(int) - alone).max() <= 1

@@ -1,0 +1,53 @@
+"""Only a checkpoint that was written to the end is ever used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.training import checkpoints
+from blip3o_rl.training.export import export
+
+
+def make(checkpoints_folder: Path, step: int, complete: bool) -> Path:
+    folder = checkpoints_folder / f"global_step_{step}"
+    (folder / "actor").mkdir(parents=True)
+    if complete:
+        checkpoints.mark_complete(folder, step)
+    return folder
+
+
+def test_the_newest_complete_one_is_taken_by_number(tmp_path: Path) -> None:
+    make(tmp_path, 5, True)
+    newest = make(tmp_path, 10, True)
+    make(tmp_path, 15, False)
+    assert checkpoints.latest(tmp_path) == newest
+
+
+def test_a_folder_whose_weights_verl_deleted_does_not_count(tmp_path: Path) -> None:
+    kept = make(tmp_path, 5, True)
+    gone = make(tmp_path, 10, True)
+    (gone / "actor").rmdir()
+    assert checkpoints.latest(tmp_path) == kept
+
+
+def test_a_marker_being_written_does_not_count(tmp_path: Path) -> None:
+    folder = make(tmp_path, 5, False)
+    (folder / (checkpoints.MARKER + ".part")).write_text("{")
+    assert checkpoints.latest(tmp_path) is None
+
+
+def test_a_half_written_checkpoint_is_not_exported(tmp_path: Path) -> None:
+    make(tmp_path / "run" / "checkpoints", 5, False)
+    for given in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "global_step_5"):
+        with pytest.raises(UserError, match="no complete checkpoint"):
+            export(given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_verls_hook_marks_what_it_saved(tmp_path: Path) -> None:
+    folder = make(tmp_path, 7, False)
+    checkpoints.MarkComplete().on_save(trainer=None, global_step=7, checkpoint_dir=str(folder))
+    assert checkpoints.latest(tmp_path) == folder
