@@ -66,7 +66,7 @@ class Blip3oAgentLoop(AgentLoopBase):
         )
         clock.lap("sample")
         states = output.extra_fields.pop(STATES)
-        image, render_seconds = await render_service.handle().remote(states, seed)
+        image, render_seconds = await render_service.handle(self.config.run.folder).remote(states, seed)
         clock.lap("render_wait")
         sample = Sample(
             id=f"{step:06d}-{info['index']:05d}-{index:02d}",

@@ -15,6 +15,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,13 @@ class RenderService:
         return np.stack(images)
 
 
-def start(options: RenderOptions) -> None:
-    """Starts the deployment in the running Ray cluster and waits until its replicas are ready."""
+def app_name(run_folder: str) -> str:
+    """Name of a run's own Serve application: several runs may share a cluster."""
+    return f"{APP}-{Path(run_folder).name}"
+
+
+def start(run_folder: str, options: RenderOptions) -> None:
+    """Starts a run's deployment in the running Ray cluster and waits until its replicas are ready."""
     deployment: Any = RenderService
     deployment = deployment.options(
         num_replicas=options.replicas,
@@ -116,10 +122,10 @@ def start(options: RenderOptions) -> None:
         ray_actor_options={"num_cpus": 0, "num_gpus": options.gpus_per_replica},
     )
     serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
-    serve.run(deployment.bind(options), name=APP, route_prefix=None)
+    serve.run(deployment.bind(options), name=app_name(run_folder), route_prefix=None)
 
 
 @lru_cache(maxsize=1)
-def handle() -> Any:
-    """A handle to the running deployment, for callers inside the same cluster."""
-    return serve.get_app_handle(APP)
+def handle(run_folder: str) -> Any:
+    """A handle to a run's deployment, for callers inside the same cluster."""
+    return serve.get_app_handle(app_name(run_folder))

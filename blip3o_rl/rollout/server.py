@@ -30,7 +30,7 @@ class Blip3oHttpServer(vLLMHttpServer):
         """verl's `launch_server`, with the model runner that states can be captured from.
 
         Raises:
-            UserError: the configuration asks for several engines in one replica, which a `collective_rpc` does not reach.
+            UserError: the configuration asks for several engines in one replica; a `collective_rpc` reaches one only.
         """
         if self.config.data_parallel_size > 1:
             raise UserError(

@@ -139,7 +139,7 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
         shown.phase("starting the renderer")
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         with _log_to(folder.logs / "driver.log"):
-            render_service.start(checked.render)
+            render_service.start(config.run.folder, checked.render)
             record = recorder.start(folder.path, expected, config.run.images_every)
         shown.phase("starting verl and vLLM")
 
@@ -156,7 +156,7 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
             if own_cluster:
                 ray.shutdown()
             else:
-                _stop_services()
+                _stop_services(folder)
 
 
 def _connect(config: DictConfig, folder: RunFolder, metrics_file: Path) -> bool:
@@ -221,14 +221,14 @@ def _wait(done: Any, record: Any, folder: RunFolder) -> None:
             return
 
 
-def _stop_services() -> None:
+def _stop_services(folder: RunFolder) -> None:
     """In a cluster that is not ours: take down what this run started and leave the rest."""
     import ray
     from ray import serve
 
     from blip3o_rl.rollout import recorder, render_service
 
-    serve.delete(render_service.APP)
+    serve.delete(render_service.app_name(str(folder.path)))
     ray.kill(recorder.handle())
 
 

@@ -138,12 +138,7 @@ class SceneDetector:
         )
         impurity = float(deviation[region > 0].mean())
         strangeness = float(np.linalg.norm(PALETTE - colour, axis=1).min())
-        score = (
-            _ramp(form, FORM)
-            * _ramp(margin, MARGIN)
-            * _ramp(strangeness, COLOUR)
-            * _ramp(impurity, PURITY)
-        )
+        score = _ramp(form, FORM) * _ramp(margin, MARGIN) * _ramp(strangeness, COLOUR) * _ramp(impurity, PURITY)
         rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         mask = np.zeros((height, width), bool)
         mask[top:bottom, left:right] = solid

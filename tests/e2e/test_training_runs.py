@@ -1,0 +1,203 @@
+"""Whole runs with real verl, vLLM, Ray and Ray Serve on the packaged model, started as a user starts them.
+
+About two minutes each on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import checkpoints
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SMALL = [
+    "data.train_batch_size=2",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+    "render.steps=2",
+    "run.eval_prompts=4",
+    "run.eval_images=1",
+]
+REWARDS = '''
+import numpy as np
+
+def brightness(image):
+    """Mean brightness, 0..1."""
+    return float(image.mean() / 255)
+
+def flaky(sample):
+    """Fails for the first sample of every group."""
+    if sample.id.endswith("-00"):
+        raise RuntimeError("the judge is out")
+    return 0.5
+
+def breaks_on_pictures(image):
+    """Good for the blank picture of the self-check, not for a real one."""
+    return float("nan") if image.std() > 0 else 0.5
+'''
+
+
+def environment() -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return env | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
+
+
+def run(*words: str, timeout: float = 420, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "blip3o-rl"), *words],
+        cwd=REPOSITORY,
+        env=environment() | changes,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def rewards(tmp_path: Path) -> Path:
+    file = tmp_path / "my_rewards.py"
+    file.write_text(REWARDS)
+    return file
+
+
+@pytest.fixture
+def cluster() -> Iterator[dict[str, str]]:
+    """A cluster as a user starts one, with its dashboard for jobs."""
+    env = environment() | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    start = ["ray", "start", "--head", "--num-gpus=1", "--port=6399", "--dashboard-port=8299"]
+    subprocess.run([str(BIN / start[0]), *start[1:]], env=env, check=True, capture_output=True, timeout=120)
+    try:
+        yield env | {"RAY_ADDRESS": "http://127.0.0.1:8299"}
+    finally:
+        subprocess.run([str(BIN / "ray"), "stop", "--force"], env=env, check=True, capture_output=True, timeout=120)
+
+
+def test_a_job_on_a_running_cluster(cluster: dict[str, str], rewards: Path, tmp_path: Path) -> None:
+    """`ray job submit`: two steps, two weight syncs, two rewards, one of which skips samples."""
+    target = tmp_path / "run"
+    job = [
+        *("ray", "job", "submit", "--working-dir", ".", "--", "blip3o-rl", "train", "recipes/shapes", *SMALL),
+        f"run.folder={target}",
+        "trainer.total_training_steps=2",
+        "run.images_every=1",
+        f"reward.rewards.mine.path={rewards}:brightness",
+        "reward.rewards.mine.weight=0.3",
+        f"reward.rewards.flaky.path={rewards}:flaky",
+        "reward.rewards.flaky.weight=0.1",
+        "reward.rewards.flaky.on_error=skip_sample",
+    ]
+    done = subprocess.run(
+        [str(BIN / job[0]), *job[1:]], cwd=REPOSITORY, env=cluster, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+    folder = RunFolder.open(target)
+    lines = folder.read_metrics()
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["training/rollout_probs_diff_max"] < 1e-3, "sampler and trainer disagree after a weight sync"
+        assert line["rollout/failed"] == pytest.approx(0.25)
+        assert 0 < line["reward/mine"] < 1
+    check_rollouts(folder, failed_per_group=1)
+    assert [step for step, _ in folder.grids()] == [1, 2]
+    assert list(folder.failed.glob("*-00.png"))
+    assert list(folder.tensorboard.glob("events*"))
+    assert list(folder.logs.glob("worker-*"))
+    assert yaml.safe_load(folder.config.read_text())["reward"]["rewards"]["mine"]["weight"] == 0.3
+    for name in ("eval_before.json", "eval_after.json", "summary.json"):
+        json.loads((folder.path / name).read_text())
+    trained = model_folder.load_policy(folder.path / "model").state_dict()
+    before = model_folder.load_policy("mini").state_dict()
+    assert any(not trained[name].equal(before[name]) for name in before)
+
+    exported = tmp_path / "exported"
+    assert run("export", str(target), str(exported)).returncode == 0
+    assert model_folder.check(exported, ("policy", "renderer", "image_tokenizer"))
+
+
+def check_rollouts(folder: RunFolder, failed_per_group: int) -> None:
+    """Every rollout of the first step is recorded; the samples of a group share their noise and differ in tokens."""
+    rows = [json.loads(line) for line in folder.rollout_file(1).read_text().splitlines()]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    assert len(groups) == 2
+    for group in groups.values():
+        assert len(group) == 4
+        assert len({row["seed"] for row in group}) == 1
+        assert len({tuple(row["tokens"]) for row in group}) == 4
+        assert all(len(row["tokens"]) == 81 for row in group)
+        assert sum(row["failed"] for row in group) == failed_per_group
+
+
+def test_a_killed_run_of_729_tokens_resumes(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a step; `--resume` goes on from the last complete checkpoint to the last step."""
+    target = tmp_path / "run"
+    words = [
+        *("train", "recipes/shapes", *SMALL, f"run.folder={target}", "model.scale=0", "run.evaluate=false"),
+        *("trainer.total_training_steps=3", "trainer.save_freq=1"),
+    ]
+    with (tmp_path / "output.txt").open("w") as output:
+        process = subprocess.Popen(
+            [str(BIN / "blip3o-rl"), *words], cwd=REPOSITORY, env=environment(), stdout=output, stderr=output
+        )
+        try:
+            wait_for(lambda: checkpoints.latest(target / "checkpoints") is not None, process, tmp_path / "output.txt")
+            time.sleep(1)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    reached = checkpoints.latest(target / "checkpoints")
+    assert reached is not None
+    assert checkpoints.step_of(reached) < 3  # type: ignore[operator]
+    half_written = target / "checkpoints" / "global_step_99"
+    (half_written / "actor").mkdir(parents=True)
+
+    done = run("train", "--resume", str(target))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert [line["step"] for line in RunFolder.open(target).read_metrics()] == [1, 2, 3]
+    newest = checkpoints.latest(target / "checkpoints")
+    assert newest is not None
+    assert checkpoints.step_of(newest) == 3
+    assert model_folder.check(target / "model")
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], output: Path, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, output.read_text()[-3000:]
+        assert time.monotonic() < end, output.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def test_a_reward_that_says_stop_ends_the_run_loudly(rewards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    done = run(
+        *("train", "recipes/shapes", *SMALL, f"run.folder={target}", "run.evaluate=false"),
+        f"reward.rewards.mine.path={rewards}:breaks_on_pictures",
+        "reward.rewards.mine.on_error=stop",
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "mine" in errors[0]
+    assert "nan" in errors[0]
+    assert str(target) in errors[0]
+    assert list((target / "failed").glob("*.png"))
+    assert RunFolder.open(target).read_metrics() == []
