@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from blip3o_rl.errors import UserError
@@ -29,6 +30,9 @@ from blip3o_rl.model.policy import image_logits
 from blip3o_rl.model.renderer import TIMESTEPS, Renderer
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.training.loop import fit, generator_for
+
+PLACE_WAVES = (1.0, 2.0, 4.0, 6.0, 8.0)
+"""Half periods over the picture's side of the waves that `place_loss` asks for."""
 
 
 @dataclass
@@ -54,6 +58,10 @@ class SFTConfig:
     renderer_lr: float = 5e-5
     diffusion_weight: float = 1.0
     condition_drop: float = 0.1
+    place_weight: float = 0.0
+    """Weight of `place_loss`, for a policy that starts from nothing; a trained one does not need it."""
+    high_noise: float = 0.0
+    """Part of the noise levels drawn from the upper 30 %, where only the condition tells what is where."""
     noise_draws: int = 1
     """Noise levels drawn per picture and step; the policy's states are shared by them."""
     trainable: str = "caption"
@@ -105,7 +113,13 @@ def token_loss(policy: Any, states: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def diffusion_loss(
-    renderer: Renderer, states: torch.Tensor, latents: torch.Tensor, generator: torch.Generator, draws: int, drop: float
+    renderer: Renderer,
+    states: torch.Tensor,
+    latents: torch.Tensor,
+    generator: torch.Generator,
+    draws: int,
+    drop: float,
+    high_noise: float = 0.0,
 ) -> torch.Tensor:
     """Flow-matching loss: mean squared error of the velocity noise - x0 at x = (1 - sigma) x0 + sigma noise.
 
@@ -115,26 +129,59 @@ def diffusion_loss(
         generator: draws the dropped pictures, the noise and the levels sigma in {0.001, ..., 1}, on the CPU.
         draws: noise levels per picture.
         drop: probability of zeroing a picture's states before the connector.
+        high_noise: part of the levels drawn from the upper 30 % instead.
     """
     count = len(states)
     keep = torch.rand(count, generator=generator) >= drop
     condition = renderer.connector(states * keep.to(states)[:, None, None])
     x0 = latents.float().repeat(draws, 1, 1, 1)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
-    levels = torch.randint(1, TIMESTEPS + 1, (count * draws,), generator=generator).to(x0.device) / TIMESTEPS
+    lowest = torch.where(torch.rand(count * draws, generator=generator) < high_noise, 0.7, 0.0)
+    uniform = lowest + (1 - lowest) * torch.rand(count * draws, generator=generator)
+    levels = ((uniform * TIMESTEPS).floor() + 1).to(x0.device) / TIMESTEPS
     sigma = levels[:, None, None, None]
     predicted = renderer.predict((1 - sigma) * x0 + sigma * noise, levels, condition.repeat(draws, 1, 1))
     return F.mse_loss(predicted, noise - x0)
 
 
+def place_targets(n: int) -> torch.Tensor:
+    """Sines and cosines of row and column of the n cells of a square grid, [n, 4 * len(PLACE_WAVES)]."""
+    side = round(n**0.5)
+    centres = (torch.arange(side) + 0.5) / side
+    angles = centres[:, None] * torch.pi * torch.tensor(PLACE_WAVES)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=2).flatten(0, 1)
+
+
+def place_loss(head: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """Makes each image token's state say where in the picture it is: mean squared error of `head(state)`.
+
+    The renderer's cross-attention has no order of its own, so it can only find a token's place in its state. A policy
+    that starts from nothing learns that late without help.
+    """
+    found = head(states[:, 1:]).float()
+    return F.mse_loss(found, place_targets(found.shape[1]).to(found.device).expand_as(found))
+
+
 def sft_loss(
-    policy: Any, renderer: Renderer, batch: Batch, config: SFTConfig, generator: torch.Generator
+    policy: Any,
+    renderer: Renderer,
+    batch: Batch,
+    config: SFTConfig,
+    generator: torch.Generator,
+    place: nn.Linear | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Both losses of a batch, and their weighted sum as `loss`."""
+    """The losses of a batch, and their weighted sum as `loss`; `place` is the head of the auxiliary loss, if on."""
     states = image_states(policy, batch)
     tokens = token_loss(policy, states, batch)
-    flow = diffusion_loss(renderer, states, batch.latents, generator, config.noise_draws, config.condition_drop)
-    return {"loss": tokens + config.diffusion_weight * flow, "tokens": tokens, "flow": flow}
+    flow = diffusion_loss(
+        renderer, states, batch.latents, generator, config.noise_draws, config.condition_drop, config.high_noise
+    )
+    losses = {"loss": tokens + config.diffusion_weight * flow, "tokens": tokens, "flow": flow}
+    if place is not None:
+        losses["place"] = place_loss(place, states)
+        losses["loss"] = losses["loss"] + config.place_weight * losses["place"]
+    return losses
 
 
 def trainable_parameters(renderer: Renderer, trainable: str) -> list[torch.nn.Parameter]:
@@ -169,13 +216,17 @@ def train(
         {"params": list(policy.parameters()), "lr": config.policy_lr},
         {"params": trainable_parameters(renderer, config.trainable), "lr": config.renderer_lr},
     ]
+    modules = {"policy": policy, "connector": renderer.connector, "transformer": renderer.transformer}
+    place = None
+    if config.place_weight:
+        place = modules["place"] = nn.Linear(policy.config.hidden_size, 4 * len(PLACE_WAVES)).to(policy.device)
+        groups.append({"params": list(place.parameters()), "lr": config.policy_lr})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
     def step_loss(step: int) -> dict[str, torch.Tensor]:
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bfloat16):
-            return sft_loss(policy, renderer, next_batch(step), config, generator_for(config.seed, step))
+            return sft_loss(policy, renderer, next_batch(step), config, generator_for(config.seed, step), place)
 
-    modules = {"policy": policy, "connector": renderer.connector, "transformer": renderer.transformer}
     return fit(
         folder,
         modules,
