@@ -62,6 +62,8 @@ class SFTConfig:
     """Weight of `place_loss`, for a policy that starts from nothing; a trained one does not need it."""
     high_noise: float = 0.0
     """Part of the noise levels drawn from the upper 30 %, where only the condition tells what is where."""
+    align_steps: int = 0
+    """First steps in which all levels come from the upper 15 %: the network can only learn to read the tokens."""
     noise_draws: int = 1
     """Noise levels drawn per picture and step; the policy's states are shared by them."""
     trainable: str = "caption"
@@ -119,7 +121,7 @@ def diffusion_loss(
     generator: torch.Generator,
     draws: int,
     drop: float,
-    high_noise: float = 0.0,
+    high_noise: tuple[float, float] = (0.0, 0.0),
 ) -> torch.Tensor:
     """Flow-matching loss: mean squared error of the velocity noise - x0 at x = (1 - sigma) x0 + sigma noise.
 
@@ -129,14 +131,15 @@ def diffusion_loss(
         generator: draws the dropped pictures, the noise and the levels sigma in {0.001, ..., 1}, on the CPU.
         draws: noise levels per picture.
         drop: probability of zeroing a picture's states before the connector.
-        high_noise: part of the levels drawn from the upper 30 % instead.
+        high_noise: (part, bound): this part of the levels is drawn from [bound, 1] instead.
     """
     count = len(states)
     keep = torch.rand(count, generator=generator) >= drop
     condition = renderer.connector(states * keep.to(states)[:, None, None])
     x0 = latents.float().repeat(draws, 1, 1, 1)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
-    lowest = torch.where(torch.rand(count * draws, generator=generator) < high_noise, 0.7, 0.0)
+    part, bound = high_noise
+    lowest = torch.where(torch.rand(count * draws, generator=generator) < part, bound, 0.0)
     uniform = lowest + (1 - lowest) * torch.rand(count * draws, generator=generator)
     levels = ((uniform * TIMESTEPS).floor() + 1).to(x0.device) / TIMESTEPS
     sigma = levels[:, None, None, None]
@@ -170,12 +173,14 @@ def sft_loss(
     config: SFTConfig,
     generator: torch.Generator,
     place: nn.Linear | None = None,
+    aligning: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The losses of a batch, and their weighted sum as `loss`; `place` is the head of the auxiliary loss, if on."""
+    high_noise = (1.0, 0.85) if aligning else (config.high_noise, 0.7)
     states = image_states(policy, batch)
     tokens = token_loss(policy, states, batch)
     flow = diffusion_loss(
-        renderer, states, batch.latents, generator, config.noise_draws, config.condition_drop, config.high_noise
+        renderer, states, batch.latents, generator, config.noise_draws, config.condition_drop, high_noise
     )
     losses = {"loss": tokens + config.diffusion_weight * flow, "tokens": tokens, "flow": flow}
     if place is not None:
@@ -225,7 +230,8 @@ def train(
 
     def step_loss(step: int) -> dict[str, torch.Tensor]:
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=config.bfloat16):
-            return sft_loss(policy, renderer, next_batch(step), config, generator_for(config.seed, step), place)
+            generator, aligning = generator_for(config.seed, step), step < config.align_steps
+            return sft_loss(policy, renderer, next_batch(step), config, generator, place, aligning)
 
     return fit(
         folder,

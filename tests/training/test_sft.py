@@ -94,6 +94,43 @@ def test_levels_are_uniform_over_the_whole_range(monkeypatch: pytest.MonkeyPatch
     assert float(seen[0].mean()) == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize(("part", "bound"), [(1.0, 0.85), (0.5, 0.7)])
+def test_high_noise_levels(part: float, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, seen = tiny_renderer(), []
+
+    def predict(x: torch.Tensor, sigma: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        seen.append(sigma)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(renderer, "predict", predict)
+    latents, states = torch.zeros(2000, 8, 1, 1), torch.zeros(2000, 1, 32)
+    generator = torch.Generator().manual_seed(0)
+    sft.diffusion_loss(renderer, states, latents, generator, draws=1, drop=0.0, high_noise=(part, bound))
+    assert float((seen[0] > bound).float().mean()) == pytest.approx(part + (1 - part) * (1 - bound), abs=0.04)
+    assert float(seen[0].max()) <= 1
+
+
+def test_place_loss_tells_cells_apart() -> None:
+    """A state that is the target itself is read by the identity; the states of moved cells are not."""
+    targets = sft.place_targets(81)
+    assert targets.shape == (81, 20)
+    assert float(torch.pdist(targets).min()) > 0.3
+    head = torch.nn.Linear(20, 20, bias=False)
+    torch.nn.init.eye_(head.weight)
+    right = torch.cat([torch.zeros(1, 20), targets])[None]
+    assert float(sft.place_loss(head, right)) == pytest.approx(0, abs=1e-9)
+    assert float(sft.place_loss(head, right.roll(1, dims=1))) > 0.1
+
+
+def test_place_loss_is_part_of_the_sum() -> None:
+    policy, renderer, batch = tiny_policy(), tiny_renderer(), tiny_batch()
+    config = SFTConfig(steps=1, place_weight=2.0)
+    head = torch.nn.Linear(32, 20)
+    losses = sft.sft_loss(policy, renderer, batch, config, torch.Generator().manual_seed(0), head)
+    assert float(losses["loss"]) == pytest.approx(float(losses["tokens"] + losses["flow"] + 2 * losses["place"]))
+    assert "place" not in sft.sft_loss(policy, renderer, batch, config, torch.Generator().manual_seed(0))
+
+
 def test_dropped_pictures_get_the_null_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer, seen = tiny_renderer(), []
 
@@ -129,7 +166,14 @@ def test_what_is_trainable() -> None:
 
 def test_losses_fall_and_resuming_changes_nothing(tmp_path: Path) -> None:
     config = SFTConfig(
-        steps=6, policy_lr=1e-3, renderer_lr=1e-3, trainable="all", warmup=2, save_every=3, bfloat16=False
+        steps=6,
+        policy_lr=1e-3,
+        renderer_lr=1e-3,
+        trainable="all",
+        warmup=2,
+        save_every=3,
+        bfloat16=False,
+        place_weight=0.1,
     )
 
     def run(folder: Path, stop_at: int | None) -> tuple[Blip3oNextForCausalLM, Renderer, list[dict[str, float]]]:
