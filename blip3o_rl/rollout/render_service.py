@@ -28,6 +28,8 @@ from blip3o_rl.rollout.state_capture import states_tensor
 
 APP = "blip3o-renderer"
 NOISE = ("group", "sample")
+SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+"""Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class RenderOptions:
     guidance: float = 2.0
     noise: str = "group"
     dtype: str = "bfloat16"
+    device: str = "cpu"
     replicas: int = 1
     gpus_per_replica: float = 0.0
     max_batch_size: int = 16
@@ -67,9 +70,8 @@ class RenderService:
     def __init__(self, options: RenderOptions):
         if options.threads:
             torch.set_num_threads(options.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.steps, self.guidance = options.steps, options.guidance
-        self.renderer = model_folder.load_renderer(options.folder, getattr(torch, options.dtype), device)
+        self.renderer = model_folder.load_renderer(options.folder, getattr(torch, options.dtype), options.device)
         self._draw.set_max_batch_size(options.max_batch_size)
         self._draw.set_batch_wait_timeout_s(options.batch_wait_s)
 
@@ -119,7 +121,11 @@ def start(run_folder: str, options: RenderOptions) -> None:
     deployment = deployment.options(
         num_replicas=options.replicas,
         max_ongoing_requests=4 * options.max_batch_size,
-        ray_actor_options={"num_cpus": 0, "num_gpus": options.gpus_per_replica},
+        ray_actor_options={
+            "num_cpus": 0,
+            "num_gpus": options.gpus_per_replica,
+            "runtime_env": {"env_vars": {} if options.gpus_per_replica else SEE_ALL_GPUS},
+        },
     )
     serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
     serve.run(deployment.bind(options), name=app_name(run_folder), route_prefix=None)

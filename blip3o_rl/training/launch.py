@@ -238,7 +238,7 @@ def _keep_logs(folder: RunFolder) -> None:
 
     node: Any = ray._private.worker._global_node
     session = Path(node.get_logs_dir_path())
-    for file in session.glob("worker-*"):
+    for file in session.glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*"):
         if file.stat().st_size:
             shutil.copy2(file, folder.logs / file.name)
     for file in (session / "serve").glob("*"):
