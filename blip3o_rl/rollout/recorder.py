@@ -68,6 +68,8 @@ class Recorder:
         rows.append(rollout)
         if rollout.failed:
             self._keep_failed(rollout)
+        if len(rows) == self.expected and all(row.failed for row in rows):
+            self.fail(f"every sample of step {rollout.step} failed: {rollout.reason}")
         if len(rows) == self.expected:
             self._write(rollout.step, self._steps.pop(rollout.step))
 

@@ -28,6 +28,7 @@ from blip3o_rl.rollout.state_capture import states_tensor
 
 APP = "blip3o-renderer"
 NOISE = ("group", "sample")
+AUTO = "auto"
 SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
 
@@ -40,7 +41,7 @@ class RenderOptions:
     steps: int = 30
     guidance: float = 2.0
     noise: str = "group"
-    dtype: str = "bfloat16"
+    dtype: str = AUTO
     device: str = "cpu"
     replicas: int = 1
     gpus_per_replica: float = 0.0
@@ -53,8 +54,16 @@ class RenderOptions:
             raise UserError(f"render.noise={self.noise}: must be one of {', '.join(NOISE)}")
         if self.steps < 1 or self.max_batch_size < 1 or self.replicas < 1:
             raise UserError("render.steps, render.max_batch_size and render.replicas must be at least 1")
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise UserError(f"render.dtype={self.dtype}: no torch dtype; use float32, bfloat16 or float16")
+        if self.dtype != AUTO and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise UserError(f"render.dtype={self.dtype}: no torch dtype; use auto, float32, bfloat16 or float16")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`auto` is bfloat16 on a GPU and on a CPU that multiplies it natively, where it is about twice as fast."""
+        if self.dtype != AUTO:
+            return getattr(torch, self.dtype)
+        native = self.device != "cpu" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
 
 
 def noise_seed(run_seed: int, step: int, prompt: str, sample: int, noise: str) -> int:
@@ -71,7 +80,7 @@ class RenderService:
         if options.threads:
             torch.set_num_threads(options.threads)
         self.steps, self.guidance = options.steps, options.guidance
-        self.renderer = model_folder.load_renderer(options.folder, getattr(torch, options.dtype), options.device)
+        self.renderer = model_folder.load_renderer(options.folder, options.torch_dtype, options.device)
         self._draw.set_max_batch_size(options.max_batch_size)
         self._draw.set_batch_wait_timeout_s(options.batch_wait_s)
 

@@ -31,6 +31,10 @@ from blip3o_rl.training.compose import compose_recipe
 from blip3o_rl.training.export import export
 
 POLL_S = 0.5
+RUNS = Path("runs")
+JOB_RUNS = Path.home() / "blip3o-rl-runs"
+"""Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
+RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 EVAL_SEED = 20_000
 
 
@@ -84,7 +88,8 @@ def launch(recipe: str, overrides: list[str]) -> RunResult:
 def _run_folder(config: DictConfig) -> RunFolder:
     """A new run folder, or the one to resume, cut back to its last complete checkpoint."""
     if not config.run.resume:
-        return RunFolder.create(config.run.recipe, path=config.run.folder)
+        in_job = RAY_JOB_CONFIG in os.environ
+        return RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else RUNS, path=config.run.folder)
     if config.run.folder is None:
         raise UserError("run.resume=true: needs run.folder, the run to continue")
     folder = RunFolder.open(config.run.folder)
@@ -107,10 +112,16 @@ def _complete(config: DictConfig, checked: validate.Checked, folder: RunFolder) 
     config.actor_rollout_ref.model.path = str(checked.model / "policy")
     config.data.train_files = str(folder.path / "data" / "train.parquet")
     config.data.val_files = str(folder.path / "data" / "held_out.parquet")
+    for entry in config.reward.rewards.values():
+        if entry.get("path") is not None:
+            file, _, function = str(entry.path).rpartition(":")
+            entry.path = f"{Path(file).expanduser().resolve()}:{function}"
     config.data.max_response_length = tokens
     config.actor_rollout_ref.rollout.max_model_len = config.data.max_prompt_length + tokens + 1
     loops = resources.files("blip3o_rl.training.config") / "agent_loops.yaml"
     config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(loops)
+    if config.algorithm.filter_groups is not None and config.algorithm.filter_groups.enable:
+        config.trainer.v1.sampler.custom_sampler.path = None
     config.trainer.default_local_dir = str(folder.checkpoints)
     newest = checkpoints.latest(folder.checkpoints)
     config.trainer.resume_mode = "disable" if newest is None else "resume_path"

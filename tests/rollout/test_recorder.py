@@ -60,3 +60,12 @@ def test_a_failed_samples_picture_and_reason_are_kept(tmp_path: Path) -> None:
     recorder.fail("first", bad)
     recorder.fail("second")
     assert recorder.failure() == "first"
+
+
+def test_a_step_in_which_every_sample_failed_ends_the_run(tmp_path: Path) -> None:
+    recorder = Recorder(str(RunFolder.create("test", path=tmp_path / "run").path), expected=2, images_every=1)
+    for number in range(2):
+        bad = rollout(number, float("nan"), failed=True)
+        bad.reason = "the judge is out"
+        recorder.record(bad)
+    assert recorder.failure() == "every sample of step 5 failed: the judge is out"
