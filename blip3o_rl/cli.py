@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,6 +129,8 @@ def train(
     recipe, overrides = _recipe_and_overrides(words or [], resume)
     from blip3o_rl.training.launch import launch
 
+    # `ray job stop` sends SIGTERM: it must end like Ctrl-C does, with the run's services taken down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = launch(recipe, overrides)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ and hands it to whoever shows it. A line is taken when its newline is there, so 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,8 +65,12 @@ class MetricsFollower:
     def __enter__(self) -> MetricsFollower:
         return self.start()
 
-    def __exit__(self, *error: Any) -> None:
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            self.stop()
+            return
+        with contextlib.suppress(Exception):  # the error under way is the one to show
+            self.stop()
 
     def _run(self) -> None:
         try:

@@ -25,6 +25,8 @@ from typing import Any
 from blip3o_rl.errors import UserError
 
 DEFAULT_ROOT = Path("runs")
+CHECKPOINT_MARK = "complete.json"
+"""The file that a checkpoint folder holds once it was written to the end."""
 _CHECKPOINT = re.compile(r"global_step_(\d+)$")
 _MARKS = ("config.yaml", "metrics.jsonl")
 
@@ -161,8 +163,9 @@ class RunFolder:
         return sorted((int(p.stem.removeprefix("step_")), p) for p in self.images.glob("step_[0-9]*.png"))
 
     def checkpoint_steps(self) -> list[tuple[int, Path]]:
-        """(step, folder) of every checkpoint folder present, complete or not, by step."""
-        found = [(_CHECKPOINT.search(p.name), p) for p in self.checkpoints.glob("global_step_*") if p.is_dir()]
+        """(step, folder) of every complete checkpoint, by step."""
+        marked = self.checkpoints.glob(f"global_step_*/{CHECKPOINT_MARK}")
+        found = [(_CHECKPOINT.search(mark.parent.name), mark.parent) for mark in marked]
         return sorted((int(match.group(1)), p) for match, p in found if match)
 
     def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:

@@ -105,14 +105,17 @@ class Recorder:
         if step % self.images_every == 0 or step == 1:
             path = save_grid(
                 self.folder.grid(step),
-                [Tile(r.image, r.prompt, None if r.failed else r.score) for r in rows[:MAX_GRID]],
-                step_header(step, [None if r.failed else r.score for r in rows]),
+                [Tile(r.image, r.prompt, shown_score(r)) for r in rows[:MAX_GRID]],
+                step_header(step, [shown_score(r) for r in rows]),
             )
             writer.add_image("rollouts", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
         writer.flush()
 
     def _write_lines(self, step: int, rows: list[Rollout]) -> None:
-        lines = [{name: value for name, value in vars(row).items() if name != "image"} for row in rows]
+        lines = [
+            {**{name: value for name, value in vars(row).items() if name != "image"}, "score": shown_score(row)}
+            for row in rows
+        ]
         write_text(self.folder.rollout_file(step), "".join(json.dumps(line) + "\n" for line in lines))
 
     def _tensorboard(self) -> Any:
@@ -121,6 +124,11 @@ class Recorder:
 
             self._writer = SummaryWriter(str(self.folder.tensorboard), filename_suffix=".rollouts")
         return self._writer
+
+
+def shown_score(rollout: Rollout) -> float | None:
+    """The score, or None where the reward failed: NaN is no JSON."""
+    return None if rollout.failed else rollout.score
 
 
 def step_statistics(rows: list[Rollout]) -> dict[str, float]:

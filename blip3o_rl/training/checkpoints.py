@@ -16,8 +16,9 @@ from typing import Any
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.report.run_folder import CHECKPOINT_MARK
 
-MARKER = "complete.json"
+MARKER = CHECKPOINT_MARK
 _STEP = re.compile(r"global_step_(\d+)$")
 
 

@@ -23,6 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from blip3o_rl.errors import UserError
 
@@ -62,8 +63,12 @@ def compose_recipe(recipe: str | Path, overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(folder), version_base=None), contextlib.redirect_stderr(io.StringIO()):
         try:
             config = compose("config", overrides=[SEARCH_PATH, *chosen])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _explained(error, compose("config", overrides=[SEARCH_PATH]), overrides) from error
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            try:
+                known = compose("config", overrides=[SEARCH_PATH])
+            except (HydraException, OmegaConfBaseException, YAMLError) as broken:
+                raise UserError(f"{folder / 'config.yaml'}: {_one_line(broken)}") from broken
+            raise _explained(error, known, overrides) from error
     OmegaConf.set_struct(config, False)
     config.run.recipe = folder.name
     return config
@@ -88,8 +93,11 @@ def _explained(error: Exception, known: Any, overrides: list[str]) -> UserError:
             ]
             hint = f"; did you mean {near[0]}?" if near else "; see the recipe's config.yaml for the keys"
             return UserError(f"override '{override}': there is no key {key}{hint}")
-    text = re.sub(r"\s+", " ", str(error)).split("Config search path")[0].strip()
-    return UserError(f"overrides {' '.join(overrides) or '(none)'}: {text}")
+    return UserError(f"overrides {' '.join(overrides) or '(none)'}: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).split("Config search path")[0].strip()
 
 
 _ABSENT = object()

@@ -67,21 +67,23 @@ def launch(recipe: str, overrides: list[str]) -> RunResult:
     _complete(config, checked, folder)
     write_text(folder.config, OmegaConf.to_yaml(config))
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
-    for side, rows in (("train", checked.rows), ("held_out", validate.held_out_rows(config))):
+    for side, rows in (("train", checked.rows), ("held_out", checked.held_out or checked.rows[:1])):
         write_parquet(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
 
     with progress(config.trainer.total_training_steps, title=folder.name) as shown:
         if config.run.evaluate and not folder.eval_before.exists():
             shown.phase("scoring the held-out prompts before training")
-            _evaluate(config, checked.model, folder.eval_before)
-        _train(config, checked, folder, shown)
+            _evaluate(config, checked, checked.model, folder.eval_before)
+        newest = checkpoints.latest(folder.checkpoints)
+        if newest is None or checkpoints.step_of(newest) != config.trainer.total_training_steps:
+            _train(config, checked, folder, shown)
         final = folder.path / "model"
         shutil.rmtree(final, ignore_errors=True)
         shown.phase("writing the model folder")
         export(folder.path, final)
         if config.run.evaluate:
             shown.phase("scoring the held-out prompts after training")
-            _evaluate(config, final, folder.eval_after)
+            _evaluate(config, checked, final, folder.eval_after)
     return RunResult(folder.path, True)
 
 
@@ -94,10 +96,14 @@ def _run_folder(config: DictConfig) -> RunFolder:
         raise UserError("run.resume=true: needs run.folder, the run to continue")
     folder = RunFolder.open(config.run.folder)
     newest = checkpoints.latest(folder.checkpoints)
-    if newest is not None and checkpoints.step_of(newest) == config.trainer.total_training_steps:
+    if (
+        newest is not None
+        and folder.summary_json.exists()
+        and checkpoints.step_of(newest) == config.trainer.total_training_steps
+    ):
         raise UserError(
-            f"run.folder={folder.path}: has reached trainer.total_training_steps="
-            f"{config.trainer.total_training_steps}; raise it to go on"
+            f"run.folder={folder.path}: is finished (trainer.total_training_steps="
+            f"{config.trainer.total_training_steps}); raise it to go on"
         )
     folder.truncate_after(checkpoints.step_of(newest) or 0 if newest else 0)
     return folder
@@ -135,6 +141,7 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
     shown.phase("starting Ray")
     with _log_to(folder.logs / "driver.log"):
         import ray
+        from ray import serve
         from verl.trainer.main_ppo import TaskRunnerV1
         from verl.trainer.ppo.utils import need_critic, need_reference_policy
         from verl.utils.config import validate_config
@@ -164,10 +171,9 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
     finally:
         with _log_to(folder.logs / "driver.log"):
             _keep_logs(folder)
-            if own_cluster:
-                ray.shutdown()
-            else:
-                _stop_services(folder)
+            if not own_cluster:
+                serve.delete(render_service.app_name(str(folder.path)))
+            ray.shutdown()
 
 
 def _connect(config: DictConfig, folder: RunFolder, metrics_file: Path) -> bool:
@@ -232,27 +238,18 @@ def _wait(done: Any, record: Any, folder: RunFolder) -> None:
             return
 
 
-def _stop_services(folder: RunFolder) -> None:
-    """In a cluster that is not ours: take down what this run started and leave the rest."""
-    import ray
-    from ray import serve
-
-    from blip3o_rl.rollout import recorder, render_service
-
-    serve.delete(render_service.app_name(str(folder.path)))
-    ray.kill(recorder.handle())
-
-
 def _keep_logs(folder: RunFolder) -> None:
     """Copies what the processes of this run wrote from Ray's session folder."""
     import ray
+
+    from blip3o_rl.rollout import render_service
 
     node: Any = ray._private.worker._global_node
     session = Path(node.get_logs_dir_path())
     for file in session.glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*"):
         if file.stat().st_size:
             shutil.copy2(file, folder.logs / file.name)
-    for file in (session / "serve").glob("*"):
+    for file in (session / "serve").glob(f"*{render_service.app_name(str(folder.path))}*"):
         shutil.copy2(file, folder.logs / f"serve-{file.name}")
 
 
@@ -264,7 +261,7 @@ def _log_to(path: Path) -> Iterator[None]:
         yield
 
 
-def _evaluate(config: DictConfig, model: Path, target: Path) -> None:
+def _evaluate(config: DictConfig, checked: validate.Checked, model: Path, target: Path) -> None:
     """Scores the held-out prompts with the run's own rubric and fixed seeds."""
     from blip3o_rl.evaluation.shapes import evaluate
     from blip3o_rl.model.pipeline import Blip3oPipeline
@@ -274,7 +271,7 @@ def _evaluate(config: DictConfig, model: Path, target: Path) -> None:
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     evaluate(
         Blip3oPipeline.from_pretrained(model, device=device),
-        validate.held_out_rows(config),
+        checked.held_out,
         images_per_prompt=config.run.eval_images,
         seed=EVAL_SEED,
         scale=config.model.scale,

@@ -13,7 +13,7 @@ from blip3o_rl.data import prompts as prompt_data
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini.prompts import held_out_prompts, train_prompts
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.reward.registry import build_rubric
 from blip3o_rl.rollout.render_service import RenderOptions
 
@@ -29,6 +29,7 @@ class Checked:
     layout: TokenLayout
     render: RenderOptions
     rows: list[prompt_data.PromptRow]
+    held_out: list[prompt_data.PromptRow]
 
 
 def check(config: DictConfig) -> Checked:
@@ -49,14 +50,16 @@ def check(config: DictConfig) -> Checked:
             f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={config.data.train_batch_size}; "
             "give more prompts or a smaller batch"
         )
+    held_out = held_out_rows(config)
+    _check_lengths(config, model, layout, [*rows, *held_out])
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     if not rewards:
         raise UserError("reward.rewards: empty; name at least one reward, such as reward.rewards.geneval.weight=1.0")
     rubric = build_rubric(rewards)
-    rubric.check_prompts(rows)
+    rubric.check_prompts([*rows, *held_out])
     rubric.self_check()
     _check_memory(model, str(config.trainer.device))
-    return Checked(model, layout, render, rows)
+    return Checked(model, layout, render, rows, held_out)
 
 
 def render_options(config: DictConfig, model: Path) -> RenderOptions:
@@ -108,11 +111,17 @@ def _check_numbers(config: DictConfig) -> None:
             "actor_rollout_ref.rollout: temperature, top_k, top_p must stay 1.0, -1, 1.0; "
             "what is sampled is what is optimised"
         )
-    contents = config.actor_rollout_ref.actor.checkpoint.save_contents
-    if config.run.evaluate and "hf_model" not in contents:
+    if "hf_model" not in config.actor_rollout_ref.actor.checkpoint.save_contents:
         raise UserError(
-            "actor_rollout_ref.actor.checkpoint.save_contents: run.evaluate needs hf_model in it; "
-            "add it or set run.evaluate=false"
+            "actor_rollout_ref.actor.checkpoint.save_contents: hf_model is missing, and the trained model folder is "
+            "made of it; add it"
+        )
+    if config.trainer.v1.trainer_mode != "sync":
+        raise UserError(f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode}: only sync is supported")
+    if config.trainer.val_before_train or config.trainer.test_freq > 0:
+        raise UserError(
+            "trainer.val_before_train, trainer.test_freq: must stay off; run.evaluate scores the held-out prompts "
+            "before and after with fixed seeds"
         )
 
 
@@ -126,9 +135,34 @@ def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
 
 
 def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
-    """The prompts that are scored before and after, never trained on."""
-    metadata = held_out_prompts(config.run.eval_prompts)
+    """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`.
+
+    Raises:
+        UserError: they would be the shapes' while training is on a prompt file of one's own.
+    """
+    if not config.run.evaluate:
+        return []
+    if config.prompts.file is not None:
+        raise UserError(
+            "run.evaluate=true: the built-in evaluation is of the shapes prompts, and prompts.file has others; "
+            "set run.evaluate=false"
+        )
+    try:
+        metadata = held_out_prompts(config.run.eval_prompts)
+    except ValueError as error:
+        raise UserError(f"run.eval_prompts={config.run.eval_prompts}: {error}") from error
     return [prompt_data.check_row(line, f"shapes-held-out:{number}") for number, line in enumerate(metadata, start=1)]
+
+
+def _check_lengths(config: DictConfig, model: Path, layout: TokenLayout, rows: list[prompt_data.PromptRow]) -> None:
+    tokenizer = model_folder.load_tokenizer(model)
+    for row in rows:
+        length = len(encode_prompt(tokenizer, row.prompt, config.model.scale, layout))
+        if length > config.data.max_prompt_length:
+            raise UserError(
+                f"{row.where}: the prompt has {length} tokens with the chat around it, data.max_prompt_length is "
+                f"{config.data.max_prompt_length}; raise it or shorten the prompt"
+            )
 
 
 def _check_memory(model: Path, device: str) -> None:

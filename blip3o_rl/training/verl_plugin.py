@@ -1,4 +1,4 @@
-"""What verl loads in every process (entry point group `verl.plugins`): platform, patches, model type, rollout backend.
+"""What verl loads in every process (entry point `verl.plugins`): platform, patches, model type, rollout, advantages.
 
 verl reports a plug-in that fails to load only at DEBUG level; `training/launch.py` and `blip3o-rl doctor` therefore
 check `LOADED` themselves before anything heavy starts. The rollout backend and the engine are registered by name
@@ -12,7 +12,7 @@ from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from blip3o_rl.model import policy
-from blip3o_rl.training import cpu_platform, transfer_queue_patches, verl_patches
+from blip3o_rl.training import advantage, cpu_platform, transfer_queue_patches, verl_patches
 
 ROLLOUT_NAME = "blip3o"
 
@@ -32,4 +32,4 @@ policy.register()
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]
 
-LOADED = cpu_platform.NAME
+LOADED = (cpu_platform.NAME, advantage.NAME)

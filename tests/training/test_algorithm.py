@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, kl_penalty
 
+from blip3o_rl.training import verl_plugin
 from blip3o_rl.training.compose import compose_recipe
 
 
@@ -21,6 +22,15 @@ def test_grpo_advantages_are_standardised_within_the_group() -> None:
     half = math.sqrt(0.5)
     by_hand = torch.tensor([half, -half, 0.0, 0.0, -half, half])
     torch.testing.assert_close(advantages, by_hand[:, None].expand(-1, 3), atol=1e-4, rtol=0)
+
+
+def test_a_sample_alone_in_its_group_is_not_pushed() -> None:
+    assert "group_grpo" in verl_plugin.LOADED
+    estimator = get_adv_estimator_fn("group_grpo")
+    rewards = torch.tensor([[0.9], [1.0], [0.0]])
+    advantages, _ = estimator(rewards, torch.ones(3, 1), np.array(["alone", "b", "b"], dtype=object))
+    assert advantages[0] == 0
+    assert advantages[1] > 0 > advantages[2]
 
 
 def test_the_kl_is_k3_with_the_references_log_probs() -> None:

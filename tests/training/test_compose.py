@@ -51,3 +51,12 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
 def test_a_recipe_of_ones_own_is_a_folder_with_a_config(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("defaults: [blip3o_ppo, _self_]\nmodel: {scale: 1}\n")
     assert compose_recipe(tmp_path, ["device=cpu"]).model.scale == 1
+
+
+@pytest.mark.parametrize("text", ["defaults: [no_such_base, _self_]\n", "a: [1,\n"])
+def test_a_broken_recipe_is_named_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        compose_recipe(tmp_path, [])
+    assert str(tmp_path / "config.yaml") in str(error.value)
+    assert "\n" not in str(error.value)

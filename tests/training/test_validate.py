@@ -70,6 +70,11 @@ def test_a_good_run_passes_without_loading_weights(model: Path, monkeypatch: pyt
         ("trainer.total_training_steps=0", "must be at least 1"),
         ("render.noise=group_of_two", "render.noise=group_of_two: must be one of group, sample"),
         ("render.steps=0", "render.steps"),
+        ("data.max_prompt_length=20", "data.max_prompt_length is 20"),
+        ("run.eval_prompts=100000", "run.eval_prompts=100000"),
+        ("trainer.test_freq=5", "run.evaluate scores"),
+        ("trainer.v1.trainer_mode=separate_async", "only sync"),
+        ("actor_rollout_ref.actor.checkpoint.save_contents=[model]", "hf_model is missing"),
         ("prompts.source=poems", "prompts.source=poems"),
         ("prompts.train=4", "4 prompts are fewer than data.train_batch_size=8"),
         ("reward.rewards.genval.weight=1", "did you mean"),
@@ -107,6 +112,14 @@ def test_a_prompt_file_with_a_missing_field_is_named_by_line(refused, tmp_path: 
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a photo of a circle", "tag": "single_object", "include": []}\n{"tag": "colors"}\n')
     assert f"{file}:" in refused(f"prompts.file={file}")
+    assert "set run.evaluate=false" in refused(f"prompts.file={good_prompts(tmp_path)}")
+
+
+def good_prompts(folder: Path) -> Path:
+    file = folder / "good.jsonl"
+    line = '{"prompt": "a photo of a circle", "tag": "single_object", "include": [{"class": "circle", "count": 1}]}\n'
+    file.write_text(line * 8)
+    return file
 
 
 def test_too_little_memory_is_said_before_anything_starts(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -16,7 +16,7 @@ from blip3o_rl.training import verl_patches, verl_plugin
 def test_the_plug_in_is_loaded_by_verl_itself() -> None:
     code = "import verl, sys; assert 'blip3o_rl.training.verl_plugin' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    assert verl_plugin.LOADED == "cpu"
+    assert "cpu" in verl_plugin.LOADED
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without a GPU")
