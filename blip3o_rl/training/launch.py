@@ -191,7 +191,8 @@ def _connect(config: DictConfig, folder: RunFolder, metrics_file: Path) -> bool:
         return False
     local: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
     local = {name: value for name, value in local.items() if name != "runtime_env"}
-    ray.init(include_dashboard=False, **common, **local)
+    # "local": without it Ray would join a cluster that happens to run on this machine.
+    ray.init(address="local", include_dashboard=False, **common, **local)
     return True
 
 
