@@ -177,9 +177,18 @@ def save(
             shutil.copytree(value, path / part, dirs_exist_ok=True)
         elif value is not None:
             value.save_pretrained(path / part)
+    _forget_origins(path)
     parts = [part for part in PARTS if (path / part).is_dir()]
     index = {"format": FORMAT, "parts": parts, "source": source, "blip3o_rl": __version__, "torch": torch.__version__}
     temporary = path / (INDEX + ".part")
     temporary.write_text(json.dumps(index, indent=2) + "\n")
     temporary.replace(path / INDEX)
     return path
+
+
+def _forget_origins(path: Path) -> None:
+    """Takes out of every config where on this machine its weights were loaded from, which diffusers writes there."""
+    for file in path.rglob("config.json"):
+        fields = json.loads(file.read_text())
+        if fields.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(fields, indent=2) + "\n")

@@ -51,6 +51,14 @@ def test_a_folder_round_trips(pipe: Blip3oPipeline, saved: Path) -> None:
     assert difference.max() <= 1, "loaded weights lie elsewhere in memory, which may round the last bit"
 
 
+def test_no_path_of_this_machine_is_written(saved: Path, pipe: Blip3oPipeline, tmp_path: Path) -> None:
+    renderer = model_folder.load_renderer(saved)
+    again = model_folder.save(
+        tmp_path / "again", policy=pipe.policy, tokenizer=pipe.tokenizer, renderer=renderer, source="test"
+    )
+    assert not [file for file in again.rglob("*.json") if str(saved) in file.read_text()]
+
+
 @pytest.mark.parametrize(
     ("part", "match"),
     [
