@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from blip3o_rl import cli, submit
+from blip3o_rl.commands import pictures
 from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder, write_text
 
@@ -98,7 +99,7 @@ class _Pipe:
 
 def test_generate_names_the_files_and_keeps_the_settings_in_them(tmp_path, monkeypatch, capsys):
     pipe = _Pipe()
-    monkeypatch.setattr(cli, "_pipeline", lambda model: pipe)
+    monkeypatch.setattr(pictures, "load_pipeline", lambda model: pipe)
     arguments = ["generate", "A photo of a circle!", "a dög", "--n", "2", "--seed", "5", "--scale", "1", "--out"]
     assert cli.run([*arguments, str(tmp_path / "o")]) == 0
     assert pipe.asked[1] == [5, 6, 5, 6]
