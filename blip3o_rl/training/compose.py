@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -27,7 +27,8 @@ from yaml import YAMLError
 
 from blip3o_rl.errors import UserError
 
-SEARCH_PATH = "hydra.searchpath=[pkg://blip3o_rl.training.config,pkg://verl.trainer.config]"
+CONFIG_MODULE = "blip3o_rl.training.config"
+SEARCH_PATH = f"hydra.searchpath=[pkg://{CONFIG_MODULE},pkg://verl.trainer.config]"
 FREE_KEYS = ("reward.rewards.", "actor_rollout_ref.rollout.engine_kwargs.")
 
 
@@ -59,6 +60,7 @@ def compose_recipe(recipe: str | Path, overrides: list[str]) -> DictConfig:
     chosen = [_free(override) for override in overrides]
     if not any(override.split("=")[0] == "device" for override in overrides):
         chosen.insert(0, f"device={'gpu' if torch.cuda.is_available() else 'cpu'}")
+    _check_keys(folder / "config.yaml")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base=None), contextlib.redirect_stderr(io.StringIO()):
         try:
@@ -72,6 +74,27 @@ def compose_recipe(recipe: str | Path, overrides: list[str]) -> DictConfig:
     OmegaConf.set_struct(config, False)
     config.run.recipe = folder.name
     return config
+
+
+def _check_keys(file: Path) -> None:
+    """Refuses a recipe's key that neither verl nor this package has: Hydra would take it in and nobody would read it.
+
+    A mapping that is empty in verl's own configuration is open, as are the free keys.
+    """
+    try:
+        recipe: Any = OmegaConf.load(file)
+    except YAMLError as error:
+        raise UserError(f"{file}: {_one_line(error)}") from error
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base=None), contextlib.redirect_stderr(io.StringIO()):
+        known = compose("blip3o_ppo", overrides=[SEARCH_PATH])
+    leaves = _leaves(known)
+    for key in _leaves(recipe):
+        parent, _, name = key.rpartition(".")
+        above = OmegaConf.select(known, parent, throw_on_missing=False) if parent else known
+        if key.startswith(("defaults", *FREE_KEYS)) or not isinstance(above, DictConfig) or not above or name in above:
+            continue
+        raise UserError(f"{file}: there is no key {key}{_nearest(key, leaves)}")
 
 
 def _free(override: str) -> str:
@@ -88,12 +111,15 @@ def _explained(error: Exception, known: Any, overrides: list[str]) -> UserError:
         if key.startswith(FREE_KEYS) or override.startswith(("+", "~")):
             continue
         if OmegaConf.select(known, key, default=_ABSENT, throw_on_missing=False) is _ABSENT and key != "device":
-            near = difflib.get_close_matches(key, keys, 1, cutoff=0.5) or [
-                k for k in keys if k.endswith("." + key.split(".")[-1])
-            ]
-            hint = f"; did you mean {near[0]}?" if near else "; see the recipe's config.yaml for the keys"
-            return UserError(f"override '{override}': there is no key {key}{hint}")
+            return UserError(f"override '{override}': there is no key {key}{_nearest(key, keys)}")
     return UserError(f"overrides {' '.join(overrides) or '(none)'}: {_one_line(error)}")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The known key that was probably meant, as the end of an error message."""
+    same_name = [k for k in known if k.endswith("." + key.split(".")[-1])]
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5) or same_name
+    return f"; did you mean {near[0]}?" if near else "; see blip3o_rl/training/config/blip3o_ppo.yaml for the keys"
 
 
 def _one_line(error: Exception) -> str:

@@ -60,3 +60,21 @@ def test_a_broken_recipe_is_named_in_one_line(tmp_path: Path, text: str) -> None
         compose_recipe(tmp_path, [])
     assert str(tmp_path / "config.yaml") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "trainer: {total_traning_steps: 5}",
+            "trainer.total_traning_steps; did you mean trainer.total_training_steps?",
+        ),
+        ("rendr: {steps: 8}", "there is no key rendr; did you mean render?"),
+    ],
+)
+def test_a_misspelt_key_in_a_recipe_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"defaults: [blip3o_ppo, _self_]\n{text}\n")
+    with pytest.raises(UserError) as error:
+        compose_recipe(tmp_path, [])
+    assert expected in str(error.value)
+    assert str(tmp_path / "config.yaml") in str(error.value)
