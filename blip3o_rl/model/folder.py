@@ -1,7 +1,7 @@
 """The model folder: one directory that holds everything needed to draw.
 
     policy/            config.json (model_type blip3o_next), tokenizer, safetensors; a plain Qwen3 layout
-    renderer/          connector/ transformer/ vae/, each with its config
+    renderer/          connector/ transformer/ vae/, each with its config; in editing models reference_connector/ too
     image_tokenizer/   TA-Tok encoder and codebook (editing, SFT, reconstruction)
     model_index.json   format version, what is inside, where it came from
 
@@ -24,7 +24,7 @@ from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
-from blip3o_rl.model.renderer import Renderer
+from blip3o_rl.model.renderer import REFERENCE_CONNECTOR, Renderer
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer
 
 FORMAT = 1
@@ -41,6 +41,8 @@ _WEIGHTS = {
     "renderer": ("connector", "transformer", "vae"),
     "image_tokenizer": ("",),
 }
+_EDITING = f"renderer/{REFERENCE_CONNECTOR}"
+"""The part that only editing models have. The index lists it, so that a copy without it is incomplete."""
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -75,21 +77,38 @@ def check(folder: str | Path, parts: tuple[str, ...] = ("policy", "renderer")) -
     if not index.is_file():
         raise UserError(f"{index}: missing, so {path} is no complete model folder; write it again")
     try:
-        written = json.loads(index.read_text())["format"]
+        fields = json.loads(index.read_text())
+        written, listed = fields["format"], fields.get("parts", ())
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{index}: not readable as a model index ({error}); write the model folder again") from error
     if written != FORMAT:
         raise UserError(f"{index}: format {written}, this version reads {FORMAT}; write the model folder again")
     for part in parts:
-        _check_part(path / part, part)
+        editing = part == "renderer" and (_EDITING in listed or (path / _EDITING).exists())
+        _check_part(path / part, part, (REFERENCE_CONNECTOR,) if editing else ())
     return path
 
 
-def _check_part(path: Path, part: str) -> None:
-    for name in _FILES[part]:
+def check_editing(folder: str | Path) -> Path:
+    """Checks, without loading a weight, that `folder` is a complete model folder that can edit pictures.
+
+    Raises:
+        UserError: the model draws from text only, or a file is missing.
+    """
+    path = check(folder, ("policy", "renderer"))
+    if not (path / _EDITING).exists():
+        raise UserError(
+            f"model folder {path}: has no {_EDITING}, so it draws from text only and takes no reference picture; "
+            "use the folder of an editing model"
+        )
+    return check(path, ("image_tokenizer",))
+
+
+def _check_part(path: Path, part: str, optional: tuple[str, ...] = ()) -> None:
+    for name in (*_FILES[part], *(f"{sub}/config.json" for sub in optional)):
         if not (path / name).is_file():
             raise UserError(f"{path / name}: missing from the model folder; write or copy it again")
-    for sub in _WEIGHTS[part]:
+    for sub in (*_WEIGHTS[part], *optional):
         weights = sorted((path / sub).glob("*.safetensors"))
         if not weights:
             raise UserError(f"{path / sub}: no .safetensors file; write or copy the model folder again")
@@ -178,7 +197,7 @@ def save(
         elif value is not None:
             value.save_pretrained(path / part)
     _forget_origins(path)
-    parts = [part for part in PARTS if (path / part).is_dir()]
+    parts = [part for part in (*PARTS, _EDITING) if (path / part).is_dir()]
     index = {"format": FORMAT, "parts": parts, "source": source, "blip3o_rl": __version__, "torch": torch.__version__}
     temporary = path / (INDEX + ".part")
     temporary.write_text(json.dumps(index, indent=2) + "\n")

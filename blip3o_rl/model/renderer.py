@@ -13,10 +13,15 @@ Facts kept from BLIP3o-NEXT, each of which is easy to get wrong:
 
 The null condition's rows are all equal, and attention over n equal rows is attention over one of them, so one row is
 used.
+
+A model that was trained to edit has a second connector, for the latents of a reference picture. What is done with
+it, and all that follows for condition, null condition and input, is in `reference.py`; text-to-image samples are drawn
+here in such a model too.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +37,8 @@ TIMESTEPS = 1000
 NORM_START = 5.5**0.5
 """Initial weight of the connector's norm, as in the original."""
 PARTS = ("connector", "transformer", "vae")
+REFERENCE_CONNECTOR = "reference_connector"
+"""The part that only editing models have."""
 
 
 class Connector(ModelMixin, ConfigMixin):
@@ -55,35 +62,80 @@ class Connector(ModelMixin, ConfigMixin):
         return self.layers(states)
 
 
-class Renderer(nn.Module):
-    """Connector, diffusion transformer and autoencoder of one model."""
+class ReferenceConnector(Connector):
+    """Latents of a reference picture, one row a position, to condition rows; and how the model uses references.
 
-    def __init__(self, connector: Connector, transformer: SanaTransformer2DModel, vae: AutoencoderDC):
+    The weights are `und_image_vae_connector` of the original. The defaults are the released editing model's.
+
+    Args:
+        in_features: channels of a latent.
+        out_features: channels of a condition row.
+        cross_attention: the rows are appended to the condition (original: not `only_use_und_image_vae_as_noise`).
+        noise_injection: the latent stands beside the noise in the transformer's input (original:
+            `use_und_image_vae_as_noise`).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_features: int = 32,
+        out_features: int = 2304,
+        cross_attention: bool = True,
+        noise_injection: bool = True,
+    ):
+        super().__init__(in_features, out_features)
+
+
+class Renderer(nn.Module):
+    """Connector, diffusion transformer and autoencoder of one model; an editing model's second connector."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        transformer: SanaTransformer2DModel,
+        vae: AutoencoderDC,
+        reference_connector: ReferenceConnector | None = None,
+    ):
         super().__init__()
         self.connector = connector
         self.transformer = transformer
         self.vae = vae
-        if connector.config.out_features != transformer.config.caption_channels:
+        self.reference_connector = reference_connector
+        for name, part in (("connector", connector), (REFERENCE_CONNECTOR, reference_connector)):
+            if part is not None and part.config.out_features != transformer.config.caption_channels:
+                raise UserError(
+                    f"renderer: the {name} gives {part.config.out_features} channels, the transformer takes "
+                    f"{transformer.config.caption_channels}; the two are not from the same model"
+                )
+        if reference_connector is not None and reference_connector.config.in_features != vae.config.latent_channels:
             raise UserError(
-                f"renderer: the connector gives {connector.config.out_features} channels, the transformer takes "
-                f"{transformer.config.caption_channels}; the two are not from the same model"
+                f"renderer: the {REFERENCE_CONNECTOR} takes {reference_connector.config.in_features} channels, the "
+                f"autoencoder's latents have {vae.config.latent_channels}; the two are not from the same model"
             )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Renderer:
-        """Loads `connector/`, `transformer/` and `vae/` of a folder, in evaluation mode."""
+        """Loads `connector/`, `transformer/`, `vae/` and, if there, `reference_connector/`, in evaluation mode."""
         folder = Path(folder)
+        reference_connector = None
+        if (folder / REFERENCE_CONNECTOR).is_dir():
+            reference_connector = ReferenceConnector.from_pretrained(folder / REFERENCE_CONNECTOR, torch_dtype=dtype)
         renderer = cls(
             Connector.from_pretrained(folder / "connector", torch_dtype=dtype),
             SanaTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
             AutoencoderDC.from_pretrained(folder / "vae", torch_dtype=dtype),
+            reference_connector,
         )
         return renderer.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the three parts, each with its config and safetensors."""
+        """Writes the parts, each with its config and safetensors; a `reference_connector/` without one is removed."""
         for part in PARTS:
             getattr(self, part).save_pretrained(Path(folder) / part)
+        if self.reference_connector is not None:
+            self.reference_connector.save_pretrained(Path(folder) / REFERENCE_CONNECTOR)
+        elif (Path(folder) / REFERENCE_CONNECTOR).exists():
+            shutil.rmtree(Path(folder) / REFERENCE_CONNECTOR)
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +150,11 @@ class Renderer(nn.Module):
         """Channels, height and width of a latent."""
         config = self.transformer.config
         return config.out_channels or config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of a picture in pixels."""
+        return self.latent_shape[1] * self.vae.spatial_compression_ratio
 
     def condition(self, states: torch.Tensor) -> torch.Tensor:
         """Condition of pictures, from the post-norm states of the scale token and the image tokens.

@@ -21,6 +21,11 @@ IMAGE_TAGS = ("<im_start>", "<im_end>")
 NUM_SCALES = 3
 SYSTEM_PROMPT = "You are a helpful assistant."
 USER_PROMPT = "Please generate image based on the following caption: {prompt}"
+EDIT_PROMPT = "Please edit {which} according to the following instruction: {instruction}.\n"
+VISION_TAGS = ("<|vision_start|>", "<|vision_end|>")
+"""Qwen's own tokens around the tokens of reference pictures."""
+MAX_REFERENCES = 4
+"""Reference pictures of one prompt; the original drops what is beyond them."""
 
 
 @dataclass(frozen=True)
@@ -144,3 +149,52 @@ def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) 
     text = tokenizer.apply_chat_template(chat_messages(prompt), tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*ids, layout.image_start_tag_id, layout.scale_token_id(scale)]
+
+
+def edit_messages(instruction: str, references: int) -> list[dict[str, str]]:
+    """The conversation of an editing sample; between the two vision tags the tokens of the references are missing.
+
+    Spelled as in the editing branch's inference_editing.py (one reference) and dataset.py (several): a full stop is
+    added whatever the instruction ends with, and all references share one pair of tags.
+    """
+    which = "this image" if references == 1 else "these images"
+    content = EDIT_PROMPT.format(which=which, instruction=instruction) + "".join(VISION_TAGS)
+    return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": content}]
+
+
+def encode_edit_prompt(
+    tokenizer: Any, instruction: str, references: torch.Tensor, scale: int, layout: TokenLayout
+) -> list[int]:
+    """Token ids of an editing prompt; like those of a text-to-image prompt they end with `<im_start>`, scale token.
+
+    The original writes one `<|image_pad|>` for every token of the references and then replaces these ids in order.
+    Here the references' ids go between the tags at once, which gives the same ids and leaves an `<|image_pad|>` in
+    the instruction alone. The references have no `<im_start>` and no scale token of their own.
+
+    Args:
+        instruction: what to change.
+        references: codebook indices [r, tokens_per_image(scale)], 1 <= r <= 4.
+
+    Raises:
+        UserError: too many or too few references, another number of tokens, a tokenizer without the vision tags.
+    """
+    count = layout.tokens_per_image(scale)
+    if references.ndim != 2 or not 1 <= len(references) <= MAX_REFERENCES or references.shape[1] != count:
+        raise UserError(
+            f"reference tokens of shape {list(references.shape)}: give 1 to {MAX_REFERENCES} references "
+            f"of {count} tokens each (scale {scale})"
+        )
+    for tag in VISION_TAGS:
+        if tokenizer(tag, add_special_tokens=False)["input_ids"] != [tokenizer.convert_tokens_to_ids(tag)]:
+            raise UserError(f"tokenizer: {tag} is no token of it; editing needs the tokenizer of a BLIP3o-NEXT policy")
+    text = tokenizer.apply_chat_template(
+        edit_messages(instruction, len(references)), tokenize=False, add_generation_prompt=True
+    )
+    before, after = text.rsplit(VISION_TAGS[1], 1)
+    return [
+        *tokenizer(before, add_special_tokens=False)["input_ids"],
+        *layout.to_ids(references).flatten().tolist(),
+        *tokenizer(VISION_TAGS[1] + after, add_special_tokens=False)["input_ids"],
+        layout.image_start_tag_id,
+        layout.scale_token_id(scale),
+    ]
