@@ -1,42 +1,37 @@
 """Several named rewards, one number a sample.
 
-The aggregation is the weighted sum, not divided by the weights (Flow-GRPO's `multi_score`): changing one weight leaves
-the others' scale alone. Normalising each reward before summing is the trainer's business, because it needs the group;
-the unweighted values are in `parts` for that.
+The value is the weighted sum, not divided by the weights (Flow-GRPO's `multi_score`): changing one weight leaves the
+others' scale alone. The weighted terms are kept apart as well, because GDPO (`reward.aggregation: gdpo`) normalises
+each within its group before adding them up; the group is the trainer's business, so that is done in
+`training.advantage`.
 
-Failure is part of the contract. A reward that raises, times out, returns NaN, the wrong type or the wrong number of
-scores makes its samples *failed*, with a reason, or stops the run; it never makes a 0. Policies of `on_error`:
-    retry        try again up to `retries` times (default 2), then the sample fails;
-    skip_sample  the sample fails at once (unless `retries` is given);
-    stop         RewardError, which ends the run (after `retries`, default 0).
-When a batch raises, its samples are scored one by one first, so that one bad image cannot fail its neighbours.
-
-Synchronous rewards run in daemon threads: the event loop stays free, and a reward that hangs cannot keep the process
-from ending. A reward's calls are limited to `concurrency` at a time (default: 1 if synchronous, so that it need not be
-thread-safe; 64 if a coroutine function). The time limit starts when the call starts, not while it waits its turn.
+What a single reward does, and what happens when it fails, is in `entry`; rewards that wait for others in `gates`. A
+held-out reward is scored and logged like the others under `held_out/<name>`, but enters neither value nor terms, and
+its failure is logged (`held_out/<name>/failed`) without taking the sample from training.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import math
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Reward, RewardError, Sample, Score, as_scores
+from blip3o_rl.reward import sync
+from blip3o_rl.reward.api import Reward, RewardError, Sample, Score
+from blip3o_rl.reward.entry import DEFAULT_TIMEOUT_S, ON_ERROR, Outcome, RubricEntry
+from blip3o_rl.reward.gates import check_gates, is_open, order
 
-ON_ERROR = ("retry", "skip_sample", "stop")
-DEFAULT_RETRIES = {"retry": 2, "skip_sample": 0, "stop": 0}
-DEFAULT_TIMEOUT_S = 120.0
+if TYPE_CHECKING:
+    from blip3o_rl.data.prompts import PromptRow
+
+__all__ = ["AGGREGATIONS", "DEFAULT_TIMEOUT_S", "ON_ERROR", "Rubric", "RubricEntry", "RubricScore"]
+
+AGGREGATIONS = ("weighted_sum", "gdpo")
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,11 @@ class RubricScore:
         value: weighted sum; NaN if failed, so that using it by mistake is visible.
         failed: at least one reward gave no score; the sample is to be masked out of its group.
         reason: why it failed, or the rewards' reasons.
-        parts: "name" -> unweighted value and "name/part" -> part, for the rewards that did score.
+        parts: for the log, of the rewards that did score: "name" -> unweighted value, "name/part" -> part,
+            "name/tag_<tag>" -> the value again for the prompt's own tag (a mean over samples is then the tag's),
+            "name/open" -> 1 or 0 for a gated reward.
+        terms: weight x value of each trained reward in the rubric's order, gates applied; they add up to `value`.
+            Empty if failed.
     """
 
     id: str
@@ -56,38 +55,29 @@ class RubricScore:
     failed: bool
     reason: str
     parts: dict[str, float]
-
-
-@dataclass
-class RubricEntry:
-    """One reward in the rubric with its weight and failure policy; see the module's docstring."""
-
-    name: str
-    reward: Reward
-    weight: float = 1.0
-    on_error: str = "retry"
-    retries: int | None = None
-    timeout_s: float = DEFAULT_TIMEOUT_S
-    concurrency: int | None = None
-    _turns: Any = field(default_factory=weakref.WeakKeyDictionary, repr=False)
-
-    @property
-    def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(self.reward.score)
-
-    def turn(self) -> asyncio.Semaphore:
-        """The semaphore that limits concurrent calls, one an event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._turns:
-            self._turns[loop] = asyncio.Semaphore(self.concurrency or (64 if self.is_async else 1))
-        return self._turns[loop]
+    terms: tuple[float, ...] = ()
 
 
 class Rubric:
-    """Named rewards with weights, scored together; see the module's docstring for aggregation and failure."""
+    """Named rewards with weights, scored together; see the module's docstring.
+
+    Raises:
+        UserError: two rewards of one name, a gate that cannot work, or nothing to train on.
+    """
 
     def __init__(self, entries: Sequence[RubricEntry]):
         self.entries = list(entries)
+        names = [entry.name for entry in self.entries]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"reward.rewards.{name}: there are two rewards of this name; rename one")
+        check_gates(self.entries)
+        if self.entries and all(entry.held_out for entry in self.entries):
+            raise UserError(
+                "reward.rewards: all rewards are held out, which leaves nothing to train on; add one that is not"
+            )
+        self._by_name = {entry.name: entry for entry in self.entries}
+        self._order = [self._by_name[name] for name in order(self.entries)]
 
     @classmethod
     def of(cls, reward: Reward) -> Rubric:
@@ -98,30 +88,17 @@ class Rubric:
     def names(self) -> list[str]:
         return [entry.name for entry in self.entries]
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name -> weight of the trained rewards: what `RubricScore.terms` belong to, in order."""
+        return {entry.name: entry.weight for entry in self.entries if entry.trained}
+
     def score(self, samples: Sequence[Sample]) -> list[RubricScore]:
         """`score_async` for callers without an event loop (and for those that happen to be inside one)."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self.score_async(samples))
-        results: list[list[RubricScore]] = []
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                results.append(asyncio.run(self.score_async(samples)))
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
+        return sync.run(self.score_async(samples))
 
     async def score_async(self, samples: Sequence[Sample]) -> list[RubricScore]:
-        """Scores all samples with all rewards, the rewards side by side.
+        """Scores all samples with all rewards: side by side, but for those that wait for their gates.
 
         Returns:
             one RubricScore a sample, in order.
@@ -132,8 +109,57 @@ class Rubric:
         samples = list(samples)
         if not samples:
             return []
-        columns = await asyncio.gather(*(self._score_entry(entry, samples) for entry in self.entries))
-        return [self._combine(sample, [column[row] for column in columns]) for row, sample in enumerate(samples)]
+        columns: dict[str, asyncio.Task[list[Outcome | None]]] = {}
+        for entry in self._order:
+            columns[entry.name] = asyncio.create_task(self._column(entry, samples, columns))
+        try:
+            await asyncio.gather(*columns.values())
+        except BaseException:
+            for task in columns.values():
+                task.cancel()
+            await asyncio.gather(*columns.values(), return_exceptions=True)
+            raise
+        return [
+            self._combine(sample, {name: task.result()[row] for name, task in columns.items()})
+            for row, sample in enumerate(samples)
+        ]
+
+    async def _column(
+        self, entry: RubricEntry, samples: list[Sample], columns: Mapping[str, asyncio.Task[list[Outcome | None]]]
+    ) -> list[Outcome | None]:
+        """One reward's outcome for each sample; None where its gate is closed."""
+        gates = {gate: await columns[gate] for gate in entry.only_if}
+        rows = [
+            row for row in range(len(samples)) if is_open(entry, {gate: column[row] for gate, column in gates.items()})
+        ]
+        result: list[Outcome | None] = [None] * len(samples)
+        for row, outcome in zip(rows, await entry.score([samples[row] for row in rows]), strict=True):
+            result[row] = outcome
+        return result
+
+    def _combine(self, sample: Sample, outcomes: Mapping[str, Outcome | None]) -> RubricScore:
+        parts: dict[str, float] = {}
+        reasons: list[str] = []
+        failures: list[str] = []
+        terms: list[float] = []
+        for entry in self.entries:
+            outcome = outcomes[entry.name]
+            if entry.only_if:
+                parts[f"{entry.log_name}/open"] = float(outcome is not None)
+            if entry.held_out and outcome is not None:
+                parts[f"{entry.log_name}/failed"] = float(isinstance(outcome, RewardError))
+            if isinstance(outcome, RewardError):
+                (reasons if entry.held_out else failures).append(str(outcome))
+                continue
+            if isinstance(outcome, Score):
+                parts.update(_logged(entry.log_name, outcome, sample.metadata))
+                if outcome.reason:
+                    reasons.append(f"{entry.name}: {outcome.reason}")
+            if entry.trained:
+                terms.append(entry.weight * (entry.otherwise if outcome is None else outcome.value))
+        if failures:
+            return RubricScore(sample.id, math.nan, True, "; ".join(failures), parts)
+        return RubricScore(sample.id, sum(terms, 0.0), False, "; ".join(reasons), parts, tuple(terms))
 
     def self_check(self) -> None:
         """Scores a blank image (twice, as a batch of two) with each reward, so that a broken one is found before any
@@ -159,115 +185,56 @@ class Rubric:
                 ) from error
 
     def check_prompts(self, rows: Iterable[PromptRow]) -> None:
-        """Checks that each row has what each reward needs.
+        """Checks that each row has what each reward needs. A reward may look at one row (`check_metadata`), or at
+        all of them in one go (`check_metadatas`), as a service in another process does.
 
         Raises:
             UserError: naming file, line, field and reward.
         """
-        for row in rows:
-            for entry in self.entries:
-                for name in entry.reward.required_metadata:
-                    if row.metadata.get(name) in (None, "", []):
-                        raise UserError(
-                            f"{row.where}: field '{name}' is missing, but reward '{entry.name}' needs it; "
-                            f"add it to the line or remove reward.rewards.{entry.name}"
-                        )
-                problem = getattr(entry.reward, "check_metadata", lambda metadata: "")(row.metadata)
+        rows = list(rows)
+        for entry in self.entries:
+            for row in rows:
+                missing = missing_metadata(entry.reward, row.metadata)
+                if missing:
+                    raise UserError(
+                        f"{row.where}: field '{missing}' is missing, but reward '{entry.name}' needs it; "
+                        f"add it to the line or remove reward.rewards.{entry.name}"
+                    )
+            for row, problem in zip(rows, metadata_problems(entry.reward, [r.metadata for r in rows]), strict=True):
                 if problem:
                     raise UserError(f"{row.where}: reward '{entry.name}' cannot score this prompt: {problem}")
 
-    def _combine(self, sample: Sample, outcomes: list[Score | RewardError]) -> RubricScore:
-        parts: dict[str, float] = {}
-        reasons: list[str] = []
-        failures: list[str] = []
-        total = 0.0
-        for entry, outcome in zip(self.entries, outcomes, strict=True):
-            if isinstance(outcome, RewardError):
-                failures.append(str(outcome))
-                continue
-            parts[entry.name] = outcome.value
-            parts.update({f"{entry.name}/{part}": value for part, value in outcome.parts.items()})
-            if outcome.reason:
-                reasons.append(f"{entry.name}: {outcome.reason}")
-            total += entry.weight * outcome.value
-        if failures:
-            return RubricScore(sample.id, math.nan, True, "; ".join(failures), parts)
-        return RubricScore(sample.id, total, False, "; ".join(reasons), parts)
 
-    async def _score_entry(self, entry: RubricEntry, samples: list[Sample]) -> list[Score | RewardError]:
-        outcomes = await _attempt(entry, samples)
-        retries = DEFAULT_RETRIES[entry.on_error] if entry.retries is None else entry.retries
-        for _ in range(retries):
-            again = [row for row, outcome in enumerate(outcomes) if isinstance(outcome, RewardError)]
-            if not again:
-                break
-            repeated = await _attempt(entry, [samples[row] for row in again])
-            for row, outcome in zip(again, repeated, strict=True):
-                outcomes[row] = outcome
-        failures = [outcome for outcome in outcomes if isinstance(outcome, RewardError)]
-        if failures and entry.on_error == "stop":
-            raise failures[0]
-        return outcomes
+def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:
+    """The first field that the reward needs and the metadata do not have, or ""."""
+    return next((name for name in reward.required_metadata if metadata.get(name) in (None, "", [])), "")
 
 
-async def _attempt(entry: RubricEntry, samples: list[Sample]) -> list[Score | RewardError]:
-    """One try at a batch; samples of a batch that raises are tried one by one. Never raises for the reward's faults."""
-
-    def failure(sample: Sample, text: str, cause: BaseException | None = None) -> RewardError:
-        error = RewardError(f"reward '{entry.name}' {text} (sample {sample.id})")
-        error.__cause__ = cause
-        return error
-
-    limit: asyncio.Timeout | None = None
-    try:
-        async with entry.turn(), asyncio.timeout(entry.timeout_s) as limit:
-            values = await _call(entry, samples)
-        scores = as_scores(values, len(samples))
-    except RewardError as error:
-        return [failure(sample, str(error), error) for sample in samples]
-    except Exception as error:
-        if limit is not None and limit.expired():
-            return [failure(sample, f"gave no answer within {entry.timeout_s:g} s", error) for sample in samples]
-        if len(samples) > 1:
-            singles = [await _attempt(entry, [sample]) for sample in samples]
-            return [single[0] for single in singles]
-        return [failure(samples[0], f"raised {type(error).__name__}: {error}", error)]
-    return [
-        failure(sample, str(score), score) if isinstance(score, RewardError) else score
-        for sample, score in zip(samples, scores, strict=True)
-    ]
+def metadata_problems(reward: Reward, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the reward says is wrong with each prompt's metadata, "" for nothing."""
+    together = getattr(reward, "check_metadatas", None)
+    if together is not None:
+        return together(metadatas)
+    single = getattr(reward, "check_metadata", lambda metadata: "")
+    return [single(metadata) or "" for metadata in metadatas]
 
 
-async def _call(entry: RubricEntry, samples: list[Sample]) -> Any:
-    if entry.is_async:
-        return await entry.reward.score(samples)
-    result = await _in_thread(lambda: entry.reward.score(samples))
-    return await result if inspect.isawaitable(result) else result
+def _logged(name: str, score: Score, metadata: Mapping[str, Any]) -> dict[str, float]:
+    """A score as it is logged: the value, its parts, and the value again under the prompt's tag."""
+    logged = {name: score.value}
+    if isinstance(metadata.get("tag"), str):
+        logged[f"{name}/tag_{metadata['tag']}"] = score.value
+    return {**logged, **{f"{name}/{part}": value for part, value in score.parts.items()}}
 
 
-async def _in_thread(function: Callable[[], Any]) -> Any:
-    """Runs a function in a daemon thread; if the caller is cancelled the thread's result is dropped."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
+def token_rewards(score: RubricScore, count: int, aggregation: str) -> list[float]:
+    """A sample's rewards on its `count` tokens; their sum is the score's value.
 
-    def deliver(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except BaseException as caught:
-            # A future cannot carry StopIteration, and a reward must not end the process.
-            odd = isinstance(caught, (StopIteration, SystemExit))
-            error = RuntimeError(f"{type(caught).__name__} {caught}".strip()) if odd else caught
-        with contextlib.suppress(RuntimeError):  # the loop is gone when a timed-out reward answers after the end
-            loop.call_soon_threadsafe(deliver, result, error)
-
-    threading.Thread(target=work, name="reward", daemon=True).start()
-    return await future
+    With gdpo the terms lie on the first tokens, one each, where `training.advantage` finds them; else the value lies
+    on the last token, as verl has it.
+    """
+    terms = score.terms if aggregation == "gdpo" else ()
+    rest = [0.0] * (count - len(terms))
+    if aggregation != "gdpo":
+        rest[-1] = score.value
+    return [*terms, *rest]
