@@ -1,0 +1,1 @@
+"""OCR: does the picture show the text that the prompt puts in quotation marks, and no other?"""

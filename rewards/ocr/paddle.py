@@ -1,0 +1,119 @@
+"""PaddleOCR 3.x behind the reader protocol: the original reward's engine, for an environment of its own.
+
+paddlex pins numpy and PyYAML, brings a second opencv over the trainer's, and GPU builds of paddle and torch do not
+share a process; so nothing here is imported until a `PaddleReader` is made, and `environments/create_paddle.sh`
+creates a place for it. Two backends: `paddle` (paddlepaddle, models in Paddle's form) and `onnxruntime` (no
+paddlepaddle needed, models in ONNX form). Models come from local folders or from PaddleOCR's own download; the three
+document models (orientation, unwarping, text line orientation) are off, as in the original reward.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.rewards.ocr.reader import TextLine
+
+BACKENDS = {"paddle": ("inference.pdiparams", "paddle"), "onnxruntime": ("inference.onnx", "onnxruntime")}
+"""Backend -> (the weights' file in a model folder, the package that runs it)."""
+COMMAND = "rewards/ocr/environments/create_paddle.sh"
+
+
+class PaddleReader:
+    """Reads text with PaddleOCR 3.x.
+
+    Args:
+        backend: "paddle" or "onnxruntime".
+        detection_folder, recognition_folder: model folders with inference.yml and the backend's weights, both or
+            neither. Without them PaddleOCR downloads (or takes from ~/.paddlex/official_models) the models below.
+        language, version: which models to download: "en" and "PP-OCRv5" are the original reward's choice.
+        device: "cpu", "gpu:0", ...
+        threads: CPU threads of one reader.
+
+    Raises:
+        UserError: packages or model files are missing, or the models cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        backend: str = "paddle",
+        detection_folder: str | None = None,
+        recognition_folder: str | None = None,
+        language: str = "en",
+        version: str = "PP-OCRv5",
+        device: str = "cpu",
+        threads: int = 1,
+    ):
+        if backend not in BACKENDS:
+            raise UserError(f"reader_options.backend: is {backend!r}; use one of {', '.join(BACKENDS)}")
+        if (detection_folder is None) != (recognition_folder is None):
+            raise UserError("reader_options: detection_folder and recognition_folder belong together; set both or none")
+        models: dict[str, Any] = {"lang": language, "ocr_version": version}
+        if detection_folder is not None and recognition_folder is not None:
+            models = {}
+            for part, folder in (("text_detection", detection_folder), ("text_recognition", recognition_folder)):
+                models[f"{part}_model_dir"] = str(Path(folder).expanduser())
+                models[f"{part}_model_name"] = _model_name(Path(folder).expanduser(), backend)
+        try:
+            importlib.import_module(BACKENDS[backend][1])
+            from paddleocr import PaddleOCR
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"reader: paddle with the backend {backend} needs the package '{error.name}'; create its environment "
+                f"with {COMMAND} and run this reward there"
+            ) from error
+        if backend == "onnxruntime":
+            models["engine_config"] = {"onnxruntime": {"intra_op_num_threads": threads}}
+        try:
+            self._ocr = PaddleOCR(
+                **models,
+                engine=backend,
+                device=device,
+                cpu_threads=threads,
+                use_doc_orientation_classify=False,
+                use_doc_unwarping=False,
+                use_textline_orientation=False,
+            )
+        except Exception as error:
+            if "model hosting platforms" not in str(error):
+                raise
+            raise UserError(
+                "reader: PaddleOCR cannot download its models here (no model host answers); copy model folders to "
+                "this machine and set reader_options.detection_folder and reader_options.recognition_folder"
+            ) from error
+
+    def read(self, images: Sequence[np.ndarray]) -> list[list[TextLine]]:
+        """See `TextReader.read`."""
+        results = self._ocr.predict([np.ascontiguousarray(image[:, :, ::-1]) for image in images])  # BGR
+        if len(results) != len(images):
+            raise RuntimeError(f"PaddleOCR gave {len(results)} results for {len(images)} images")
+        return [
+            [
+                TextLine(text, float(confidence), np.asarray(polygon, np.float64))
+                for text, confidence, polygon in zip(
+                    result["rec_texts"], result["rec_scores"], result["rec_polys"], strict=True
+                )
+                if text.strip()
+            ]
+            for result in results
+        ]
+
+
+def _model_name(folder: Path, backend: str) -> str:
+    """The model's name as its folder gives it; PaddleOCR wants it said beside the folder, and the two to agree."""
+    import yaml
+
+    weights, _ = BACKENDS[backend]
+    for file in ("inference.yml", weights):
+        if not (folder / file).is_file():
+            raise UserError(f"{folder}: has no {file}, which backend {backend} reads; give a PaddleOCR model folder")
+    config = yaml.safe_load((folder / "inference.yml").read_text(encoding="utf-8"))
+    name = config.get("Global", {}).get("model_name") if isinstance(config, dict) else None
+    if not isinstance(name, str):
+        raise UserError(f"{folder / 'inference.yml'}: has no Global.model_name; give a PaddleOCR model folder")
+    return name

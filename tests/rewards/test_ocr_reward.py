@@ -1,0 +1,155 @@
+"""The OCR reward with RapidOCR on pictures of text that the tests draw; no network, no stand-in for the engine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.reward.api import Sample
+from blip3o_rl.reward.registry import build_rubric
+from blip3o_rl.reward.rubric import Rubric
+from blip3o_rl.rewards.ocr.rapid import RapidReader
+from blip3o_rl.rewards.ocr.reward import OCRReward
+
+PROMPT = 'a sign that says "OPEN"'
+TARGET = "blip3o_rl.rewards.ocr.reward:OCRReward"
+
+
+@pytest.fixture(scope="module")
+def reader() -> RapidReader:
+    return RapidReader()
+
+
+def picture(*texts: str, side: int = 128, size: int = 20, ink: str = "black", ground: str = "white") -> np.ndarray:
+    """Lines of text, one under the other, as uint8 [side, side, 3]."""
+    image = Image.new("RGB", (side, side), ground)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    for row, text in enumerate(texts):
+        draw.text((side // 16, side // 16 + row * int(1.25 * size)), text, fill=ink, font=font)
+    return np.asarray(image)
+
+
+def score(reward: OCRReward, image: np.ndarray, prompt: str = PROMPT, **metadata):
+    return reward.score([Sample("s", prompt, image, {"prompt": prompt, **metadata})])[0]
+
+
+@pytest.mark.parametrize(("side", "size"), [(64, 14), (128, 20), (256, 30)])
+def test_drawn_text_is_read(reader, side, size):
+    image = picture("OPEN", "Hello", side=side, size=size)
+    lines = reader.read([image])[0]
+    assert [line.text for line in lines] == ["OPEN", "Hello"]
+    for line in lines:
+        assert 0.8 < line.confidence <= 1
+        assert line.polygon.shape == (4, 2) and line.polygon.min() >= 0 and line.polygon.max() <= side
+
+
+def test_a_picture_larger_than_the_limit_is_read_at_its_own_coordinates():
+    image = np.pad(picture("OPEN", side=128, size=30), ((200, 0), (200, 0), (0, 0)), constant_values=255)
+    (line,) = RapidReader(longest_side=256).read([image])[0]
+    assert line.text == "OPEN" and line.polygon.min() > 190
+
+
+@pytest.mark.parametrize(("ink", "ground"), [("white", "black"), ("red", "navy"), ("yellow", "green")])
+def test_coloured_text_is_read(reader, ink, ground):
+    image = picture("OPEN", ink=ink, ground=ground, size=30)
+    assert [line.text for line in reader.read([image])[0]] == ["OPEN"]
+
+
+def test_blank_and_noise_have_no_text(reader):
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    assert reader.read([np.zeros((64, 64, 3), np.uint8), noise]) == [[], []]
+
+
+def test_batch_gives_each_image_its_own_lines(reader):
+    images = [picture("OPEN"), picture(), picture("SALE", side=64, size=16)]
+    assert [[line.text for line in lines] for lines in reader.read(images)] == [["OPEN"], [], ["SALE"]]
+
+
+def test_calibration_good_nearly_bad_and_hacked(reader):
+    reward = OCRReward(reader=reader)
+    pictures = {
+        "good": picture("OPEN", size=30),
+        "nearly": picture("OPEM", size=30),
+        "bad": picture("QUIZ", size=30),
+        "blank": picture(),
+        "repeated": picture(*["OPEN"] * 5),
+        "amid junk": picture("xk OPEN zz", "lorem ipsum", "dolor sit", "amet OPEN"),
+        "covered": picture(*["ABCDEFGHIJKL", "MNOPQRSTUVW", "XYZ OPEN 012", "3456789 THE A", "SALE MORE"] * 2, size=12),
+    }
+    scores = {name: score(reward, image) for name, image in pictures.items()}
+    value = {name: result.value for name, result in scores.items()}
+    assert value["good"] == 1
+    assert value["good"] > value["nearly"] > value["repeated"] > value["amid junk"] > value["covered"]
+    assert value["covered"] < 0.1 and value["bad"] == 0 and value["blank"] == 0
+    # What the original pays for the same pictures is why it is not the default.
+    assert all(scores[name].parts["original"] == 1 for name in ("good", "repeated", "amid junk", "covered"))
+    area = {name: result.parts["text_area"] for name, result in scores.items()}
+    assert area["blank"] == 0 and 0 < area["good"] < area["repeated"] and area["covered"] > 0.4
+    assert [name for name, result in scores.items() if result.parts["exact"] == 1] == ["good"]
+
+
+def test_modes_and_their_parts(reader):
+    image = picture("OPEN", "OPEN")
+    for mode, value in (("strict", 0.5), ("original", 1.0)):
+        result = score(OCRReward(mode=mode, reader=reader), image)
+        assert result.value == value
+        assert result.parts | {"text_area": 0} == {"original": 1.0, "strict": 0.5, "exact": 0.0, "text_area": 0}
+        assert result.reason == 'wanted "OPEN", read "OPEN" "OPEN"'
+
+
+def test_several_texts_in_any_order_and_targets_from_metadata(reader):
+    reward = OCRReward(reader=reader)
+    image = picture("SALE", "OPEN")
+    assert score(reward, image, 'signs that say "OPEN" and "SALE"').value == 1
+    assert score(reward, image, "two signs", text=["OPEN", "SALE"]).value == 1
+    assert score(reward, image, "a sign", text="SALE").value == 0.5
+
+
+def test_unclear_text_counts_for_the_original_only(reader):
+    image = picture("OPEN", size=30)
+    confidence = reader.read([image])[0][0].confidence
+    result = score(OCRReward(reader=reader, min_confidence=1.0), image)
+    assert confidence < 1 and result.value == 0 and result.parts["original"] == 1
+    assert score(OCRReward(reader=reader, confidence_weighting=True), image).value == pytest.approx(confidence)
+
+
+def test_self_check_and_rubric_from_a_config():
+    rubric = build_rubric({"ocr": {"name": TARGET, "mode": "strict", "reader_options": {"threads": 1}}})
+    rubric.self_check()
+    samples = [Sample(str(i), PROMPT, image, {}) for i, image in enumerate((picture("OPEN"), picture("OPN")))]
+    results = asyncio.run(rubric.score_async(samples))
+    assert [result.value for result in results] == [1.0, 0.75]
+    assert results[1].parts["ocr/exact"] == 0
+
+
+def test_a_sample_without_a_target_fails_and_its_neighbours_do_not(reader):
+    reward = OCRReward(reader=reader)
+    bad = Sample("bad", "a sign", picture("OPEN"), {})
+    results = Rubric.of(reward).score([bad, Sample("good", PROMPT, picture("OPEN"), {})])
+    assert results[0].failed and "'a sign'" in results[0].reason and "double quotes" in results[0].reason
+    assert results[1].value == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "loose"}, ["mode", "'loose'", "strict, original"]),
+        ({"reader": "tesseract"}, ["reader", "'tesseract'", "rapid, paddle"]),
+        ({"reader_options": {"gpu": True}}, ["reader_options.gpu", "longest_side"]),
+        ({"min_confidence": 1.5}, ["min_confidence", "0 to 1"]),
+        ({"mode": "original", "confidence_weighting": True}, ["confidence_weighting"]),
+        ({"reader": "paddle", "reader_options": {"backend": "tvm"}}, ["reader_options.backend", "'tvm'"]),
+        ({"reader": "paddle", "reader_options": {"detection_folder": "x"}}, ["recognition_folder"]),
+    ],
+)
+def test_mistakes_in_the_config_name_the_key(options, words):
+    with pytest.raises(UserError) as caught:
+        build_rubric({"ocr": {"name": TARGET, **options}})
+    message = str(caught.value)
+    assert message.startswith("reward.rewards.ocr") and "\n" not in message
+    for word in words:
+        assert word in message
