@@ -6,20 +6,38 @@ a feature decoder, which BLIP3o never uses. The features are `hidden_states[-2]`
 encoder of N layers is built here with N - 1, and without the final layer norm. Names of the weights are the
 original's.
 
-The codebook arithmetic is done in float32 whatever the dtype of the weights: near ties would flip otherwise.
+Which entry is nearest is a discrete answer, and a rounding error can change it. Hence one policy for numbers, the
+same on every device and for every batch:
+- pixels are prepared as the original does: squashed to the input's square with PIL's own bicubic filter (other
+  implementations of "bicubic" differ by several grey levels), on 8-bit RGB, then [-1, 1] in float32;
+- `encode` works in float32 and refuses weights of another dtype; autocast and the shortened float32 products of GPUs
+  (TF32) and CPUs (bfloat16) are switched off while it runs;
+- the nearest entries found in float32 are compared again in float64, and of two equally near ones the first is taken.
+What remains is the float32 rounding of the encoder itself, about 1e-6 of a feature.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from blip3o_rl.errors import UserError
+
 NEAREST_CHUNK = 1024
 """Rows of the distance matrix held at a time; bounds the memory to 256 MiB with the full codebook."""
+CANDIDATES = 4
+"""Nearest entries by float32 that are compared again in float64."""
 
 
 class _SimVQ(nn.Module):
@@ -111,11 +129,43 @@ class TATok(ModelMixin, ConfigMixin):
         )
         return F.normalize(entries, dim=-1) if self.config.l2_normalized else entries
 
+    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """The encoder's input, as SigLIP's processor makes it with the size forced to a square.
+
+        Args:
+            images: pictures of any sizes; other modes than RGB are converted by `to_rgb`. The aspect ratio is not
+                kept and nothing is cut off.
+
+        Returns:
+            float32 [B, 3, image_size, image_size] in [-1, 1] on the model's device.
+        """
+        side = self.config.image_size
+        squares = [to_rgb(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
+        levels = np.stack([np.asarray(square) for square in squares])
+        values = (levels.astype(np.float64) * (1 / 255)).astype(np.float32)
+        pixels = (values - np.float32(0.5)) / np.float32(0.5)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(self.device)
+
+    def tokenize(self, images: Sequence[Image.Image], scale: int = 0, batch_size: int = 16) -> torch.Tensor:
+        """Codebook indices of pictures of any sizes.
+
+        Args:
+            images: at least one.
+            scale: 0, 1, 2 for 729, 169, 81 tokens on the released grid of 27 x 27.
+            batch_size: pictures at a time; bounds the memory and does not change the result.
+
+        Returns:
+            int64 [B, n] on the CPU, values 0..num_image_tokens - 1.
+        """
+        batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+        return torch.cat([self.encode(self.preprocess(batch), scale).cpu() for batch in batches])
+
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, scale: int = 0) -> torch.Tensor:
-        """Codebook indices of pictures.
+        """Codebook indices of prepared pictures.
 
-        In evaluation mode the codebook is computed once and kept; `train()` forgets it.
+        In evaluation mode the codebook is computed once and kept; `train()` and every move to another device or
+        dtype forget it.
 
         Args:
             pixels: [B, 3, image_size, image_size] in [-1, 1].
@@ -123,18 +173,32 @@ class TATok(ModelMixin, ConfigMixin):
 
         Returns:
             int64 [B, n], values 0..num_image_tokens - 1.
+
+        Raises:
+            ValueError: the weights are not float32, or the scale is unknown.
         """
-        if self.training or self._codebook is None:
-            self._codebook = self.codebook()
-        return nearest(self.features(pixels, scale), self._codebook)
+        if self.dtype != torch.float32:
+            raise ValueError(f"image tokenizer in {self.dtype}: its indices are defined in float32; load it so")
+        with whole_float32(self.device):
+            if self.training or self._codebook is None:
+                self._codebook = self.codebook()
+            return nearest(self.features(pixels, scale), self._codebook)
 
     def train(self, mode: bool = True) -> TATok:
         self._codebook = None
         return super().train(mode)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> TATok:
+        self._codebook = None
+        return super()._apply(fn, recurse)
 
+
+@torch.no_grad()
 def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest entry by Euclidean distance: argmin |c|^2 - 2 z c.
+    """Index of the nearest entry by Euclidean distance.
+
+    The search is by |c|^2 - 2 z c in float32, whose rounding grows with the lengths of the vectors; the
+    `CANDIDATES` nearest are then compared by |z - c|^2 in float64. Of equally near ones the lowest index is taken.
 
     Args:
         vectors: [..., d].
@@ -144,6 +208,72 @@ def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
         int64 [...].
     """
     squares = codebook.square().sum(-1)
-    rows = vectors.reshape(-1, vectors.shape[-1])
-    found = [(squares - 2 * rows_part @ codebook.T).argmin(-1) for rows_part in rows.split(NEAREST_CHUNK)]
+    count = min(CANDIDATES, len(codebook))
+    found = []
+    for rows in vectors.reshape(-1, vectors.shape[-1]).split(NEAREST_CHUNK):
+        near = (squares - 2 * rows @ codebook.T).topk(count, largest=False).indices.sort().values
+        distances = (rows[:, None].double() - codebook[near].double()).square().sum(-1)
+        found.append(near.gather(1, distances.argmin(-1, keepdim=True))[:, 0])
     return torch.cat(found).view(vectors.shape[:-1])
+
+
+@contextmanager
+def whole_float32(device: torch.device) -> Iterator[None]:
+    """Float32 products with all their bits, whatever this process allows elsewhere."""
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """A picture from a file, as 8-bit RGB; see `to_rgb`.
+
+    Of a camera's MPO file, a JPEG with previews behind it, the first picture is meant.
+
+    Raises:
+        UserError: the file is missing, no picture, damaged, too large, animated, or of a kind without grey levels.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{path}: no such file; give a picture (PNG, JPEG, WebP, ...)")
+    try:
+        with Image.open(file) as image:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            picture = to_rgb(image) if frames == 1 else None
+    except Exception as error:  # Pillow's plug-ins raise many kinds on damaged files
+        raise UserError(f"{path}: not readable as a picture ({error}); give a whole PNG, JPEG, WebP, ...") from error
+    if picture is None:
+        raise UserError(f"{path}: {frames} pictures in one file (an animation?); give one picture a file")
+    return picture
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of a picture, the right way up.
+
+    - The rotation that a camera wrote into EXIF is carried out.
+    - What is transparent is seen on white; the colours that lie hidden under full transparency are arbitrary.
+    - 16-bit grey is divided by 257, so that white stays white (PIL's own conversion cuts at 255). Of 16-bit colour
+      PIL keeps the upper 8 bits.
+    - Palettes, grey and CMYK are converted by PIL.
+
+    Raises:
+        ValueError: 32-bit or floating-point grey, whose white is not defined.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        levels = np.asarray(upright).astype(np.float64) / 257
+        return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
+    if upright.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {upright.mode}, whose white is not defined")
+    if upright.has_transparency_data:
+        coloured = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
+    return upright.convert("RGB")

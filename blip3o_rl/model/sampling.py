@@ -1,0 +1,138 @@
+"""Sampling image tokens with transformers, and the states of given tokens.
+
+A left-padded batch with its attention mask is sampled token by token with a cache. The post-norm states met on the
+way are the renderer's condition; the state of the last token costs one more step, never a second prefill.
+`hidden_states` is the plain forward pass over given tokens without a cache: what the states of every sampler are
+checked against, and the way to draw tokens that nobody sampled.
+
+Two samplers draw different tokens from one seed; for the same tokens they have the same states.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from transformers import DynamicCache
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.policy import image_logits
+from blip3o_rl.model.token_layout import TokenLayout
+
+
+class Progress(Protocol):
+    """Is told how far a batch is."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`stage` is "tokens" or "steps"; `done` of `total` are made."""
+
+
+class Sampler(Protocol):
+    """Draws image tokens for prompts."""
+
+    def __call__(
+        self, prompts: list[list[int]], seeds: list[int], scale: int, progress: Progress
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and states of one picture a prompt.
+
+        Args:
+            prompts: token ids of B prompts, each ending with `<im_start>` and the scale token.
+            seeds: one a prompt.
+            scale: 0, 1, 2 for n = 729, 169, 81 tokens.
+            progress: told the tokens that are sampled.
+
+        Returns:
+            Token ids int64 [B, n] and the post-norm states of the scale token and the n tokens, [B, n + 1, hidden].
+        """
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The `Progress` that nobody watches."""
+
+
+class PolicySampler:
+    """The `Sampler` of a policy in transformers: the softmax over the image vocabulary at temperature 1."""
+
+    def __init__(self, policy: Any, pad_token_id: int):
+        self.policy = policy
+        self.pad_token_id = pad_token_id
+        self.layout = TokenLayout.from_config(policy.config)
+
+    @torch.inference_mode()
+    def __call__(
+        self, prompts: list[list[int]], seeds: list[int], scale: int, progress: Progress = silent
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and states of one picture a prompt; see `Sampler`."""
+        ids, mask = self._padded(prompts)
+        count = self.layout.tokens_per_image(scale)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        positions = _positions(mask)
+        cache = DynamicCache(config=self.policy.config)
+        tokens, states = [], []
+        for step in range(count + 1):
+            out = self.policy.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            state = out.last_hidden_state[:, -1]
+            states.append(state)
+            progress("tokens", step, count)
+            if step == count:
+                break
+            ids = self._draw(image_logits(self.policy, state), generators)[:, None]
+            tokens.append(ids)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        return torch.cat(tokens, dim=1), torch.stack(states, dim=1)
+
+    @torch.inference_mode()
+    def hidden_states(self, prompts: list[list[int]], tokens: torch.Tensor, scale: int) -> torch.Tensor:
+        """Post-norm states of given image tokens, by one forward pass without a cache.
+
+        Args:
+            prompts: token ids of B prompts of any lengths, each ending with `<im_start>` and the scale token.
+            tokens: token ids of the pictures, int64 [B, n].
+            scale: 0, 1, 2 for n = 729, 169, 81.
+
+        Returns:
+            [B, n + 1, hidden]: the scale token's state, then one a token.
+
+        Raises:
+            UserError: an id is no image token, or the shape does not fit prompts and scale.
+        """
+        shape = (len(prompts), self.layout.tokens_per_image(scale))
+        if tuple(tokens.shape) != shape:
+            raise UserError(f"image tokens of shape {list(tokens.shape)}: {list(shape)} expected (scale {scale})")
+        try:
+            self.layout.to_indices(tokens)
+        except ValueError as error:
+            raise UserError(
+                f"image tokens: {error}; give codebook indices below {self.layout.num_image_tokens}"
+            ) from error
+        ids, mask = self._padded(prompts)
+        ids = torch.cat([ids, tokens.to(ids.device)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(shape)], dim=1)
+        out = self.policy.model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
+        return out.last_hidden_state[:, -shape[1] - 1 :]
+
+    def _padded(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = pad_left(prompts, self.pad_token_id)
+        return ids.to(self.policy.device), mask.to(self.policy.device)
+
+    def _draw(self, logits: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        """One token id a row [B], by the Gumbel-max trick with each row's own generator."""
+        uniform = torch.stack([torch.rand(logits.shape[-1], generator=g) for g in generators]).to(logits.device)
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        return self.layout.to_ids((logits.float() + gumbel).argmax(-1))
+
+
+def pad_left(rows: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one left-padded tensor and its attention mask, both int64 [B, longest]."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Position ids of left-padded rows, from their attention mask [B, L]."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
