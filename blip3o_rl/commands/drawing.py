@@ -1,0 +1,81 @@
+"""What the verbs that draw have in common: a progress bar, and PNG files that know how they were made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from blip3o_rl import __version__
+from blip3o_rl.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class PictureProgress:
+    """A bar over pictures, fed by the pipeline; a batch counts by how far its stages are.
+
+    Args:
+        bar: where it is shown.
+        pictures: in all.
+        batch_size: pictures in every batch but the last.
+        stages: those that a batch goes through, in order; each counts the same.
+    """
+
+    def __init__(self, bar: Progress, pictures: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")):
+        self.bar, self.pictures, self.batch_size, self.stages = bar, pictures, batch_size, stages
+        self.finished = 0
+        self.task = bar.add_task("starting", total=pictures)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `model.sampling.Progress`."""
+        batch = min(self.batch_size, self.pictures - self.finished)
+        share = (self.stages.index(stage) + done / total) / len(self.stages)
+        self.bar.update(self.task, completed=self.finished + batch * share, description=f"{stage} {done}/{total}")
+        if stage == self.stages[-1] and done == total:
+            self.finished += batch
+
+
+@contextmanager
+def watched(pictures: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")) -> Iterator[PictureProgress]:
+    """A progress bar on standard error, gone when the block ends; nothing where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield PictureProgress(bar, pictures, batch_size, stages)
+
+
+def output_folder(path: Path) -> Path:
+    """Makes the folder for pictures, before anything heavy starts.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: no folder to write to ({error.strerror}); give another") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--out {path}: no permission to write; give another folder")
+    return path
+
+
+def save_png(image: np.ndarray, file: Path, settings: Mapping[str, Any]) -> None:
+    """Writes uint8 [H, W, 3] with `settings` and the version as text chunks; a broken-off write leaves no file."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in {**settings, "blip3o_rl": __version__}.items():
+        info.add_itxt(key, str(value))
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        Image.fromarray(image).save(temporary, format="PNG", pnginfo=info)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

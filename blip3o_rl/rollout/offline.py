@@ -1,0 +1,149 @@
+"""Image tokens and their states for a list of prompts, by a vLLM engine of one's own.
+
+No server, no Ray, no verl: `vllm.LLM` over the policy of a model folder, with the worker extension that rollouts use
+(`state_capture`), so that what is drawn here has passed through the same sampler and the same hooks. It is a
+`Sampler` of the pipeline; `blip3o-rl generate --backend vllm` uses it. vLLM keeps its engine in a process of its own,
+which `close` ends and with it gives back all its memory.
+
+Decisions:
+- Every request has its own seed. vLLM then draws from a random stream of this request alone, so that a picture does
+  not depend on the others in the batch. The same seed gives other tokens in transformers: the two draw differently.
+- Prompts are not prefilled in chunks. vLLM rewinds a seeded request's random stream after a chunk, which on a CPU is an
+  error and on a GPU only nearly right.
+- The memory for keys and values is what `max_num_seqs` whole sequences need, up to `KV_CACHE_LIMIT`; beyond it requests
+  wait for each other. The rest of a GPU is left to the renderer.
+- Nothing is compiled and no CUDA graph is captured: who draws a few pictures and ends does not earn that back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.policy import Blip3oNextConfig
+from blip3o_rl.model.sampling import Progress, silent
+from blip3o_rl.rollout.state_capture import sampling_params, states_tensor, unpack_states
+from blip3o_rl.rollout.vllm_patches import use_v1_runner
+
+KV_CACHE_LIMIT = 4 * 2**30
+"""Bytes for keys and values, unless a single sequence needs more."""
+BLOCK = 128
+"""Tokens of the largest block in which vLLM hands out that memory."""
+GPU_SHARE = 0.5
+"""Share of a GPU that must be free when the engine starts."""
+
+
+def installed() -> bool:
+    """Whether vLLM can be imported; looked up without importing it."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+class OfflineSampler:
+    """A `Sampler` by vLLM; see the module's docstring. Use it in a `with` statement, or call `close`.
+
+    Args:
+        folder: model folder or `mini`.
+        dtype: of the policy in the engine.
+        max_num_seqs: pictures sampled at a time; more are queued.
+        max_model_len: longest prompt plus its image tokens, in tokens; 2048 as in the original. A policy for fewer
+            positions has its own limit.
+
+    Raises:
+        UserError: vLLM is not installed, or the folder is incomplete.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        max_num_seqs: int = 32,
+        max_model_len: int = 2048,
+    ):
+        if not installed():
+            raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")
+        path = model_folder.check(folder, ("policy",)) / "policy"
+        config = Blip3oNextConfig.from_pretrained(path)
+        self.layout = model_folder.load_layout(folder)
+        self.max_model_len = min(max_model_len, config.max_position_embeddings)
+        self.dtype = dtype
+        self._request = 0
+        use_v1_runner()
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+
+        self._engine = LLM(
+            str(path),
+            dtype=str(dtype).removeprefix("torch."),
+            skip_tokenizer_init=True,
+            max_model_len=self.max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max(self.max_model_len, max_num_seqs),
+            enable_chunked_prefill=False,
+            kv_cache_memory_bytes=kv_cache_bytes(config, dtype, self.max_model_len, max_num_seqs),
+            gpu_memory_utilization=GPU_SHARE,
+            enforce_eager=True,
+            disable_log_stats=True,
+            worker_extension_cls="blip3o_rl.rollout.state_capture.StateCapture",
+        )
+        self._engine.collective_rpc("start_capture")
+
+    def __call__(
+        self, prompts: list[list[int]], seeds: list[int], scale: int, progress: Progress = silent
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and states of one picture a prompt, on the CPU; see `model.sampling.Sampler`.
+
+        Raises:
+            UserError: the numbers of prompts and seeds differ, or a prompt is too long.
+        """
+        if len(prompts) != len(seeds):
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per picture")
+        count = self.layout.tokens_per_image(scale)
+        room = self.max_model_len - count - 1
+        longest = max(map(len, prompts))
+        if longest > room:
+            raise UserError(
+                f"a prompt of {longest} tokens: with the {count} tokens of a picture at most {room} fit into "
+                f"{self.max_model_len}; shorten it, or choose a higher scale"
+            )
+        names = [f"offline{self._request + number}" for number in range(len(prompts))]
+        self._request += len(prompts)
+        self._engine.collective_rpc("start_capture", args=(len(prompts),))
+        asked = [sampling_params(self.layout, scale, *pair, logprobs=False) for pair in zip(names, seeds, strict=True)]
+        given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
+        progress("tokens", 0, count)
+        outputs = self._engine.generate(given, asked, use_tqdm=False)
+        tokens = torch.tensor([list(output.outputs[0].token_ids)[:count] for output in outputs])
+        states = [states_tensor(unpack_states(self._engine.collective_rpc("take_states", args=(n,)))) for n in names]
+        progress("tokens", count, count)
+        return tokens, torch.stack(states)
+
+    def close(self) -> None:
+        """Ends the engine's process; may be called repeatedly."""
+        if self._engine is not None:
+            self._engine.llm_engine.engine_core.shutdown()
+            self._engine = None
+
+    def __enter__(self) -> OfflineSampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def kv_cache_bytes(config: Any, dtype: torch.dtype, max_model_len: int, max_num_seqs: int) -> int:
+    """Bytes of keys and values for `max_num_seqs` sequences of full length, at most `KV_CACHE_LIMIT`.
+
+    Never less than one sequence needs, or vLLM would refuse to start.
+    """
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    sequence = per_token * (-(-max_model_len // BLOCK) + 1) * BLOCK
+    return max(2 * sequence, min(KV_CACHE_LIMIT, (max_num_seqs + 1) * sequence))
