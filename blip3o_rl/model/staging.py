@@ -1,0 +1,72 @@
+"""A folder appears whole or not at all.
+
+Weights of gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is
+written beside its place under a name of its own (`<name>.partial`) and renamed when it is complete. After an error
+nothing is left; after a SIGKILL the `.partial` folder is, and the next attempt replaces it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from blip3o_rl.errors import UserError
+
+SUFFIX = ".partial"
+RESERVE = 64 * 2**20
+"""Bytes that stay free on the disk, for configs and tokenizers and for whoever else writes there."""
+
+
+def require_unused(target: Path) -> None:
+    """Raises `UserError` unless `target` is absent or an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not empty; give a new folder")
+
+
+def require_space(target: Path, needed: int) -> None:
+    """Raises `UserError` unless the disk of `target` has room for `needed` bytes."""
+    existing = target.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed + RESERVE:
+        raise UserError(
+            f"{target}: needs {gigabytes(needed)}, {gigabytes(free)} are free on its disk; "
+            "free some space, or give a folder on another disk"
+        )
+
+
+@contextmanager
+def staged(target: Path, needed: int) -> Iterator[Path]:
+    """Gives a folder to write into, which becomes `target` when the block ends without an error.
+
+    Args:
+        target: absent or empty.
+        needed: bytes that are going to be written.
+
+    Raises:
+        UserError: the target is in use, the disk has no room, or writing failed.
+    """
+    require_unused(target)
+    require_space(target, needed)
+    partial = target.with_name(target.name + SUFFIX)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"{target}: not written ({error}); nothing is left of it; is the disk full or not writable?"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
