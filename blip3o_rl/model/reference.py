@@ -34,17 +34,17 @@ What a reinforcement learning run on editing would need, beyond this module:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.model.image_tokenizer import TATok
+from blip3o_rl.model.image_tokenizer import TATok, read_image, to_rgb
 from blip3o_rl.model.renderer import ReferenceConnector, Renderer
 from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
 
@@ -52,7 +52,7 @@ MAX_ASPECT = 16
 """Longer side over shorter side of a reference; beyond it resizing the shorter side would need gigabytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """The reference pictures of one sample, as the model takes them."""
 
@@ -76,30 +76,6 @@ def reference_connector(renderer: Renderer) -> ReferenceConnector:
     return renderer.reference_connector
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """A picture file as RGB, turned the way its EXIF orientation says.
-
-    Raises:
-        UserError: there is no such file, or it is not readable as a picture.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such picture; give a PNG or JPEG file")
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not readable as a picture ({error}); give a whole PNG or JPEG file") from error
-
-
-def tokenizer_pixels(picture: Image.Image, size: int) -> torch.Tensor:
-    """Input of the image tokenizer: squashed to a square, bicubic, by PIL; float32 [3, size, size] in [-1, 1].
-
-    The original's SiglipImageProcessor at 384 px: the aspect ratio is not kept.
-    """
-    return _pixels(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-
-
 def autoencoder_pixels(picture: Image.Image, size: int) -> torch.Tensor:
     """Input of the autoencoder: shorter side to `size`, bilinear, centre crop; float32 [3, size, size] in [-1, 1].
 
@@ -109,23 +85,18 @@ def autoencoder_pixels(picture: Image.Image, size: int) -> torch.Tensor:
     Raises:
         UserError: the picture is more than 16 times as long as it is wide, or the other way round.
     """
-    width, height = picture.size
+    upright = to_rgb(picture)
+    width, height = upright.size
     short = min(width, height)
     if max(width, height) > MAX_ASPECT * short:
         raise UserError(
             f"reference picture of {width} x {height} px: the longer side is more than {MAX_ASPECT} times the "
             "shorter one; crop the picture"
         )
-    resized = picture.convert("RGB").resize(
-        (int(size * width / short), int(size * height / short)), Image.Resampling.BILINEAR
-    )
+    resized = upright.resize((int(size * width / short), int(size * height / short)), Image.Resampling.BILINEAR)
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
-    return _pixels(resized.crop((left, top, left + size, top + size)))
-
-
-def _pixels(picture: Image.Image) -> torch.Tensor:
-    unit = (np.asarray(picture, np.float64) / 255).astype(np.float32)
-    return torch.from_numpy((unit - 0.5) / 0.5).permute(2, 0, 1)
+    levels = np.array(resized.crop((left, top, left + size, top + size)))
+    return (torch.from_numpy(levels).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
 
 @torch.no_grad()
@@ -167,11 +138,9 @@ def encode_reference(
         raise UserError("reference picture: the model folder's image_tokenizer is not loaded; editing needs it")
     if not pictures or (len(pictures) > 1 and connector.config.noise_injection):
         raise UserError(f"{len(pictures)} reference pictures for one sample: this model takes exactly one")
-    opened = [picture if isinstance(picture, Image.Image) else open_picture(picture) for picture in pictures]
-    size = image_tokenizer.config.image_size
-    pixels = torch.stack([tokenizer_pixels(picture, size) for picture in opened]).to(image_tokenizer.device)
+    opened = [picture if isinstance(picture, Image.Image) else read_image(picture) for picture in pictures]
     latents = encode_latents(renderer, autoencoder_pixels(opened[0], renderer.image_size)[None])
-    return Reference(image_tokenizer.encode(pixels, scale), latents[0])
+    return Reference(image_tokenizer.tokenize(opened, scale), latents[0])
 
 
 def prompt_ids(tokenizer: Any, prompt: str, reference: Reference | None, scale: int, layout: TokenLayout) -> list[int]:
@@ -207,8 +176,8 @@ def null_condition(renderer: Renderer, n: int) -> torch.Tensor:
     """Null condition of edited pictures, as the original's inference has it.
 
     Args:
-        n: rows of the tokens (730 at full size). They weigh against the reference's rows, so one does not stand for
-            all of them as it does without a reference.
+        n: rows of the tokens (730 at full size). As they weigh against the reference's rows, one does not stand for
+            all of them.
 
     Returns:
         [1, n + h * w, C]: the connector of zeros n times, then zeros; n rows if the model appends no rows.
@@ -246,7 +215,7 @@ def velocity(
         x: noisy latents [B, c, h, w].
         sigma: noise level in (0, 1], one number or [B].
         condition, null: as the functions above give them.
-        guidance: 1 is none.
+        guidance: 1 is none; 0 is the null condition alone.
         latents: of the references, [B, c, h, w].
     """
     inputs = _network_input(renderer, x, latents)
@@ -264,6 +233,23 @@ def _check_latents(renderer: Renderer, latents: torch.Tensor, count: int) -> Non
         raise UserError(f"reference latents of shape {list(latents.shape)}: this model and batch need {expected}")
 
 
+def denoise(
+    renderer: Renderer,
+    x: torch.Tensor,
+    condition: torch.Tensor,
+    null: torch.Tensor,
+    steps: int,
+    guidance: float,
+    latents: torch.Tensor,
+) -> Iterator[torch.Tensor]:
+    """The Euler steps from noise x to the edited picture's latents: gives [B, c, h, w] after each of `steps` steps."""
+    sigmas = renderer.sigmas(steps).tolist()
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        v = velocity(renderer, x, sigma, condition, null, guidance, latents)
+        x = renderer.euler_step(x, v, sigma, following)
+        yield x
+
+
 @torch.inference_mode()
 def render_edits(
     renderer: Renderer,
@@ -272,25 +258,24 @@ def render_edits(
     seeds: list[int],
     steps: int = 30,
     guidance: float = 2.0,
+    on_step: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Draws one edited picture per row.
 
     Args:
-        states: post-norm states of the scale token and the image tokens, [B, n + 1, hidden].
+        states: [B, n + 1, hidden].
         latents: of the references, [B, c, h, w].
-        seeds: B seeds of the initial noise.
-        steps: Euler steps.
-        guidance: 1 is none.
+        seeds, steps, guidance: as in `Renderer.render`.
+        on_step: called after each step.
 
     Returns:
         uint8 [B, H, W, 3].
     """
     rows, null = condition(renderer, states, latents), null_condition(renderer, states.shape[1])
     x = renderer.initial_noise(seeds)
-    sigmas = renderer.sigmas(steps).tolist()
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        v = velocity(renderer, x, sigma, rows, null, guidance, latents)
-        x = renderer.euler_step(x, v, sigma, following)
+    for latest in denoise(renderer, x, rows, null, steps, guidance, latents):
+        x = latest
+        on_step()
     return renderer.decode(x).cpu().numpy()
 
 
@@ -301,15 +286,15 @@ def render(
     references: Sequence[Reference | None],
     steps: int = 30,
     guidance: float = 2.0,
+    on_step: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Draws a batch in which some rows have a reference and some have none.
 
     Args:
         states: post-norm states of the scale token and the image tokens, [B, n + 1, hidden].
-        seeds: B seeds of the initial noise.
         references: B references; None is a text-to-image row.
-        steps: Euler steps.
-        guidance: 1 is none.
+        seeds, steps, guidance: as in `Renderer.render`.
+        on_step: called after each step of the rows with a reference, which are drawn after the others.
 
     Returns:
         uint8 [B, H, W, 3], each picture as if it had been drawn with those of its kind alone.
@@ -326,7 +311,6 @@ def render(
         images[plain] = renderer.render(states[plain], [seeds[row] for row in plain], steps, guidance)
     if edits:
         latents = torch.stack([reference.latents for reference in references if reference is not None])
-        images[edits] = render_edits(
-            renderer, states[edits], latents.to(renderer.device), [seeds[row] for row in edits], steps, guidance
-        )
+        own_seeds = [seeds[row] for row in edits]
+        images[edits] = render_edits(renderer, states[edits], latents, own_seeds, steps, guidance, on_step)
     return images

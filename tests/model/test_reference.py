@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from PIL import Image
 
 from blip3o_rl.errors import UserError
@@ -16,9 +16,10 @@ from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model import reference
 from blip3o_rl.model.image_tokenizer import TATok
+from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.policy import Blip3oNextForCausalLM
 from blip3o_rl.model.reference import Reference
-from blip3o_rl.model.renderer import ReferenceConnector, Renderer
+from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
 from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
 
 INSTRUCTION = "make the circle blue"
@@ -156,12 +157,6 @@ def test_the_shorter_side_is_resized_and_the_longer_rounded_down() -> None:
     np.testing.assert_allclose(reference.autoencoder_pixels(picture, 64).numpy(), expected, atol=1e-6)
 
 
-def test_the_image_tokenizer_sees_all_of_it_squashed() -> None:
-    picture = noisy_picture(90, 30)
-    expected = np.asarray(picture.resize((54, 54), Image.Resampling.BICUBIC)).transpose(2, 0, 1) / 127.5 - 1
-    np.testing.assert_allclose(reference.tokenizer_pixels(picture, 54).numpy(), expected, atol=1e-6)
-
-
 def test_latents_are_scaled_encodings(renderer: Renderer) -> None:
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     expected = renderer.vae.encode(pixels).latent * 0.5
@@ -172,8 +167,7 @@ def test_all_pictures_become_tokens_and_the_first_a_latent(image_tokenizer: TATo
     renderer = make_renderer(noise_injection=False)
     pictures = [noisy_picture(80, 64, seed) for seed in (1, 2)]
     found = reference.encode_reference(pictures, image_tokenizer, renderer, scale=2)
-    pixels = torch.stack([reference.tokenizer_pixels(picture, parts.TOKENIZER_INPUT) for picture in pictures])
-    assert torch.equal(found.indices, image_tokenizer.encode(pixels, 2)) and found.indices.shape == (2, N)
+    assert torch.equal(found.indices, image_tokenizer.tokenize(pictures, 2)) and found.indices.shape == (2, N)
     first = reference.encode_latents(renderer, reference.autoencoder_pixels(pictures[0], 64)[None])[0]
     assert torch.equal(found.latents, first)
 
@@ -268,11 +262,13 @@ def test_editing_equals_the_loop_of_the_original(
     connector = renderer.reference_connector
     assert connector is not None
     known, x = latents[:1], renderer.initial_noise([4])
+    condition, null_rows = reference.condition(renderer, states[:1], known), reference.null_condition(renderer, N + 1)
     with torch.no_grad():
+        found = list(reference.denoise(renderer, x, condition, null_rows, 5, 3.0, known))
         rows = renderer.connector(torch.cat([torch.zeros_like(states[:1]), states[:1]]))
         extra = connector(known.movedim(1, -1).reshape(-1, 8))
         rows = torch.cat([rows, torch.stack([torch.zeros_like(extra), extra])], dim=1)
-        for timestep in scheduler.timesteps:
+        for timestep, step in zip(scheduler.timesteps, found, strict=True):
             both = renderer.transformer(
                 torch.cat([torch.cat([x, known], dim=-1)] * 2),
                 encoder_hidden_states=rows,
@@ -283,9 +279,10 @@ def test_editing_equals_the_loop_of_the_original(
             whole = torch.cat([x, known], dim=-1)
             whole = scheduler.step(null + 3.0 * (conditioned - null), timestep, whole, return_dict=False)[0]
             x = whole[..., :8]
+            torch.testing.assert_close(step, x, atol=1e-4, rtol=0)
         expected = renderer.decode(x).numpy().astype(int)
-    found = reference.render_edits(renderer, states[:1], known, [4], steps=5, guidance=3.0).astype(int)
-    assert np.abs(found - expected).max() <= 1
+    drawn = reference.render_edits(renderer, states[:1], known, [4], steps=5, guidance=3.0).astype(int)
+    assert np.abs(drawn - expected).max() <= 1
 
 
 def test_a_mixed_batch_is_its_parts(
@@ -322,6 +319,22 @@ def test_a_mixed_left_padded_batch_gives_the_states_of_single_samples(
         for row, found in zip(rows, together, strict=True):
             alone = policy.model(input_ids=torch.tensor([row])).last_hidden_state[0]
             torch.testing.assert_close(found[-(N + 1) :], alone[-(N + 1) :], atol=1e-4, rtol=0)
+
+
+def test_the_pipeline_draws_a_mixed_batch_like_its_parts(
+    words: tuple[Any, TokenLayout], renderer: Renderer, image_tokenizer: TATok
+) -> None:
+    torch.manual_seed(0)
+    policy = parts.make_policy(*words).eval()
+    pipe = Blip3oPipeline(policy, words[0], renderer, image_tokenizer=image_tokenizer)
+    prompts, kinds = [INSTRUCTION, "a photo of two squares"], [[noisy_picture(80, 64)], None]
+    mixed = pipe(prompts, [1, 2], scale=2, steps=2, references=kinds)
+    for row in range(2):
+        alone = pipe(prompts[row : row + 1], [row + 1], scale=2, steps=2, references=kinds[row : row + 1])
+        assert torch.equal(mixed.tokens[row], alone.tokens[0])
+        assert np.abs(mixed.images[row].astype(int) - alone.images[0]).max() <= 1
+    unreferenced = pipe(prompts[:1], [1], scale=2, steps=2)
+    assert not torch.equal(unreferenced.tokens[0], mixed.tokens[0]), "the policy does not see the reference"
 
 
 # Folders
@@ -407,14 +420,13 @@ def test_noise_injection_takes_one_reference(renderer: Renderer, image_tokenizer
         reference.encode_reference([noisy_picture(64, 64)] * count, image_tokenizer, renderer, 2)
 
 
-def test_unreadable_pictures_are_named_in_one_line(tmp_path: Path) -> None:
-    text, cut = tmp_path / "text.png", tmp_path / "cut.png"
-    text.write_text("no picture")
+def test_an_unreadable_picture_is_named_in_one_line(renderer: Renderer, image_tokenizer: TATok, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.png"
     noisy_picture(64, 64).save(cut)
     cut.write_bytes(cut.read_bytes()[:5000])
-    for path, problem in ((text, "not readable"), (cut, "not readable"), (tmp_path / "none.png", "no such picture")):
+    for path, problem in ((cut, "not readable"), (tmp_path / "none.png", "no such file")):
         with pytest.raises(UserError, match=f"{path.name}: .*{problem}") as raised:
-            reference.open_picture(path)
+            reference.encode_reference([path], image_tokenizer, renderer, 2)
         assert "\n" not in str(raised.value)
 
 
@@ -451,9 +463,28 @@ def test_the_defaults_are_the_released_sizes() -> None:
     }
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
-    picture = noisy_picture(40, 20)
-    exif = picture.getexif()
-    exif[0x0112] = 6
-    picture.save(tmp_path / "phone.png", exif=exif)
-    assert reference.open_picture(tmp_path / "phone.png").size == (20, 40)
+def test_at_full_size_there_are_1754_rows() -> None:
+    """Shapes alone, on the meta device; depth and width of what the rows do not pass are small."""
+    with torch.device("meta"):
+        vae = AutoencoderDC(
+            latent_channels=32,
+            encoder_block_out_channels=(32,) * 6,
+            decoder_block_out_channels=(32,) * 6,
+            encoder_layers_per_block=(1,) * 6,
+            decoder_layers_per_block=(1,) * 6,
+        )
+        transformer = SanaTransformer2DModel(caption_channels=2304, sample_size=32, num_layers=1)
+        renderer = Renderer(Connector(), transformer, vae, ReferenceConnector())
+        latents = torch.zeros(2, 32, 32, 32)
+        assert renderer.image_size == 1024
+        assert reference.condition(renderer, torch.zeros(2, 730, 2048), latents).shape == (2, 1754, 2304)
+        assert reference.null_condition(renderer, 730).shape == (1, 1754, 2304)
+        assert reference.noise_space_input(latents, latents).shape == (2, 32, 32, 64)
+
+
+def test_a_picture_is_turned_as_its_camera_says() -> None:
+    picture = noisy_picture(64, 64)
+    turned = picture.copy()
+    turned.getexif()[0x0112] = 3
+    upside_down = reference.autoencoder_pixels(picture, 64).flip(1, 2)
+    assert torch.equal(reference.autoencoder_pixels(turned, 64), upside_down)
