@@ -1,0 +1,159 @@
+"""Where a learned reward's weights come from, and that they are all there.
+
+A source is a local folder, a local file, or a hub id (`owner/name`, or `owner/name@revision` to pin it). Two decisions:
+nothing in a downloaded file is ever executed (safetensors first, other files only through `weights_only=True`), and a
+checkpoint that lacks a tensor is refused. transformers fills such a gap with random numbers and a warning, which gives
+a reward that runs, looks plausible and means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip3o_rl.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+LOADING = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Gaps and wrong shapes are collected by transformers and refused here, by name."""
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a config entry; "auto" is the GPU if there is one.
+
+    Raises:
+        UserError: for a name torch does not know, and for "cuda" without a GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: is {name!r}; use auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: is {name!r}, but torch sees no GPU; use cpu or auto")
+    return device
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The number type of a config entry."""
+    if name not in DTYPES:
+        raise UserError(f"dtype: is {name!r}; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def located(source: str, key: str) -> tuple[str, str | None]:
+    """Splits a source into what transformers takes: (local path or hub id, revision or None).
+
+    Raises:
+        UserError: if the source is written like a path and nothing is there.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path), None
+    if source.startswith((".", "/", "~")) or source.count("/") != 1 or path.suffix in (".pt", ".pth", ".safetensors"):
+        raise UserError(f"{key}: there is no {source}; set {key} to a folder, a file or a hub id (owner/name)")
+    name, _, revision = source.partition("@")
+    return name, revision or None
+
+
+def find_file(source: str, published: str, key: str) -> Path:
+    """The file of a source, downloaded if the source is a hub id.
+
+    Args:
+        source: a file, a folder with the file, or a hub id.
+        published: the file's published name, e.g. "ImageReward.pt". In a local folder the same name with the ending
+            .safetensors comes first.
+        key: config key for messages.
+    """
+    name, revision = located(source, key)
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for candidate in (path / published).with_suffix(".safetensors"), path / published:
+            if candidate.is_file():
+                return candidate
+        raise UserError(f"{key}: {path} has no {published}; put the published file there or name the file itself")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, published, revision=revision))
+    except Exception as error:
+        raise _unreachable(source, key, error) from error
+
+
+def read_state(path: Path, key: str) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or torch file, on the CPU; a mapping under "state_dict" is unpacked.
+
+    Raises:
+        UserError: if the file holds anything that only unpickling code could restore, or no tensors.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{key}: {path} cannot be read as plain tensors ({_first_line(error)}); "
+            f"get it again, or save its state dict as {path.with_suffix('.safetensors').name}"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise UserError(f"{key}: {path} holds {type(content).__name__}, not a state dict; use the published file")
+    state = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not state:
+        raise UserError(f"{key}: {path} holds no tensors; use the published file")
+    return state
+
+
+def pretrained(cls: Any, source: str, key: str, **options: Any) -> Any:
+    """`cls.from_pretrained` for tokenizers, processors and configs."""
+    name, revision = located(source, key)
+    try:
+        return cls.from_pretrained(name, revision=revision, **options)
+    except Exception as error:
+        raise _unreachable(source, key, error) from error
+
+
+def pretrained_model(cls: Any, source: str, key: str) -> Any:
+    """`cls.from_pretrained` in float32, for inference; every tensor of the model must be in the checkpoint."""
+    model, info = pretrained(cls, source, key, **LOADING)
+    return _complete(model, info, source, key)
+
+
+def model_from_state(
+    cls: Any, config: Any, state: dict[str, torch.Tensor], source: str, key: str, **options: Any
+) -> Any:
+    """A transformers model in float32 from a config and a converted state dict; every tensor must be there."""
+    model, info = cls.from_pretrained(None, config=config, state_dict=state, **LOADING, **options)
+    return _complete(model, info, source, key)
+
+
+def _complete(model: Any, info: Mapping[str, Any], source: str, key: str) -> Any:
+    wrong = sorted({str(name) for name in info["missing_keys"]} | {str(found[0]) for found in info["mismatched_keys"]})
+    if wrong:
+        raise UserError(
+            f"{key}: {source} lacks {len(wrong)} of the tensors of {type(model).__name__}, or has them in another "
+            f"shape (first: {wrong[0]}); it is another model or cut short, get the published one"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _unreachable(source: str, key: str, error: Exception) -> UserError:
+    return UserError(
+        f"{key}: {source} cannot be loaded, {type(error).__name__}: {_first_line(error)}; without a network set {key} "
+        "to a local copy"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
