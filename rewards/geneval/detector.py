@@ -40,11 +40,26 @@ class ObjectDetector(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ColourQuestion:
+    """Which colour has this object?
+
+    Attributes:
+        image: uint8 [H, W, 3], RGB.
+        detection: the object in it.
+        class_name: what the prompt calls it.
+    """
+
+    image: np.ndarray
+    detection: Detection
+    class_name: str
+
+
 class ColourClassifier(Protocol):
     """Names the colour of objects. `colours` are the names it can return."""
 
     colours: tuple[str, ...]
 
-    def classify(self, image: np.ndarray, detections: Sequence[Detection], class_name: str) -> list[str]:
-        """One colour name a detection, all of them of class `class_name` in `image` (uint8 [H, W, 3], RGB)."""
+    def classify(self, questions: Sequence[ColourQuestion]) -> list[str]:
+        """One colour name a question. All questions of a batch of images come in one call."""
         ...

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from blip3o_rl.mini.scenes import BACKGROUND, COLOURS, SHAPES, Scene, SceneObject, draw
-from blip3o_rl.rewards.geneval.detector import Detection
+from blip3o_rl.rewards.geneval.detector import ColourQuestion, Detection
 
 FOREGROUND_DISTANCE = 70.0
 """RGB distance (Euclidean, of 255) from the ground that makes a pixel part of an object."""
@@ -180,11 +180,11 @@ class SceneColours:
 
     colours: tuple[str, ...] = COLOUR_NAMES
 
-    def classify(self, image: np.ndarray, detections: Sequence[Detection], class_name: str) -> list[str]:
+    def classify(self, questions: Sequence[ColourQuestion]) -> list[str]:
         names = []
-        for detection in detections:
-            if detection.mask is None:
+        for question in questions:
+            if question.detection.mask is None:
                 raise ValueError("colours are read inside the mask, and this detection has none")
-            colour = core_colour(image.astype(np.float32), detection.mask)
+            colour = core_colour(question.image.astype(np.float32), question.detection.mask)
             names.append(COLOUR_NAMES[int(np.linalg.norm(PALETTE - colour, axis=1).argmin())])
         return names

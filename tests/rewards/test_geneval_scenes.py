@@ -11,6 +11,7 @@ import pytest
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, all_metadata, draw, sample
 from blip3o_rl.reward.api import Sample
+from blip3o_rl.rewards.geneval.detector import ColourQuestion
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.rewards.geneval.scenes import SceneColours, SceneDetector
 
@@ -45,7 +46,8 @@ def test_a_decoders_blur_noise_and_tint_are_tolerated(tag):
     for _ in range(100):
         metadata, scene = sample(rng, tag)
         verdicts.append(score(metadata, decoder_like(draw(scene), rng, blur=0.8, noise=8, tint=20)).parts["correct"])
-    assert np.mean(verdicts) >= 0.97
+    # Counting asks for a confidence of 0.9 instead of 0.3, of every object.
+    assert np.mean(verdicts) >= (0.9 if tag == "counting" else 0.97)
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -72,7 +74,7 @@ def test_boxes_colours_and_confidence_of_every_shape_and_colour():
                 (found,) = DETECTOR.detect([image])[0]
                 assert found.class_name == shape
                 assert found.score > 0.9, "a clean object must count at the counting threshold"
-                assert SceneColours().classify(image, [found], shape) == [colour]
+                assert SceneColours().classify([ColourQuestion(image, found, shape)]) == [colour]
                 half = size / 2
                 expected = [64 * edge for edge in (0.45 - half, 0.55 - half, 0.45 + half, 0.55 + half)]
                 assert np.allclose(found.box, expected, atol=1.6)
@@ -141,7 +143,9 @@ def test_covering_the_picture_with_shapes_does_not_pay():
     """The hack of a detector reward: draw everything, so that whatever is asked for is there."""
     grid = [(0.2, 0.2), (0.5, 0.2), (0.8, 0.2), (0.2, 0.5), (0.5, 0.5), (0.8, 0.5), (0.2, 0.8), (0.5, 0.8), (0.8, 0.8)]
     palette = list(COLOURS)
-    crowd = [SceneObject(SHAPES[i % 5], palette[i % 6], x, y, 0.22) for i, (x, y) in enumerate(grid)]
+    crowd = [
+        SceneObject(SHAPES[i % len(SHAPES)], palette[i % len(palette)], x, y, 0.22) for i, (x, y) in enumerate(grid)
+    ]
     hacked = draw(Scene(tuple(crowd)))
     rng = np.random.default_rng(13)
     pairs = [sample(rng, TAGS[i % len(TAGS)]) for i in range(60)]
