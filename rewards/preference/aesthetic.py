@@ -23,7 +23,7 @@ class AestheticScore:
 
     Args:
         head: the published head, or a repository or folder with it.
-        model: CLIP ViT-L/14 and its image processor, transformers layout.
+        clip: CLIP ViT-L/14 and its image processor, transformers layout.
         device, dtype, batch_size: where, in which number type and how many pictures at a time. The head always runs in
             float32.
 
@@ -36,16 +36,16 @@ class AestheticScore:
     def __init__(
         self,
         head: str = "camenduru/improved-aesthetic-predictor",
-        model: str = VIT_L,
+        clip: str = VIT_L,
         device: str = "auto",
         dtype: str = "float32",
         batch_size: int = 32,
     ):
         state = read_state(find_file(head, PUBLISHED, "head"), "head")
-        clip = pretrained_model(CLIPModel, model, "model")
-        del clip.text_model
-        self.towers = ClipTowers(clip, None, stored_processor(model, "model"), device, dtype, batch_size)
-        self.head = linear_head(state, "", clip.config.projection_dim, "head").to(clip.device)
+        model = pretrained_model(CLIPModel, clip, "clip")
+        del model.text_model
+        self.towers = ClipTowers(model, None, stored_processor(clip, "clip"), device, dtype, batch_size)
+        self.head = linear_head(state, "", model.config.projection_dim, "head").to(model.device)
 
     @torch.inference_mode()
     def score(self, samples: Sequence[Sample]) -> list[Score]:

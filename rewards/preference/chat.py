@@ -59,11 +59,11 @@ class ChatClient:
         model: the name under which the server serves it.
         api_key_env: environment variable with the bearer token; empty for none. The token itself stays out of configs,
             which are written to the run folder.
-        timeout_s: per try, from connecting to the last byte.
-        retries: further tries after the first.
-        backoff_s: pause before the first of them; doubles each time, half of it at random, at most 30 s. A server's
-            Retry-After counts instead.
-        concurrency: requests under way at once, in this process.
+        request_timeout_s: per try, from connecting to the last byte.
+        request_retries: further tries after the first.
+        request_backoff_s: pause before the first of them; doubles each time, half of it at random, at most 30 s. A
+            server's Retry-After counts instead.
+        max_requests: requests under way at once in an event loop.
         max_tokens: limit of the answer; an answer that reaches it is an error.
     """
 
@@ -72,10 +72,10 @@ class ChatClient:
         url: str,
         model: str,
         api_key_env: str = "",
-        timeout_s: float = 30.0,
-        retries: int = 2,
-        backoff_s: float = 0.5,
-        concurrency: int = 16,
+        request_timeout_s: float = 30.0,
+        request_retries: int = 2,
+        request_backoff_s: float = 0.5,
+        max_requests: int = 16,
         max_tokens: int = 512,
     ):
         parts = urlsplit(url)
@@ -86,10 +86,10 @@ class ChatClient:
         if api_key_env and not os.environ.get(api_key_env):
             raise UserError(f"api_key_env: the environment variable {api_key_env} is not set; export it")
         for name, value, least in (
-            ("timeout_s", timeout_s, 0.001),
-            ("retries", retries, 0),
-            ("backoff_s", backoff_s, 0),
-            ("concurrency", concurrency, 1),
+            ("request_timeout_s", request_timeout_s, 0.001),
+            ("request_retries", request_retries, 0),
+            ("request_backoff_s", request_backoff_s, 0),
+            ("max_requests", max_requests, 1),
             ("max_tokens", max_tokens, 1),
         ):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
@@ -97,10 +97,10 @@ class ChatClient:
         self.url = url.rstrip("/") + "/chat/completions"
         self.model = model
         self.api_key_env = api_key_env
-        self.timeout_s = timeout_s
-        self.retries = retries
-        self.backoff_s = backoff_s
-        self.concurrency = concurrency
+        self.request_timeout_s = request_timeout_s
+        self.request_retries = request_retries
+        self.request_backoff_s = request_backoff_s
+        self.max_requests = max_requests
         self.max_tokens = max_tokens
         self._turns: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
@@ -116,7 +116,7 @@ class ChatClient:
         Returns:
             one answer a question, in order, or a RewardError that says why there is none.
         """
-        timeout = aiohttp.ClientTimeout(total=self.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self.request_timeout_s)
         headers = {"Authorization": f"Bearer {os.environ[self.api_key_env]}"} if self.api_key_env else {}
         async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             return await asyncio.gather(*(self._ask(session, *question, dict(extra or {})) for question in questions))
@@ -132,7 +132,7 @@ class ChatClient:
             "max_tokens": self.max_tokens,
             **extra,
         }
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.request_retries + 1):
             try:
                 async with self._turn():
                     body = await self._post(session, request)
@@ -140,10 +140,10 @@ class ChatClient:
             except RewardError as error:
                 return error
             except _Passing as error:
-                if attempt == self.retries:
+                if attempt == self.request_retries:
                     tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
                     return RewardError(f"no answer from {self.url} after {tries}: {error}")
-                await asyncio.sleep(self._pause_s(attempt, error.pause_s))
+                await asyncio.sleep(pause_s(attempt, self.request_backoff_s, error.pause_s))
         raise AssertionError("the last try returns")
 
     async def _post(self, session: aiohttp.ClientSession, request: Mapping[str, Any]) -> bytes:
@@ -156,7 +156,7 @@ class ChatClient:
                     if len(body) > LARGEST_ANSWER:
                         raise RewardError(f"{self.url} sent more than {LARGEST_ANSWER} bytes")
         except TimeoutError as error:
-            raise _Passing(f"nothing within {self.timeout_s:g} s") from error
+            raise _Passing(f"nothing within {self.request_timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise _Passing(f"{type(error).__name__}: {error}") from error
         if response.status == 200:
@@ -166,17 +166,19 @@ class ChatClient:
             raise _Passing(said, _seconds(response.headers.get("Retry-After")))
         raise RewardError(f"{self.url} refused: {said}")
 
-    def _pause_s(self, attempt: int, wish: float | None) -> float:
-        if wish is not None:
-            return min(wish, LONGEST_PAUSE_S)
-        return min(self.backoff_s * 2**attempt, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-
     def _turn(self) -> asyncio.Semaphore:
         """The semaphore of the running event loop; rewards are called from several."""
         loop = asyncio.get_running_loop()
         if loop not in self._turns:
-            self._turns[loop] = asyncio.Semaphore(self.concurrency)
+            self._turns[loop] = asyncio.Semaphore(self.max_requests)
         return self._turns[loop]
+
+
+def pause_s(attempt: int, backoff_s: float, wish: float | None = None) -> float:
+    """Seconds to wait after try number `attempt` (from 0): the server's wish, or doubling, half of it at random."""
+    if wish is not None:
+        return min(wish, LONGEST_PAUSE_S)
+    return min(backoff_s * 2.0 ** min(attempt, 60), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
 
 
 def _answer(body: bytes) -> str:

@@ -170,7 +170,7 @@ class HPSv2:
     """Human Preference Score v2.1 (Wu et al. 2023, arXiv 2306.09341): the cosine itself, about 0.20 to 0.36.
 
     Args:
-        weights: the published open_clip checkpoint, or a repository or folder with HPS_v2.1_compressed.pt.
+        checkpoint: the published open_clip checkpoint, or a repository or folder with HPS_v2.1_compressed.pt.
         clip: configuration and tokenizer of CLIP ViT-H/14 in transformers' layout.
         antialias: HPSv2 resizes float tensors. torchvision averaged there from 0.17 on and did not before; `false` is
             for comparison with numbers from older installations. For 1024 px pictures it makes a difference.
@@ -181,7 +181,7 @@ class HPSv2:
 
     def __init__(
         self,
-        weights: str = "xswu/HPSv2",
+        checkpoint: str = "xswu/HPSv2",
         clip: str = VIT_H,
         antialias: bool = True,
         device: str = "auto",
@@ -189,11 +189,11 @@ class HPSv2:
         batch_size: int = 32,
     ):
         config = pretrained(CLIPConfig, clip, "clip")
-        file = find_file(weights, "HPS_v2.1_compressed.pt", "weights")
-        state = open_clip.to_transformers(read_state(file, "weights"), "weights")
+        file = find_file(checkpoint, "HPS_v2.1_compressed.pt", "checkpoint")
+        state = open_clip.to_transformers(read_state(file, "checkpoint"), "checkpoint")
         side = config.vision_config.image_size
         self.towers = ClipTowers(
-            model_from_state(CLIPModel, config, state, str(file), "weights"),
+            model_from_state(CLIPModel, config, state, str(file), "checkpoint"),
             pretrained(CLIPTokenizer, clip, "clip"),
             lambda images: pixels.padded(images, side, antialias),
             device,

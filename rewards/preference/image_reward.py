@@ -56,7 +56,7 @@ class ImageReward:
     """ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977): (head - 0.1672) / 1.0333, about -2 to 2.
 
     Args:
-        weights: repository or folder with ImageReward.pt and med_config.json.
+        checkpoint: repository or folder with ImageReward.pt and med_config.json.
         tokenizer: BERT's uncased tokenizer.
         device, dtype, batch_size: where, in which number type and how many pictures at a time. The head always runs in
             float32.
@@ -67,32 +67,32 @@ class ImageReward:
 
     def __init__(
         self,
-        weights: str = "THUDM/ImageReward",
+        checkpoint: str = "THUDM/ImageReward",
         tokenizer: str = "google-bert/bert-base-uncased",
         device: str = "auto",
         dtype: str = "float32",
         batch_size: int = 32,
     ):
-        file = find_file(weights, "ImageReward.pt", "weights")
-        beside = str(file.parent) if Path(weights).expanduser().is_file() else weights
-        med_config = find_file(beside, "med_config.json", "weights")
-        state = read_state(file, "weights")
+        file = find_file(checkpoint, "ImageReward.pt", "checkpoint")
+        beside = str(file.parent) if Path(checkpoint).expanduser().is_file() else checkpoint
+        med_config = find_file(beside, "med_config.json", "checkpoint")
+        state = read_state(file, "checkpoint")
         vision_state = _vision_state(state)
         vision_config = _vision_config(vision_state, str(file))
         text_config = _text_config(json.loads(med_config.read_text()), vision_config.hidden_size)
         place = device_of(device), dtype_of(dtype)
-        self.vision = model_from_state(BlipVisionModel, vision_config, vision_state, str(file), "weights").to(*place)
+        self.vision = model_from_state(BlipVisionModel, vision_config, vision_state, str(file), "checkpoint").to(*place)
         self.text = model_from_state(
             BlipTextModel,
             text_config,
             _under(state, "blip.text_encoder."),
             str(file),
-            "weights",
+            "checkpoint",
             add_pooling_layer=False,
             # Its attention adds the mask to the scores, which is right for eager attention's masks only.
             attn_implementation="eager",
         ).to(*place)
-        self.head = linear_head(state, "mlp.", text_config.hidden_size, "weights").to(self.vision.device)
+        self.head = linear_head(state, "mlp.", text_config.hidden_size, "checkpoint").to(self.vision.device)
         self.tokenizer = pretrained(BertTokenizer, tokenizer, "tokenizer")
         self.batch_size = batch_size
 
@@ -141,7 +141,7 @@ def _vision_config(state: dict[str, torch.Tensor], source: str) -> BlipVisionCon
         intermediate = state["encoder.layers.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
         raise UserError(
-            f"weights: {source} has no BLIP image tower ({error.args[0]}); use the published file"
+            f"checkpoint: {source} has no BLIP image tower ({error.args[0]}); use the published file"
         ) from error
     return BlipVisionConfig(
         hidden_size=width,

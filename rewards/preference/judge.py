@@ -59,7 +59,7 @@ class VlmJudge:
         low, high: the range asked for.
         structured: send a JSON schema as response_format (vLLM, SGLang and OpenAI understand it).
         side: resize pictures to side x side before they are sent; None sends them as they are.
-        api_key_env, timeout_s, retries, backoff_s, concurrency, max_tokens: see `ChatClient`.
+        api_key_env, request_timeout_s, request_retries, request_backoff_s, max_requests, max_tokens: see `ChatClient`.
 
     Part `raw`: the number itself. The model's reason becomes the score's reason.
     """
@@ -77,15 +77,17 @@ class VlmJudge:
         structured: bool = True,
         side: int | None = None,
         api_key_env: str = "",
-        timeout_s: float = 30.0,
-        retries: int = 2,
-        backoff_s: float = 0.5,
-        concurrency: int = 16,
+        request_timeout_s: float = 30.0,
+        request_retries: int = 2,
+        request_backoff_s: float = 0.5,
+        max_requests: int = 16,
         max_tokens: int = 512,
     ):
         if not low < high:
             raise UserError(f"low: is {low:g}, high is {high:g}; low must be below high")
-        self.client = ChatClient(url, model, api_key_env, timeout_s, retries, backoff_s, concurrency, max_tokens)
+        self.client = ChatClient(
+            url, model, api_key_env, request_timeout_s, request_retries, request_backoff_s, max_requests, max_tokens
+        )
         self.question = read_question(question_file) if question_file else QUESTION
         self.low, self.high = float(low), float(high)
         self.side = side

@@ -54,7 +54,7 @@ class UnifiedReward:
         url: the endpoint up to and including the version.
         question_file: the question, with {prompt}; see the module's docstring.
         side: pictures are resized to side x side; None sends them as they are.
-        api_key_env, timeout_s, retries, backoff_s, concurrency, max_tokens: see `ChatClient`.
+        api_key_env, request_timeout_s, request_retries, request_backoff_s, max_requests, max_tokens: see `ChatClient`.
 
     Parts: `raw`, the score or the mean on the scale 1 to 5; version 2.0 also `alignment`, `coherence`, `style`.
     """
@@ -70,10 +70,10 @@ class UnifiedReward:
         question_file: str | None = None,
         side: int | None = SIDE,
         api_key_env: str = "",
-        timeout_s: float = 30.0,
-        retries: int = 2,
-        backoff_s: float = 0.5,
-        concurrency: int = 16,
+        request_timeout_s: float = 30.0,
+        request_retries: int = 2,
+        request_backoff_s: float = 0.5,
+        max_requests: int = 16,
         max_tokens: int = 1024,
     ):
         # YAML reads an unquoted 2.0 as a number.
@@ -81,7 +81,9 @@ class UnifiedReward:
         if self.version not in QUESTIONS:
             raise UserError(f"version: is {version!r}; use one of {', '.join(QUESTIONS)}")
         model = model or MODELS[self.version]
-        self.client = ChatClient(url, model, api_key_env, timeout_s, retries, backoff_s, concurrency, max_tokens)
+        self.client = ChatClient(
+            url, model, api_key_env, request_timeout_s, request_retries, request_backoff_s, max_requests, max_tokens
+        )
         self.question = read_question(question_file) if question_file else QUESTIONS[self.version]
         self.side = side
 

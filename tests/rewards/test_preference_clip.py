@@ -358,7 +358,7 @@ def test_a_rubric_builds_one_from_a_config(folder, pickscore):
 @pytest.mark.parametrize("name", ["visual.transformer.resblocks.1.mlp.c_fc.bias", "ln_final.weight", "logit_scale"])
 def test_a_missing_tensor_is_refused_and_not_filled_with_random_numbers(tmp_path, folder, state, name):
     torch.save({"state_dict": {k: v for k, v in state.items() if k != name}}, tmp_path / "HPS_v2.1_compressed.pt")
-    with pytest.raises(UserError, match="weights: .* lacks 1 of the tensors of CLIPModel"):
+    with pytest.raises(UserError, match="checkpoint: .* lacks 1 of the tensors of CLIPModel"):
         HPSv2(str(tmp_path), folder, device="cpu")
 
 
@@ -387,7 +387,7 @@ class Executed:
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("HPS_v2.1_compressed.pt").write_bytes(pickle.dumps({"state_dict": Executed()}))
+    Path("HPS_v2.1_compressed.pt").write_bytes(pickle.dumps({"state_dict": Executed()}, protocol=2))
     with pytest.raises(UserError, match="cannot be read as plain tensors"):
         HPSv2("HPS_v2.1_compressed.pt", folder, device="cpu")
     torch.save({"state_dict": Executed()}, "HPS_v2.1_compressed.pt")
@@ -399,7 +399,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path, folder, monkeypatch):
 def test_sources_and_settings_that_do_not_exist_are_named(tmp_path, folder, monkeypatch):
     with pytest.raises(UserError, match="model: there is no ./nowhere"):
         PickScore("./nowhere", folder)
-    with pytest.raises(UserError, match="weights: .* has no HPS_v2.1_compressed.pt"):
+    with pytest.raises(UserError, match="checkpoint: .* has no HPS_v2.1_compressed.pt"):
         HPSv2(str(tmp_path), folder)
     with pytest.raises(UserError, match="dtype: is 'int8'"):
         PickScore(folder, folder, dtype="int8")
@@ -409,5 +409,5 @@ def test_sources_and_settings_that_do_not_exist_are_named(tmp_path, folder, monk
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="model: nobody/no-such-model cannot be loaded, .*set model to a local copy"):
         PickScore("nobody/no-such-model", folder)
-    with pytest.raises(UserError, match="weights: nobody/no-such-file@v1 cannot be loaded"):
+    with pytest.raises(UserError, match="checkpoint: nobody/no-such-file@v1 cannot be loaded"):
         HPSv2("nobody/no-such-file@v1", folder)

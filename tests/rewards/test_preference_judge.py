@@ -1,0 +1,389 @@
+"""Judges against a real HTTP server in this process that answers in the OpenAI format, or fails to."""
+
+import asyncio
+import base64
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.reward.api import RewardError, Sample, Score
+from blip3o_rl.reward.registry import build_rubric
+from blip3o_rl.reward.rubric import Rubric
+from blip3o_rl.rewards.preference.calibration import calibrate, drawn_cases
+from blip3o_rl.rewards.preference.chat import LONGEST_PAUSE_S, pause_s
+from blip3o_rl.rewards.preference.judge import VlmJudge
+from blip3o_rl.rewards.preference.unified import UnifiedReward
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Answers every request with `self.reply(request)`: (status, headers, body), a verdict to wrap, or None to hang."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply = lambda request: '{"reason": "fine", "score": 7}'
+        self.requests = []
+        self.headers = []
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+        self.busy = self.busiest = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_POST(self):
+        server = self.server
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.requests.append(request)
+            server.headers.append(dict(self.headers))
+            server.busy += 1
+            server.busiest = max(server.busiest, server.busy)
+        reply = server.reply(request)
+        if isinstance(reply, str):
+            reply = (200, {}, completion(reply))
+        with server.lock:
+            server.busy -= 1
+        if reply is None:
+            server.closing.wait()
+            return
+        status, headers, body = reply
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        if int(headers.get("Content-Length", 0)) > len(body):
+            self.wfile.flush()
+            server.closing.wait()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def completion(text, finish="stop"):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+
+
+@pytest.fixture
+def endpoint():
+    server = Endpoint()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
+
+
+IMAGES = [np.random.default_rng(seed).integers(0, 256, (24, 40, 3), np.uint8) for seed in range(8)]
+SAMPLES = [Sample(str(i), f"cat number {i}", image) for i, image in enumerate(IMAGES)]
+
+
+def judge(endpoint, **options):
+    return VlmJudge("some-model", endpoint.url, **{"request_backoff_s": 0.0, **options})
+
+
+def scored(reward, samples=SAMPLES[:1]):
+    return asyncio.run(reward.score(samples))
+
+
+def text_of(request):
+    return request["messages"][0]["content"][1]["text"]
+
+
+def picture_of(request):
+    url = request["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+
+
+def test_the_request_carries_question_and_exact_picture(endpoint, monkeypatch):
+    monkeypatch.setenv("JUDGE_TOKEN", "secret")
+    prompt = 'a {low} "cat" {prompt}'
+    scored(judge(endpoint, api_key_env="JUDGE_TOKEN", max_tokens=99), [Sample("0", prompt, IMAGES[0])])
+    request = endpoint.requests[0]
+    assert request["model"] == "some-model"
+    assert request["temperature"] == 0
+    assert request["max_tokens"] == 99
+    assert request["response_format"]["type"] == "json_schema"
+    assert prompt in text_of(request)
+    assert "from 0 (worst) to 10 (best)" in text_of(request)
+    np.testing.assert_array_equal(picture_of(request), IMAGES[0])
+    assert endpoint.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_question_range_size_and_form_can_be_set(endpoint, tmp_path):
+    (tmp_path / "question.txt").write_text("Is {prompt} cute? {low}-{high}", encoding="utf-8")
+    reward = judge(endpoint, question_file=str(tmp_path / "question.txt"), low=1, high=9, structured=False, side=16)
+    score = scored(reward)[0]
+    assert text_of(endpoint.requests[0]) == "Is cat number 0 cute? 1-9"
+    assert "response_format" not in endpoint.requests[0]
+    assert "Authorization" not in endpoint.headers[0]
+    assert picture_of(endpoint.requests[0]).shape == (16, 16, 3)
+    assert score == Score(0.75, {"raw": 7.0}, "fine")
+
+
+def test_answers_stay_with_their_pictures(endpoint):
+    numbers = {f"cat number {i}": i for i in range(8)}
+
+    def reply(request):
+        number = next(n for words, n in numbers.items() if f"\n{words}\n" in text_of(request))
+        return json.dumps({"score": number})
+
+    endpoint.reply = reply
+    assert [score.parts["raw"] for score in scored(judge(endpoint), SAMPLES)] == list(range(8))
+
+
+def test_no_more_requests_at_once_than_allowed(endpoint):
+    together = threading.Barrier(2)
+
+    def reply(request):
+        together.wait()
+        return '{"score": 1}'
+
+    endpoint.reply = reply
+    assert all(isinstance(score, Score) for score in scored(judge(endpoint, max_requests=2), SAMPLES))
+    assert endpoint.busiest == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "7",
+        "The score is 7.",
+        '{"score": 7',
+        '{"score": "7"}',
+        '{"score": true}',
+        '{"score": null}',
+        '{"rating": 7}',
+        "[7]",
+        '{"score": NaN}',
+        '{"score": Infinity}',
+        '{"score": 10.01}',
+        '{"score": -1}',
+        '{"score": 1' + "0" * 400 + "}",
+        '{"score": 7} {"score": 1}',
+        'Here you are:\n```json\n{"score": 7}\n```',
+    ],
+)
+def test_an_answer_that_says_no_number_in_range_is_an_error_and_no_zero(endpoint, answer):
+    endpoint.reply = lambda request: answer
+    (result,) = scored(judge(endpoint))
+    assert isinstance(result, RewardError)
+    assert len(endpoint.requests) == 1
+
+
+def test_a_fenced_answer_is_read(endpoint):
+    endpoint.reply = lambda request: '```json\n{"score": 0, "reason": "two\\nlines"}\n```'
+    assert scored(judge(endpoint)) == [Score(0.0, {"raw": 0.0}, "two lines")]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html>busy</html>", "not a chat completion: <html>busy"),
+        (b'{"choices": []}', "not a chat completion"),
+        (b'"text"', "not a chat completion"),
+        (b"\xff\xfe", "not a chat completion"),
+        (b"", "not a chat completion"),
+        (completion(None), "the answer is empty"),
+        (completion("  "), "the answer is empty"),
+        (completion('{"score": 7}', "length"), "cut off at max_tokens"),
+        (b" " * (1 << 21), "more than 1048576 bytes"),
+    ],
+)
+def test_a_malformed_reply_is_an_error(endpoint, body, message):
+    endpoint.reply = lambda request: (200, {}, body)
+    (result,) = scored(judge(endpoint))
+    assert isinstance(result, RewardError)
+    assert message in str(result)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_passing_failure_is_tried_again(endpoint, status):
+    endpoint.reply = lambda request: (status, {}, b"later") if len(endpoint.requests) < 3 else '{"score": 7}'
+    assert scored(judge(endpoint, request_retries=2))[0].value == 0.7
+    assert len(endpoint.requests) == 3
+
+
+def test_tries_are_bounded(endpoint):
+    endpoint.reply = lambda request: (500, {}, b"out of memory")
+    (result,) = scored(judge(endpoint, request_retries=3))
+    assert isinstance(result, RewardError)
+    assert "after 4 tries: HTTP 500: out of memory" in str(result)
+    assert len(endpoint.requests) == 4
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+def test_a_refusal_is_not_repeated(endpoint, status):
+    endpoint.reply = lambda request: (status, {}, b"no such model")
+    (result,) = scored(judge(endpoint))
+    assert isinstance(result, RewardError)
+    assert f"HTTP {status}: no such model" in str(result)
+    assert len(endpoint.requests) == 1
+
+
+def test_a_redirect_is_not_followed(endpoint):
+    endpoint.reply = lambda request: (307, {"Location": endpoint.url + "/elsewhere"}, b"")
+    (result,) = scored(judge(endpoint))
+    assert isinstance(result, RewardError)
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("reply", [None, (200, {"Content-Length": "1000"}, b'{"choices": ')], ids=["silent", "stuck"])
+def test_a_slow_server_runs_into_the_time_limit(endpoint, reply):
+    endpoint.reply = lambda request: reply
+    (result,) = scored(judge(endpoint, request_timeout_s=0.2, request_retries=1))
+    assert isinstance(result, RewardError)
+    assert "after 2 tries: nothing within 0.2 s" in str(result)
+
+
+def test_nobody_listening_is_an_error():
+    server = Endpoint()
+    server.server_close()
+    (result,) = scored(judge(server, request_retries=1))
+    assert isinstance(result, RewardError)
+    assert "after 2 tries" in str(result)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1000), st.none() | st.floats(0, 1e6))
+def test_pauses_double_up_to_a_bound(attempt, backoff, wish):
+    pause = pause_s(attempt, backoff, wish)
+    most = backoff * 2.0 ** min(attempt, 60) if wish is None else wish
+    assert 0 <= pause <= min(most, LONGEST_PAUSE_S)
+    assert pause >= min(most, LONGEST_PAUSE_S) / 2
+
+
+def test_the_server_s_wish_for_a_pause_counts(endpoint):
+    endpoint.reply = lambda r: (429, {"Retry-After": "0"}, b"") if len(endpoint.requests) < 3 else '{"score": 7}'
+    reward = judge(endpoint, request_backoff_s=3600.0)
+    (score,) = asyncio.run(asyncio.wait_for(reward.score(SAMPLES[:1]), LONGEST_PAUSE_S / 2))
+    assert score.value == 0.7
+
+
+def test_one_bad_answer_fails_one_sample_of_a_rubric(endpoint):
+    endpoint.reply = lambda request: "hm" if "cat number 2\n" in text_of(request) else '{"score": 7}'
+    entry = {"model": "some-model", "url": endpoint.url, "request_backoff_s": 0.0, "on_error": "skip_sample"}
+    rubric = build_rubric({"j": {"name": "blip3o_rl.rewards.preference.judge:VlmJudge", **entry}})
+    for _ in range(2):
+        scores = rubric.score(SAMPLES)
+        assert [score.failed for score in scores] == [i == 2 for i in range(8)]
+        assert [score.value for score in scores if not score.failed] == [0.7] * 7
+
+
+@given(st.floats(1, 5).map(lambda x: round(x, 3)))
+def test_unified_reward_1_5_is_the_final_score_over_5(number):
+    reward = UnifiedReward()
+    for answer in (
+        f"cat (object): 1\nFinal Score: {number}",
+        f"**Final Score:** {number}.",
+        f"Final Score: **{number}**",
+    ):
+        assert reward.read(answer) == Score(number / 5, {"raw": number})
+
+
+@given(st.tuples(*[st.floats(1, 5).map(lambda x: round(x, 3))] * 3))
+def test_unified_reward_2_0_is_the_mean_of_three_axes_on_0_to_1(axes):
+    lines = zip(("Alignment", "Coherence", "Style"), axes, strict=True)
+    score = UnifiedReward(version="2.0").read("\n".join(f"{axis} Score (1-5): {number}" for axis, number in lines))
+    assert score.value == pytest.approx((sum(axes) / 3 - 1) / 4)
+    assert 0 <= score.value <= 1
+    assert (score.parts["alignment"], score.parts["coherence"], score.parts["style"]) == axes
+
+
+@pytest.mark.parametrize(
+    ("version", "answer"),
+    [
+        ("1.5", "4"),
+        ("1.5", "Final Score: good"),
+        ("1.5", "Final Score:"),
+        ("1.5", "Final Score: 10"),
+        ("1.5", "Final Score: 5.7"),
+        ("1.5", "Final Score: 0"),
+        ("1.5", "Final Score: -3"),
+        ("1.5", "Final Score: 45"),
+        ("1.5", "Final Score: 8/10"),
+        ("1.5", "Final Score: nan"),
+        ("1.5", "Final Score: 2\nFinal Score: 5"),
+        ("2.0", "Alignment Score (1-5): 3\nCoherence Score (1-5): 3"),
+        ("2.0", "Alignment Score (1-5): 3\nCoherence Score (1-5): 3\nStyle Score (1-5): 6"),
+        ("2.0", "Alignment Score (1-5): X\nCoherence Score (1-5): Y\nStyle Score (1-5): Z"),
+        ("2.0", "Final Score: 4"),
+    ],
+)
+def test_unified_reward_answers_in_another_form_are_errors(version, answer):
+    with pytest.raises(RewardError):
+        UnifiedReward(version=version).read(answer)
+
+
+def test_unified_reward_asks_its_model_about_a_512_px_picture(endpoint):
+    endpoint.reply = lambda request: "Final Score: 4"
+    assert scored(UnifiedReward(url=endpoint.url)) == [Score(0.8, {"raw": 4.0})]
+    request = endpoint.requests[0]
+    assert request["model"] == "CodeGoat24/UnifiedReward-7b-v1.5"
+    assert "Text Caption: [cat number 0]" in text_of(request)
+    assert "<image>" not in text_of(request)
+    assert picture_of(request).shape == (512, 512, 3)
+
+
+def looks(request):
+    """A judge with eyes: how near the picture is to one of the good ones, 0 to 1."""
+    picture = picture_of(request).astype(float)
+    return max(1 - np.abs(picture - case.good).mean() / 255 for case in drawn_cases(2, 64))
+
+
+@pytest.mark.parametrize("kind", ["judge", "1.5", "2.0"])
+def test_calibration_orders_good_bad_and_hacked(endpoint, kind):
+    if kind == "judge":
+        endpoint.reply = lambda request: json.dumps({"score": 10 * looks(request)})
+        reward = judge(endpoint)
+    else:
+        axes = ("Final",) if kind == "1.5" else ("Alignment", "Coherence", "Style")
+        endpoint.reply = lambda r: "\n".join(f"{axis} Score: {1 + 4 * looks(r):.5f}" for axis in axes)
+        reward = UnifiedReward(version=kind, url=endpoint.url, side=None)
+    results = calibrate(reward, drawn_cases(2, 64))
+    assert [failure for result in results for failure in result.failures] == []
+    assert all(result.good == pytest.approx(1.0) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: VlmJudge("m", "127.0.0.1:8000"), "url: is '127.0.0.1:8000'"),
+        (lambda: VlmJudge("m", "file:///etc/passwd"), "url: is"),
+        (lambda: VlmJudge("m", "http://user:word@host/v1"), "url: has a user name or password"),
+        (lambda: VlmJudge("m", api_key_env="NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE is not set"),
+        (lambda: VlmJudge("m", low=5, high=5), "low: is 5, high is 5"),
+        (lambda: VlmJudge("m", request_timeout_s=0), "request_timeout_s: is 0"),
+        (lambda: VlmJudge("m", request_retries=-1), "request_retries: is -1"),
+        (lambda: VlmJudge("m", max_requests=0), "max_requests: is 0"),
+        (lambda: VlmJudge("m", question_file="/no/such/file"), "question_file: /no/such/file cannot be read"),
+        (lambda: UnifiedReward(version="3"), "version: is '3'"),
+    ],
+)
+def test_wrong_settings_are_named(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+def test_a_rubric_of_one_judge_checks_itself(endpoint):
+    Rubric.of(judge(endpoint)).self_check()
+    endpoint.reply = lambda request: (404, {}, b"no such model")
+    with pytest.raises(UserError, match="judge.*no such model|judge.*not a number"):
+        Rubric.of(judge(endpoint)).self_check()
