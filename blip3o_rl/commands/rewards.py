@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import Annotated, Any
+
+import typer
 from rich.console import Console
 from rich.table import Table
+
+from blip3o_rl.errors import UserError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def list_rewards() -> None:
@@ -17,3 +25,66 @@ def list_rewards() -> None:
         rows.add_row(name, where, "built in" if name in BUILT_IN else f"entry point {ENTRY_POINT_GROUP}")
     Console().print(rows)
     print("your own: reward.rewards.mine.path=my_reward.py:function reward.rewards.mine.weight=1.0")
+
+
+def serve(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME... [NAME.KEY=VALUE]...", help="rewards, and their keys as under reward.rewards"),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and prints it")] = 18085,
+    host: Annotated[str, typer.Option(help="address to listen on; other than loopback needs a token")] = "127.0.0.1",
+    token_env: Annotated[
+        str | None, typer.Option(help="environment variable with the bearer token that requests must carry")
+    ] = None,
+) -> None:
+    """Serves rewards over HTTP; a run names the address with reward.rewards.NAME.service.url=http://HOST:PORT."""
+    token = _token(host, token_env)
+    from blip3o_rl.reward.service import RewardService, listen
+
+    service = RewardService(served_rewards(words))
+
+    def announce(address: str) -> None:
+        print(f"{address} serves {', '.join(service.queues)}; description at {address}/openapi.json", flush=True)
+
+    listen(service, host, port, token, announce)
+
+
+def served_rewards(words: list[str]) -> dict[str, dict[str, Any]]:
+    """`geneval geneval.mode=strict mine.path=my.py:f` as a mapping like `reward.rewards`.
+
+    Raises:
+        UserError: a word is neither NAME nor NAME.KEY=VALUE, or its key is of no use in a service.
+    """
+    import yaml
+
+    from blip3o_rl.reward.service_options import CALLER_KEYS
+
+    rewards: dict[str, dict[str, Any]] = {}
+    for word in words:
+        name, separator, text = word.partition("=")
+        name, dot, key = name.partition(".")
+        if not name or bool(separator) != bool(dot and key):
+            raise UserError(f"rewards serve {word}: neither NAME nor NAME.KEY=VALUE; for example geneval.mode=strict")
+        if key in CALLER_KEYS:
+            raise UserError(f"rewards serve {word}: {key} belongs into the run's configuration, not to the service")
+        rewards.setdefault(name, {})
+        if separator:
+            try:
+                rewards[name][key] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise UserError(f"rewards serve {word}: the value is not readable; quote it") from error
+    return rewards
+
+
+def _token(host: str, token_env: str | None) -> str | None:
+    if token_env is None:
+        if host not in LOOPBACK:
+            raise UserError(
+                f"--host {host}: others could reach it without a token; set --token-env, or stay on loopback"
+            )
+        return None
+    token = os.environ.get(token_env)
+    if not token:
+        raise UserError(f"--token-env {token_env}: the environment variable is not set; export it")
+    return token

@@ -163,12 +163,13 @@ class Rubric:
 
     def self_check(self) -> None:
         """Scores a blank image (twice, as a batch of two) with each reward, so that a broken one is found before any
-        model is loaded. A reward with required metadata gets its own `example_metadata` if it has some.
+        model is loaded. A reward with required metadata gets its own `example_metadata` if it has some. A reward
+        that is yet to be deployed is left out; check again when it is.
 
         Raises:
             UserError: naming the reward and what it did.
         """
-        for entry in self.entries:
+        for entry in self._available():
             metadata = getattr(entry.reward, "example_metadata", None)
             if metadata is None:
                 metadata = {name: "" for name in entry.reward.required_metadata}
@@ -186,13 +187,14 @@ class Rubric:
 
     def check_prompts(self, rows: Iterable[PromptRow]) -> None:
         """Checks that each row has what each reward needs. A reward may look at one row (`check_metadata`), or at
-        all of them in one go (`check_metadatas`), as a service in another process does.
+        all of them in one go (`check_metadatas`), as a service in another process does. A reward that is yet to be
+        deployed is left out; check again when it is.
 
         Raises:
             UserError: naming file, line, field and reward.
         """
         rows = list(rows)
-        for entry in self.entries:
+        for entry in self._available():
             for row in rows:
                 missing = missing_metadata(entry.reward, row.metadata)
                 if missing:
@@ -203,6 +205,9 @@ class Rubric:
             for row, problem in zip(rows, metadata_problems(entry.reward, [r.metadata for r in rows]), strict=True):
                 if problem:
                     raise UserError(f"{row.where}: reward '{entry.name}' cannot score this prompt: {problem}")
+
+    def _available(self) -> list[RubricEntry]:
+        return [entry for entry in self.entries if getattr(entry.reward, "available", True)]
 
 
 def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:

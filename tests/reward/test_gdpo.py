@@ -137,6 +137,20 @@ def test_shorter_responses_keep_their_mask() -> None:
     assert (found * mask).sum() == pytest.approx(0, abs=1e-5)
 
 
+def test_verls_padding_rows_change_nothing() -> None:
+    config = advantage.algorithm_options("gdpo", {"a": 1.0, "b": 2.0}, False)
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [0.5, 4.0, 0.0], [0.0, 2.0, 0.0]])
+    groups, mask = np.array(list("aaa"), dtype=object), torch.ones(3, 3, dtype=torch.int64)
+    alone, _ = advantage.group_gdpo_advantage(rewards, mask, groups, config)
+    padded, _ = advantage.group_gdpo_advantage(
+        torch.cat([rewards, torch.zeros(2, 3)]),
+        torch.cat([mask, torch.zeros(2, 3, dtype=torch.int64)]),
+        np.array(["a", "a", "a", "pad", "pad"], dtype=object),
+        config,
+    )
+    assert torch.equal(padded[:3], alone) and (padded[3:] == 0).all()
+
+
 def test_token_rewards_sum_to_the_value() -> None:
     score = RubricScore("s", 1.25, False, "", {}, (1.0, 0.25))
     assert token_rewards(score, 4, "gdpo") == [1.0, 0.25, 0.0, 0.0]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.reward.api import RewardError, Sample, Score, as_score
+from blip3o_rl.reward.options import read_options
 from blip3o_rl.reward.rubric import Rubric, RubricEntry
 
 
@@ -65,6 +66,161 @@ def test_weighted_sum_and_parts():
 def test_sum_is_linear_in_weights(pairs):
     rubric = Rubric([entry(lambda b, v=v: [v] * len(b), f"r{i}", weight=w) for i, (w, v) in enumerate(pairs)])
     assert rubric.score(samples(1))[0].value == pytest.approx(sum(w * v for w, v in pairs))
+
+
+def level(batch):
+    return [float(s.metadata["i"]) for s in batch]
+
+
+def test_a_gate_lets_a_reward_count_only_where_the_other_is_good_enough():
+    looks = entry(lambda b: [Score(10.0 + s.metadata["i"]) for s in b], "looks", weight=0.5, only_if={"right": 2.0})
+    results = Rubric([looks, entry(level, "right", weight=2.0)]).score(samples(4))
+    assert [r.terms for r in results] == [(0.0, 0.0), (0.0, 2.0), (6.0, 4.0), (6.5, 6.0)]
+    assert [r.value for r in results] == [0.0, 2.0, 10.0, 12.5]
+    assert looks.reward.calls == 1
+    assert [r.parts.get("looks") for r in results] == [None, None, 12.0, 13.0]
+    assert [r.parts["looks/open"] for r in results] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_behind_a_closed_gate_is_the_value_of_otherwise_and_the_reward_is_not_asked():
+    never = entry(explode, "judge", weight=3.0, only_if={"right": 9.0}, otherwise=-2.0)
+    results = Rubric([entry(level, "right", weight=0.0), never]).score(samples(2))
+    assert [r.value for r in results] == [-6.0, -6.0] and never.reward.calls == 0
+    assert not any(r.failed for r in results)
+
+
+def test_gates_of_gates():
+    chain = [
+        entry(ones, "c", only_if={"b": 0.5}),
+        entry(lambda b: [0.0 if s.id == "s2" else 1.0 for s in b], "b", only_if={"a": 1.0}, otherwise=1.0),
+        entry(level, "a"),
+    ]
+    results = Rubric(chain).score(samples(4))
+    assert [r.terms for r in results] == [(0.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 2.0), (1.0, 1.0, 3.0)]
+
+
+def test_a_gate_that_failed_is_closed_and_the_sample_fails():
+    late = entry(ones, "late", only_if={"made": 0.0})
+    results = Rubric([entry(explode, on_error="skip_sample"), late]).score(samples(2))
+    assert all(r.failed and math.isnan(r.value) and r.terms == () for r in results) and late.reward.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (
+            [entry(ones, "a", only_if={"geneval": 1.0}), entry(ones, "genevl")],
+            ["a.only_if.geneval", "did you mean 'genevl'"],
+        ),
+        ([entry(ones, "a", only_if={"b": 1.0})], ["a.only_if.b", "this run has no other"]),
+        ([entry(ones, "a", only_if={"a": 1.0})], ["a.only_if.a", "its own gate"]),
+        ([entry(ones, "a", only_if={"b": 1.0}), entry(ones, "b", held_out=True)], ["a.only_if.b", "held out"]),
+        ([entry(ones, n, only_if={m: 1.0}) for n, m in ("ab", "bc", "ca")], [".only_if", "circle", "a", "b", "c"]),
+        ([entry(ones, "a"), entry(ones, "a")], ["rewards.a", "two rewards of this name"]),
+        ([entry(ones, "a", held_out=True, weight=0.0)], ["nothing to train on"]),
+    ],
+)
+def test_rubrics_that_cannot_work(entries, words):
+    with pytest.raises(UserError) as caught:
+        Rubric(entries)
+    assert str(caught.value).startswith("reward.rewards") and "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_held_out_rewards_are_logged_and_change_nothing():
+    def flaky(batch):
+        return [math.nan if s.id == "s1" else Score(100.0, {"x": 1.0}, "nice") for s in batch]
+
+    held = entry(flaky, "taste", held_out=True, weight=0.0, on_error="skip_sample")
+    plain = Rubric([entry(level, "a")]).score(samples())
+    rubric = Rubric([held, entry(level, "a")])
+    results = rubric.score(samples())
+    assert [(r.value, r.terms, r.failed) for r in results] == [(r.value, r.terms, r.failed) for r in plain]
+    assert rubric.weights == {"a": 1.0}
+    assert results[0].parts == {
+        "held_out/taste": 100.0,
+        "held_out/taste/x": 1.0,
+        "held_out/taste/failed": 0.0,
+        "a": 0.0,
+    }
+    assert results[1].parts == {"held_out/taste/failed": 1.0, "a": 1.0}
+    assert "returned nan" in results[1].reason
+
+
+def test_each_reward_is_logged_by_the_prompts_tag():
+    tagged = [
+        Sample(s.id, s.prompt, s.image, {**s.metadata, "tag": tag})
+        for s, tag in zip(samples(), ("counting", "position", "counting"), strict=True)
+    ]
+    results = Rubric([entry(level, "a"), entry(ones, "b", held_out=True, weight=0.0)]).score(tagged)
+    assert [r.parts["a/tag_counting"] for r in results[::2]] == [0.0, 2.0]
+    assert results[1].parts["a/tag_position"] == 1.0 and "a/tag_counting" not in results[1].parts
+    assert results[1].parts["held_out/b/tag_position"] == 1.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.booleans()), min_size=1, max_size=5))
+def test_terms_add_up_to_the_value(drawn):
+    entries = [
+        entry(lambda b, v=v: [v] * len(b), f"r{i}", weight=w, only_if={"gate": 1.0 if is_open else 2.0})
+        for i, (w, v, is_open) in enumerate(drawn)
+    ]
+    rubric = Rubric([entry(ones, "gate", weight=0.0), *entries])
+    result = rubric.score(samples(1))[0]
+    assert len(result.terms) == len(rubric.weights) and sum(result.terms) == pytest.approx(result.value)
+    assert result.value == pytest.approx(sum(w * v for w, v, is_open in drawn if is_open))
+
+
+def test_a_reward_may_return_an_error_in_the_place_of_a_sample():
+    results = Rubric([entry(lambda b: [1.0, RewardError("too dark"), 2.0], on_error="skip_sample")]).score(samples())
+    assert [r.failed for r in results] == [False, True, False]
+    assert results[1].reason == "reward 'made' too dark (sample s1)" and results[2].value == 2.0
+
+
+def test_a_reward_that_stops_the_run_does_not_wait_for_the_others():
+    async def endless(batch):
+        await asyncio.sleep(3600)
+
+    slow = Made(ones, "slow")
+    slow.score = endless
+    with pytest.raises(RewardError, match="no such thing"):
+        Rubric([RubricEntry("slow", slow), entry(explode, on_error="stop")]).score(samples(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"held_out": True, "weight": 1.0}, ["mine.weight", "never trained on"]),
+        ({"held_out": "yes"}, ["mine.held_out", "true or false"]),
+        ({"only_if": "geneval"}, ["mine.only_if", "least value"]),
+        ({"only_if": {}}, ["mine.only_if"]),
+        ({"only_if": {"geneval": "high"}}, ["mine.only_if.geneval", "number"]),
+        ({"only_if": {"geneval": math.nan}}, ["mine.only_if.geneval", "number"]),
+        ({"otherwise": 1.0}, ["mine.otherwise", "no only_if"]),
+        ({"only_if": {"geneval": 1}, "otherwise": None}, ["mine.otherwise", "number"]),
+        ({"service": {"urll": "http://x"}}, ["mine.service.urll"]),
+    ],
+)
+def test_mistakes_in_an_entrys_options(options, words):
+    with pytest.raises(UserError) as caught:
+        read_options(options, "reward.rewards.mine")
+    assert str(caught.value).startswith("reward.rewards.mine") and "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_options_of_an_entry():
+    options = read_options(
+        {"only_if": {"geneval": 0.5}, "otherwise": -1, "weight": 2, "mode": "strict", "name": "x"},
+        "reward.rewards.mine",
+    )
+    made = RubricEntry("mine", Made(ones), **options.rubric)
+    assert (made.weight, made.only_if, made.otherwise, made.trained) == (2.0, {"geneval": 0.5}, -1.0, True)
+    assert options.keywords == {"mode": "strict"} and options.service is None
+    held = RubricEntry("mine", Made(ones), **read_options({"held_out": True}, "k").rubric)
+    assert not held.trained and held.log_name == "held_out/mine"
+    service = read_options({"service": {"url": "http://x", "timeout_s": 10, "retries": 1}}, "k")
+    assert service.rubric["timeout_s"] > 20 and service.service is not None
+    assert read_options({"service": {"url": "http://x"}, "timeout_s": 7}, "k").rubric["timeout_s"] == 7
 
 
 def test_no_samples():
