@@ -14,6 +14,7 @@ Decided here:
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,26 @@ def _keep_official(plan: Plan, folder: Path) -> None:
             "index_metadata": indices[0].get("metadata") if indices else None,
         },
     )
+
+
+def keep_origin(base: Path, folder: Path) -> None:
+    """Lets a model folder that was trained from another one remember where that one came from.
+
+    Args:
+        base: the model folder that training began from. Its `official/`, if any, is copied, so that the trained
+            weights can be written in the original layout too.
+        folder: a complete model folder.
+    """
+    origin = json.loads((base / model_folder.INDEX).read_text())
+    if (base / UNUSED).is_dir():
+        shutil.copytree(base / UNUSED, folder / UNUSED, dirs_exist_ok=True)
+    index = json.loads((folder / model_folder.INDEX).read_text())
+    index["base"] = origin.get("base") or origin.get("source")
+    if "converted" in origin:
+        index["converted"] = {name: value for name, value in origin["converted"].items() if name != "sha256"}
+    temporary = folder / (model_folder.INDEX + ".part")
+    write_json(temporary, index)
+    temporary.replace(folder / model_folder.INDEX)
 
 
 def write_json(file: Path, content: Any) -> None:

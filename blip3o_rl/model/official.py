@@ -2,7 +2,7 @@
 
 One flat state dict of `blip3oQwenForInferenceLM` and its relatives holds everything:
 
-    model.embed_tokens, model.layers, model.norm, lm_head     Qwen3; lm_head may be absent, a copy, or a matrix of its own
+    model.embed_tokens, model.layers, model.norm, lm_head     Qwen3; lm_head may be absent, a copy or its own
     model.diffusion_connector                                 Linear, GELU, Linear, RMSNorm
     model.sana, model.sana_vae                                diffusers' SanaTransformer2DModel and AutoencoderDC
     model.vision_tower.vision_tower                           TA-Tok; two levels, since a tower wraps the tokenizer
@@ -63,7 +63,7 @@ _UNUSED = (
     "model.tar_siglip_features_connector.",
 )
 _WEIGHT_DTYPES = ("BF16", "F16", "F32")
-_QWEN3_FIELDS = (
+QWEN3_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "attention_bias", "attention_dropout", "use_sliding_window", "sliding_window", "max_window_layers",
@@ -229,7 +229,7 @@ def policy_config(fields: Mapping[str, Any], layout: TokenLayout, *, tied: bool,
     rope = fields.get("rope_parameters") or {}
     theta = fields.get("rope_theta") or rope.get("rope_theta") or 1e6
     return Blip3oNextConfig(
-        **{name: fields[name] for name in _QWEN3_FIELDS if fields.get(name) is not None},
+        **{name: fields[name] for name in QWEN3_FIELDS if fields.get(name) is not None},
         rope_parameters={"rope_type": "default", "rope_theta": float(theta)},
         tie_word_embeddings=tied,
         **layout.config_fields(),
