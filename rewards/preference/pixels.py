@@ -63,8 +63,8 @@ def padded(images: Sequence[np.ndarray], side: int, antialias: bool) -> torch.Te
     pixels = torch.zeros(len(images), 3, side, side)
     for row, image in enumerate(images):
         scale = side / max(image.shape[:2])
-        height, width = (round(length * scale) for length in image.shape[:2])
-        picture = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+        picture = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
         resized = torch.nn.functional.interpolate(
             picture, (height, width), mode="bicubic", align_corners=False, antialias=antialias
         )

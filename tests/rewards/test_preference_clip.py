@@ -293,6 +293,17 @@ def test_hpsv2_without_averaging_differs_for_shrunk_pictures_only(tmp_path, fold
     assert old[1] == pytest.approx(new[1], abs=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_pictures_may_be_read_only_or_flipped_views(pickscore, tmp_path, folder, state):
+    torch.save({"state_dict": state}, tmp_path / "HPS_v2.1_compressed.pt")
+    frozen = IMAGES[1].copy()
+    frozen.flags.writeable = False
+    for reward in (pickscore, HPSv2(str(tmp_path), folder, device="cpu")):
+        for view in (frozen, IMAGES[1][:, ::-1]):
+            view_score, copy_score = reward.score([Sample("v", "cat", view), Sample("c", "cat", view.copy())])
+            assert view_score.value == pytest.approx(copy_score.value, abs=1e-6)
+
+
 def save_head(file, seed=1):
     generator = torch.Generator().manual_seed(seed)
     widths = {0: (DIM, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}

@@ -227,12 +227,12 @@ def test_a_known_order_is_kept(tmp_path, state):
 )
 def test_a_checkpoint_with_a_gap_is_refused(tmp_path, state, name, message):
     folder = save(tmp_path / "gap", {key: value for key, value in state.items() if key != name})
-    with pytest.raises(UserError, match=f"weights: .*{message}"):
+    with pytest.raises(UserError, match=f"checkpoint: .*{message}"):
         ImageReward(*folder, device="cpu")
 
 
 def test_a_missing_med_config_is_named(tmp_path, state):
     folder = save(tmp_path / "bare", state)
     (tmp_path / "bare" / "med_config.json").unlink()
-    with pytest.raises(UserError, match="weights: .* has no med_config.json"):
+    with pytest.raises(UserError, match="checkpoint: .* has no med_config.json"):
         ImageReward(*folder, device="cpu")

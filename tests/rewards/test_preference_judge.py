@@ -27,6 +27,7 @@ class Endpoint(ThreadingHTTPServer):
     """Answers every request with `self.reply(request)`: (status, headers, body), a verdict to wrap, or None to hang."""
 
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -285,6 +286,7 @@ def test_one_bad_answer_fails_one_sample_of_a_rubric(endpoint):
         scores = rubric.score(SAMPLES)
         assert [score.failed for score in scores] == [i == 2 for i in range(8)]
         assert [score.value for score in scores if not score.failed] == [0.7] * 7
+        assert "the answer is not JSON: hm" in scores[2].reason
 
 
 @given(st.floats(1, 5).map(lambda x: round(x, 3)))
@@ -385,5 +387,5 @@ def test_wrong_settings_are_named(build, message):
 def test_a_rubric_of_one_judge_checks_itself(endpoint):
     Rubric.of(judge(endpoint)).self_check()
     endpoint.reply = lambda request: (404, {}, b"no such model")
-    with pytest.raises(UserError, match="judge.*no such model|judge.*not a number"):
+    with pytest.raises(UserError, match="judge.*refused: HTTP 404: no such model"):
         Rubric.of(judge(endpoint)).self_check()
