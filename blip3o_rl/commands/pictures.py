@@ -52,7 +52,8 @@ def generate(
     guidance: Guidance = 2.0,
     size: Size = None,
     reference: Annotated[
-        list[Path] | None, typer.Option(metavar="IMAGE", help="picture to edit; the prompts are then instructions")
+        list[Path] | None,
+        typer.Option(metavar="IMAGE", help="picture to edit, repeat for several; prompts are then instructions"),
     ] = None,
     batch_size: BatchSize = 8,
     backend: Backend = "auto",

@@ -90,6 +90,7 @@ class OfflineSampler:
             gpu_memory_utilization=GPU_SHARE,
             enforce_eager=True,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             worker_extension_cls="blip3o_rl.rollout.state_capture.StateCapture",
         )
         self._engine.collective_rpc("start_capture")
@@ -105,7 +106,7 @@ class OfflineSampler:
         if len(prompts) != len(seeds):
             raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per picture")
         count = self.layout.tokens_per_image(scale)
-        room = self.max_model_len - count - 1
+        room = max(0, self.max_model_len - count - 1)
         longest = max(map(len, prompts))
         if longest > room:
             raise UserError(
