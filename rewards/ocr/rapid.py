@@ -1,8 +1,8 @@
 """RapidOCR: PP-OCR models in ONNX form that ship inside the wheel, so that this reader needs no network and no paddle.
 
-The embedded default. Orientation classification is off, as in the original reward, so text that stands upside down
-counts as unread. Detection runs at the picture's own size up to `longest_side`; RapidOCR's own setting enlarges
-every small picture to 736 pixels, which costs ten times as much at 128 pixels and reads no better.
+The embedded default. Orientation classification is off, as in the original reward: text that stands upside down or on
+its side is read badly and earns less. Detection runs at the picture's own size up to `longest_side`; RapidOCR's own
+setting enlarges every small picture to 736 pixels, which costs several times as much and reads no better.
 """
 
 from __future__ import annotations

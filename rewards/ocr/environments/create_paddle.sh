@@ -36,7 +36,7 @@ if ! fits "$FOLDER/bin/python"; then
 fi
 
 python=$FOLDER/bin/python
-say "installing the pinned packages of paddle.txt (about 1.4 GB) and this package"
+say "installing the pinned packages of paddle.txt (1.7 GB in the end) and this package"
 if "$python" -m pip install --quiet uv && "$python" -m uv pip install --quiet --python "$python" --no-deps -r "$HERE/paddle.txt"; then
     say "installed with uv"
 else
@@ -44,5 +44,5 @@ else
     "$python" -m pip install --quiet --no-deps -r "$HERE/paddle.txt"
 fi
 "$python" -m pip install --quiet --no-deps --no-build-isolation -e "$REPOSITORY"
-"$python" -c 'import onnxruntime, paddle, paddleocr; from blip3o_rl.rewards.ocr.reward import OCRReward' >/dev/null
+"$python" -W ignore -c 'import onnxruntime, paddle, paddleocr; from blip3o_rl.rewards.ocr.reward import OCRReward' >/dev/null
 say "done: $FOLDER has paddleocr $("$python" -c 'from importlib.metadata import version as v; print(v("paddleocr"), "paddlepaddle", v("paddlepaddle"), "onnxruntime", v("onnxruntime"))')"
