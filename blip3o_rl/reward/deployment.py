@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -83,15 +82,6 @@ def remote_reward(service: DeployedService, name: str, remote: str, key: str) ->
     return RemoteReward(name, remote, transport, service.patience, service.encoding == "raw", key)
 
 
-def name_applications(rewards: Mapping[str, Any], run_folder: str) -> None:
-    """Gives every deployed reward of a configuration its application's name, in place: the run's, so that several
-    runs may share a cluster. Every process of the run finds the deployment by it."""
-    for name, entry in rewards.items():
-        service = (entry or {}).get("service")
-        if service is not None and "url" not in service:
-            service["app"] = f"blip3o-reward-{Path(run_folder).name}-{name}"
-
-
 def start(rewards: Mapping[str, Any]) -> list[str]:
     """Starts the deployments that a configuration asks for in the running Ray cluster, and waits until they answer.
 
@@ -140,6 +130,7 @@ def _deployment(service: DeployedService) -> Any:
         num_replicas=service.replicas,
         max_ongoing_requests=256,
         health_check_period_s=HEALTH_EVERY_S,
+        max_constructor_retry_count=2,
         ray_actor_options={
             "num_cpus": service.num_cpus,
             "num_gpus": service.num_gpus,

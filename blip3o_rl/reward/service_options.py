@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -132,6 +133,26 @@ def read_service(value: Any, key: str) -> Service:
         patience,
         encoding,
     )
+
+
+def name_applications(rewards: Any, run_folder: str) -> None:
+    """Gives every deployed reward of a configuration its application's name, in place: the run's, so that several
+    runs may share a cluster. Every process of the run finds the deployment by it."""
+    for name, entry in rewards.items():
+        if is_deployed(entry):
+            entry["service"]["app"] = f"blip3o-reward-{Path(run_folder).name}-{name}"
+
+
+def is_deployed(entry: Any) -> bool:
+    """Whether an entry of `reward.rewards` asks for a deployment in the run's cluster."""
+    service = (entry or {}).get("service")
+    return service is not None and "url" not in service
+
+
+def token_variables(rewards: Any) -> list[str]:
+    """The environment variables that hold services' tokens: each process of a run needs them."""
+    services = [(entry or {}).get("service") or {} for entry in rewards.values()]
+    return [service["token_env"] for service in services if service.get("token_env") is not None]
 
 
 def _url(value: Any, key: str) -> str:

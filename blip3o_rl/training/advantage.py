@@ -25,29 +25,36 @@ from verl.trainer.ppo.core_algos import (
 )
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.reward.rubric import AGGREGATIONS
 
 NAME = "group_grpo"
 GDPO = "group_gdpo"
-ESTIMATORS = {"weighted_sum": NAME, "gdpo": GDPO}
-"""`reward.aggregation` -> `algorithm.adv_estimator`."""
 
 
-def algorithm_options(aggregation: str, weights: Mapping[str, float], use_kl_in_reward: bool) -> dict[str, Any]:
+def algorithm_options(aggregation: str, weights: Mapping[str, float], algorithm: Any) -> dict[str, Any]:
     """What `reward.aggregation` means for verl's `algorithm` group.
 
     Args:
         aggregation: weighted_sum or gdpo.
         weights: `Rubric.weights`.
-        use_kl_in_reward: `algorithm.use_kl_in_reward`.
+        algorithm: verl's `algorithm` group as the user has it.
+
+    Returns:
+        the keys of that group to set; none for weighted_sum, which goes with any of verl's estimators.
 
     Raises:
         UserError: unknown aggregation, or one that cannot work with the rest.
     """
-    if aggregation not in ESTIMATORS:
-        raise UserError(f"reward.aggregation={aggregation}: must be one of {', '.join(ESTIMATORS)}")
+    if aggregation not in AGGREGATIONS:
+        raise UserError(f"reward.aggregation={aggregation}: must be one of {', '.join(AGGREGATIONS)}")
     if aggregation == "weighted_sum":
-        return {"adv_estimator": NAME}
-    if use_kl_in_reward:
+        return {}
+    if algorithm["adv_estimator"] not in (NAME, GDPO):
+        raise UserError(
+            f"algorithm.adv_estimator={algorithm['adv_estimator']}: reward.aggregation=gdpo brings an estimator of its "
+            "own; leave one of them out"
+        )
+    if algorithm["use_kl_in_reward"]:
         raise UserError(
             "algorithm.use_kl_in_reward=true: mixes the KL into the rewards that reward.aggregation=gdpo keeps apart; "
             "use actor_rollout_ref.actor.use_kl_loss instead"

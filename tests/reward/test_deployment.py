@@ -17,19 +17,20 @@ from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.reward import deployment
 from blip3o_rl.reward.rubric import Rubric, RubricEntry
-from blip3o_rl.reward.service_options import DeployedService, Patience, read_service
+from blip3o_rl.reward.service_options import DeployedService, Patience, name_applications, read_service, token_variables
 
 
 def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
     rewards: dict[str, Any] = {
         "a": {"service": {"replicas": 2}},
-        "b": {"service": {"url": "http://x"}},
+        "b": {"service": {"url": "http://x", "token_env": "TOKEN"}},
         "c": {"weight": 1.0},
         "d": None,
     }
-    deployment.name_applications(rewards, "/somewhere/runs/shapes-1")
+    name_applications(rewards, "/somewhere/runs/shapes-1")
     assert rewards["a"]["service"] == {"replicas": 2, "app": "blip3o-reward-shapes-1-a"}
     assert "app" not in rewards["b"]["service"]
+    assert token_variables(rewards) == ["TOKEN"]
 
 
 def test_without_ray_a_deployed_reward_waits_to_be_checked() -> None:
@@ -58,7 +59,7 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
         },
         "target": {"path": f"{reward_file}:Target", "service": {"num_cpus": 0}},
     }
-    deployment.name_applications(config, str(tmp_path / "run"))
+    name_applications(config, str(tmp_path / "run"))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         with pytest.raises(UserError, match=r"reward\.rewards\.broken\.service: could not be started"):

@@ -16,11 +16,12 @@ from blip3o_rl.reward.rubric import RubricScore, token_rewards
 from blip3o_rl.training import advantage
 
 TOKENS = 6
+PLAIN = {"adv_estimator": "group_grpo", "use_kl_in_reward": False}
 
 
 def gdpo(rewards: list[list[float]], groups: str, weights: list[float], tokens: int = TOKENS) -> np.ndarray:
     """One advantage a sample, by the registered estimator; `rewards` is a row a sample, `groups` a letter a sample."""
-    config = advantage.algorithm_options("gdpo", {f"r{k}": w for k, w in enumerate(weights)}, False)
+    config = advantage.algorithm_options("gdpo", {f"r{k}": w for k, w in enumerate(weights)}, PLAIN)
     on_tokens = []
     for row in rewards:
         terms = tuple(w * r for w, r in zip(weights, row, strict=True))
@@ -99,7 +100,7 @@ def test_one_reward_is_whitened_grpo() -> None:
 
 def test_the_estimator_is_verls_own_given_what_verl_wants() -> None:
     rewards = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
-    config = advantage.algorithm_options("gdpo", {"a": 1.5, "b": -0.5}, False)
+    config = advantage.algorithm_options("gdpo", {"a": 1.5, "b": -0.5}, PLAIN)
     mask, prompts = torch.ones(8, TOKENS, dtype=torch.int64), torch.zeros(8, 3, dtype=torch.int64)
     groups = np.array(list("aaaabbbb"), dtype=object)
     verls, _ = compute_gdpo_outcome_advantage(
@@ -129,7 +130,7 @@ def test_samples_alone_in_their_group_are_not_pushed_and_push_nobody() -> None:
 
 
 def test_shorter_responses_keep_their_mask() -> None:
-    config = advantage.algorithm_options("gdpo", {"a": 1.0}, False)
+    config = advantage.algorithm_options("gdpo", {"a": 1.0}, PLAIN)
     rewards = torch.tensor([[1.0, 0, 0, 0], [0.5, 0, 0, 0], [0.0, 0, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
     found, _ = advantage.group_gdpo_advantage(rewards, mask, np.array(list("aaa"), dtype=object), config)
@@ -138,7 +139,7 @@ def test_shorter_responses_keep_their_mask() -> None:
 
 
 def test_verls_padding_rows_change_nothing() -> None:
-    config = advantage.algorithm_options("gdpo", {"a": 1.0, "b": 2.0}, False)
+    config = advantage.algorithm_options("gdpo", {"a": 1.0, "b": 2.0}, PLAIN)
     rewards = torch.tensor([[1.0, 0.0, 0.0], [0.5, 4.0, 0.0], [0.0, 2.0, 0.0]])
     groups, mask = np.array(list("aaa"), dtype=object), torch.ones(3, 3, dtype=torch.int64)
     alone, _ = advantage.group_gdpo_advantage(rewards, mask, groups, config)
@@ -162,7 +163,7 @@ def test_dr_grpo_is_a_switch_of_both() -> None:
     index = np.array(list("aa"), dtype=object)
     found, _ = advantage.group_advantage(rewards, mask, index, config={"norm_adv_by_std_in_grpo": False})
     assert found[:, 0].tolist() == [1.0, -1.0]
-    config = {**advantage.algorithm_options("gdpo", {"a": 1.0, "b": 1.0}, False), "norm_adv_by_std_in_grpo": False}
+    config = {**advantage.algorithm_options("gdpo", {"a": 1.0, "b": 1.0}, PLAIN), "norm_adv_by_std_in_grpo": False}
     wide = torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     found, _ = advantage.group_gdpo_advantage(wide, torch.ones(3, 2), np.array(list("aaa"), dtype=object), config)
     assert found[0, 0] > 1 and found[1, 0] < found[0, 0]
@@ -171,9 +172,10 @@ def test_dr_grpo_is_a_switch_of_both() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("mean", {"a": 1.0}, False), "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
-        (("gdpo", {}, False), "reward.aggregation=gdpo: every reward has weight 0"),
-        (("gdpo", {"a": 1.0}, True), "algorithm.use_kl_in_reward=true"),
+        (("mean", {"a": 1.0}, PLAIN), "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
+        (("gdpo", {"a": 1.0}, {**PLAIN, "adv_estimator": "rloo"}), "algorithm.adv_estimator=rloo: reward.aggregation"),
+        (("gdpo", {}, PLAIN), "reward.aggregation=gdpo: every reward has weight 0"),
+        (("gdpo", {"a": 1.0}, {**PLAIN, "use_kl_in_reward": True}), "algorithm.use_kl_in_reward=true"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments, words: str) -> None:  # type: ignore[no-untyped-def]
@@ -182,5 +184,5 @@ def test_what_cannot_work_is_refused(arguments, words: str) -> None:  # type: ig
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
-def test_weighted_sum_is_grpo_and_looks_at_no_single_reward() -> None:
-    assert advantage.algorithm_options("weighted_sum", {"a": 1.0}, True) == {"adv_estimator": "group_grpo"}
+def test_the_weighted_sum_leaves_the_estimator_to_the_user() -> None:
+    assert advantage.algorithm_options("weighted_sum", {"a": 1.0}, {**PLAIN, "adv_estimator": "rloo"}) == {}
