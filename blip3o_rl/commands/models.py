@@ -74,7 +74,7 @@ def export(
     if named or (checkpoint / "model_index.json").is_file():
         if layout is Format.folder:
             raise UserError(f"{checkpoint}: is a model folder already; choose --format official, diffusers or policy")
-        _export_folder(checkpoint, folder, layout)
+        _export_folder(checkpoint, folder, layout, None if named else _training(checkpoint))
         return
     from blip3o_rl.model.export_formats import CARD
     from blip3o_rl.model.model_card import card
@@ -107,7 +107,9 @@ def _training(checkpoint: Path) -> Training | None:
     from blip3o_rl.report.run_folder import RunFolder
     from blip3o_rl.report.summary import summarise
 
-    path = next((p for p in (checkpoint, *checkpoint.resolve().parents[:2]) if (p / "config.yaml").is_file()), None)
+    marks = ("config.yaml", "metrics.jsonl")
+    near = (checkpoint, *checkpoint.resolve().parents[:2])
+    path = next((path for path in near if all((path / mark).is_file() for mark in marks)), None)
     if path is None:
         return None
     summary = summarise(RunFolder.open(path))

@@ -64,11 +64,16 @@ def export(
         raise UserError(f"format {layout}: there is no such format; choose one of {', '.join(writers)}")
     require_unused(Path(target))
     source = model_folder.check(folder)
-    needed = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
-    with staged(Path(target), 2 * needed if layout == "official" else needed) as partial:
+    with staged(Path(target), _bytes_needed(source)) as partial:
         writers[layout](source, partial, tell)
         (partial / CARD).write_text(card(source, layout, training))
     return Path(target)
+
+
+def _bytes_needed(source: Path) -> int:
+    """Size of all weights, and of the embedding once more, which an output matrix may be a copy of."""
+    embedding = tensor_files.open_folder(source / "policy").get(EMBEDDING)
+    return sum(file.stat().st_size for file in source.rglob("*.safetensors")) + (embedding.size if embedding else 0)
 
 
 def official_tensors(folder: Path) -> dict[str, Stored]:

@@ -31,10 +31,12 @@ _USE = {
         "pictures need the renderer. The token layout is in config.json (`image_start_token_id`, ...)."
     ),
     "diffusers": (
-        "`SanaPipeline.from_pretrained` loads the renderer (transformer, vae, scheduler); `policy/` and `connector/` "
-        "stand beside it. Give the connector's output for the policy's post-norm states (scale token and image tokens) "
-        "as `prompt_embeds`, its output for zeros as `negative_prompt_embeds`, both with an attention mask of ones; "
-        "`sigmas=[1 - i / 30 for i in range(30)]`, `guidance_scale=2.0`, `use_resolution_binning=False`."
+        "`SanaPipeline.from_pretrained(FOLDER, text_encoder=None, tokenizer=None)` loads the renderer (transformer, "
+        "vae, scheduler); `policy/` and `connector/` stand beside it. Give the connector's output for the policy's "
+        "post-norm states (scale token and image tokens) as `prompt_embeds`, its output for zeros as "
+        "`negative_prompt_embeds`, both with an attention mask of ones; `negative_prompt=None`, "
+        "`sigmas=[1 - i / 30 for i in range(30)]`, `num_inference_steps=30`, `guidance_scale=2.0`, "
+        "`use_resolution_binning=False`."
     ),
 }
 _FAILURES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import signal
@@ -17,11 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.mini import parts
 from blip3o_rl.model import convert as module
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model import staging
+from blip3o_rl.model import official as official_layout
+from blip3o_rl.model import released, staging
 from blip3o_rl.model.convert import convert
+from blip3o_rl.model.official import Architecture
 from blip3o_rl.model.pipeline import Blip3oPipeline
+from blip3o_rl.model.policy import Blip3oNextConfig
 
 PROMPT = "a photo of a red circle"
 
@@ -235,7 +240,9 @@ def no_tokenizer(checkpoint: Any) -> None:
 def fewer_codes(checkpoint: Any) -> None:
     file = checkpoint.folder / "ta_tok_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_image_tokens": 256}))
-    set_tensor("model.vision_tower.vision_tower.bottleneck.regularizer.embedding.weight", torch.ones(256, 16))(checkpoint)
+    set_tensor("model.vision_tower.vision_tower.bottleneck.regularizer.embedding.weight", torch.ones(256, 16))(
+        checkpoint
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,3 +384,37 @@ def test_memory_does_not_grow_with_the_checkpoint(official: Callable, tmp_path: 
         f"{total / 1e6:.0f} MB, largest shard {largest / 1e6:.0f} MB, peak {(peak - before) / 1e6:.0f} MB above start"
     )
     assert peak - before < 64e6
+
+
+def write_full_size(folder: Path) -> None:
+    """A checkpoint of the released sizes as a file with holes: a real header, and zeros that take no room."""
+    modules = Architecture(
+        Blip3oNextConfig(**released.POLICY), released.SANA, released.DC_AE, released.TA_TOK
+    ).modules()
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in official_layout.manifest(modules).items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+    tokenizer, layout = parts.make_tokenizer([PROMPT])
+    tokenizer.save_pretrained(folder)
+    fields = released.POLICY | layout.config_fields() | {"eos_token_id": tokenizer.eos_token_id}
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+def test_a_full_size_checkpoint_is_planned_from_its_header_with_the_shipped_configs(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(parts, "NUM_IMAGE_TOKENS", 65536)
+    write_full_size(tmp_path / "official")
+    plan = convert(tmp_path / "official", tmp_path / "model", dry_run=True)
+    counts = {part: sum(math.prod(t.shape) for t in tensors.values()) for part, tensors in plan.tensors.items()}
+    assert counts["policy"] == 1_854_256_128 and counts["renderer/transformer"] == 1_604_641_952
+    assert plan.size == 2 * sum(counts.values()) > 8.5e9
+    assert (plan.policy.vocab_size, plan.policy.hidden_size, plan.layout.grid) == (217210, 2048, 27)
+    assert [text for text in plan.warnings if "l2_normalized is not in the checkpoint" in text]
