@@ -64,6 +64,11 @@ def test_blank_and_noise_have_no_text(reader):
     assert reader.read([np.zeros((64, 64, 3), np.uint8), noise]) == [[], []]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (1, 500), (2000, 8)])
+def test_odd_sizes_are_read(reader, shape):
+    assert reader.read([np.zeros((*shape, 3), np.uint8)]) == [[]]
+
+
 def test_batch_gives_each_image_its_own_lines(reader):
     images = [picture("OPEN"), picture(), picture("SALE", side=64, size=16)]
     assert [[line.text for line in lines] for lines in reader.read(images)] == [["OPEN"], [], ["SALE"]]
