@@ -25,7 +25,17 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.reward.adapters import reward_from, suggestion
 from blip3o_rl.reward.rubric import DEFAULT_TIMEOUT_S, ON_ERROR, Rubric, RubricEntry
 
-BUILT_IN: dict[str, str] = {"geneval": "blip3o_rl.rewards.geneval.reward:GenEvalReward"}
+BUILT_IN: dict[str, str] = {
+    "geneval": "blip3o_rl.rewards.geneval.reward:GenEvalReward",
+    "ocr": "blip3o_rl.rewards.ocr.reward:OCRReward",
+    "pickscore": "blip3o_rl.rewards.preference.clip:PickScore",
+    "clipscore": "blip3o_rl.rewards.preference.clip:CLIPScore",
+    "hpsv2": "blip3o_rl.rewards.preference.clip:HPSv2",
+    "imagereward": "blip3o_rl.rewards.preference.image_reward:ImageReward",
+    "aesthetic": "blip3o_rl.rewards.preference.aesthetic:AestheticScore",
+    "unifiedreward": "blip3o_rl.rewards.preference.unified:UnifiedReward",
+    "judge": "blip3o_rl.rewards.preference.judge:VlmJudge",
+}
 ENTRY_POINT_GROUP = "blip3o_rl.rewards"
 ENTRY_KEYS = ("weight", "path", "name", "on_error", "retries", "timeout_s", "concurrency")
 
