@@ -30,7 +30,7 @@ from blip3o_rl.model.policy import Blip3oNextConfig
 from blip3o_rl.model.source import Source
 from blip3o_rl.model.staging import gigabytes
 from blip3o_rl.model.ta_tok_file import TaTokFile
-from blip3o_rl.model.tensor_files import Stored, Tensor
+from blip3o_rl.model.tensor_files import TORCH_NAMES, Stored, Tensor
 from blip3o_rl.model.token_layout import TokenLayout
 
 CONFIG_FILES = {"sana": "sana_config.json", "vae": "vae_config.json", "image_tokenizer": "ta_tok_config.json"}
@@ -42,7 +42,6 @@ _CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """The template that the model was trained with, for tokenizers that come without one."""
-_TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Plan:
         """The plan as text, one line a part, then the warnings."""
         told = [f"source: {self.source}, {len(self.stored)} tensors, {gigabytes(size_of(self.stored))}"]
         for part, tensors in sorted(self.tensors.items()):
-            dtypes = "/".join(sorted({_TORCH.get(t.dtype, t.dtype) for t in tensors.values()}))
+            dtypes = "/".join(sorted({TORCH_NAMES.get(t.dtype, t.dtype) for t in tensors.values()}))
             told.append(f"{part}: {len(tensors)} tensors, {gigabytes(size_of(tensors))}, {dtypes}")
         told.append(
             f"tokens: {self.layout.num_image_tokens} image tokens from id {self.layout.image_start_token_id}, grid "
@@ -133,7 +132,7 @@ def make_plan(source: Source, configs: dict[str, dict[str, Any]], ta_tok: TaTokF
             fields,
             layout,
             tied=lm_head != "separate",
-            dtype=_TORCH.get(stored[official.EMBEDDING].dtype) if official.EMBEDDING in stored else None,
+            dtype=TORCH_NAMES.get(stored[official.EMBEDDING].dtype) if official.EMBEDDING in stored else None,
             eos_token_id=fields.get("eos_token_id", tokenizer.eos_token_id),
             pad_token_id=tokenizer.pad_token_id,
         ),

@@ -30,12 +30,11 @@ from blip3o_rl.model.model_card import Training, card
 from blip3o_rl.model.official import EMBEDDING, LM_HEAD, PREFIXES, TOWER, UNUSED
 from blip3o_rl.model.policy import Blip3oNextConfig
 from blip3o_rl.model.staging import gigabytes, require_unused, staged
-from blip3o_rl.model.tensor_files import Stored
+from blip3o_rl.model.tensor_files import TORCH_NAMES, Stored
 from blip3o_rl.model.token_layout import TokenLayout
 
 SHARD_BYTES = 5_000_000_000
 CARD = "README.md"
-_TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _NOT_COPIED = (LAYOUT, "config.json", CARD, "unused.safetensors")
 
@@ -156,7 +155,7 @@ def official_config(source: Path, dtype: str) -> dict[str, Any]:
     kept = source / UNUSED / "config.json"
     fields = json.loads(kept.read_text()) if kept.is_file() else _composed_config(source, policy)
     name = "dtype" if "dtype" in fields else "torch_dtype"
-    fields[name] = _TORCH.get(dtype, fields.get(name))
+    fields[name] = TORCH_NAMES.get(dtype, fields.get(name))
     if not policy.tie_word_embeddings:
         fields["tie_word_embeddings"] = False
     return fields

@@ -32,7 +32,7 @@ from blip3o_rl.model import tensor_files
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import Connector, ReferenceConnector
-from blip3o_rl.model.tensor_files import Stored, compact
+from blip3o_rl.model.tensor_files import TORCH_NAMES, Stored, compact
 from blip3o_rl.model.token_layout import IMAGE_TAGS, TokenLayout, check_tokenizer
 
 Shape = tuple[int, ...]
@@ -62,7 +62,6 @@ _UNUSED = (
     _AS_NOISE,
     "model.tar_siglip_features_connector.",
 )
-_WEIGHT_DTYPES = ("BF16", "F16", "F32")
 QWEN3_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
@@ -188,7 +187,7 @@ def compare(used: Mapping[str, Shape], stored: Mapping[str, Stored]) -> Differen
         missing=[key for key in expected if key not in stored],
         unexpected=[key for key in stored if place(key, used) is None],
         wrong={key: (stored[key].shape, expected[key]) for key in common if stored[key].shape != expected[key]},
-        dtypes={key: stored[key].dtype for key in common if stored[key].dtype not in _WEIGHT_DTYPES},
+        dtypes={key: stored[key].dtype for key in common if stored[key].dtype not in TORCH_NAMES},
     )
 
 

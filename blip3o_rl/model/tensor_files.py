@@ -31,6 +31,8 @@ ITEM_BYTES = {
     "U8": 1, "BOOL": 1,
 }  # fmt: skip
 """Bytes of an element; the order is that of tensors in a file, as the library sorts them."""
+TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""The dtypes that weights may have, as torch and config files call them."""
 METADATA = {"format": "pt"}
 _HEADER_LIMIT = 100_000_000
 _INDEX = "*.safetensors.index.json"
