@@ -28,9 +28,12 @@ mini_app = typer.Typer(help="The small model that ships with the package.", no_a
 
 app.command()(machine.doctor)
 app.command()(pictures.generate)
+app.command()(pictures.tokenize)
+app.command()(pictures.reconstruct)
 app.command()(runs.train)
 app.command()(runs.submit)
 app.command("eval")(pictures.evaluate)
+app.command()(models.convert)
 app.command()(models.export)
 app.command()(runs.report)
 app.add_typer(rewards_app, name="rewards")

@@ -69,7 +69,20 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
-    for verb in ("doctor", "generate", "train", "submit", "eval", "export", "report", "mini", "rewards"):
+    for verb in (
+        "doctor",
+        "generate",
+        "tokenize",
+        "reconstruct",
+        "train",
+        "submit",
+        "eval",
+        "convert",
+        "export",
+        "report",
+        "mini",
+        "rewards",
+    ):
         assert verb in done.stdout
     assert time.monotonic() - begun < 5  # well under one second on a machine that is not shared
 

@@ -1,7 +1,8 @@
 """A checkpoint of a run -> a model folder.
 
 verl writes the policy of every checkpoint also in transformers' layout (`checkpoint.save_contents: hf_model`), in
-the trainer's precision; the frozen parts come unchanged from the model the run started from.
+the trainer's precision; the frozen parts come unchanged from the model the run started from. Adapters of a LoRA run
+are merged.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from safetensors import safe_open
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.policy import Blip3oNextForCausalLM
-from blip3o_rl.training import checkpoints
+from blip3o_rl.model.convert import keep_origin
+from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
+from blip3o_rl.training import checkpoints, lora
 
 
 def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -43,14 +45,26 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None
     if not config_file.is_file():
         raise UserError(f"{config_file}: missing; it names the model that the run started from")
     base = model_folder.check(OmegaConf.load(config_file).model.folder)
-    policy = Blip3oNextForCausalLM.from_pretrained(weights, dtype=dtype or _stored_dtype(weights))
-    return model_folder.save(
+    written = model_folder.save(
         target,
-        policy=policy,
+        policy=_policy(weights, source / "actor", dtype or _stored_dtype(weights)),
         tokenizer=model_folder.load_tokenizer(base),
         renderer=base / "renderer",
         image_tokenizer=base / "image_tokenizer" if (base / "image_tokenizer").is_dir() else None,
         source=f"{source.parents[1].name}/{source.name}, from {base.name}",
+    )
+    keep_origin(base, written)
+    return written
+
+
+def _policy(weights: Path, actor: Path, dtype: torch.dtype) -> Blip3oNextForCausalLM:
+    with safe_open(min(weights.glob("*.safetensors")), framework="pt") as file:
+        adapted = lora.is_lora(list(file.keys()))
+    if not adapted:
+        return Blip3oNextForCausalLM.from_pretrained(weights, dtype=dtype)
+    config = Blip3oNextConfig.from_pretrained(weights)
+    return Blip3oNextForCausalLM.from_pretrained(
+        None, config=config, state_dict=lora.merged(weights, actor), dtype=dtype
     )
 
 
