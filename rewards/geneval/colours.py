@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
 TEMPLATES: tuple[str, ...] = ("a photo of a {c} {name}", "a photo of a {c}-colored {name}", "a photo of a {c} object")
 GROUND = (0x99, 0x99, 0x99)
+SLIVER = 32
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 """CLIP's, in RGB order, of pixel values 0..1."""
@@ -74,7 +75,10 @@ class ClipColours:
             pictures = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
             pictures = torch.nn.functional.normalize(pictures, dim=-1)
             classifiers = torch.stack([self.text_classifier(question.class_name) for question in questions])
-            best = torch.einsum("nd,ncd->nc", pictures, classifiers).argmax(-1)
+            cosines = torch.einsum("nd,ncd->nc", pictures, classifiers)
+        if not cosines.isfinite().all():
+            raise ValueError("CLIP's output is not finite")
+        best = cosines.argmax(-1)
         return [self.colours[index] for index in best.tolist()]
 
     def text_classifier(self, class_name: str) -> torch.Tensor:
@@ -110,15 +114,22 @@ def crop(image: np.ndarray, detection: Detection) -> Image.Image:
 def clip_input(picture: Image.Image, side: int) -> np.ndarray:
     """CLIP's input: the short side scaled to `side` (bicubic), the middle square, normalised; float32 [side, side, 3].
 
-    Only the middle square is computed, so that a crop of one pixel's height costs no more than any other.
+    Of a picture longer than `SLIVER` times its width only the middle is scaled: one pixel by a thousand would become
+    150 megabytes, and the middle square is all that is kept.
     """
     width, height = picture.size
-    scaled = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    left, top = (round((length - side) / 2) for length in scaled)
-    x, y = width / scaled[0], height / scaled[1]
-    box = (left * x, top * y, min((left + side) * x, width), min((top + side) * y, height))
-    square = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box=box)
+    if max(width, height) > SLIVER * min(width, height):
+        picture = _middle(picture, min(width, SLIVER * height), min(height, SLIVER * width))
+        width, height = picture.size
+    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    square = _middle(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), side, side)
     return (np.asarray(square, np.float32) / 255 - MEAN) / DEVIATION
+
+
+def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of a picture; of two middle pixels as torchvision chooses (rounded half to even)."""
+    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _load(checkpoint: str) -> tuple[Any, Any]:

@@ -127,10 +127,15 @@ def instances(
         shape: the same without padding.
         original: height and width of the picture; masks and boxes are in its pixels.
         least_score: detections whose class probability does not exceed this are left out.
+
+    Raises:
+        ValueError: if the network's output is not finite; "no detections" would be a verdict about the picture.
     """
     import torch
     from torch.nn.functional import interpolate
 
+    if not (class_logits.isfinite().all() and mask_logits.isfinite().all()):
+        raise ValueError("the detector's output is not finite")
     probabilities = class_logits.softmax(-1)[:, :-1]
     best = probabilities.flatten().topk(min(MOST_DETECTIONS, probabilities.numel()))
     best_probabilities, places = best.values, best.indices

@@ -138,6 +138,12 @@ def test_at_most_sixteen_of_a_class_best_first():
     assert [round(d.score, 2) for d in found] == [round(0.59 - i / 100, 2) for i in range(16)]
 
 
+def test_of_equal_scores_the_later_detection_comes_first():
+    """As numpy's argsort, reversed, in the official evaluator."""
+    first, second = seen("cat", LEFT), seen("cat", RIGHT)
+    assert rules.select([first, second], "position")["cat"] == [second, first]
+
+
 # ---- official
 
 
