@@ -24,7 +24,7 @@ from ray.serve.exceptions import RayServeException
 from blip3o_rl.errors import UserError
 from blip3o_rl.reward import asgi
 from blip3o_rl.reward.client import RemoteReward, Reply, Unreachable
-from blip3o_rl.reward.service_options import CALLER_KEYS, DeployedService, read_service
+from blip3o_rl.reward.service_options import CALLER_KEYS, DeployedService, is_deployed, read_service
 
 HEALTH_EVERY_S = 5.0
 
@@ -82,29 +82,31 @@ def remote_reward(service: DeployedService, name: str, remote: str, key: str) ->
     return RemoteReward(name, remote, transport, service.patience, service.encoding == "raw", key)
 
 
-def start(rewards: Mapping[str, Any]) -> list[str]:
+def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
     """Starts the deployments that a configuration asks for in the running Ray cluster, and waits until they answer.
 
     Args:
         rewards: the mapping under `reward.rewards`, after `name_applications`.
+        gpus_taken: GPUs that training will reserve.
 
     Returns:
         the applications' names.
 
     Raises:
-        UserError: one cannot be started.
+        UserError: one cannot be started, or the cluster is too small for all of them.
     """
-    started: list[str] = []
+    services = {}
     for name, entry in rewards.items():
-        if not isinstance(entry, Mapping) or entry.get("service") is None:
-            continue
+        if is_deployed(entry):
+            service = read_service(entry["service"], f"reward.rewards.{name}.service")
+            assert isinstance(service, DeployedService) and service.app is not None
+            services[name] = service
+    _check_resources(list(services.values()), gpus_taken)
+    started: list[str] = []
+    for name, service in services.items():
+        assert service.app is not None
         key = f"reward.rewards.{name}.service"
-        service = read_service(entry["service"], key)
-        if not isinstance(service, DeployedService):
-            continue
-        if service.app is None:
-            raise UserError(f"{key}.app: missing; the launcher sets it")
-        own = {word: value for word, value in entry.items() if word not in CALLER_KEYS}
+        own = {word: value for word, value in rewards[name].items() if word not in CALLER_KEYS}
         serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
         try:
             serve.run(_deployment(service).bind({name: own}), name=service.app, route_prefix=None)
@@ -113,6 +115,18 @@ def start(rewards: Mapping[str, Any]) -> list[str]:
             raise UserError(f"{key}: could not be started, {' '.join(str(error).split())[:500]}") from error
         started.append(service.app)
     return started
+
+
+def _check_resources(services: list[DeployedService], gpus_taken: float) -> None:
+    """Serve would wait without a word for what the cluster does not have."""
+    cluster = ray.cluster_resources()
+    for resource, key, taken in (("GPU", "num_gpus", gpus_taken), ("CPU", "num_cpus", 0)):
+        asked = sum(service.replicas * getattr(service, key) for service in services)
+        if asked > 0 and asked + taken > cluster.get(resource, 0):
+            raise UserError(
+                f"reward.rewards.*.service.{key}: the rewards ask for {asked:g} and training reserves {taken:g}, but "
+                f"the cluster has {cluster.get(resource, 0):g} {resource}; ask for less, or serve them elsewhere (url)"
+            )
 
 
 def stop(applications: list[str]) -> None:

@@ -68,11 +68,15 @@ class UrlService:
 
 @dataclass(frozen=True)
 class DeployedService:
-    """A Ray Serve deployment; `app` is its application's name, which the launcher fills in."""
+    """A Ray Serve deployment; `app` is its application's name, which the launcher fills in.
+
+    By default it reserves no CPU, as the renderer does not either: verl reserves the cores it needs, and on a small
+    machine there would be none left.
+    """
 
     replicas: int = 1
     num_gpus: float = 0.0
-    num_cpus: float = 1.0
+    num_cpus: float = 0.0
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     python: str | None = None
     app: str | None = None
@@ -126,7 +130,7 @@ def read_service(value: Any, key: str) -> Service:
     return DeployedService(
         int(_at_least(options.get("replicas", 1), f"{key}.replicas", 1, whole=True)),
         _at_least(options.get("num_gpus", 0.0), f"{key}.num_gpus", 0),
-        _at_least(options.get("num_cpus", 1.0), f"{key}.num_cpus", 0),
+        _at_least(options.get("num_cpus", 0.0), f"{key}.num_cpus", 0),
         dict(runtime_env),
         None if python is None else os.path.expanduser(str(python)),
         options.get("app"),

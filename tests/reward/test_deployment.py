@@ -52,30 +52,27 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
     calls = tmp_path / "calls"
     config: dict[str, Any] = {
         "slow": {
-            "path": f"{reward_file}:slow",
+            "path": f"{reward_file}:SlowTarget",
             "folder": str(tmp_path),
             "weight": 2.0,
-            "service": {"num_cpus": 0, "python": sys.executable, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+            "service": {"python": sys.executable, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
         },
-        "target": {"path": f"{reward_file}:Target", "service": {"num_cpus": 0}},
+        "near": {"path": f"{reward_file}:brightness"},
     }
     name_applications(config, str(tmp_path / "run"))
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        with pytest.raises(UserError, match=r"reward\.rewards\.broken\.service: could not be started"):
-            deployment.start({"broken": {"path": "/no/file.py:f", "service": {"app": "broken", "num_cpus": 0}}})
-        assert len(deployment.start(config)) == 2
-        entries = []
-        for name, entry in config.items():
-            key = f"reward.rewards.{name}.service"
-            service = read_service({**entry["service"], "retries": 60, "timeout_s": 30}, key)
-            assert isinstance(service, DeployedService)
-            reward = deployment.remote_reward(service, name, name, key)
-            reward.patience = Patience(30.0, 60, 0.05, 0.5)
-            entries.append(RubricEntry(name, reward, retries=0, concurrency=4))
-        rubric = Rubric(entries)
+        greedy = {"path": "r.py:f", "service": {"app": "greedy", "num_gpus": 0.25}}
+        with pytest.raises(UserError, match=r"ask for 0\.25 and training reserves 1, but the cluster has 0 GPU"):
+            deployment.start({"greedy": greedy}, gpus_taken=1)
+        assert deployment.start(config) == ["blip3o-reward-run-slow"]
+        service = read_service(config["slow"]["service"], "reward.rewards.slow.service")
+        assert isinstance(service, DeployedService)
+        reward = deployment.remote_reward(service, "slow", "slow", "reward.rewards.slow.service")
+        reward.patience = Patience(timeout_s=60.0, retries=200, first_pause_s=0.05, longest_pause_s=1.0)
+        rubric = Rubric([RubricEntry("slow", reward, retries=0, concurrency=4, timeout_s=600.0)])
         rubric.self_check()
-        with pytest.raises(UserError, match="f:1: reward 'target' cannot score this prompt"):
+        with pytest.raises(UserError, match="f:1: reward 'slow' cannot score this prompt"):
             rubric.check_prompts([PromptRow("p", {"target": "A"}, "f:1")])
 
         samples = pictures(24, target="abc")
@@ -91,13 +88,13 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
             time.sleep(0.01)
         os.kill(int(calls.read_text().split()[0]), signal.SIGKILL)
         assert not results
-        thread.join(timeout=200)
+        thread.join(timeout=500)
         assert len(results) == len(samples)
         for sample, (result,) in zip(samples, results, strict=True):
             assert not result.failed, result.reason
-            assert result.parts == {"slow": sample.image.mean() / 255, "target": 3.0}
+            assert result.parts == {"slow": sample.image.mean() / 255}
         assert len({line.split()[0] for line in calls.read_text().splitlines()}) >= 2
-        deployment.stop([entry["service"]["app"] for entry in config.values()])
+        deployment.stop(["blip3o-reward-run-slow"])
         assert not serve.status().applications
     finally:
         serve.shutdown()
