@@ -8,12 +8,9 @@ import time
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from blip3o_rl import cli, submit
-from blip3o_rl.commands import pictures
 from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder, write_text
 
@@ -99,36 +96,6 @@ def test_report_writes_the_page_of_a_run(tmp_path, capsys):
 def test_rewards_list_names_the_built_in_ones(capsys):
     assert cli.run(["rewards", "list"]) == 0
     assert "geneval" in capsys.readouterr().out
-
-
-class _Pipe:
-    """Stands in for the pipeline: one colour a seed."""
-
-    def __call__(self, prompts, seeds, **settings):
-        self.asked = (prompts, seeds, settings)
-        images = np.stack([np.full((64, 64, 3), seed, np.uint8) for seed in seeds])
-        return types.SimpleNamespace(images=images)
-
-
-def test_generate_names_the_files_and_keeps_the_settings_in_them(tmp_path, monkeypatch, capsys):
-    pipe = _Pipe()
-    monkeypatch.setattr(pictures, "load_pipeline", lambda model: pipe)
-    arguments = ["generate", "A photo of a circle!", "a dög", "--n", "2", "--seed", "5", "--scale", "1", "--out"]
-    assert cli.run([*arguments, str(tmp_path / "o")]) == 0
-    assert pipe.asked[1] == [5, 6, 5, 6]
-    assert pipe.asked[2] == {"scale": 1, "steps": 30, "guidance": 2.0}
-    names = {p.name for p in (tmp_path / "o").iterdir()}
-    assert names == {
-        "a-photo-of-a-circle-seed5.png",
-        "a-photo-of-a-circle-seed6.png",
-        "a-d-g-seed5.png",
-        "a-d-g-seed6.png",
-        "grid.png",
-    }
-    picture = Image.open(tmp_path / "o" / "a-d-g-seed6.png")
-    assert picture.text["prompt"] == "a dög" and picture.text["seed"] == "6" and picture.text["guidance"] == "2.0"
-    assert picture.getpixel((0, 0)) == (6, 6, 6)
-    assert "grid.png" in capsys.readouterr().out
 
 
 def test_train_hands_recipe_and_overrides_to_launch_and_sums_up(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ close; in half precision this happens now and then.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,16 @@ class Blip3oPipeline:
             some = slice(start, start + batch_size)
             tokens, states = self.sampler(rows[some], seeds[some], scale, progress)
             if any(encoded[some]):
-                images = editing.render(self.renderer, states, seeds[some], encoded[some], steps, guidance)
-                progress("steps", steps, steps)
+                numbers = itertools.count(1)
+                images = editing.render(
+                    self.renderer,
+                    states,
+                    seeds[some],
+                    encoded[some],
+                    steps,
+                    guidance,
+                    on_step=lambda numbers=numbers: progress("steps", next(numbers), steps),
+                )
             else:
                 images = self.render(states, seeds[some], steps, guidance, size, progress)
             parts.append((images, tokens, states))
