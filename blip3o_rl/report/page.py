@@ -1,7 +1,8 @@
 """`report.html`: a run on one page that can be mailed or archived: curves, pictures and configuration in one file.
 
 No script and no outside resource. At most `MAX_GRIDS` image grids are embedded (the first, the last, and evenly
-between); the page says how many there are in all.
+between); the page says how many there are in all. Warnings of the guards come before everything else: all of them as
+text, the last of each statistic with its picture.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 from jinja2 import Environment
 
 from blip3o_rl.report import charts
+from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.run_folder import RunFolder, write_text
 from blip3o_rl.report.series import KL, REWARD, STAGES, WINDOW, duration, moving_average, stage_seconds, values
 from blip3o_rl.report.summary import Summary, summarise
 
 MAX_GRIDS = 8
+HELD_OUT = "reward/held_out/"
 _SINGLE = {
     KL: ("KL to the reference policy", "mean per token"),
     "actor/entropy": ("entropy of the policy", "nats, mean per token"),
@@ -49,6 +52,8 @@ def write(folder: RunFolder) -> Path:
         run=folder.name,
         summary=_facts(summarise(folder)),
         charts=_charts(lines),
+        warnings=_warnings(folder),
+        held_out=_named(lines, HELD_OUT),
         guards=_named(lines, "guard/"),
         grids=[(step, _data_url(file)) for step, file in _spread(grids, MAX_GRIDS)],
         grid_count=len(grids),
@@ -72,7 +77,7 @@ def _charts(lines: list[dict[str, Any]]) -> list[Chart]:
             (("s0", f"last {WINDOW} steps"), ("s1", "each step")),
         )
     ]
-    found += _named(lines, "reward/")
+    found += [chart for chart in _named(lines, "reward/") if not chart.title.startswith(HELD_OUT)]
     for name, (title, hint) in _SINGLE.items():
         found.append(Chart(title, hint, charts.lines([charts.Line(title, values(lines, name))])))
     timed = [(line["step"], stage_seconds(line)) for line in lines]
@@ -88,6 +93,16 @@ def _named(lines: list[dict[str, Any]], prefix: str) -> list[Chart]:
     names = sorted({name for line in lines for name in line if name.startswith(prefix)})
     drawn = [(name, charts.lines([charts.Line(name, values(lines, name))])) for name in names]
     return [Chart(name, "", svg) for name, svg in drawn if svg]
+
+
+def _warnings(folder: RunFolder) -> list[tuple[int, str, str]]:
+    """(step, text, picture) of each warning; the picture as a data URL for the last of a statistic, else empty."""
+    found = warning_log.read(folder)
+    last = {warning["statistic"]: number for number, warning in enumerate(found)}
+    return [
+        (w["step"], w["text"], _data_url(w["picture"]) if last[w["statistic"]] == n and w["picture"].is_file() else "")
+        for n, w in enumerate(found)
+    ]
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
@@ -148,7 +163,8 @@ svg { width: 100%; height: auto; }
 .legend { font-size: .82rem; display: flex; flex-wrap: wrap; gap: 0 .9rem; color: var(--quiet); }
 .legend i { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .35em;
   background: currentColor; }
-.grids img { width: 100%; border: 1px solid var(--rule); border-radius: 6px; margin: .3rem 0 1.2rem; }
+.warning { border-left: 4px solid var(--s5); padding-left: .8rem; margin: .8rem 0; }
+.grids img, .warning img { width: 100%; border: 1px solid var(--rule); border-radius: 6px; margin: .3rem 0 1.2rem; }
 pre { background: var(--tile); border-radius: 8px; padding: .9rem; overflow: auto; max-height: 32rem;
   font-size: .8rem; }
 </style>
@@ -159,6 +175,15 @@ pre { background: var(--tile); border-radius: 8px; padding: .9rem; overflow: aut
 {% for what, number in summary %}<div><span class="quiet">{{ what }}</span><b>{{ number }}</b></div>
 {% endfor %}
 </div>
+{% if warnings %}
+<h2>Warnings <span class="quiet">statistics that left their baseline, the mean of the first steps</span></h2>
+{% for step, text, url in warnings %}
+<div class="warning">
+step {{ step }}: {{ text }}
+{% if url %}<img src="{{ url }}" alt="pictures of step {{ step }}, the furthest first">{% endif %}
+</div>
+{% endfor %}
+{% endif %}
 {% macro figures(list) %}
 <div class="charts">
 {% for chart in list %}
@@ -177,6 +202,10 @@ pre { background: var(--tile); border-radius: 8px; padding: .9rem; overflow: aut
 {% endmacro %}
 <h2>Curves <span class="quiet">over the steps</span></h2>
 {% if charts %}{{ figures(charts) }}{% else %}<p class="quiet">This run has made no step yet.</p>{% endif %}
+{% if held_out %}
+<h2>Held-out rewards <span class="quiet">logged, never trained on</span></h2>
+{{ figures(held_out) }}
+{% endif %}
 {% if guards %}
 <h2>Guards <span class="quiet">statistics of the images that show a hacked reward</span></h2>
 {{ figures(guards) }}

@@ -4,11 +4,14 @@ Reward hacking shows in the pictures before it shows in the curve: backgrounds g
 colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
 of a group become copies of one another. Each function is pure and takes well under a millisecond at 64 px.
 All values are in [0, 1].
+
+The share of a picture that text covers needs an OCR engine. It is a guard statistic of the runs that have an OCR
+reward, which reads every picture anyway: the recorder takes it from the reward's part of that name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -23,6 +26,8 @@ COLOUR_LEVELS = 8
 """Levels per channel of the colour histogram."""
 DUPLICATE_BELOW = 0.01
 """Two images are near duplicates if their mean absolute pixel difference (of 1.0) is below this."""
+FROM_REWARDS = ("text_area",)
+"""Parts of rewards that are guard statistics as well."""
 
 
 def image_guards(image: np.ndarray) -> dict[str, float]:
@@ -52,6 +57,17 @@ def image_guards(image: np.ndarray) -> dict[str, float]:
         "edge_density": float((gradient > EDGE_ABOVE).mean()),
         "colour_entropy": max(entropy, 0.0),
     }
+
+
+def reported_guards(parts: Mapping[str, float]) -> dict[str, float]:
+    """The guard statistics among one image's reward parts, as the rubric names them: "ocr/text_area" is text_area. The
+    largest counts where several rewards report one."""
+    found: dict[str, float] = {}
+    for name, value in parts.items():
+        statistic = name.rsplit("/", 1)[-1]
+        if statistic in FROM_REWARDS:
+            found[statistic] = max(value, found.get(statistic, value))
+    return found
 
 
 def pixel_distances(images: Sequence[np.ndarray]) -> np.ndarray:

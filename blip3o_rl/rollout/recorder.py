@@ -5,14 +5,14 @@ when the expected number of rollouts has arrived; then its lines and, when due, 
 go to TensorBoard, and the driver asks for them (`statistics`) to join them with verl's metrics of the same step.
 
 It is also where a reward that must stop the run says so: the driver asks `failure` while it waits and ends the run
-with that text.
+with that text. The guards' warnings go the same way (`warnings`), and into the run folder with a picture each.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ import numpy as np
 import ray
 from PIL import Image
 
+from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.gallery import Tile, save_grid, step_header
-from blip3o_rl.report.run_folder import RunFolder, write_text
-from blip3o_rl.reward.guards import group_guards, image_guards
+from blip3o_rl.report.run_folder import RunFolder, append_line, write_text
+from blip3o_rl.reward.drift import Drift, Limits, Watch
+from blip3o_rl.reward.guards import group_guards, image_guards, reported_guards
 
 NAME = "blip3o-recorder"
 MAX_GRID = 32
@@ -52,7 +54,7 @@ class Rollout:
 class Recorder:
     """Collects rollouts by step; see the module's docstring."""
 
-    def __init__(self, folder: str, expected: int, images_every: int):
+    def __init__(self, folder: str, expected: int, images_every: int, limits: Limits | None = None):
         self.folder = RunFolder(Path(folder))
         self.expected = expected
         self.images_every = images_every
@@ -61,6 +63,10 @@ class Recorder:
         self._failure: str | None = None
         self._failed_images = 0
         self._writer: Any = None
+        self._warnings: list[str] = []
+        self._watch = Watch(limits or Limits())
+        for line in self.folder.read_metrics():  # a resumed run keeps its baseline, and repeats no warning
+            self._watch.add(line["step"], line)
 
     def record(self, rollout: Rollout) -> None:
         """Takes one rollout; writes its step when it was the last one."""
@@ -83,16 +89,25 @@ class Recorder:
         """Why the run must stop, or None."""
         return self._failure
 
+    def warnings(self) -> list[str]:
+        """The guards' warnings since the last call, a line each."""
+        told, self._warnings = self._warnings, []
+        return told
+
     def statistics(self, step: int) -> dict[str, float]:
         """The statistics of a complete step, once; empty if it is not complete."""
         return self._statistics.pop(step, {})
 
     def _keep_failed(self, rollout: Rollout) -> None:
+        """A line for every failed sample as soon as it failed, and the pictures of the first."""
+        picture = None
         if self._failed_images < MAX_FAILED_IMAGES:
             self._failed_images += 1
+            picture = f"{rollout.id}.png"
             self.folder.failed.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rollout.image).save(self.folder.failed / f"{rollout.id}.png")
-            (self.folder.failed / f"{rollout.id}.txt").write_text(f"{rollout.prompt}\n{rollout.reason}\n")
+            Image.fromarray(rollout.image).save(self.folder.failed / picture)
+        line = {name: getattr(rollout, name) for name in ("id", "step", "group", "prompt", "reason", "seed", "parts")}
+        append_line(self.folder.failed / "failures.jsonl", {**line, "picture": picture})
 
     def _write(self, step: int, rows: list[Rollout]) -> None:
         rows.sort(key=lambda r: r.id)
@@ -110,6 +125,21 @@ class Recorder:
             )
             writer.add_image("rollouts", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
         writer.flush()
+        for drift in self._watch.add(step, statistics):
+            self._warn(drift, rows)
+
+    def _warn(self, drift: Drift, rows: list[Rollout]) -> None:
+        """Keeps a drift with its worst pictures, and ends the run if it went beyond the limit for that."""
+        picture = save_grid(
+            warning_log.picture(self.folder, drift.step, drift.statistic),
+            [Tile(r.image, r.prompt, shown_score(r), note) for r, note in worst(rows, drift)[:MAX_GRID]],
+            f"step {drift.step}   ·   {drift.statistic} {drift.baseline:.3f} -> {drift.value:.3f}",
+        )
+        warning_log.append(self.folder, {**asdict(drift), "text": drift.text}, picture)
+        self._warnings.append(f"warning at step {drift.step}: {drift.text}; see {picture}")
+        if drift.stop:
+            kind = drift.statistic.split("/")[0]
+            self.fail(f"guards.stop.{kind}: at step {drift.step} {drift.text}; see {picture}; to go on, raise it")
 
     def _write_lines(self, step: int, rows: list[Rollout]) -> None:
         lines = [
@@ -131,6 +161,21 @@ def shown_score(rollout: Rollout) -> float | None:
     return None if rollout.failed else rollout.score
 
 
+def rollout_guards(rollout: Rollout) -> dict[str, float]:
+    """The guard statistics of one picture."""
+    return {**image_guards(rollout.image), **reported_guards(rollout.parts)}
+
+
+def worst(rows: list[Rollout], drift: Drift) -> list[tuple[Rollout, str]]:
+    """The rollouts with their value of the drifted statistic, furthest in the direction of the drift first; in their
+    own order and without a value where it is a statistic of whole groups."""
+    valued = [(row, {**row.parts, **rollout_guards(row)}.get(drift.statistic)) for row in rows]
+    known = [(row, value) for row, value in valued if value is not None]
+    known.sort(key=lambda pair: pair[1], reverse=drift.rises)
+    rest = [(row, "") for row, value in valued if value is None]
+    return [(row, f"{drift.statistic.split('/')[-1]} {value:.2f}") for row, value in known] + rest
+
+
 def step_statistics(rows: list[Rollout]) -> dict[str, float]:
     """Statistics of one step's rollouts: rewards by component, failures, stage seconds, distinct pictures, guards.
 
@@ -146,7 +191,7 @@ def step_statistics(rows: list[Rollout]) -> dict[str, float]:
     for row in rows:
         for stage, seconds in row.seconds.items():
             values[f"rollout/{stage}_s"].append(seconds)
-        for name, value in image_guards(row.image).items():
+        for name, value in rollout_guards(row).items():
             values[f"guard/{name}"].append(value)
     statistics = {name: float(np.mean(column)) for name, column in values.items()}
     statistics.setdefault("rollout/score", float("nan"))
@@ -165,10 +210,10 @@ def step_statistics(rows: list[Rollout]) -> dict[str, float]:
     return statistics
 
 
-def start(folder: Path, expected: int, images_every: int) -> Any:
+def start(folder: Path, expected: int, images_every: int, limits: Limits) -> Any:
     """Starts the recorder actor in the running Ray cluster."""
     actor = ray.remote(num_cpus=0)(Recorder)
-    return actor.options(name=NAME, get_if_exists=False).remote(str(folder), expected, images_every)
+    return actor.options(name=NAME, get_if_exists=False).remote(str(folder), expected, images_every, limits)
 
 
 @lru_cache(maxsize=1)

@@ -23,9 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl.data.prompts import write_parquet
 from blip3o_rl.errors import UserError
+from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.reward.service_options import is_deployed, name_applications, token_variables
 from blip3o_rl.training import checkpoints, validate
 from blip3o_rl.training.compose import compose_recipe
 from blip3o_rl.training.export import export
@@ -73,7 +75,7 @@ def launch(recipe: str, overrides: list[str]) -> RunResult:
     with progress(config.trainer.total_training_steps, title=folder.name) as shown:
         if config.run.evaluate and not folder.eval_before.exists():
             shown.phase("scoring the held-out prompts before training")
-            _evaluate(config, checked, checked.model, folder.eval_before)
+            _evaluate(config, checked, folder, checked.model, folder.eval_before)
         newest = checkpoints.latest(folder.checkpoints)
         if newest is None or checkpoints.step_of(newest) != config.trainer.total_training_steps:
             _train(config, checked, folder, shown)
@@ -83,7 +85,7 @@ def launch(recipe: str, overrides: list[str]) -> RunResult:
         export(folder.path, final)
         if config.run.evaluate:
             shown.phase("scoring the held-out prompts after training")
-            _evaluate(config, checked, final, folder.eval_after)
+            _evaluate(config, checked, folder, final, folder.eval_after)
     return RunResult(folder.path, True)
 
 
@@ -105,7 +107,9 @@ def _run_folder(config: DictConfig) -> RunFolder:
             f"run.folder={folder.path}: is finished (trainer.total_training_steps="
             f"{config.trainer.total_training_steps}); raise it to go on"
         )
-    folder.truncate_after(checkpoints.step_of(newest) or 0 if newest else 0)
+    step = checkpoints.step_of(newest) or 0 if newest else 0
+    folder.truncate_after(step)
+    warning_log.truncate_after(folder, step)
     return folder
 
 
@@ -128,6 +132,8 @@ def _complete(config: DictConfig, checked: validate.Checked, folder: RunFolder) 
     config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(loops)
     if config.algorithm.filter_groups is not None and config.algorithm.filter_groups.enable:
         config.trainer.v1.sampler.custom_sampler.path = None
+    name_applications(config.reward.rewards, str(folder.path))
+    config.algorithm.update(checked.algorithm)
     config.trainer.default_local_dir = str(folder.checkpoints)
     newest = checkpoints.latest(folder.checkpoints)
     config.trainer.resume_mode = "disable" if newest is None else "resume_path"
@@ -154,11 +160,12 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
         metrics_file = folder.logs / f"verl-metrics-{int(time.time())}.jsonl"
         own_cluster = _connect(config, folder, metrics_file)
     try:
-        shown.phase("starting the renderer")
+        shown.phase("starting renderer and rewards")
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         with _log_to(folder.logs / "driver.log"):
+            _start_rewards(config, checked)
             render_service.start(config.run.folder, checked.render)
-            record = recorder.start(folder.path, expected, config.run.images_every)
+            record = recorder.start(folder.path, expected, config.run.images_every, checked.limits)
         shown.phase("starting verl and vLLM")
 
         def statistics(step: int) -> dict[str, float]:
@@ -167,16 +174,47 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
         with MetricsFollower(metrics_file, folder, shown.update, more=statistics):
             runner: Any = TaskRunnerV1
             task = runner.remote()
-            _wait(task.run.remote(config), record, folder)
+            _wait(task.run.remote(config), record, folder, shown)
     finally:
         with _log_to(folder.logs / "driver.log"):
             _keep_logs(folder)
             if not own_cluster:
                 serve.delete(render_service.app_name(str(folder.path)))
-            ray.shutdown()
+            _leave(config, own_cluster)
 
 
-def _connect(config: DictConfig, folder: RunFolder, metrics_file: Path) -> bool:
+def _start_rewards(config: DictConfig, checked: validate.Checked) -> None:
+    """Starts the rewards that are deployed in the cluster, and checks them as the others were before Ray.
+
+    Raises:
+        UserError: one does not start, fails on a blank picture, or cannot score a prompt.
+    """
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    if not any(is_deployed(entry) for entry in rewards.values()):
+        return
+    from blip3o_rl.reward import deployment
+    from blip3o_rl.reward.registry import build_rubric
+
+    on_gpu = config.trainer.device != "cpu"
+    deployment.start(rewards, config.trainer.n_gpus_per_node * config.trainer.nnodes if on_gpu else 0)
+    rubric = build_rubric(rewards)
+    rubric.self_check()
+    rubric.check_prompts([*checked.rows, *checked.held_out])
+
+
+def _leave(config: DictConfig, own_cluster: bool) -> None:
+    """Disconnects from Ray; what this run deployed does not stay in a cluster that stays."""
+    import ray
+
+    names = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
+    if names and not own_cluster:
+        from blip3o_rl.reward import deployment
+
+        deployment.stop(names)
+    ray.shutdown()
+
+
+def _connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
     """Connects to the cluster this process was given, or starts one here; whether it was started here."""
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
@@ -196,16 +234,18 @@ def _connect(config: DictConfig, folder: RunFolder, metrics_file: Path) -> bool:
     return True
 
 
-def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path) -> dict[str, str]:
+def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | None) -> dict[str, str]:
     """Environment of every process of the run."""
     env = {
         "TRANSFER_QUEUE_ENABLE": "1",
-        "VERL_FILE_LOGGER_PATH": str(metrics_file),
         "TENSORBOARD_DIR": str(folder.tensorboard),
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    if metrics_file is not None:
+        env["VERL_FILE_LOGGER_PATH"] = str(metrics_file)
+    env |= {name: os.environ[name] for name in token_variables(config.reward.rewards)}
     if config.trainer.device == "cpu":
         cores = str(os.cpu_count() or 1)
         env |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -214,21 +254,21 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path) -> d
     return env
 
 
-def _wait(done: Any, record: Any, folder: RunFolder) -> None:
-    """Waits for verl's trainer; ends it at once when a reward says stop.
+def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
+    """Waits for verl's trainer and shows the guards' warnings; ends it at once when a reward or a guard says stop.
 
     Raises:
-        UserError: a reward's failure, or the trainer's, with the place of the logs.
+        UserError: a reward's or a guard's reason, or the trainer's, with the place of the logs.
     """
     import ray
 
     while True:
         ready, _ = ray.wait([done], timeout=POLL_S)
-        failure = ray.get(record.failure.remote())
+        warnings, failure = ray.get([record.warnings.remote(), record.failure.remote()])
+        for warning in warnings:
+            shown.note(warning)
         if failure:
-            raise UserError(
-                f"a rollout failed and ended the run: {failure}; logs in {folder.logs}, pictures in {folder.failed}"
-            )
+            raise UserError(f"the run was ended: {failure}; logs and pictures of failed rewards in {folder.path}")
         if ready:
             try:
                 ray.get(done)
@@ -262,8 +302,27 @@ def _log_to(path: Path) -> Iterator[None]:
         yield
 
 
-def _evaluate(config: DictConfig, checked: validate.Checked, model: Path, target: Path) -> None:
-    """Scores the held-out prompts with the run's own rubric and fixed seeds."""
+def _evaluate(config: DictConfig, checked: validate.Checked, folder: RunFolder, model: Path, target: Path) -> None:
+    """Scores the held-out prompts with the run's own rubric and fixed seeds.
+
+    Deployed rewards are started for it in a cluster of their own: the trainer's must not keep its memory meanwhile.
+    """
+    if not any(is_deployed(entry) for entry in config.reward.rewards.values()):
+        _score_held_out(config, checked, model, target)
+        return
+    with _log_to(folder.logs / "driver.log"):
+        own_cluster = _connect(config, folder)
+    try:
+        with _log_to(folder.logs / "driver.log"):
+            _start_rewards(config, checked)
+        _score_held_out(config, checked, model, target)
+    finally:
+        with _log_to(folder.logs / "driver.log"):
+            _leave(config, own_cluster)
+
+
+def _score_held_out(config: DictConfig, checked: validate.Checked, model: Path, target: Path) -> None:
+    """The evaluation itself."""
     from blip3o_rl.evaluation.shapes import evaluate
     from blip3o_rl.model.pipeline import Blip3oPipeline
     from blip3o_rl.reward.registry import build_rubric

@@ -14,8 +14,10 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.mini.prompts import held_out_prompts, train_prompts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
+from blip3o_rl.reward.drift import Limits, read_limits
 from blip3o_rl.reward.registry import build_rubric
 from blip3o_rl.rollout.render_service import RenderOptions
+from blip3o_rl.training.advantage import algorithm_options
 
 OVERHEAD_GIB = 5.0
 COPIES = 6
@@ -30,6 +32,9 @@ class Checked:
     render: RenderOptions
     rows: list[prompt_data.PromptRow]
     held_out: list[prompt_data.PromptRow]
+    limits: Limits
+    algorithm: dict[str, Any]
+    """What `reward.aggregation` sets in verl's `algorithm` group."""
 
 
 def check(config: DictConfig) -> Checked:
@@ -44,6 +49,8 @@ def check(config: DictConfig) -> Checked:
     render = render_options(config, model)
     _check_batches(config)
     _check_numbers(config)
+    guards: Any = OmegaConf.to_container(config.guards, resolve=True)
+    limits = read_limits(guards)
     rows = _prompt_rows(config)
     if len(rows) < config.data.train_batch_size:
         raise UserError(
@@ -58,8 +65,9 @@ def check(config: DictConfig) -> Checked:
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check()
+    algorithm = algorithm_options(config.reward.aggregation, rubric.weights, config.algorithm)
     _check_memory(model, str(config.trainer.device))
-    return Checked(model, layout, render, rows, held_out)
+    return Checked(model, layout, render, rows, held_out, limits, algorithm)
 
 
 def render_options(config: DictConfig, model: Path) -> RenderOptions:

@@ -1,0 +1,124 @@
+"""Pictures that go dark in a run: the warning with its picture in the run folder, on the page, and as the run's end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip3o_rl.report import page
+from blip3o_rl.report import warnings as warning_log
+from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.reward.drift import Drift, Limits
+from blip3o_rl.rollout.recorder import Recorder, Rollout, step_statistics, worst
+
+LIMITS = Limits(warn={"dark_share": 0.2, "text_area": 0.2, "held_out": 0.0}, stop={"dark_share": 0.9})
+
+
+def rollouts(step: int, light: int, **parts: float) -> list[Rollout]:
+    """Two pictures of one prompt; the second is a quarter white whatever the light."""
+    images = [np.full((32, 32, 3), light, np.uint8) for _ in range(2)]
+    images[1][:16, :16] = 255
+    return [
+        Rollout(f"{step:06d}-{n}", step, "g", "a sign", 0.5, False, "", n, dict(parts), [n, light], image)
+        for n, image in enumerate(images)
+    ]
+
+
+def play(folder: RunFolder, lights: list[int], first: int = 1, parts: dict[str, float] | None = None) -> Recorder:
+    """Records steps as a run does: what the recorder knows of a step goes into metrics.jsonl."""
+    recorder = Recorder(str(folder.path), 2, 100, LIMITS)
+    for step, light in enumerate(lights, start=first):
+        for row in rollouts(step, light, **(parts or {})):
+            recorder.record(row)
+        folder.append_metrics(step, recorder.statistics(step))
+    return recorder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder.create("test", path=tmp_path / "run")
+    write_text(run.config, "run: {}\n")
+    return run
+
+
+def test_pictures_that_stay_as_they_are_give_no_warning(folder: RunFolder) -> None:
+    recorder = play(folder, [200] * 8)
+    assert recorder.warnings() == [] and recorder.failure() is None
+    assert not warning_log.file(folder).exists()
+    assert "<h2>Warnings" not in page.write(folder).read_text()
+
+
+def test_a_warning_is_told_once_and_kept_with_the_worst_pictures_first(folder: RunFolder) -> None:
+    recorder = play(folder, [200] * 8 + [10] * 2)
+    told = recorder.warnings()
+    assert told and told[0].startswith("warning at step 10: dark_share 0.000 -> 0.583, pictures go dark")
+    assert recorder.warnings() == []
+    assert recorder.failure() is None
+    first = json.loads(warning_log.file(folder).read_text().splitlines()[0])
+    assert first["statistic"] == "dark_share" and first["picture"] == "warnings/step_000010-dark_share.png"
+    assert Image.open(folder.path / first["picture"]).size[0] > 64
+    html = page.write(folder).read_text()
+    assert "<h2>Warnings" in html and "pictures go dark" in html
+    assert html.count("data:image/png") == 2  # the grid of step 1 and the warning's picture
+
+
+def test_the_limit_for_stopping_ends_the_run_and_names_its_key(folder: RunFolder) -> None:
+    recorder = Recorder(str(folder.path), 2, 100, Limits(warn={}, stop={"dark_share": 0.3}))
+    for step, light in enumerate([200] * 6 + [10] * 3, start=1):
+        for row in rollouts(step, light):
+            recorder.record(row)
+    failure = recorder.failure()
+    assert failure is not None and failure.startswith("guards.stop.dark_share: at step ")
+    assert ".png" in failure and "\n" not in failure
+
+
+def test_the_share_of_text_and_held_out_rewards_are_watched_too(folder: RunFolder) -> None:
+    parts = {"ocr/text_area": 0.1, "held_out/hpsv2": 0.3, "held_out/hpsv2/raw": 30.0}
+    play(folder, [200] * 6, parts=parts)
+    changed = {"ocr/text_area": 0.7, "held_out/hpsv2": 0.2, "held_out/hpsv2/raw": 20.0}
+    play(folder, [200] * 3, first=7, parts=changed)
+    assert {w["statistic"] for w in warning_log.read(folder)} == {"text_area", "held_out/hpsv2"}
+    assert all(w["picture"].is_file() and "/" not in w["picture"].stem for w in warning_log.read(folder))
+    html = page.write(folder).read_text()
+    curves, held_out = html.split("<h2>Held-out rewards", 1)
+    assert "reward/held_out/hpsv2<" not in curves.replace(" ", "") and "reward/held_out/hpsv2" in held_out
+
+
+def test_a_resumed_run_keeps_its_baseline_and_repeats_no_warning(folder: RunFolder) -> None:
+    play(folder, [200] * 6 + [10] * 4)
+    before = warning_log.read(folder)
+    assert before and before[-1]["step"] <= 10
+    resumed = play(folder, [10] * 4, first=11)
+    assert resumed.warnings() == [] and warning_log.read(folder) == before
+
+
+def test_resuming_drops_the_warnings_that_are_made_again(folder: RunFolder) -> None:
+    play(folder, [200] * 6, parts={"ocr/text_area": 0.1})
+    play(folder, [200] * 4, first=7, parts={"ocr/text_area": 0.9})
+    play(folder, [10] * 4, first=11, parts={"ocr/text_area": 0.9})
+    steps = [w["step"] for w in warning_log.read(folder)]
+    assert len(steps) == 2
+    dropped = warning_log.read(folder)[-1]["picture"]
+    warning_log.truncate_after(folder, steps[0])
+    assert [w["step"] for w in warning_log.read(folder)] == steps[:1]
+    assert not dropped.exists() and warning_log.read(folder)[0]["picture"].is_file()
+
+
+def test_the_worst_come_first_in_the_direction_of_the_drift() -> None:
+    rows = rollouts(1, 10)
+    darker = Drift(1, "dark_share", 0.0, 0.9, 0.2, 0.0, False, "")
+    assert [row.id for row, _ in worst(rows[::-1], darker)] == ["000001-0", "000001-1"]
+    assert [note for _, note in worst(rows, darker)] == ["dark_share 1.00", "dark_share 0.75"]
+    lighter = Drift(1, "dark_share", 1.0, 0.1, 0.2, 0.0, False, "")
+    assert [row.id for row, _ in worst(rows, lighter)] == ["000001-1", "000001-0"]
+    grouped = Drift(1, "near_duplicate_share", 0.0, 1.0, 0.2, 0.0, False, "")
+    assert worst(rows, grouped) == [(rows[0], ""), (rows[1], "")]
+
+
+def test_text_area_is_a_guard_statistic_where_a_reward_measures_it() -> None:
+    assert step_statistics(rollouts(1, 200, **{"ocr/text_area": 0.25}))["guard/text_area"] == 0.25
+    assert "guard/text_area" not in step_statistics(rollouts(1, 200))
