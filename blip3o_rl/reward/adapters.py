@@ -12,6 +12,9 @@ How a function is called follows from its parameter names alone, so that no base
 
 Any of them may be `async def`. Every other parameter is a keyword argument from the config. What may be returned is
 described at `reward.api.as_score`. A function may carry an attribute `required_metadata = ("target", ...)`.
+
+A class keeps what it needs between calls: `__init__` takes the keyword arguments from the config, an optional `setup()`
+does the slow part once a process (see `entry`), `score(samples)` or `async def score(samples)` returns one score each.
 """
 
 from __future__ import annotations

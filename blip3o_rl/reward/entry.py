@@ -10,6 +10,10 @@ When a batch raises, its samples are scored one by one first, so that one bad im
 Synchronous rewards run in daemon threads: the event loop stays free, and a reward that hangs cannot keep the process
 from ending. A reward's calls are limited to `concurrency` at a time (default: 1 if synchronous, so that it need not be
 thread-safe; 64 if a coroutine function). The time limit starts when the call starts, not while it waits its turn.
+
+A reward may have a method `setup()`, for weights and connections to files: it is called once in each process that
+scores, before the first score and outside of the time limit, however many calls come in at once. If it raises, the
+samples fail like those of a reward that raises, and it is called again at the next try.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from blip3o_rl.errors import UserError
 from blip3o_rl.reward.api import Reward, RewardError, Sample, Score, as_scores
 
 ON_ERROR = ("retry", "skip_sample", "stop")
@@ -31,6 +36,21 @@ DEFAULT_TIMEOUT_S = 120.0
 
 Outcome: TypeAlias = Score | RewardError
 """What a reward made of one sample."""
+
+
+class Once:
+    """A reward's `setup`, called until it has succeeded once; others that call meanwhile wait."""
+
+    def __init__(self, setup: Callable[[], Any]):
+        self.setup = setup
+        self.done = False
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            if not self.done:
+                self.setup()
+                self.done = True
 
 
 @dataclass
@@ -56,6 +76,18 @@ class RubricEntry:
     otherwise: float = 0.0
     held_out: bool = False
     _turns: Any = field(default_factory=weakref.WeakKeyDictionary, repr=False)
+
+    def __post_init__(self) -> None:
+        setup: Any = getattr(self.reward, "setup", None)
+        if setup is None or isinstance(setup, Once):
+            return
+        if inspect.iscoroutinefunction(setup):
+            raise UserError(
+                f"reward.rewards.{self.name}: setup is a coroutine function; make it a plain method, "
+                "and open what belongs to an event loop in score"
+            )
+        # On the reward and not here: the check before a run and the run itself have entries of their own.
+        self.reward.setup = Once(setup)  # type: ignore[attr-defined]
 
     @property
     def is_async(self) -> bool:
@@ -108,8 +140,10 @@ class RubricEntry:
             return []
         limit: asyncio.Timeout | None = None
         try:
-            async with self.turn(), asyncio.timeout(self.timeout_s) as limit:
-                values = await self._call(samples)
+            async with self.turn():
+                await self._set_up()
+                async with asyncio.timeout(self.timeout_s) as limit:
+                    values = await self._call(samples)
             outcomes = _outcomes(values, len(samples))
         except RewardError as error:
             return [self._failure(sample, str(error), error) for sample in samples]
@@ -126,6 +160,15 @@ class RubricEntry:
             self._failure(sample, str(outcome), outcome) if isinstance(outcome, RewardError) else outcome
             for sample, outcome in zip(samples, outcomes, strict=True)
         ]
+
+    async def _set_up(self) -> None:
+        setup = getattr(self.reward, "setup", None)
+        if setup is None or setup.done:
+            return
+        try:
+            await _in_thread(setup)
+        except Exception as error:
+            raise RewardError(f"raised {type(error).__name__} in setup: {error}") from error
 
     async def _call(self, samples: list[Sample]) -> Any:
         if self.is_async:

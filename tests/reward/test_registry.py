@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_entry_points(monkeypatch):
     [
         ({}, ["reward.rewards", "no reward"]),
         (None, ["reward.rewards", "no reward"]),
-        ({"genevl": {}}, ["reward.rewards.genevl", "did you mean 'geneval'", "known: geneval"]),
+        ({"genevl": {}}, ["reward.rewards.genevl", "did you mean 'geneval'", "known: "]),
         ({"geneval": 1.0}, ["reward.rewards.geneval", "not a mapping"]),
         ({"geneval": {"weight": "much"}}, ["reward.rewards.geneval.weight", "'much'", "number"]),
         ({"geneval": {"weight": True}}, ["reward.rewards.geneval.weight"]),
@@ -159,6 +160,15 @@ def test_entry_points(monkeypatch):
         ({"x": {"path": "my_reward.py"}}, ["reward.rewards.x.path", "file.py:function"]),
         ({"x": {"path": "/no/such/file.py:f"}}, ["reward.rewards.x.path", "/no/such/file.py"]),
         ({"x": {"path": "a.py:f", "name": "geneval"}}, ["reward.rewards.x", "both"]),
+        ({"geneval": {"held_out": True, "weight": 1}}, ["reward.rewards.geneval.weight", "never trained on"]),
+        ({"geneval": {"held_out": True}}, ["reward.rewards", "nothing to train on"]),
+        ({"geneval": {"only_if": {"ocr": 0.5}}}, ["reward.rewards.geneval.only_if.ocr", "no such reward"]),
+        ({"geneval": {"service": {"port": 1}}}, ["reward.rewards.geneval.service.port", "replicas"]),
+        (
+            {"geneval": {"service": {"url": "http://x"}, "mode": "strict"}},
+            ["reward.rewards.geneval.mode", "rewards serve"],
+        ),
+        ({"genevl": {"service": {"replicas": 1}}}, ["reward.rewards.genevl", "did you mean 'geneval'"]),
     ],
 )
 def test_mistakes_in_the_config(config, words):
@@ -204,6 +214,21 @@ def test_syntax_error_and_import_error_name_file_and_line(tmp_path):
     broken.write_text("import no_such_module_at_all\n")
     with pytest.raises(UserError, match="no_such_module_at_all"):
         build(broken, "f")
+
+
+def test_where_a_reward_is_scored_is_said_beside_its_options(file, monkeypatch):
+    config = {
+        "near": {"path": f"{file}:Tall", "least": 0.75},
+        "far": {"name": "geneval", "service": {"url": "http://127.0.0.1:9", "retries": 0}, "only_if": {"near": 0.5}},
+        "own": {"path": f"{file}:NoSuchThing", "service": {"python": sys.executable, "replicas": 2}, "weight": 0.5},
+    }
+    rubric = build_rubric(config)
+    near, far, own = rubric.entries
+    assert far.is_async and far.reward.remote == "geneval" and far.only_if == {"near": 0.5}
+    assert rubric.weights == {"near": 1.0, "far": 1.0, "own": 0.5}
+    assert not own.reward.available
+    with pytest.raises(UserError, match=r"reward\.rewards\.far\.service: .*127\.0\.0\.1:9 gave no answer in 1 try"):
+        rubric.self_check()
 
 
 def test_missing_metadata_is_found_when_the_data_is_loaded(file):
