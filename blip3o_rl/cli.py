@@ -38,6 +38,7 @@ app.command()(models.export)
 app.command()(runs.report)
 app.add_typer(rewards_app, name="rewards")
 rewards_app.command("list")(rewards.list_rewards)
+rewards_app.command()(rewards.serve)
 app.add_typer(mini_app, name="mini")
 mini_app.command("build")(models.build_mini)
 

@@ -5,25 +5,26 @@ Each entry of `reward.rewards` is one reward. Where it comes from, in this order
     name: pkg.module:thing            anything importable
     name: geneval                     a built-in or an entry point of the group `blip3o_rl.rewards`; the entry's own
                                       key is the default for `name`
-Beside `weight`, `on_error`, `retries`, `timeout_s` and `concurrency` (see `rubric`), all keys are keyword arguments of
-the reward. Everything a user can get wrong here is a UserError of one line that starts with the key.
+    service: {...}                    somewhere else than in this process (see `service_options`)
+Beside the keys in `options.ENTRY_KEYS` all keys are keyword arguments of the reward. Everything a user can get wrong
+here is a UserError of one line that starts with the key.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.reward.adapters import reward_from, suggestion
-from blip3o_rl.reward.rubric import DEFAULT_TIMEOUT_S, ON_ERROR, Rubric, RubricEntry
+from blip3o_rl.reward.options import EntryOptions, read_options
+from blip3o_rl.reward.rubric import Rubric, RubricEntry
+from blip3o_rl.reward.service_options import DeployedService, UrlService
 
 BUILT_IN: dict[str, str] = {
     "geneval": "blip3o_rl.rewards.geneval.reward:GenEvalReward",
@@ -37,7 +38,6 @@ BUILT_IN: dict[str, str] = {
     "judge": "blip3o_rl.rewards.preference.judge:VlmJudge",
 }
 ENTRY_POINT_GROUP = "blip3o_rl.rewards"
-ENTRY_KEYS = ("weight", "path", "name", "on_error", "retries", "timeout_s", "concurrency")
 
 
 def known_rewards() -> dict[str, str]:
@@ -67,22 +67,40 @@ def _build_entry(name: str, entry: Any) -> RubricEntry:
     if not isinstance(entry, Mapping):
         raise UserError(f"{key}: is {entry!r}, not a mapping; write {name}: {{weight: 1.0}}")
     entry = {str(word): value for word, value in entry.items()}
-    weight = _number(entry.get("weight", 1.0), f"{key}.weight")
-    timeout_s = _number(entry.get("timeout_s", DEFAULT_TIMEOUT_S), f"{key}.timeout_s", least=1e-3)
-    on_error = entry.get("on_error", "retry")
-    if on_error not in ON_ERROR:
-        raise UserError(f"{key}.on_error: is {on_error!r}; use one of {', '.join(ON_ERROR)}")
-    retries = _integer(entry.get("retries"), f"{key}.retries", least=0)
-    concurrency = _integer(entry.get("concurrency"), f"{key}.concurrency", least=1)
+    options = read_options(entry, key)
+    build = _local if options.service is None else _remote
+    return RubricEntry(name, build(name, entry, options, key), **options.rubric)
+
+
+def _local(name: str, entry: Mapping[str, Any], options: EntryOptions, key: str) -> Any:
+    """The reward in this process."""
     thing = _load(name, entry, key)
-    keywords = {word: value for word, value in entry.items() if word not in ENTRY_KEYS}
     try:
-        reward = reward_from(thing, name, keywords, key)
+        return reward_from(thing, name, options.keywords, key)
     except UserError as error:
         raise error if str(error).startswith(key) else UserError(f"{key}: {error}") from error
     except Exception as error:
         raise UserError(f"{key}: could not be built, {type(error).__name__}: {error}") from error
-    return RubricEntry(name, reward, weight, on_error, retries, timeout_s, concurrency)
+
+
+def _remote(name: str, entry: Mapping[str, Any], options: EntryOptions, key: str) -> Any:
+    """The reward as a service holds it."""
+    if isinstance(options.service, UrlService):
+        from blip3o_rl.reward.client import RemoteReward
+
+        for word in entry:
+            if word == "path" or word in options.keywords:
+                raise UserError(
+                    f"{key}.{word}: belongs to the service at the url; give it to blip3o-rl rewards serve there, "
+                    f"as {name}.{word}=..."
+                )
+        return RemoteReward.at(options.service, name, str(entry.get("name") or name), f"{key}.service")
+    assert isinstance(options.service, DeployedService)
+    from blip3o_rl.reward import deployment
+
+    if not options.service.runtime_env and options.service.python is None:
+        _load(name, entry, key)  # a wrong name is found here, before anything is deployed
+    return deployment.remote_reward(options.service, name, name, f"{key}.service")
 
 
 def _load(name: str, entry: Mapping[str, Any], key: str) -> Any:
@@ -146,18 +164,3 @@ def _attribute(module: Any, attribute: str, where: str, key: str) -> Any:
             )
         thing = getattr(thing, part)
     return thing
-
-
-def _number(value: Any, key: str, least: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < least:
-        bound = "" if least == -math.inf else f" of at least {least:g}"
-        raise UserError(f"{key}: is {value!r}; set a number{bound}")
-    return float(value)
-
-
-def _integer(value: Any, key: str, least: int) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{key}: is {value!r}; set a whole number of at least {least}")
-    return value

@@ -17,13 +17,14 @@ from functools import lru_cache
 from typing import Any
 from uuid import uuid4
 
+import torch
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.reward.api import RewardError, Sample
 from blip3o_rl.reward.registry import build_rubric
-from blip3o_rl.reward.rubric import Rubric, RubricScore
+from blip3o_rl.reward.rubric import Rubric, RubricScore, token_rewards
 from blip3o_rl.rollout import recorder, render_service
 from blip3o_rl.rollout.recorder import Rollout
 from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
@@ -87,12 +88,13 @@ class Blip3oAgentLoop(AgentLoopBase):
         await recorder.handle().record.remote(rollout)
         if score.failed:
             return []
-        return AgentLoopOutput(
+        return RewardedOutput(
             prompt_ids=prompt_ids,
             response_ids=output.token_ids,
             response_mask=[1] * count,
             response_logprobs=output.log_probs,
             reward_score=score.value,
+            token_rewards=token_rewards(score, count, self.config.reward.aggregation),
             num_turns=2,
             metrics=AgentLoopMetrics(generate_sequences=clock.laps["sample"], compute_score=clock.laps["score"]),
             extra_fields={**output.extra_fields, "reward_extra_info": dict(score.parts)},
@@ -106,6 +108,17 @@ class Blip3oAgentLoop(AgentLoopBase):
             rollout.reason = str(error)
             await recorder.handle().fail.remote(f"{error} (sample {sample.id}, prompt {sample.prompt!r})", rollout)
             raise
+
+
+class RewardedOutput(AgentLoopOutput):
+    """verl's output with the reward of each token, where verl puts the whole score on the last one."""
+
+    token_rewards: list[float]
+
+    def as_dict(self) -> dict[str, Any]:
+        output = super().as_dict()
+        output["rm_scores"] = torch.tensor(output.pop("token_rewards"), dtype=torch.float32)
+        return output
 
 
 class _Clock:

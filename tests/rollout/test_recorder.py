@@ -55,7 +55,9 @@ def test_a_failed_samples_picture_and_reason_are_kept(tmp_path: Path) -> None:
     bad.reason = "mine: returned nan"
     recorder.record(bad)
     assert (folder.failed / f"{bad.id}.png").is_file()
-    assert "returned nan" in (folder.failed / f"{bad.id}.txt").read_text()
+    (line,) = [json.loads(line) for line in (folder.failed / "failures.jsonl").read_text().splitlines()]
+    assert (line["id"], line["prompt"], line["picture"]) == (bad.id, bad.prompt, f"{bad.id}.png")
+    assert "returned nan" in line["reason"]
     assert recorder.failure() is None
     recorder.fail("first", bad)
     recorder.fail("second")

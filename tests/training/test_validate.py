@@ -53,6 +53,18 @@ def test_a_good_run_passes_without_loading_weights(model: Path, monkeypatch: pyt
     assert len(checked.rows) == config.prompts.train
 
 
+def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
+    overrides = ["device=cpu", f"model.folder={model}", "reward.aggregation=gdpo"]
+    overrides += ["reward.rewards.strict.name=geneval", "reward.rewards.strict.weight=0.25"]
+    _, checked = launch.plan(RECIPE, overrides)
+    assert checked.algorithm == {
+        "adv_estimator": "group_gdpo",
+        "gdpo_reward_keys": ["geneval", "strict"],
+        "gdpo_reward_weights": [1.0, 0.25],
+    }
+    assert launch.plan(RECIPE, overrides[:2])[1].algorithm == {}
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -76,6 +88,10 @@ def test_a_good_run_passes_without_loading_weights(model: Path, monkeypatch: pyt
         ("trainer.v1.trainer_mode=separate_async", "only sync"),
         ("actor_rollout_ref.actor.checkpoint.save_contents=[model]", "hf_model is missing"),
         ("prompts.source=poems", "prompts.source=poems"),
+        ("reward.aggregation=mean", "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
+        ("reward.rewards.geneval.only_if.beauty=0.5", "there is no such reward"),
+        ("reward.rewards.geneval.held_out=true", "never trained on"),
+        ("reward.rewards.geneval.service.replica=2", "did you mean 'replicas'"),
         ("prompts.train=4", "4 prompts are fewer than data.train_batch_size=8"),
         ("reward.rewards.genval.weight=1", "did you mean"),
         ("reward.rewards.geneval.weight=heavy", "reward.rewards.geneval.weight"),
