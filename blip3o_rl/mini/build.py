@@ -115,11 +115,11 @@ def train_image_tokenizer(work: Path, steps: int, batch: int = 32, unquantised: 
     optimizer = torch.optim.AdamW(trained, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
 
     def vectors_of_all_scales(seed: int) -> torch.Tensor:
-        pixels = scene_batch(24, sides[:1], seed)[0]
+        pixels = scene_batch(64, sides[:1], seed)[0]
         with torch.no_grad():
             vectors = [tokenizer.features(pixels, scale).flatten(0, 1) for scale in (0, 1, 2)]
-        fewest = len(vectors[2])
-        return torch.cat([v[torch.randperm(len(v))[: 2 * fewest]] for v in vectors])
+        fewest, generator = len(vectors[2]), generator_for(5, seed)
+        return torch.cat([v[torch.randperm(len(v), generator=generator)[:fewest]] for v in vectors])
 
     def step_loss(step: int) -> dict[str, torch.Tensor]:
         generator = generator_for(2, step)
@@ -234,8 +234,8 @@ def build(
     work: str | Path = "runs/mini_build",
     stages: Sequence[str] = STAGES,
     vae_steps: int = 2200,
-    tatok_steps: int = 500,
-    scenes: int = 12_000,
+    tatok_steps: int = 800,
+    scenes: int = 18_000,
     sft_steps: int = 1700,
 ) -> Path:
     """Builds the mini model; about an hour on two CPU cores.

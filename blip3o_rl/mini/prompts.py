@@ -14,7 +14,7 @@ import numpy as np
 
 from blip3o_rl.mini.scenes import TAGS, Metadata, all_metadata
 
-HELD_OUT: dict[str, int] = {"two_object": 8, "counting": 5, "colors": 10, "position": 16, "color_attr": 120}
+HELD_OUT: dict[str, int] = {"two_object": 4, "counting": 4, "colors": 8, "position": 18, "color_attr": 60}
 """Prompts held out of each tag; `single_object` is shared."""
 SPLIT_SEED = 20250819
 

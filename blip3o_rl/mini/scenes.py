@@ -1,10 +1,11 @@
 """Synthetic scenes with GenEval metadata: a world small enough that a small model can learn it on a CPU.
 
 The scenes are flat coloured shapes on a light grey ground. Everything is chosen so that a classical detector can read
-a 64 px picture without error: five shapes that differ in how they fill their box (square 1, circle 0.79, diamond 0.5
-and symmetric, triangle 0.5 and lopsided, cross not convex), six colours far apart, objects of at least 0.24 of the
-side, and a visible gap between any two of them. Prompts and metadata follow GenEval's grammar word for word, so that
-whatever scores GenEval scores these scenes too.
+a 64 px picture without error: four shapes that differ in how they fill their box (square 1, circle 0.79, triangle 0.5,
+cross 0.56 and not convex), five colours far apart, objects of at least 0.31 of the side, and a visible gap between any
+two of them. Objects sit on a 9 x 9 raster: a cell has one of a few hundred contents, which 81 tokens of a small
+vocabulary can say. Prompts and metadata follow GenEval's grammar word for word, so that whatever scores GenEval scores
+these scenes too.
 
 Coordinates are fractions of the picture's side, x to the right and y downwards, as in the picture.
 """
@@ -19,13 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "cross")
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (30, 165, 70),
     "blue": (20, 60, 205),
     "yellow": (245, 205, 20),
-    "purple": (175, 45, 205),
     "black": (25, 25, 25),
 }
 BACKGROUND: tuple[int, int, int] = (238, 238, 238)
@@ -34,11 +34,12 @@ RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 NUMBER_WORDS: dict[int, str] = {2: "two", 3: "three", 4: "four"}
 PLURALS: dict[str, str] = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
-SIZES: dict[int, tuple[float, float]] = {1: (0.30, 0.50), 2: (0.26, 0.40), 3: (0.24, 0.34), 4: (0.24, 0.32)}
-"""Smallest and largest object, by the number of objects in the scene."""
-MARGIN = 0.03
-GAP = 0.07
-"""Least free distance between the bounding boxes of two objects, along the axis that separates them."""
+RASTER = 9
+"""Objects sit on a raster of 9 x 9 cells, as many as a picture has tokens at scale 2."""
+CELLS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (3, 4), 3: (3, 4), 4: (3, 3)}
+"""Smallest and largest object in cells, by the number of objects in the scene; one cell stays free between any two."""
+FILL = 0.94
+"""An object's part of its cells' side, so that none touches the picture's border."""
 SUPERSAMPLING = 4
 
 Metadata = dict[str, Any]
@@ -88,8 +89,6 @@ def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None
         pen.rectangle((left, top, right, bottom), fill=fill)
     elif item.shape == "triangle":
         pen.polygon([(middle_x, top), (right, bottom), (left, bottom)], fill=fill)
-    elif item.shape == "diamond":
-        pen.polygon([(middle_x, top), (right, middle_y), (middle_x, bottom), (left, middle_y)], fill=fill)
     elif item.shape == "cross":
         arm = item.size * side / 6
         pen.rectangle((middle_x - arm, top, middle_x + arm, bottom), fill=fill)
@@ -162,25 +161,26 @@ def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
     colours = [need.get("color") or str(rng.choice(list(COLOURS))) for need in wanted]
     return Scene(
         tuple(
-            SceneObject(need["class"], colour, x, y, size)
-            for need, colour, (x, y, size) in zip(wanted, colours, boxes, strict=True)
+            SceneObject(need["class"], colour, *(place / RASTER for place in _centre(box)), FILL * box[2] / RASTER)
+            for need, colour, box in zip(wanted, colours, boxes, strict=True)
         )
     )
 
 
-Box = tuple[float, float, float]
+Box = tuple[int, int, int]
+"""Left column, top row and size of an object, in cells of the raster."""
 
 
 def _place(rng: np.random.Generator, count: int) -> list[Box] | None:
-    """Place `count` boxes (x, y, size) apart from each other; None when one of them found no room."""
+    """Place `count` boxes apart from each other; None when one of them found no room."""
+    smallest, largest = CELLS[count]
     boxes: list[Box] = []
     for _ in range(count):
         for _ in range(30):
-            size = float(rng.uniform(*SIZES[count]))
-            edge = MARGIN + size / 2
-            box = (float(rng.uniform(edge, 1 - edge)), float(rng.uniform(edge, 1 - edge)), size)
-            if all(_apart(box, other) for other in boxes):
-                boxes.append(box)
+            size = int(rng.integers(smallest, largest + 1))
+            left, top = (int(cell) for cell in rng.integers(0, RASTER - size + 1, 2))
+            if all(_apart((left, top, size), other) for other in boxes):
+                boxes.append((left, top, size))
                 break
         else:
             return None
@@ -188,11 +188,17 @@ def _place(rng: np.random.Generator, count: int) -> list[Box] | None:
 
 
 def _apart(a: Box, b: Box) -> bool:
-    return max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= (a[2] + b[2]) / 2 + GAP
+    """Whether a row or a column of cells lies free between two boxes."""
+    return any(a[axis] > b[axis] + b[2] or b[axis] > a[axis] + a[2] for axis in (0, 1))
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return box[0] + box[2] / 2, box[1] + box[2] / 2
 
 
 def _holds(relation: str, subject: Box, anchor: Box) -> bool:
     """Whether the relation is plain to see: clear of each other along its axis and within 30 degrees of it."""
-    dx, dy = subject[0] - anchor[0], subject[1] - anchor[1]
+    (x, y), (anchor_x, anchor_y) = _centre(subject), _centre(anchor)
+    dx, dy = x - anchor_x, y - anchor_y
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
-    return along >= (subject[2] + anchor[2]) / 2 + GAP and abs(across) <= 0.58 * along
+    return along >= (subject[2] + anchor[2]) / 2 + 1 and abs(across) <= 0.58 * along

@@ -112,26 +112,41 @@ def tokenizer_loss(
 
 @torch.no_grad()
 def seed_codebook(tokenizer: TATok, decoder: PixelDecoder, vectors: torch.Tensor, generator: torch.Generator) -> None:
-    """Sets the codebook to k-means centres of `vectors` [N, dim], with the identity as its projection."""
+    """Sets the codebook to k-means centres of `vectors` [N, dim], with the identity as its projection.
+
+    The first centres are drawn as k-means++ does (Arthur and Vassilvitskii 2007): most of a picture is ground, and an
+    even draw would spend most of the codebook on it.
+    """
     vq = tokenizer.bottleneck.regularizer
     nn.init.eye_(vq.embedding_proj.weight)
     nn.init.zeros_(vq.embedding_proj.bias)
     size = len(vq.embedding.weight)
-    centres = vectors[torch.randperm(len(vectors), generator=generator)[:size]].clone()
+    first = int(torch.randint(len(vectors), (), generator=generator))
+    chosen, distances = [first], (vectors - vectors[first]).square().sum(1)
+    while len(chosen) < size:
+        chosen.append(int(torch.multinomial(distances, 1, generator=generator)))
+        distances = torch.minimum(distances, (vectors - vectors[chosen[-1]]).square().sum(1))
+    centres = vectors[chosen].clone()
     for _ in range(10):
         owner = nearest(vectors, centres)
         counts = torch.bincount(owner, minlength=size)
         sums = torch.zeros_like(centres).index_add_(0, owner, vectors)
-        spare = vectors[torch.randint(len(vectors), (size,), generator=generator)]
-        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), spare)
+        centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centres)
     vq.embedding.weight.copy_(centres)
     decoder.usage.fill_(10.0)
 
 
 @torch.no_grad()
 def revive_entries(tokenizer: TATok, decoder: PixelDecoder, vectors: torch.Tensor, generator: torch.Generator) -> None:
-    """Moves codebook entries that went unused onto randomly chosen `vectors` [N, dim]."""
+    """Moves codebook entries that went unused onto `vectors` [N, dim], drawn by their squared distance to the codebook.
+
+    Where the codebook is coarse, new entries appear.
+    """
     unused = (decoder.usage < 0.5).nonzero()[:, 0]
-    picks = torch.randint(len(vectors), (len(unused),), generator=generator)
+    if not len(unused):
+        return
+    codebook = tokenizer.codebook()
+    distances = (vectors - codebook[nearest(vectors, codebook)]).square().sum(1)
+    picks = torch.multinomial(distances, len(unused), generator=generator)
     tokenizer.bottleneck.regularizer.embedding.weight[unused] = vectors[picks]
     decoder.usage[unused] = 10.0
