@@ -150,6 +150,7 @@ def test_bench_of_all_says_what_could_not_be_measured(tmp_path, monkeypatch, cap
     from blip3o_rl.reward import registry
 
     monkeypatch.setattr(registry, "BUILT_IN", {**{"geneval": registry.BUILT_IN["geneval"]}, "far": "no_such_pkg:f"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the verb sets it; undone after the test
     out = tmp_path / "bench.json"
     assert run("bench", "--images", "2", "--side", "64", "--out", out) == 0
     result = json.loads(out.read_text())
