@@ -74,6 +74,16 @@ def images() -> list[np.ndarray]:
     return REFERENCE["seeded_images"](REFERENCE["SIZES"]["small"])
 
 
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> tuple[dict, Path]:
+    """mmdet's answers and checkpoint file at the official size; minutes."""
+    folder = tmp_path_factory.mktemp("official")
+    script = str(NETWORKS["REFERENCE_SCRIPT"])
+    subprocess.run([str(MMDET_PYTHON), script, "full", str(folder / "full.npz")], check=True)
+    answers = dict(np.load(folder / "full.npz"))
+    return answers, NETWORKS["write_mmdet_checkpoint"](answers, folder / "full.pth")
+
+
 # ---- parity
 
 
@@ -93,15 +103,12 @@ def test_swapped_channels_would_not_pass(detector, reference, images):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @needs_mmdet
-def test_the_official_architecture_agrees_with_mmdet(tmp_path):
-    subprocess.run(
-        [str(MMDET_PYTHON), str(NETWORKS["REFERENCE_SCRIPT"]), "full", str(tmp_path / "full.npz")], check=True
-    )
-    full = np.load(tmp_path / "full.npz")
-    folder = convert_mmdet.convert(NETWORKS["write_mmdet_checkpoint"](full, tmp_path / "full.pth"), tmp_path / "folder")
-    found = Mask2FormerDetector(folder, device="cpu").detect(REFERENCE["seeded_images"](REFERENCE["SIZES"]["full"]))
+def test_the_official_architecture_agrees_with_mmdet(official, tmp_path):
+    answers, weights = official
+    detector = Mask2FormerDetector(convert_mmdet.convert(weights, tmp_path / "folder"), device="cpu")
+    found = detector.detect(REFERENCE["seeded_images"](REFERENCE["SIZES"]["full"]))
     for index, detections in enumerate(found):
-        worst = worst_differences(full, index, detections)
+        worst = worst_differences(answers, index, detections)
         assert worst["score"] < 1e-4 and worst["box"] <= 1 and worst["pixels"] <= 8
 
 
@@ -121,13 +128,9 @@ def test_the_stored_reference_is_what_mmdet_answers(tmp_path, reference):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @needs_mmdet
-def test_the_reward_runs_on_mmdet(tmp_path):
+def test_the_reward_runs_on_mmdet(official, tmp_path):
     """In mmdet's environment: colours by CLIP, detections by mmdet, the rules; random weights, hence any verdict."""
-    subprocess.run(
-        [str(MMDET_PYTHON), str(NETWORKS["REFERENCE_SCRIPT"]), "full", str(tmp_path / "full.npz")], check=True
-    )
-    weights = NETWORKS["write_mmdet_checkpoint"](np.load(tmp_path / "full.npz"), tmp_path / "full.pth")
-    clip = NETWORKS["write_clip"](tmp_path / "clip")
+    weights, clip = official[1], NETWORKS["write_clip"](tmp_path / "clip")
     program = f"""
 import numpy as np
 from blip3o_rl.reward.api import Sample
