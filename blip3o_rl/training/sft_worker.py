@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,27 +31,29 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import nn
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from blip3o_rl.data.image_text import BadPair, Pair, PairStream, Position, RawPair, find_files, prepare
+from blip3o_rl.data.image_text import BadPair, Pair, RawPair, find_files, prepare
+from blip3o_rl.data.pair_stream import PairStream, Position
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.reference import encode_latents
 from blip3o_rl.model.renderer import Renderer
-from blip3o_rl.model.staging import staged
 from blip3o_rl.model.token_layout import encode_prompt
-from blip3o_rl.report.progress import progress
-from blip3o_rl.report.run_folder import CHECKPOINT_MARK, RunFolder, append_line, read_json, write_json, write_text
+from blip3o_rl.report.progress import Progress, progress
+from blip3o_rl.report.run_folder import RunFolder, append_line, write_text
 from blip3o_rl.report.series import duration
+from blip3o_rl.training import sft_checkpoints
 from blip3o_rl.training.loop import generator_for, lr_factor, plot
 from blip3o_rl.training.sft import Batch, SFTConfig, collate, sft_loss, trainable_parameters
+from blip3o_rl.training.sft_checkpoints import DataState
 from blip3o_rl.training.sft_config import Settings
 
 ENCODE_CHUNK = 4
 """Pictures that the autoencoder encodes at a time; at 1024 px its activations are the largest of all."""
 LOSSES = ("loss", "tokens", "flow")
+STREAMS = 2
+"""Independent random streams of a run: 0 for the noise and the dropped conditions, 1 for the scales."""
 
 
 @dataclass(frozen=True)
@@ -126,24 +128,25 @@ class Worker:
             {"params": list(model.policy.parameters()), "lr": train.policy_lr},
             {"params": [p for part in parts for p in part.parameters() if p.requires_grad], "lr": train.renderer_lr},
         ]
-        optimizer = torch.optim.AdamW(groups, betas=tuple(train.betas), weight_decay=train.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(train.betas[0], train.betas[1]), weight_decay=train.weight_decay)
         return model, optimizer, [train.policy_lr, train.renderer_lr]
 
     def run(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step, and writes the model folder."""
         train, run = self.settings.train, self.settings.run
-        done, position, bad = self._restore()
+        done, data = sft_checkpoints.restore(self.folder, self.model, self.optimizer)
         if self.rank == 0:
             self.folder.truncate_after(done)
-        self._write_bad(bad)
-        stream = self._stream(position, bad)
+        self._write_bad(data.bad)
+        stream = self._stream(data)
         with contextlib.ExitStack() as stack:
             stack.callback(stream.close)
-            shown = stack.enter_context(progress(train.steps, self.folder.name)) if self.rank == 0 else None
+            shown: Progress | None = progress(train.steps, self.folder.name) if self.rank == 0 else None
+            if shown:
+                stack.enter_context(shown)
+                shown.phase(f"{self.world} process{'es' if self.world > 1 else ''} on {self.device.type}")
             board = stack.enter_context(_board(self.folder.tensorboard)) if self.rank == 0 else None
             batches = stack.enter_context(contextlib.closing(_ahead(stream, train.batch_size)))
-            if shown:
-                shown.phase(f"{self.world} process{'es' if self.world > 1 else ''} on {self.device.type}")
             for step in range(done, train.steps):
                 started = time.perf_counter()
                 values, position = self._step(step, batches)
@@ -155,20 +158,25 @@ class Worker:
                         board.add_scalar(name, value, step + 1)
                     shown.phase(_line(step + 1, train.steps, values))
                 if (step + 1) % run.save_every == 0 or step + 1 == train.steps:
-                    self._save(step + 1, position, dict(stream.bad))
+                    data = DataState(position, dict(stream.bad))
+                    sft_checkpoints.save(self.folder, step + 1, self.model, self.optimizer, data, run.keep)
+                    if shown:
+                        plot([_history(line) for line in self.folder.read_metrics()], self.folder.path / "loss.png")
             if shown:
                 shown.phase("writing the model folder")
-            self._write_model()
+            sft_checkpoints.write_model(self.folder, self.model, self.base, self.tokenizer, run.save_dtype)
+        if self.world > 1:
+            self.state.destroy_process_group()
 
     def _step(self, step: int, batches: Iterator[tuple[list[Example], Position]]) -> tuple[dict[str, float], Position]:
         """One optimiser step: its metrics, and the data's position behind it."""
-        train, seed = self.settings.train, self.settings.run.seed
+        train, seed = self.settings.train, self.settings.run.seed * STREAMS
         factor = lr_factor(step, train.steps, round(train.warmup * train.steps), train.final_lr)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         scales = self.settings.model.scales
-        scale = scales[int(torch.randint(len(scales), (), generator=generator_for(seed, step)))]
-        sums, waited, position = Counter[str](), 0.0, Position()
+        scale = scales[int(torch.randint(len(scales), (), generator=generator_for(seed + 1, step)))]
+        sums, waited = Counter[str](), 0.0
         for micro in range(train.accumulate):
             begun = time.perf_counter()
             examples, position = next(batches)
@@ -183,7 +191,7 @@ class Worker:
         means = reduce(torch.tensor([sums[name] for name in LOSSES], device=self.device), "mean")
         values = {f"sft/{name}": float(mean) for name, mean in zip(LOSSES, means, strict=True)}
         values["sft/grad_norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not all(map(_finite, values.values())):
+        if not all(map(math.isfinite, values.values())):
             raise UserError(
                 f"step {step + 1}: the loss or its gradient is not finite ({values}); lower train.policy_lr or "
                 "train.renderer_lr and resume from the last checkpoint"
@@ -206,7 +214,7 @@ class Worker:
         batch = collate(prompts, indices, latents, self.layout, self.tokenizer.pad_token_id or 0)
         return Batch(*(value.to(self.device) for value in vars(batch).values()))
 
-    def _stream(self, position: Position, bad: dict[str, str]) -> PairStream[Example]:
+    def _stream(self, state: DataState) -> PairStream[Example]:
         data = self.settings.data
         longest = data.max_tokens - max(map(self.layout.tokens_per_image, self.settings.model.scales))
 
@@ -228,8 +236,8 @@ class Worker:
             rank=self.rank,
             world=self.world,
             threads=data.threads,
-            position=position,
-            bad=bad,
+            position=state.position,
+            bad=state.bad,
             on_bad=lambda where, reason: append_line(self._bad_file, {"where": where, "reason": reason}),
         )
 
@@ -243,73 +251,6 @@ class Worker:
 
     def _sum(self, value: float) -> float:
         return float(reduce(torch.tensor(float(value), device=self.device), "sum"))
-
-    def _tensors(self) -> dict[str, Any]:
-        """What a checkpoint holds of the trained weights and the optimiser, as distributed tensors."""
-        options = dcp_state.StateDictOptions(ignore_frozen_params=True)
-        return {
-            "model": dcp_state.get_model_state_dict(self.model, options=options),
-            "optimizer": dcp_state.get_optimizer_state_dict(self.model, self.optimizer, options=options),
-        }
-
-    def _save(self, step: int, position: Position, bad: dict[str, str]) -> None:
-        target = self.folder.checkpoints / f"global_step_{step}"
-        if self.rank == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
-        self.state.wait_for_everyone()
-        dcp.save(self._tensors(), checkpoint_id=target / "weights", no_dist=self.world == 1)
-        write_json(target / f"data_{self.rank}.json", {"position": vars(position), "bad": bad})
-        self.state.wait_for_everyone()
-        if self.rank == 0:
-            write_json(target / CHECKPOINT_MARK, {"step": step, "processes": self.world})
-            for _, old in self.folder.checkpoint_steps()[: -self.settings.run.keep]:
-                shutil.rmtree(old)
-            plot([_history(line) for line in self.folder.read_metrics()], self.folder.path / "loss.png")
-
-    def _restore(self) -> tuple[int, Position, dict[str, str]]:
-        """Loads the newest checkpoint: finished steps, the data's position, bad pairs met so far.
-
-        With another number of processes than before the data cannot go on where it was; a new pass begins.
-        """
-        found = self.folder.checkpoint_steps()
-        if not found:
-            return 0, Position(), {}
-        step, source = found[-1]
-        tensors = self._tensors()
-        dcp.load(tensors, checkpoint_id=source / "weights", no_dist=self.world == 1)
-        options = dcp_state.StateDictOptions(ignore_frozen_params=True, strict=False)
-        dcp_state.set_model_state_dict(self.model, tensors["model"], options=options)
-        dcp_state.set_optimizer_state_dict(self.model, self.optimizer, tensors["optimizer"], options=options)
-        before = [read_json(file) for file in sorted(source.glob("data_*.json"))]
-        if len(before) != self.world:
-            return step, Position(1 + max(data["position"]["epoch"] for data in before)), {}
-        data = read_json(source / f"data_{self.rank}.json")
-        return step, Position(**data["position"]), data["bad"]
-
-    def _write_model(self) -> None:
-        """The trained model folder: what was trained from here, everything else from the model the run began with."""
-        options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        weights = dcp_state.get_model_state_dict(self.model, options=options)
-        if self.rank == 0:
-            dtype = getattr(torch, self.settings.run.save_dtype)
-            policy, renderer = model_folder.load_policy(self.base, dtype), model_folder.load_renderer(self.base, dtype)
-            parts = {"policy": policy, "connector": renderer.connector, "transformer": renderer.transformer}
-            for name, part in parts.items():
-                own = {key.partition(".")[2]: value for key, value in weights.items() if key.startswith(f"{name}.")}
-                unexpected = part.load_state_dict(own, strict=False).unexpected_keys
-                assert own and not unexpected, (name, unexpected)
-            needed = sum(p.nbytes for part in (policy, renderer) for p in part.parameters())
-            with staged(self.folder.path / "model", needed) as partial:
-                model_folder.save(
-                    partial,
-                    policy=policy,
-                    tokenizer=self.tokenizer,
-                    renderer=renderer,
-                    image_tokenizer=self.base / "image_tokenizer",
-                    source=f"{self.folder.name}: supervised fine-tuning of {self.base.name}",
-                )
-        self.state.wait_for_everyone()
 
 
 def shard(model: SFTModule, device: torch.device, bfloat16: bool) -> None:
@@ -325,7 +266,7 @@ def shard(model: SFTModule, device: torch.device, bfloat16: bool) -> None:
     fully_shard(model, mesh=mesh, mp_policy=precision)
 
 
-def _ahead(stream: PairStream[Example], count: int) -> Iterator[tuple[list[Example], Position]]:
+def _ahead(stream: PairStream[Example], count: int) -> Generator[tuple[list[Example], Position], None, None]:
     """Batches with the position behind each; one is prepared while the one before is trained on."""
 
     def draw() -> tuple[list[Example], Position]:
@@ -357,7 +298,3 @@ def _line(step: int, steps: int, values: dict[str, float]) -> str:
 
 def _history(line: dict[str, Any]) -> dict[str, float]:
     return {"step": line["step"]} | {name: line[f"sft/{name}"] for name in LOSSES}
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

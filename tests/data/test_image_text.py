@@ -19,14 +19,13 @@ from PIL import Image
 from blip3o_rl.data.image_text import (
     BadPair,
     Fields,
-    PairStream,
-    Position,
     RawPair,
     check_first,
     find_files,
     open_picture,
     prepare,
 )
+from blip3o_rl.data.pair_stream import PairStream, Position
 from blip3o_rl.errors import UserError
 
 

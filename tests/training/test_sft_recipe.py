@@ -26,6 +26,7 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.token_layout import encode_prompt
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import sft_launch, sft_worker
+from blip3o_rl.training.sft_checkpoints import DataState
 from blip3o_rl.training.sft_config import compose_settings
 
 RECIPE = "recipes/sft"
@@ -119,11 +120,14 @@ def check_what_was_trained(trained: dict[str, torch.Tensor]) -> None:
 
 
 def test_the_condition_is_the_states_of_scale_token_and_image_tokens(tmp_path: Path, scenes: Path) -> None:
-    """Prompts of different lengths in one batch. The original takes the last rows of a right-padded batch instead,
-    which for the shorter prompts are states of padding."""
+    """Prompts of different lengths in one batch, each compared with its own states when it is alone.
+
+    The original takes the last rows of a right-padded batch that ends with `<im_end><|im_end|>\\n`: for the longest
+    prompt they are shifted by three, for shorter ones by their padding, too. That slice must not agree.
+    """
     settings = compose_settings(RECIPE, overrides(tmp_path / "run", scenes, "train.condition_drop=0.0"))
     worker = sft_worker.Worker(settings, RunFolder.create("sft", path=tmp_path / "run"))
-    stream = worker._stream(sft_worker.Position(), {})
+    stream = worker._stream(DataState())
     examples = stream.take(4)
     stream.close()
     assert len({len(example.prompt) for example in examples}) > 1
@@ -133,6 +137,8 @@ def test_the_condition_is_the_states_of_scale_token_and_image_tokens(tmp_path: P
     with torch.no_grad():
         worker.model(batch, torch.Generator().manual_seed(0))
     assert seen[0].shape[:2] == (4, 82)
+    end = worker.tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    longest = max(len(example.prompt) for example in examples)
     for row, example in enumerate(examples):
         prompt = encode_prompt(worker.tokenizer, example.pair.caption, 2, worker.layout)
         picture = Image.fromarray(np.asarray(example.pair.square))
@@ -142,6 +148,11 @@ def test_the_condition_is_the_states_of_scale_token_and_image_tokens(tmp_path: P
         with torch.no_grad():
             alone = worker.model.policy.model(input_ids=ids[None]).last_hidden_state[0, -82:]
         assert torch.allclose(seen[0][row], alone, atol=2e-4), example.pair.caption
+        tail = [worker.layout.image_end_tag_id, *end, *[worker.tokenizer.pad_token_id] * (longest - len(prompt))]
+        padded = torch.cat([ids, torch.tensor(tail)])[None]
+        with torch.no_grad():
+            original = worker.model.policy.model(input_ids=padded).last_hidden_state[0, -82:]
+        assert not torch.allclose(seen[0][row], original, atol=0.1)
 
 
 def test_accumulation_and_a_random_scale(tmp_path: Path, scenes: Path) -> None:
