@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from importlib import resources
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +148,32 @@ def test_pictures_that_go_dark_lose_their_edges_and_colours():
     assert {drift.statistic for drift in found} == {"dark_share", "edge_density", "colour_entropy"}
     assert min(drift.step for drift in found) > 8
     assert "pictures go dark" in next(d.text for d in found if d.statistic == "dark_share")
+
+
+def shipped_limits() -> Limits:
+    config = resources.files("blip3o_rl.training.config") / "blip3o_ppo.yaml"
+    return read_limits(yaml.safe_load(config.read_text())["guards"])
+
+
+@pytest.mark.parametrize("hacked", [False, True])
+def test_the_shipped_limits_tell_a_published_case_of_hacking_from_an_ordinary_run(hacked):
+    """Levels and noise of an ordinary run of the mini model; dark share, edges and colours moved over 40 steps as in
+    UniRL's report of an OCR reward without KL (+0.475, -60 %, -54 %)."""
+    ordinary = {"dark_share": (0.026, 0.006), "edge_density": (0.069, 0.008), "colour_entropy": (0.14, 0.015)}
+    change = {"dark_share": 0.475, "edge_density": -0.6 * 0.069, "colour_entropy": -0.54 * 0.14}
+    seen = []
+    for seed in range(20):
+        rng, watch, told = np.random.default_rng(seed), Watch(shipped_limits()), set()
+        for step in range(1, 81):
+            share = min(1.0, max(0, step - 10) / 40) if hacked else 0.0
+            values = {n: mean + share * change[n] + rng.normal(0, sd) for n, (mean, sd) in ordinary.items()}
+            told |= {d.statistic for d in watch.add(step, {f"guard/{n}": v for n, v in values.items()})}
+        seen.append(told)
+    if hacked:
+        assert all("dark_share" in told for told in seen)
+        assert sum(told == set(ordinary) for told in seen) >= 18
+    else:
+        assert sum(map(bool, seen)) <= 1
 
 
 def test_a_group_that_collapses():
