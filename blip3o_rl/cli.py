@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from blip3o_rl.commands import machine, models, pictures, rewards, runs
+from blip3o_rl.commands import machine, models, pictures, rewards, rewards_author, runs, sft
 from blip3o_rl.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 rewards_app = typer.Typer(help="The rewards that a recipe can name.", no_args_is_help=True)
+bench_app = typer.Typer(help="How fast things are on this machine.", no_args_is_help=True)
 mini_app = typer.Typer(help="The small model that ships with the package.", no_args_is_help=True)
 
 app.command()(machine.doctor)
@@ -32,13 +33,19 @@ app.command()(pictures.tokenize)
 app.command()(pictures.reconstruct)
 app.command()(runs.train)
 app.command()(runs.submit)
+app.command()(sft.sft)
 app.command("eval")(pictures.evaluate)
 app.command()(models.convert)
 app.command()(models.export)
 app.command()(runs.report)
 app.add_typer(rewards_app, name="rewards")
 rewards_app.command("list")(rewards.list_rewards)
+rewards_app.command()(rewards_author.new)
+rewards_app.command()(rewards_author.check)
+rewards_app.command()(rewards_author.score)
 rewards_app.command()(rewards.serve)
+app.add_typer(bench_app, name="bench")
+bench_app.command("rewards")(rewards_author.bench)
 app.add_typer(mini_app, name="mini")
 mini_app.command("build")(models.build_mini)
 

@@ -33,6 +33,9 @@ from blip3o_rl.report.run_folder import RunFolder, write_text
         (["generate", "a photo", "--model", "/nowhere"], "/nowhere: no such folder"),
         (["generate", "a photo", "--sede", "1"], "--sede"),
         (["export", "/nowhere", "out"], "/nowhere: no such folder"),
+        (["sft"], "sft: no recipe given"),
+        (["sft", "recipes/sft", "train.stepz=3"], "did you mean train.steps?"),
+        (["train", "recipes/sft"], "is a recipe of supervised fine-tuning"),
         (["report", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
@@ -79,6 +82,8 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
         "report",
         "mini",
         "rewards",
+        "sft",
+        "bench",
     ):
         assert verb in done.stdout
     assert time.monotonic() - begun < 5  # well under one second on a machine that is not shared

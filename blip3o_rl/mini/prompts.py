@@ -8,6 +8,7 @@ held-out prompt is ever seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -46,11 +47,18 @@ def held_out_prompts(n: int = 64) -> list[Metadata]:
     return chosen
 
 
-def train_prompts(n: int, seed: int = 0) -> list[Metadata]:
-    """`n` training prompts, tags in equal shares, drawn with replacement. The same seed gives the same list."""
+def train_prompts(n: int, seed: int = 0, shares: Mapping[str, int] | None = None) -> list[Metadata]:
+    """`n` training prompts, drawn with replacement. The same arguments give the same list.
+
+    Args:
+        n: number of prompts.
+        seed: of the draw.
+        shares: tag -> how many of its prompts come in each round; equal shares when None.
+    """
     rng = np.random.default_rng(seed)
+    turns = TAGS if shares is None else [tag for tag in TAGS for _ in range(shares.get(tag, 0))]
     chosen = []
     for i in range(n):
-        lines, _ = split(TAGS[i % len(TAGS)])
+        lines, _ = split(turns[i % len(turns)])
         chosen.append(lines[int(rng.integers(len(lines)))])
     return chosen

@@ -85,6 +85,8 @@ def _check_keys(file: Path) -> None:
         recipe: Any = OmegaConf.load(file)
     except YAMLError as error:
         raise UserError(f"{file}: {_one_line(error)}") from error
+    if "blip3o_sft" in (recipe.get("defaults") or []):
+        raise UserError(f"{file}: is a recipe of supervised fine-tuning; use blip3o-rl sft")
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base=None), contextlib.redirect_stderr(io.StringIO()):
         known = compose("blip3o_ppo", overrides=[SEARCH_PATH])

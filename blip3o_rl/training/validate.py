@@ -10,8 +10,10 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl.data import prompts as prompt_data
+from blip3o_rl.data.text_prompts import train_text_prompts
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini.prompts import held_out_prompts, train_prompts
+from blip3o_rl.mini.scenes import TAGS
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.reward.drift import Limits, read_limits
@@ -136,10 +138,29 @@ def _check_numbers(config: DictConfig) -> None:
 def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     if config.prompts.file is not None:
         return prompt_data.read_prompts(config.prompts.file)
-    if config.prompts.source != "shapes":
-        raise UserError(f"prompts.source={config.prompts.source}: only shapes is built in; or set prompts.file")
-    metadata = train_prompts(config.prompts.train, config.run.seed)
-    return [prompt_data.check_row(line, f"shapes:{number}") for number, line in enumerate(metadata, start=1)]
+    source, count, seed = config.prompts.source, config.prompts.train, config.run.seed
+    if source == "shapes":
+        metadata = train_prompts(count, seed, _shares(config))
+    elif source == "text":
+        metadata = train_text_prompts(count, seed)
+    else:
+        raise UserError(f"prompts.source={source}: use one of shapes, text; or set prompts.file")
+    return [prompt_data.check_row(line, f"{source}:{number}") for number, line in enumerate(metadata, start=1)]
+
+
+def _shares(config: DictConfig) -> dict[str, int] | None:
+    """`prompts.shares`, checked."""
+    if config.prompts.shares is None:
+        return None
+    shares: Any = OmegaConf.to_container(config.prompts.shares)
+    for tag, share in shares.items():
+        if tag not in TAGS:
+            raise UserError(f"prompts.shares.{tag}: there is no such tag; use {', '.join(TAGS)}")
+        if not isinstance(share, int) or share < 0:
+            raise UserError(f"prompts.shares.{tag}={share}: must be a whole number of at least 0")
+    if not any(shares.values()):
+        raise UserError("prompts.shares: all shares are 0; give at least one tag a share")
+    return shares
 
 
 def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
@@ -150,9 +171,9 @@ def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     """
     if not config.run.evaluate:
         return []
-    if config.prompts.file is not None:
+    if config.prompts.file is not None or config.prompts.source != "shapes":
         raise UserError(
-            "run.evaluate=true: the built-in evaluation is of the shapes prompts, and prompts.file has others; "
+            "run.evaluate=true: the built-in evaluation is of the shapes prompts, and this run has others; "
             "set run.evaluate=false"
         )
     try:

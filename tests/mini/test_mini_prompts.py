@@ -36,3 +36,11 @@ def test_train_prompts_follow_the_seed_in_equal_shares() -> None:
     assert train_prompts(60, seed=3) == train_prompts(60, seed=3)
     assert train_prompts(60, seed=3) != train_prompts(60, seed=4)
     assert set(Counter(line["tag"] for line in train_prompts(60, seed=3)).values()) == {10}
+
+
+def test_shares_say_how_many_prompts_of_each_tag_come() -> None:
+    shares = {"counting": 1, "color_attr": 3}
+    assert Counter(line["tag"] for line in train_prompts(40, seed=3, shares=shares)) == {
+        "counting": 10,
+        "color_attr": 30,
+    }

@@ -88,6 +88,8 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
         ("trainer.v1.trainer_mode=separate_async", "only sync"),
         ("actor_rollout_ref.actor.checkpoint.save_contents=[model]", "hf_model is missing"),
         ("prompts.source=poems", "prompts.source=poems"),
+        ("prompts.shares.position=-1", "prompts.shares.position=-1: must be a whole number"),
+        ("++prompts.shares.poems=1", "prompts.shares.poems: there is no such tag"),
         ("reward.aggregation=mean", "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
         ("reward.rewards.geneval.only_if.beauty=0.5", "there is no such reward"),
         ("reward.rewards.geneval.held_out=true", "never trained on"),
