@@ -160,11 +160,13 @@ def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
             break
     colours = [need.get("color") or str(rng.choice(list(COLOURS))) for need in wanted]
     return Scene(
-        tuple(
-            SceneObject(need["class"], colour, *(place / RASTER for place in _centre(box)), FILL * box[2] / RASTER)
-            for need, colour, box in zip(wanted, colours, boxes, strict=True)
-        )
+        tuple(_object(need["class"], colour, box) for need, colour, box in zip(wanted, colours, boxes, strict=True))
     )
+
+
+def _object(shape: str, colour: str, box: Box) -> SceneObject:
+    x, y = _centre(box)
+    return SceneObject(shape, colour, x / RASTER, y / RASTER, FILL * box[2] / RASTER)
 
 
 Box = tuple[int, int, int]

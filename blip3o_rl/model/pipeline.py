@@ -14,7 +14,7 @@ close; in half precision this happens now and then.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,16 +141,8 @@ class Blip3oPipeline:
             some = slice(start, start + batch_size)
             tokens, states = self.sampler(rows[some], seeds[some], scale, progress)
             if any(encoded[some]):
-                numbers = itertools.count(1)
-                images = editing.render(
-                    self.renderer,
-                    states,
-                    seeds[some],
-                    encoded[some],
-                    steps,
-                    guidance,
-                    on_step=lambda numbers=numbers: progress("steps", next(numbers), steps),
-                )
+                counted = _counted(progress, steps)
+                images = editing.render(self.renderer, states, seeds[some], encoded[some], steps, guidance, counted)
             else:
                 images = self.render(states, seeds[some], steps, guidance, size, progress)
             parts.append((images, tokens, states))
@@ -263,6 +255,12 @@ class Blip3oPipeline:
             raise UserError(f"{count} {what} and {len(seeds)} seeds: give one seed per picture, at least one")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
+
+
+def _counted(progress: Progress, steps: int) -> Callable[[], None]:
+    """Tells `progress` of one more step at each call."""
+    numbers = itertools.count(1)
+    return lambda: progress("steps", next(numbers), steps)
 
 
 def _joined(parts: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> GenerationOutput:
