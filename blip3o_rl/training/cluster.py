@@ -1,0 +1,113 @@
+"""A run's place in Ray: joining or starting a cluster, its environment, the rewards deployed in it, the logs it leaves.
+
+The order of a run is in `launch`; here is what each of its steps does to the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.reward.service_options import is_deployed, token_variables
+from blip3o_rl.training import validate
+
+
+def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
+    """Connects to the cluster this process was given, or starts one here; whether it was started here."""
+    import ray
+    from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    runtime_env = get_ppo_ray_runtime_env(config)
+    runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | _environment(config, folder, metrics_file)
+    os.environ.update(_environment(config, folder, metrics_file))
+    common = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "ERROR", "namespace": folder.name}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **common)
+        return False
+    local: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+    local = {name: value for name, value in local.items() if name != "runtime_env"}
+    # "local": without it Ray would join a cluster that happens to run on this machine.
+    ray.init(address="local", include_dashboard=False, **common, **local)
+    return True
+
+
+def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | None) -> dict[str, str]:
+    """Environment of every process of the run."""
+    env = {
+        "TRANSFER_QUEUE_ENABLE": "1",
+        "TENSORBOARD_DIR": str(folder.tensorboard),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    if metrics_file is not None:
+        env["VERL_FILE_LOGGER_PATH"] = str(metrics_file)
+    env |= {name: os.environ[name] for name in token_variables(config.reward.rewards)}
+    if config.trainer.device == "cpu":
+        cores = str(os.cpu_count() or 1)
+        env |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        # Ray would give each actor one thread; waiting threads must not take the cores from other processes.
+        env |= {"OMP_NUM_THREADS": cores, "OMP_WAIT_POLICY": "PASSIVE"}
+    return env
+
+
+def start_rewards(config: DictConfig, checked: validate.Checked) -> None:
+    """Starts the rewards that are deployed in the cluster, and checks them as the others were before Ray.
+
+    Raises:
+        UserError: one does not start, fails on a blank picture, or cannot score a prompt.
+    """
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    if not any(is_deployed(entry) for entry in rewards.values()):
+        return
+    from blip3o_rl.reward import deployment
+    from blip3o_rl.reward.registry import build_rubric
+
+    on_gpu = config.trainer.device != "cpu"
+    deployment.start(rewards, config.trainer.n_gpus_per_node * config.trainer.nnodes if on_gpu else 0)
+    rubric = build_rubric(rewards)
+    rubric.self_check()
+    rubric.check_prompts([*checked.rows, *checked.held_out])
+
+
+def leave(config: DictConfig, own_cluster: bool) -> None:
+    """Disconnects from Ray; what this run deployed does not stay in a cluster that stays."""
+    import ray
+
+    names = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
+    if names and not own_cluster:
+        from blip3o_rl.reward import deployment
+
+        deployment.stop(names)
+    ray.shutdown()
+
+
+def keep_logs(folder: RunFolder) -> None:
+    """Copies what the processes of this run wrote from Ray's session folder."""
+    import ray
+
+    from blip3o_rl.rollout import render_service
+
+    node: Any = ray._private.worker._global_node
+    session = Path(node.get_logs_dir_path())
+    for file in session.glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*"):
+        if file.stat().st_size:
+            shutil.copy2(file, folder.logs / file.name)
+    for file in (session / "serve").glob(f"*{render_service.app_name(str(folder.path))}*"):
+        shutil.copy2(file, folder.logs / f"serve-{file.name}")
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Sends what libraries print in this process to a file, and keeps the terminal for the progress display."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
