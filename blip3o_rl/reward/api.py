@@ -84,7 +84,9 @@ def as_score(value: Any) -> Score:
 
 
 def as_scores(values: Any, count: int) -> list[Score | RewardError]:
-    """Reads what a reward returned for `count` samples; an unusable single score becomes a RewardError in its place.
+    """Reads what a reward returned for `count` samples.
+
+    An unusable single score becomes a RewardError in its place; a RewardError that the reward put there itself stays.
 
     Raises:
         RewardError: if `values` is no sequence or has another length than `count`.
@@ -98,7 +100,7 @@ def as_scores(values: Any, count: int) -> list[Score | RewardError]:
     result: list[Score | RewardError] = []
     for value in values:
         try:
-            result.append(as_score(value))
+            result.append(value if isinstance(value, RewardError) else as_score(value))
         except RewardError as error:
             result.append(error)
     return result

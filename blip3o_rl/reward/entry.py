@@ -144,7 +144,7 @@ class RubricEntry:
                 await self._set_up()
                 async with asyncio.timeout(self.timeout_s) as limit:
                     values = await self._call(samples)
-            outcomes = _outcomes(values, len(samples))
+            outcomes = as_scores(values, len(samples))
         except RewardError as error:
             return [self._failure(sample, str(error), error) for sample in samples]
         except Exception as error:
@@ -180,15 +180,6 @@ class RubricEntry:
         error = RewardError(f"reward '{self.name}' {text} (sample {sample.id})")
         error.__cause__ = cause
         return error
-
-
-def _outcomes(values: Any, count: int) -> list[Outcome]:
-    """`as_scores`, for rewards that also put a RewardError in the place of a sample they could not score."""
-    if not isinstance(values, list) or not any(isinstance(value, RewardError) for value in values):
-        return as_scores(values, count)
-    stand_ins = [0.0 if isinstance(value, RewardError) else value for value in values]
-    scores = as_scores(stand_ins, count)
-    return [v if isinstance(v, RewardError) else score for v, score in zip(values, scores, strict=True)]
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:

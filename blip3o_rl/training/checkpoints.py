@@ -56,6 +56,12 @@ def latest(checkpoints: Path) -> Path | None:
     return max(((step, path) for step, path in found if step is not None), default=(0, None))[1]
 
 
+def latest_step(checkpoints: Path) -> int:
+    """The step of the newest complete checkpoint below `checkpoints`; 0 without any."""
+    newest = latest(checkpoints)
+    return 0 if newest is None else step_of(newest) or 0
+
+
 def require_complete(checkpoint: Path) -> Path:
     """The checkpoint itself, or the newest one of a run folder.
 

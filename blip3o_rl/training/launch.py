@@ -74,8 +74,7 @@ def launch(recipe: str, overrides: list[str]) -> RunResult:
         if config.run.evaluate and not folder.eval_before.exists():
             shown.phase("scoring the held-out prompts before training")
             _evaluate(config, checked, folder, checked.model, folder.eval_before)
-        newest = checkpoints.latest(folder.checkpoints)
-        if newest is None or checkpoints.step_of(newest) != config.trainer.total_training_steps:
+        if checkpoints.latest_step(folder.checkpoints) != config.trainer.total_training_steps:
             _train(config, checked, folder, shown)
         final = folder.path / "model"
         shutil.rmtree(final, ignore_errors=True)
@@ -95,17 +94,12 @@ def _run_folder(config: DictConfig) -> RunFolder:
     if config.run.folder is None:
         raise UserError("run.resume=true: needs run.folder, the run to continue")
     folder = RunFolder.open(config.run.folder)
-    newest = checkpoints.latest(folder.checkpoints)
-    if (
-        newest is not None
-        and folder.summary_json.exists()
-        and checkpoints.step_of(newest) == config.trainer.total_training_steps
-    ):
+    step = checkpoints.latest_step(folder.checkpoints)
+    if folder.summary_json.exists() and step == config.trainer.total_training_steps:
         raise UserError(
             f"run.folder={folder.path}: is finished (trainer.total_training_steps="
             f"{config.trainer.total_training_steps}); raise it to go on"
         )
-    step = checkpoints.step_of(newest) or 0 if newest else 0
     folder.truncate_after(step)
     warning_log.truncate_after(folder, step)
     return folder
