@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -48,7 +48,11 @@ class RewardReplica:
 
 
 class HandleTransport:
-    """Requests through the Serve handle of an application in the caller's cluster."""
+    """Requests through the Serve handle of an application in the caller's cluster.
+
+    The handle ends with the connection to the cluster, so it belongs to the transport and not to the process: a run
+    connects up to three times, and its applications have the same names each time.
+    """
 
     def __init__(self, app: str):
         self.where = f"deployment {app}"
@@ -58,22 +62,21 @@ class HandleTransport:
     def available(self) -> bool:
         return ray.is_initialized()
 
+    @cached_property
+    def _handle(self) -> Any:
+        return serve.get_app_handle(self.app)
+
     async def send(self, method: str, path: str, content_type: str, body: bytes, timeout_s: float) -> Reply:
         if not self.available:  # Serve would start a cluster of its own
             raise Unreachable("Ray is not running in this process")
         try:
-            answer = _handle(self.app).send.remote(method, path, content_type, body)
+            answer = self._handle.send.remote(method, path, content_type, body)
             status, received = await asyncio.wait_for(answer, timeout_s)
         except TimeoutError as error:
             raise Unreachable(f"no answer within {timeout_s:g} s") from error
         except (RayError, RayServeException) as error:
-            raise Unreachable(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
+            raise Unreachable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}") from error
         return Reply(status, received)
-
-
-@cache
-def _handle(app: str) -> Any:
-    return serve.get_app_handle(app)
 
 
 def remote_reward(service: DeployedService, name: str, remote: str, key: str) -> RemoteReward:

@@ -90,7 +90,7 @@ def leave(config: DictConfig, own_cluster: bool) -> None:
     ray.shutdown()
 
 
-def keep_logs(folder: RunFolder) -> None:
+def keep_logs(config: DictConfig, folder: RunFolder) -> None:
     """Copies what the processes of this run wrote from Ray's session folder."""
     import ray
 
@@ -101,8 +101,10 @@ def keep_logs(folder: RunFolder) -> None:
     for file in session.glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*"):
         if file.stat().st_size:
             shutil.copy2(file, folder.logs / file.name)
-    for file in (session / "serve").glob(f"*{render_service.app_name(str(folder.path))}*"):
-        shutil.copy2(file, folder.logs / f"serve-{file.name}")
+    rewards = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
+    for app in (render_service.app_name(str(folder.path)), *rewards):
+        for file in (session / "serve").glob(f"*{app}*"):
+            shutil.copy2(file, folder.logs / f"serve-{file.name}")
 
 
 @contextlib.contextmanager
