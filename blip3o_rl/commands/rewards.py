@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from blip3o_rl.commands.reward_words import reward_config
 from blip3o_rl.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -30,7 +31,9 @@ def list_rewards() -> None:
 def serve(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="NAME... [NAME.KEY=VALUE]...", help="rewards, and their keys as under reward.rewards"),
+        typer.Argument(
+            metavar="(NAME | FILE:FUNCTION | NAME.KEY=VALUE)...", help="rewards, and their keys as under reward.rewards"
+        ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and prints it")] = 18085,
     host: Annotated[str, typer.Option(help="address to listen on; other than loopback needs a token")] = "127.0.0.1",
@@ -51,29 +54,20 @@ def serve(
 
 
 def served_rewards(words: list[str]) -> dict[str, dict[str, Any]]:
-    """`geneval geneval.mode=strict mine.path=my.py:f` as a mapping like `reward.rewards`.
+    """The mapping of `reward_config`, for a service.
 
     Raises:
-        UserError: a word is neither NAME nor NAME.KEY=VALUE, or its key is of no use in a service.
+        UserError: a word cannot be read, or its key is of no use in a service.
     """
-    import yaml
-
     from blip3o_rl.reward.service_options import CALLER_KEYS
 
-    rewards: dict[str, dict[str, Any]] = {}
-    for word in words:
-        name, separator, text = word.partition("=")
-        name, dot, key = name.partition(".")
-        if not name or bool(separator) != bool(dot and key):
-            raise UserError(f"rewards serve {word}: neither NAME nor NAME.KEY=VALUE; for example geneval.mode=strict")
-        if key in CALLER_KEYS:
-            raise UserError(f"rewards serve {word}: {key} belongs into the run's configuration, not to the service")
-        rewards.setdefault(name, {})
-        if separator:
-            try:
-                rewards[name][key] = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise UserError(f"rewards serve {word}: the value is not readable; quote it") from error
+    rewards = reward_config(words, "serve")
+    for name, entry in rewards.items():
+        for key in entry:
+            if key in CALLER_KEYS:
+                raise UserError(
+                    f"rewards serve {name}.{key}: {key} belongs into the run's configuration, not to the service"
+                )
     return rewards
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from blip3o_rl.commands.reward_words import reward_config
 from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,40 +154,6 @@ def bench(
     rows = [{**vars(row), "images_per_s": row.images_per_s} for row in measured]
     write_json(out, {**_machine(), "rewards": rows, "not_measured": absent})
     print(out)
-
-
-def reward_config(words: Sequence[str], verb: str) -> dict[str, dict[str, Any]]:
-    """`geneval geneval.mode=strict my_goal.py:my_goal my_goal.wanted=0.4` as a mapping like `reward.rewards`.
-
-    A reward of a file or a module is called like its function.
-
-    Raises:
-        UserError: a word is none of these, or two rewards have one name.
-    """
-    import yaml
-
-    rewards: dict[str, dict[str, Any]] = {}
-    for word in words:
-        option = re.fullmatch(r"(\w+)\.(\w+)=(.*)", word, re.DOTALL)
-        if option:
-            name, key, text = option.groups()
-            try:
-                rewards.setdefault(name, {})[key] = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise UserError(f"rewards {verb} {word}: the value is not readable; quote it") from error
-            continue
-        place, colon, function = word.rpartition(":")
-        if not re.fullmatch(r"\w+", function if colon else word) or (colon and not place):
-            raise UserError(
-                f"rewards {verb} {word}: neither a reward's name, FILE:FUNCTION, MODULE:FUNCTION nor NAME.KEY=VALUE; "
-                "for example my_goal.py:my_goal"
-            )
-        entry = rewards.setdefault(function, {})
-        if "path" in entry or "name" in entry:
-            raise UserError(f"rewards {verb} {word}: there are two rewards called {function}; rename one")
-        if colon:
-            entry["path" if place.endswith(".py") else "name"] = word
-    return rewards
 
 
 def _rubric(config: Mapping[str, Any]) -> Rubric:

@@ -371,12 +371,16 @@ def test_a_service_needs_neither_torch_nor_ray_nor_verl(config) -> None:  # type
 
 
 def test_words_of_the_command_line() -> None:
-    found = commands.served_rewards(["geneval", "geneval.mode=strict", "mine.path=a.py:f", "mine.least=0.5"])
-    assert found == {"geneval": {"mode": "strict"}, "mine": {"path": "a.py:f", "least": 0.5}}
+    found = commands.served_rewards(["geneval", "geneval.mode=strict", "mine.path=a.py:f", "mine.least=0.5", "b.py:g"])
+    assert found == {
+        "geneval": {"mode": "strict"},
+        "mine": {"path": "a.py:f", "least": 0.5},
+        "g": {"path": "b.py:g"},
+    }
     for words, message in (
-        (["geneval=strict"], "neither NAME nor NAME.KEY=VALUE"),
-        (["geneval.mode"], "neither NAME nor NAME.KEY=VALUE"),
-        (["=x"], "neither NAME"),
+        (["geneval=strict"], "rewards serve geneval=strict: neither"),
+        (["geneval.mode"], "nor NAME.KEY=VALUE"),
+        (["=x"], "neither a reward's name"),
         (["geneval.weight=1"], "weight belongs into the run's configuration"),
         (["geneval.mode=[1"], "not readable"),
     ):
