@@ -35,7 +35,7 @@ from blip3o_rl.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from blip3o_rl.evaluation.shapes import ShapesResult
+    from blip3o_rl.evaluation.held_out import EvaluationResult
 
 Out = Annotated[Path, typer.Option(help="folder for the pictures")]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="picture files: PNG, JPEG, WebP, ...")]
@@ -169,11 +169,11 @@ def reconstruct(
 
 def evaluate(
     suite: Annotated[
-        str, typer.Argument(help="shapes: held-out prompts about coloured shapes, scored by GenEval's rules")
+        str, typer.Argument(help="shapes (scenes, GenEval's rules) or words (two letters, read by RapidOCR)")
     ],
     model: Model = "mini",
     out: Annotated[Path, typer.Option(help="the result, JSON")] = Path("outputs/eval.json"),
-    prompts: Annotated[int, typer.Option(min=1, help="held-out prompts")] = 64,
+    prompts: Annotated[int | None, typer.Option(min=1, help="held-out prompts; default: 64 shapes, 22 words")] = None,
     images: Annotated[int, typer.Option(min=1, help="pictures a prompt")] = 4,
     seed: Seed = 0,
     scale: Scale = 2,
@@ -181,15 +181,18 @@ def evaluate(
     guidance: Guidance = 2.0,
 ) -> None:
     """Scores a model folder on held-out prompts with fixed seeds."""
-    if suite != "shapes":
-        raise UserError(f"eval {suite}: there is no such suite; known: shapes")
-    from blip3o_rl.evaluation import shapes
-    from blip3o_rl.mini.prompts import held_out_prompts
+    from blip3o_rl.evaluation import held_out, suites
     from blip3o_rl.report.gallery import Tile, save_grid
 
-    result = shapes.evaluate(
+    chosen = suites.suite_of(suite)
+    try:
+        rows = chosen.prompts(prompts or chosen.default_prompts)
+    except ValueError as error:
+        raise UserError(f"--prompts {prompts}: {error}") from error
+    result = held_out.evaluate(
         load_pipeline(model),
-        held_out_prompts(prompts),
+        rows,
+        suite,
         images_per_prompt=images,
         seed=seed,
         scale=scale,
@@ -241,7 +244,7 @@ def _check_size(model: str, size: int | None) -> None:
     denoising.check_size(folder.check(model) / "renderer", size)
 
 
-def _scores(result: ShapesResult) -> Table:
+def _scores(result: EvaluationResult) -> Table:
     """The numbers of an evaluation."""
     rows = Table(box=None, pad_edge=False)
     for column in ("", "partial credit", "all right", "images"):

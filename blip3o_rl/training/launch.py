@@ -169,7 +169,7 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
             _wait(task.run.remote(config), record, folder, shown)
     finally:
         with cluster.log_to(folder.logs / "driver.log"):
-            cluster.keep_logs(folder)
+            cluster.keep_logs(config, folder)
             if not own_cluster:
                 serve.delete(render_service.app_name(str(folder.path)))
             cluster.leave(config, own_cluster)
@@ -185,7 +185,7 @@ def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
 
     while True:
         ready, _ = ray.wait([done], timeout=POLL_S)
-        warnings, failure = ray.get([record.warnings.remote(), record.failure.remote()])
+        failure, warnings = ray.get([record.failure.remote(), record.warnings.remote()])  # a failure's own warning, too
         for warning in warnings:
             shown.note(warning)
         if failure:
@@ -221,7 +221,7 @@ def _evaluate(config: DictConfig, checked: validate.Checked, folder: RunFolder, 
 
 def _score_held_out(config: DictConfig, checked: validate.Checked, model: Path, target: Path) -> None:
     """The evaluation itself."""
-    from blip3o_rl.evaluation.shapes import evaluate
+    from blip3o_rl.evaluation.held_out import evaluate
     from blip3o_rl.model.pipeline import Blip3oPipeline
     from blip3o_rl.reward.registry import build_rubric
 
@@ -230,6 +230,7 @@ def _score_held_out(config: DictConfig, checked: validate.Checked, model: Path, 
     evaluate(
         Blip3oPipeline.from_pretrained(model, device=device),
         checked.held_out,
+        config.prompts.source,
         images_per_prompt=config.run.eval_images,
         seed=EVAL_SEED,
         scale=config.model.scale,

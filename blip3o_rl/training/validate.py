@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from blip3o_rl.data import prompts as prompt_data
 from blip3o_rl.data.text_prompts import train_text_prompts
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini.prompts import held_out_prompts, train_prompts
+from blip3o_rl.evaluation.suites import SUITES
+from blip3o_rl.mini.prompts import train_prompts
 from blip3o_rl.mini.scenes import TAGS
+from blip3o_rl.mini.words import train_words
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.reward.drift import Limits, read_limits
@@ -141,10 +143,12 @@ def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     source, count, seed = config.prompts.source, config.prompts.train, config.run.seed
     if source == "shapes":
         metadata = train_prompts(count, seed, _shares(config))
+    elif source == "words":
+        metadata = train_words(count, seed)
     elif source == "text":
         metadata = train_text_prompts(count, seed)
     else:
-        raise UserError(f"prompts.source={source}: use one of shapes, text; or set prompts.file")
+        raise UserError(f"prompts.source={source}: use one of shapes, words, text; or set prompts.file")
     return [prompt_data.check_row(line, f"{source}:{number}") for number, line in enumerate(metadata, start=1)]
 
 
@@ -167,20 +171,22 @@ def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`.
 
     Raises:
-        UserError: they would be the shapes' while training is on a prompt file of one's own.
+        UserError: training is on prompts that have no evaluation.
     """
     if not config.run.evaluate:
         return []
-    if config.prompts.file is not None or config.prompts.source != "shapes":
+    source = config.prompts.source
+    if config.prompts.file is not None or source not in SUITES:
         raise UserError(
-            "run.evaluate=true: the built-in evaluation is of the shapes prompts, and this run has others; "
-            "set run.evaluate=false"
+            f"run.evaluate=true: the built-in evaluations are of the {' and '.join(SUITES)} prompts, and this run has "
+            "others; set run.evaluate=false"
         )
+    suite = SUITES[source]
     try:
-        metadata = held_out_prompts(config.run.eval_prompts)
+        metadata = suite.prompts(config.run.eval_prompts or suite.default_prompts)
     except ValueError as error:
         raise UserError(f"run.eval_prompts={config.run.eval_prompts}: {error}") from error
-    return [prompt_data.check_row(line, f"shapes-held-out:{number}") for number, line in enumerate(metadata, start=1)]
+    return [prompt_data.check_row(line, f"{source}-held-out:{number}") for number, line in enumerate(metadata, start=1)]
 
 
 def _check_lengths(config: DictConfig, model: Path, layout: TokenLayout, rows: list[prompt_data.PromptRow]) -> None:

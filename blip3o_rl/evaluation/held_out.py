@@ -1,4 +1,4 @@
-"""The held-out evaluation of the mini model: synthetic scenes, judged by GenEval's rules.
+"""The held-out evaluation of a model: the pictures it draws for a suite's prompts, scored by the suite's judge.
 
 Every image has its own seed (`seed` + its number in the list), so that two evaluations with the same arguments see the
 same noise and differ by the weights alone. The main number is the mean partial credit over images, because it moves
@@ -19,10 +19,10 @@ import numpy as np
 
 from blip3o_rl.data.prompts import PromptRow, check_row
 from blip3o_rl.errors import UserError
+from blip3o_rl.evaluation.suites import suite_of
 from blip3o_rl.reward.api import Sample
 from blip3o_rl.reward.guards import image_guards, pixel_distances
 from blip3o_rl.reward.rubric import Rubric
-from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.rewards.geneval.rules import overall as mean_of_tags
 
 
@@ -40,7 +40,7 @@ class JudgedImage:
 
 
 @dataclass(frozen=True)
-class ShapesResult:
+class EvaluationResult:
     """What `evaluate` measured.
 
     Attributes:
@@ -92,6 +92,7 @@ class ShapesResult:
 def evaluate(
     pipe: Any,
     prompts: Sequence[PromptRow | Mapping[str, Any]],
+    suite: str = "shapes",
     images_per_prompt: int = 4,
     seed: int = 0,
     scale: int = 2,
@@ -99,28 +100,29 @@ def evaluate(
     guidance: float = 2.0,
     rubric: Rubric | None = None,
     output: str | Path | None = None,
-) -> ShapesResult:
+) -> EvaluationResult:
     """Draws `images_per_prompt` images for each prompt and judges them.
 
     Args:
         pipe: callable as `Blip3oPipeline`: (prompts, seeds, scale=, steps=, guidance=) -> .images uint8 [B, H, W, 3]
             and .tokens [B, n].
-        prompts: GenEval metadata (`mini.prompts.held_out_prompts`) or the rows of a prompt file.
+        prompts: metadata as the suite's `prompts` gives it, or the rows of a prompt file.
+        suite: one of `suites.SUITES`: who judges.
         images_per_prompt: at least 1.
         seed: of the first image; the following ones count up.
         scale: 0, 1, 2 for 729, 169, 81 tokens.
         steps: renderer steps.
         guidance: renderer guidance.
-        rubric: rewards to report beside GenEval; they do not change the other numbers.
+        rubric: rewards to report beside the judge's; they do not change the other numbers.
         output: a JSON file to write, if given.
 
     Raises:
-        UserError: no prompts, images_per_prompt below 1, or a prompt the scene detector cannot judge.
+        UserError: no prompts, images_per_prompt below 1, an unknown suite, or a prompt that its judge cannot score.
     """
     rows = [row if isinstance(row, PromptRow) else check_row(dict(row), f"prompt {i}") for i, row in enumerate(prompts)]
     if not rows or images_per_prompt < 1:
         raise UserError(f"evaluation: {len(rows)} prompts x {images_per_prompt} images; give at least one of each")
-    judge = GenEvalReward(mode="partial", detector="scenes")
+    judge = suite_of(suite).judge()
     Rubric.of(judge).check_prompts(rows)
 
     repeated = [row for row in rows for _ in range(images_per_prompt)]
@@ -145,7 +147,7 @@ def evaluate(
             tag=row.metadata["tag"],
             seed=seed_,
             partial=verdict.value,
-            correct=bool(verdict.parts["correct"]),
+            correct=verdict.parts[suite_of(suite).correct] == 1,
             reason=verdict.reason,
             reward=reward,
         )
@@ -156,7 +158,7 @@ def evaluate(
     official, official_by_tag = mean_of_tags((image.tag, float(image.correct)) for image in images)
     _, partial_by_tag = mean_of_tags((image.tag, image.partial) for image in images)
     scored = [reward for reward in rewards if reward is not None]
-    result = ShapesResult(
+    result = EvaluationResult(
         overall=float(partial.mean()),
         standard_error=float(prompt_means.std(ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else float("nan"),
         official=official,
@@ -175,6 +177,7 @@ def evaluate(
         reward_parts=_means([result.parts for result in results]),
         reward_failed=len(results) - len(scored),
         settings={
+            "suite": suite,
             "prompts": len(rows),
             "images_per_prompt": images_per_prompt,
             "seed": seed,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.evaluation.shapes import evaluate
+from blip3o_rl.evaluation.held_out import evaluate
 from blip3o_rl.mini.prompts import held_out_prompts
 from blip3o_rl.mini.scenes import TAGS, draw, realise
+from blip3o_rl.mini.words import held_out_words, write
 from blip3o_rl.reward.registry import build_rubric
 
 PROMPTS = held_out_prompts(24)
@@ -111,3 +112,19 @@ def test_mistakes():
     with pytest.raises(UserError, match="prompt 0: .*'dog'"):
         dog = {"prompt": "a dog", "tag": "single_object", "include": [{"class": "dog", "count": 1}]}
         evaluate(pipeline(right), [dog])
+
+
+def test_words_are_judged_by_what_can_be_read() -> None:
+    lines = held_out_words(6)
+    text_of = {line["prompt"]: line for line in lines}
+    pipe = pipeline(lambda prompt, seed: write(np.random.default_rng(seed), text_of[prompt]).draw())
+    result = evaluate(pipe, lines, "words", images_per_prompt=2)
+    assert result.overall > 0.8 and set(result.per_tag) == {"text"}
+    assert result.settings["suite"] == "words"
+    blank = evaluate(pipeline(lambda p, s: np.full((64, 64, 3), 238, np.uint8)), lines, "words", images_per_prompt=1)
+    assert blank.overall == 0
+
+
+def test_an_unknown_suite_is_refused() -> None:
+    with pytest.raises(UserError, match="known: shapes, words"):
+        evaluate(pipeline(right), PROMPTS, "poems")
