@@ -57,6 +57,7 @@ class SFTConfig:
     policy_lr: float = 5e-5
     renderer_lr: float = 5e-5
     diffusion_weight: float = 1.0
+    """0 trains the policy alone, which costs a third of the time; the renderer is not run."""
     condition_drop: float = 0.1
     place_weight: float = 0.0
     """Weight of `place_loss`, for a policy that starts from nothing; a trained one does not need it."""
@@ -179,10 +180,12 @@ def sft_loss(
     high_noise = (1.0, 0.85) if aligning else (config.high_noise, 0.7)
     states = image_states(policy, batch)
     tokens = token_loss(policy, states, batch)
-    flow = diffusion_loss(
-        renderer, states, batch.latents, generator, config.noise_draws, config.condition_drop, high_noise
-    )
-    losses = {"loss": tokens + config.diffusion_weight * flow, "tokens": tokens, "flow": flow}
+    losses = {"loss": tokens, "tokens": tokens}
+    if config.diffusion_weight:
+        losses["flow"] = diffusion_loss(
+            renderer, states, batch.latents, generator, config.noise_draws, config.condition_drop, high_noise
+        )
+        losses["loss"] = tokens + config.diffusion_weight * losses["flow"]
     if place is not None:
         losses["place"] = place_loss(place, states)
         losses["loss"] = losses["loss"] + config.place_weight * losses["place"]
@@ -206,6 +209,7 @@ def train(
     next_batch: Callable[[int], Batch],
     folder: str | Path,
     config: SFTConfig,
+    start: str | Path | None = None,
     resume: bool = True,
     on_save: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
@@ -213,6 +217,7 @@ def train(
 
     Args:
         next_batch: the batch of a step, from the step's number alone, so that a resumed run sees the same batches.
+        start: checkpoint of an earlier stage whose weights to begin with, instead of those of the arguments.
         resume: go on from the folder's checkpoint if there is one.
         on_save: called with the number of finished steps after each checkpoint.
     """
@@ -226,6 +231,10 @@ def train(
     if config.place_weight:
         place = modules["place"] = nn.Linear(policy.config.hidden_size, 4 * len(PLACE_WAVES)).to(policy.device)
         groups.append({"params": list(place.parameters()), "lr": config.policy_lr})
+    if start is not None:
+        weights = torch.load(start, weights_only=True, map_location="cpu")["modules"]
+        for name, module in modules.items():
+            module.load_state_dict(weights[name])
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay)
 
     def step_loss(step: int) -> dict[str, torch.Tensor]:
