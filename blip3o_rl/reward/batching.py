@@ -38,7 +38,8 @@ class BatchQueue:
         loop = asyncio.get_running_loop()
         mine: list[Waiting] = [(sample, loop.create_future()) for sample in samples]
         self._waiting.extend(mine)
-        if len(self._workers) < (self.entry.concurrency or 1):
+        # A worker that has just ended leaves the set one turn of the loop later.
+        if sum(not worker.done() for worker in self._workers) < (self.entry.concurrency or 1):
             worker = loop.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
