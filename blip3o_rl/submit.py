@@ -18,7 +18,8 @@ from typing import Any
 from blip3o_rl.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-EXCLUDES = [".git", ".venv", "runs", "outputs", "build", "dist", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
+EXCLUDES = [".git", ".venv", ".venv-mmdet", ".venv-paddle", "models", "runs", "outputs", "build", "dist"]
+EXCLUDES += [".mypy_cache", ".ruff_cache", ".pytest_cache"]
 
 
 def entrypoint(recipe: str, overrides: list[str], runs: Path) -> str:
