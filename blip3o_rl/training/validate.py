@@ -152,10 +152,10 @@ def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     return [prompt_data.check_row(line, f"{source}:{number}") for number, line in enumerate(metadata, start=1)]
 
 
-def _shares(config: DictConfig) -> dict[str, int] | None:
+def _shares(config: DictConfig) -> dict[str, int]:
     """`prompts.shares`, checked."""
     if config.prompts.shares is None:
-        return None
+        raise UserError("prompts.shares=null: leave it out for equal shares, or set prompts.shares.<tag>")
     shares: Any = OmegaConf.to_container(config.prompts.shares)
     for tag, share in shares.items():
         if tag not in TAGS:
