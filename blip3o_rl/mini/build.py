@@ -121,7 +121,7 @@ class Phase:
 
 PHASES: dict[str, Phase] = {
     "sft": Phase(None, 0.0, {"align_steps": 300}),
-    "policy": Phase("sft", 0.0, {"diffusion_weight": 0.0}),
+    "policy": Phase("sft", 0.0, {"policy_alone": True}),
     "finish": Phase("policy", MISMATCHED, {"policy_lr": 4e-4}),
 }
 

@@ -57,7 +57,8 @@ class SFTConfig:
     policy_lr: float = 5e-5
     renderer_lr: float = 5e-5
     diffusion_weight: float = 1.0
-    """0 trains the policy alone, which costs a third of the time; the renderer is not run."""
+    policy_alone: bool = False
+    """Leaves the renderer out, which makes a step three times as fast."""
     condition_drop: float = 0.1
     place_weight: float = 0.0
     """Weight of `place_loss`, for a policy that starts from nothing; a trained one does not need it."""
@@ -181,7 +182,7 @@ def sft_loss(
     states = image_states(policy, batch)
     tokens = token_loss(policy, states, batch)
     losses = {"loss": tokens, "tokens": tokens}
-    if config.diffusion_weight:
+    if not config.policy_alone:
         losses["flow"] = diffusion_loss(
             renderer, states, batch.latents, generator, config.noise_draws, config.condition_drop, high_noise
         )

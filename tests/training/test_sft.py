@@ -201,12 +201,10 @@ def test_losses_fall_and_resuming_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_policy_alone_and_a_later_phase_that_starts_from_it(tmp_path: Path) -> None:
-    """Without a diffusion weight the renderer stays as it is; the next phase begins where the first one ended."""
+    """The renderer stays as it is; the next phase begins where the first one ended."""
     policy, renderer = tiny_policy(), tiny_renderer()
     before = {name: value.clone() for name, value in renderer.transformer.state_dict().items()}
-    alone = SFTConfig(
-        steps=2, policy_lr=1e-2, diffusion_weight=0.0, place_weight=1.0, trainable="all", weight_decay=0.1
-    )
+    alone = SFTConfig(steps=2, policy_lr=1e-2, policy_alone=True, place_weight=1.0, trainable="all", weight_decay=0.1)
     history = sft.train(policy, renderer, tiny_batch, tmp_path / "policy", alone)
     assert "flow" not in history[-1]
     assert all(torch.equal(value, before[name]) for name, value in renderer.transformer.state_dict().items())
