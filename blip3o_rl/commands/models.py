@@ -106,6 +106,7 @@ def _training(checkpoint: Path) -> Training | None:
     from blip3o_rl.model.model_card import Training
     from blip3o_rl.report.run_folder import RunFolder
     from blip3o_rl.report.summary import summarise
+    from blip3o_rl.training.checkpoints import step_of
 
     marks = ("config.yaml", "metrics.jsonl")
     near = (checkpoint, *checkpoint.resolve().parents[:2])
@@ -115,12 +116,14 @@ def _training(checkpoint: Path) -> Training | None:
     summary = summarise(RunFolder.open(path))
     rewards = OmegaConf.select(OmegaConf.load(path / "config.yaml"), "reward.rewards") or {}
     metrics = {}
-    if summary.before is not None and summary.after is not None:
+    step = step_of(checkpoint) or summary.steps
+    if step == summary.steps and summary.before is not None and summary.after is not None:
         metrics["Score"] = f"{summary.before:.3f} before, {summary.after:.3f} after ({summary.measured_by})"
-    if summary.kl is not None:
+    if step == summary.steps and summary.kl is not None:
         metrics["KL to the base policy"] = f"{summary.kl:.4f} a token, last step"
-    weights = {str(name): float((entry or {}).get("weight", 1.0)) for name, entry in rewards.items()}
-    return Training(summary.run, summary.steps, weights, metrics)
+    trained = {str(name): entry or {} for name, entry in rewards.items() if not (entry or {}).get("held_out")}
+    weights = {name: float(entry.get("weight", 1.0)) for name, entry in trained.items()}
+    return Training(summary.run, step, weights, metrics)
 
 
 def build_mini(

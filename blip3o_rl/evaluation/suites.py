@@ -23,14 +23,12 @@ class Suite:
     """One evaluation.
 
     Attributes:
-        about: what it asks for and who judges, for the command line.
         prompts: the first n held-out prompts; ValueError when there are fewer.
         default_prompts: how many are taken if nobody says.
         judge: makes the reward that scores the pictures, whatever was trained on.
         correct: the judge's part that is 1 where all of a picture is right.
     """
 
-    about: str
     prompts: Callable[[int], list[Metadata]]
     default_prompts: int
     judge: Callable[[], Reward]
@@ -39,13 +37,12 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "shapes": Suite(
-        "coloured shapes, scored by GenEval's rules",
         held_out_prompts,
         64,
         lambda: GenEvalReward(mode="partial", detector="scenes"),
         "correct",
     ),
-    "words": Suite("words of two letters, read by RapidOCR", held_out_words, HELD_OUT, OCRReward, "exact"),
+    "words": Suite(held_out_words, HELD_OUT, OCRReward, "exact"),
 }
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import Connector, Renderer
-from blip3o_rl.model.token_layout import TokenLayout, add_image_tokens, chat_messages
+from blip3o_rl.model.token_layout import CHATML, TokenLayout, add_image_tokens, chat_messages
 
 IMAGE_SIZE = 64
 TOKENIZER_INPUT = 108
@@ -33,13 +33,6 @@ QWEN_SPECIALS = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Plain ChatML: for a system and a user message the same string as the stock Qwen3 template."""
 
 
 def make_vae() -> AutoencoderDC:
@@ -103,7 +96,7 @@ def make_tokenizer(prompts: list[str]) -> tuple[PreTrainedTokenizerFast, TokenLa
         tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="left"
     )
     tokenizer.add_tokens(list(QWEN_SPECIALS), special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = CHATML
     return tokenizer, add_image_tokens(tokenizer, NUM_IMAGE_TOKENS)
 
 

@@ -31,17 +31,10 @@ from blip3o_rl.model.source import Source
 from blip3o_rl.model.staging import gigabytes
 from blip3o_rl.model.ta_tok_file import TaTokFile
 from blip3o_rl.model.tensor_files import TORCH_NAMES, Stored, Tensor
-from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.model.token_layout import CHATML, TokenLayout
 
 CONFIG_FILES = {"sana": "sana_config.json", "vae": "vae_config.json", "image_tokenizer": "ta_tok_config.json"}
 """Looked for beside an official checkpoint; an export writes them there."""
-_CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""The template that the model was trained with, for tokenizers that come without one."""
 
 
 @dataclass
@@ -202,7 +195,7 @@ def _load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({error}); give its tokenizer files too") from error
     if not tokenizer.chat_template:
-        tokenizer.chat_template = _CHATML
+        tokenizer.chat_template = CHATML
     return tokenizer
 
 

@@ -50,7 +50,6 @@ PREFIXES = {
     TOWER: ("image_tokenizer", ""),
 }
 """Official prefix -> part of the model folder and prefix there. The policy's names are the same in both."""
-_POLICY = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
 _UNUSED = (
     TOWER + "encoder.post_layernorm.",
     TOWER + "encoder.head.",

@@ -132,6 +132,15 @@ def check_tokenizer(tokenizer: Any, layout: TokenLayout) -> None:
             )
 
 
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The template that the model was trained with; for a system and a user message the same string as Qwen3's own."""
+
+
 def chat_messages(prompt: str) -> list[dict[str, str]]:
     """The conversation the model was trained on, with the caption in the user's turn."""
     return [

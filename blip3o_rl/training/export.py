@@ -17,6 +17,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.convert import keep_origin
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
+from blip3o_rl.model.staging import require_unused
 from blip3o_rl.training import checkpoints, lora
 
 
@@ -33,8 +34,7 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None
     """
     source = checkpoints.require_complete(Path(checkpoint))
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: exists and is not empty; give a new folder")
+    require_unused(target)
     weights = source / "actor" / "huggingface"
     if not list(weights.glob("*.safetensors")):
         raise UserError(
