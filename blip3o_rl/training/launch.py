@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -145,9 +146,9 @@ def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, sho
         from verl.utils.config import validate_config
 
         from blip3o_rl.rollout import recorder, render_service
-        from blip3o_rl.training import verl_plugin
 
-        assert verl_plugin.LOADED
+        if "blip3o_rl.training.verl_plugin" not in sys.modules:
+            raise UserError("verl did not load this package's plug-in; see blip3o-rl doctor")
         validate_config(config, need_reference_policy(config), need_critic(config))
         metrics_file = folder.logs / f"verl-metrics-{int(time.time())}.jsonl"
         own_cluster = cluster.connect(config, folder, metrics_file)

@@ -1,8 +1,8 @@
 """What verl loads in every process (entry point `verl.plugins`): platform, patches, model type, rollout, advantages.
 
 verl reports a plug-in that fails to load only at DEBUG level; `training/launch.py` and `blip3o-rl doctor` therefore
-check `LOADED` themselves before anything heavy starts. The rollout backend and the engine are registered by name
-and imported only where they are used, which keeps `import verl` quick.
+look whether this module was loaded before anything heavy starts. The rollout backend and the engine are registered by
+name and imported only where they are used, which keeps `import verl` quick.
 """
 
 from __future__ import annotations
@@ -33,3 +33,4 @@ RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]
 
 LOADED = (cpu_platform.NAME, advantage.NAME)
+"""What importing the modules above has registered with verl, by name."""
