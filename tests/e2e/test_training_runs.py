@@ -208,6 +208,7 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], output: Path, sec
         time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_a_reward_that_says_stop_ends_the_run_loudly(rewards: Path, tmp_path: Path) -> None:
     target = tmp_path / "run"
     done = run(
