@@ -122,7 +122,8 @@ def evaluate(
     rows = [row if isinstance(row, PromptRow) else check_row(dict(row), f"prompt {i}") for i, row in enumerate(prompts)]
     if not rows or images_per_prompt < 1:
         raise UserError(f"evaluation: {len(rows)} prompts x {images_per_prompt} images; give at least one of each")
-    judge = suite_of(suite).judge()
+    rules = suite_of(suite)
+    judge = rules.judge()
     Rubric.of(judge).check_prompts(rows)
 
     repeated = [row for row in rows for _ in range(images_per_prompt)]
@@ -147,7 +148,7 @@ def evaluate(
             tag=row.metadata["tag"],
             seed=seed_,
             partial=verdict.value,
-            correct=verdict.parts[suite_of(suite).correct] == 1,
+            correct=verdict.parts[rules.correct] == 1,
             reason=verdict.reason,
             reward=reward,
         )

@@ -14,12 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from blip3o_rl.mini.scenes import BACKGROUND, COLOURS, RASTER, SUPERSAMPLING
+from blip3o_rl.mini.scenes import BACKGROUND, COLOURS, RASTER, SUPERSAMPLING, Metadata
 
 TAG = "text"
 LETTERS: dict[str, tuple[str, ...]] = {
@@ -41,8 +40,6 @@ LENGTH = 2
 """Letters of a word."""
 HELD_OUT = 22
 SPLIT_SEED = 20251121
-
-Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,17 @@ def leave(config: DictConfig, own_cluster: bool) -> None:
     """Disconnects from Ray; what this run deployed does not stay in a cluster that stays."""
     import ray
 
-    names = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
+    names = _deployed_apps(config)
     if names and not own_cluster:
         from blip3o_rl.reward import deployment
 
         deployment.stop(names)
     ray.shutdown()
+
+
+def _deployed_apps(config: DictConfig) -> list[str]:
+    """The Serve applications of the run's deployed rewards."""
+    return [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
 
 
 def keep_logs(config: DictConfig, folder: RunFolder) -> None:
@@ -101,8 +106,7 @@ def keep_logs(config: DictConfig, folder: RunFolder) -> None:
     for file in session.glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*"):
         if file.stat().st_size:
             shutil.copy2(file, folder.logs / file.name)
-    rewards = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
-    for app in (render_service.app_name(str(folder.path)), *rewards):
+    for app in (render_service.app_name(str(folder.path)), *_deployed_apps(config)):
         for file in (session / "serve").glob(f"*{app}*"):
             shutil.copy2(file, folder.logs / f"serve-{file.name}")
 
