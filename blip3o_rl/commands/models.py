@@ -117,10 +117,11 @@ def _training(checkpoint: Path) -> Training | None:
     rewards = OmegaConf.select(OmegaConf.load(path / "config.yaml"), "reward.rewards") or {}
     metrics = {}
     step = step_of(checkpoint) or summary.steps
-    if step == summary.steps and summary.before is not None and summary.after is not None:
-        metrics["Score"] = f"{summary.before:.3f} before, {summary.after:.3f} after ({summary.measured_by})"
-    if step == summary.steps and summary.kl is not None:
-        metrics["KL to the base policy"] = f"{summary.kl:.4f} a token, last step"
+    if step == summary.steps:  # an earlier checkpoint was not measured
+        if summary.before is not None and summary.after is not None:
+            metrics["Score"] = f"{summary.before:.3f} before, {summary.after:.3f} after ({summary.measured_by})"
+        if summary.kl is not None:
+            metrics["KL to the base policy"] = f"{summary.kl:.4f} a token, last step"
     trained = {str(name): entry or {} for name, entry in rewards.items() if not (entry or {}).get("held_out")}
     weights = {name: float(entry.get("weight", 1.0)) for name, entry in trained.items()}
     return Training(summary.run, step, weights, metrics)
