@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts, train_prompts
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini.prompts import held_out_prompts, train_prompts
 
 RELATIONS = ("left of", "right of", "above", "below")
 

@@ -20,10 +20,10 @@ import numpy as np
 from blip3o_rl.data.prompts import PromptRow, check_row
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation.suites import suite_of
-from blip3o_rl.reward.api import Sample
-from blip3o_rl.reward.guards import image_guards, pixel_distances
-from blip3o_rl.reward.rubric import Rubric
+from blip3o_rl.monitoring.image_statistics import image_guards, pixel_distances
 from blip3o_rl.rewards.geneval.rules import overall as mean_of_tags
+from blip3o_rl.scoring.api import Sample
+from blip3o_rl.scoring.rubric import Rubric
 
 
 @dataclass(frozen=True)

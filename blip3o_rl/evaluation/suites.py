@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts
+from blip3o_rl.data.synthetic.scenes import Metadata
+from blip3o_rl.data.synthetic.words import HELD_OUT, held_out_words
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini.prompts import held_out_prompts
-from blip3o_rl.mini.scenes import Metadata
-from blip3o_rl.mini.words import HELD_OUT, held_out_words
-from blip3o_rl.reward.api import Reward
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.rewards.ocr.reward import OCRReward
+from blip3o_rl.scoring.api import Reward
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from blip3o_rl.mini import parts
-from blip3o_rl.mini.pictures import save_grid, scene_batch
-from blip3o_rl.training.autoencoding import (
+from blip3o_rl.mini.autoencoding import (
     PixelDecoder,
     autoencoder_loss,
     revive_entries,
     seed_codebook,
     tokenizer_loss,
 )
-from blip3o_rl.training.loop import fit, generator_for
+from blip3o_rl.mini.images import save_grid, scene_batch
+from blip3o_rl.sft.loop import fit, generator_for
 
 
 def train_vae(work: Path, steps: int, batch: int = 32) -> None:

@@ -28,20 +28,20 @@ import torch
 from diffusers import AutoencoderDC
 from rich.progress import track
 
+from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts, train_prompts
+from blip3o_rl.data.synthetic.scenes import TAGS, Metadata, all_metadata, draw, realise
+from blip3o_rl.data.synthetic.words import held_out_words, train_words, write
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.mini.autoencoders import train_image_tokenizer, train_vae
-from blip3o_rl.mini.pictures import save_grid, to_pixels
-from blip3o_rl.mini.prompts import held_out_prompts, train_prompts
-from blip3o_rl.mini.scenes import TAGS, Metadata, all_metadata, draw, realise
-from blip3o_rl.mini.words import held_out_words, train_words, write
+from blip3o_rl.mini.images import save_grid, to_pixels
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import encode_prompt
-from blip3o_rl.training.loop import CHECKPOINT, generator_for, save_atomically
-from blip3o_rl.training.sft import Batch, SFTConfig, collate, image_states, train
+from blip3o_rl.sft.loop import CHECKPOINT, generator_for, save_atomically
+from blip3o_rl.sft.losses import Batch, SFTConfig, collate, image_states, train
 
 DATA = "data.pt"
 SCENE_SEED = 10**7

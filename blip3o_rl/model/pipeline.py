@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model import editing
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model import reference as editing
 from blip3o_rl.model.denoising import denoise, initial_noise, latent_side
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.renderer import Renderer

@@ -22,12 +22,12 @@ from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
-from blip3o_rl.reward.api import RewardError, Sample
-from blip3o_rl.reward.registry import build_rubric
-from blip3o_rl.reward.rubric import Rubric, RubricScore, token_rewards
 from blip3o_rl.rollout import recorder, render_service
 from blip3o_rl.rollout.recorder import Rollout
 from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
+from blip3o_rl.scoring.api import RewardError, Sample
+from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.rubric import Rubric, RubricScore, token_rewards
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ from verl.trainer.ppo.core_algos import (
 )
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.rubric import AGGREGATIONS
+from blip3o_rl.scoring.rubric import AGGREGATIONS
 
 NAME = "group_grpo"
 GDPO = "group_gdpo"

@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.reward.service_options import is_deployed, token_variables
-from blip3o_rl.training import validate
+from blip3o_rl.scoring.remote.service_options import is_deployed, token_variables
+from blip3o_rl.training import preflight as validate
 
 
 def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
@@ -68,8 +68,8 @@ def start_rewards(config: DictConfig, checked: validate.Checked) -> None:
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     if not any(is_deployed(entry) for entry in rewards.values()):
         return
-    from blip3o_rl.reward import deployment
-    from blip3o_rl.reward.registry import build_rubric
+    from blip3o_rl.scoring.registry import build_rubric
+    from blip3o_rl.scoring.remote import deployment
 
     on_gpu = config.trainer.device != "cpu"
     deployment.start(rewards, config.trainer.n_gpus_per_node * config.trainer.nnodes if on_gpu else 0)
@@ -84,7 +84,7 @@ def leave(config: DictConfig, own_cluster: bool) -> None:
 
     names = _deployed_apps(config)
     if names and not own_cluster:
-        from blip3o_rl.reward import deployment
+        from blip3o_rl.scoring.remote import deployment
 
         deployment.stop(names)
     ray.shutdown()

@@ -19,7 +19,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from blip3o_rl.model.policy import MODEL_TYPE
 from blip3o_rl.model.token_layout import TokenLayout
-from blip3o_rl.training import verl_patches
+from blip3o_rl.training.compat import verl as verl_patches
 
 if not torch.cuda.is_available():
     verl_patches.unpinned_offload()

@@ -13,11 +13,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
+from blip3o_rl.checkpoint.import_upstream import keep_origin
+from blip3o_rl.checkpoint.staging import require_unused
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.convert import keep_origin
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
-from blip3o_rl.model.staging import require_unused
 from blip3o_rl.training import checkpoints, lora
 
 

@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl.config.composition import compose_recipe
 from blip3o_rl.data.prompts import write_parquet
 from blip3o_rl.errors import UserError
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder, write_text
-from blip3o_rl.reward.service_options import is_deployed, name_applications
-from blip3o_rl.training import checkpoints, cluster, validate
-from blip3o_rl.training.compose import compose_recipe
+from blip3o_rl.scoring.remote.service_options import is_deployed, name_applications
+from blip3o_rl.training import checkpoints, cluster
+from blip3o_rl.training import preflight as validate
 from blip3o_rl.training.export import export
 
 POLL_S = 0.5
@@ -121,7 +122,7 @@ def _complete(config: DictConfig, checked: validate.Checked, folder: RunFolder) 
             entry.path = f"{Path(file).expanduser().resolve()}:{function}"
     config.data.max_response_length = tokens
     config.actor_rollout_ref.rollout.max_model_len = config.data.max_prompt_length + tokens + 1
-    loops = resources.files("blip3o_rl.training.config") / "agent_loops.yaml"
+    loops = resources.files("blip3o_rl.config.defaults") / "agent_loops.yaml"
     config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(loops)
     if config.algorithm.filter_groups is not None and config.algorithm.filter_groups.enable:
         config.trainer.v1.sampler.custom_sampler.path = None
@@ -224,7 +225,7 @@ def _score_held_out(config: DictConfig, checked: validate.Checked, model: Path, 
     """The evaluation itself."""
     from blip3o_rl.evaluation.held_out import evaluate
     from blip3o_rl.model.pipeline import Blip3oPipeline
-    from blip3o_rl.reward.registry import build_rubric
+    from blip3o_rl.scoring.registry import build_rubric
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)

@@ -12,7 +12,10 @@ from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from blip3o_rl.model import policy
-from blip3o_rl.training import advantage, cpu_platform, transfer_queue_patches, verl_patches
+from blip3o_rl.training import advantage
+from blip3o_rl.training.compat import cpu_platform
+from blip3o_rl.training.compat import transfer_queue as transfer_queue_patches
+from blip3o_rl.training.compat import verl as verl_patches
 
 ROLLOUT_NAME = "blip3o"
 

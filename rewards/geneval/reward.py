@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Sample, Score
 from blip3o_rl.rewards.geneval import rules
 from blip3o_rl.rewards.geneval.colours import DEFAULT_CLIP, ClipColours
 from blip3o_rl.rewards.geneval.convert_mmdet import OFFICIAL_URL
@@ -18,6 +17,7 @@ from blip3o_rl.rewards.geneval.detector import ColourClassifier, ColourQuestion,
 from blip3o_rl.rewards.geneval.mask2former import CONVERT, Mask2FormerDetector
 from blip3o_rl.rewards.geneval.mmdet_detector import MmdetDetector
 from blip3o_rl.rewards.geneval.scenes import SceneColours, SceneDetector
+from blip3o_rl.scoring.api import Sample, Score
 
 Eyes = tuple[ObjectDetector, ColourClassifier]
 """What the rules see through."""

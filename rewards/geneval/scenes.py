@@ -20,7 +20,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from blip3o_rl.mini.scenes import BACKGROUND, COLOURS, SHAPES, Scene, SceneObject, draw
+from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLOURS, SHAPES, Scene, SceneObject, draw
 from blip3o_rl.rewards.geneval.detector import ColourQuestion, Detection
 
 FOREGROUND_DISTANCE = 70.0

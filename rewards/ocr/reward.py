@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Sample, Score
 from blip3o_rl.rewards.ocr import rules
 from blip3o_rl.rewards.ocr.paddle import PaddleReader
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reader import TextLine, TextReader, reading_order, text_area
+from blip3o_rl.scoring.api import Sample, Score
 
 READERS: dict[str, Callable[..., TextReader]] = {"rapid": RapidReader, "paddle": PaddleReader}
 

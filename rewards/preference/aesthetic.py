@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from transformers import CLIPModel
 
-from blip3o_rl.reward.api import Sample, Score
 from blip3o_rl.rewards.preference.clip import VIT_L, ClipTowers, stored_processor
 from blip3o_rl.rewards.preference.head import linear_head
 from blip3o_rl.rewards.preference.weights import find_file, pretrained_model, read_state
+from blip3o_rl.scoring.api import Sample, Score
 
 PUBLISHED = "sac+logos+ava1-l14-linearMSE.pth"
 

@@ -16,10 +16,10 @@ from textwrap import fill
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
+from blip3o_rl.data.synthetic.scenes import draw, sample
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini.scenes import draw, sample
-from blip3o_rl.reward.api import Reward, RewardError, Sample
-from blip3o_rl.reward.rubric import Rubric
+from blip3o_rl.scoring.api import Reward, RewardError, Sample
+from blip3o_rl.scoring.rubric import Rubric
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import RewardError
+from blip3o_rl.scoring.api import RewardError
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that may pass."""

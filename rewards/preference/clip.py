@@ -16,7 +16,6 @@ import torch
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from blip3o_rl.reward.api import Sample, Score
 from blip3o_rl.rewards.preference import open_clip, pixels
 from blip3o_rl.rewards.preference.weights import (
     device_of,
@@ -27,6 +26,7 @@ from blip3o_rl.rewards.preference.weights import (
     pretrained_model,
     read_state,
 )
+from blip3o_rl.scoring.api import Sample, Score
 
 VIT_L = "openai/clip-vit-large-patch14"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -18,7 +18,6 @@ import torch
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Sample, Score
 from blip3o_rl.rewards.preference import pixels
 from blip3o_rl.rewards.preference.clip import batches
 from blip3o_rl.rewards.preference.head import linear_head
@@ -30,6 +29,7 @@ from blip3o_rl.rewards.preference.weights import (
     pretrained,
     read_state,
 )
+from blip3o_rl.scoring.api import Sample, Score
 
 MEAN = 0.16717362830052426
 STD = 1.0333394966054072

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import RewardError, Sample, Score
 from blip3o_rl.rewards.preference.chat import ChatClient, png_url
+from blip3o_rl.scoring.api import RewardError, Sample, Score
 
 QUESTION = """This picture was generated for the following description:
 <description>

@@ -15,9 +15,9 @@ import re
 from collections.abc import Sequence
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import RewardError, Sample, Score
 from blip3o_rl.rewards.preference.chat import ChatClient, png_url
 from blip3o_rl.rewards.preference.judge import excerpt, fill, read_question, verdicts
+from blip3o_rl.scoring.api import RewardError, Sample, Score
 
 SIDE = 512
 """Pixels to which Flow-GRPO resizes pictures before they are judged."""

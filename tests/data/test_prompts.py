@@ -9,7 +9,7 @@ import pytest
 
 from blip3o_rl.data.prompts import build_shapes, prompts_to_parquet, read_prompts
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.registry import build_rubric
+from blip3o_rl.scoring.registry import build_rubric
 
 GOOD = {
     "tag": "position",

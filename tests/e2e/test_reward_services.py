@@ -42,7 +42,7 @@ import json
 import os
 import time
 
-from blip3o_rl.reward.api import Score
+from blip3o_rl.scoring.api import Score
 
 def brightness(image):
     return float(image.mean() / 255)

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts
+from blip3o_rl.data.synthetic.scenes import TAGS, draw, realise
+from blip3o_rl.data.synthetic.words import held_out_words, write
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation.held_out import evaluate
-from blip3o_rl.mini.prompts import held_out_prompts
-from blip3o_rl.mini.scenes import TAGS, draw, realise
-from blip3o_rl.mini.words import held_out_words, write
-from blip3o_rl.reward.registry import build_rubric
+from blip3o_rl.scoring.registry import build_rubric
 
 PROMPTS = held_out_prompts(24)
 BY_TEXT = {line["prompt"]: line for line in PROMPTS}

@@ -7,7 +7,7 @@ import pytest
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import build as mini
-from blip3o_rl.mini.pictures import scene_batch
+from blip3o_rl.mini.images import scene_batch
 from blip3o_rl.model import folder
 from blip3o_rl.model.pipeline import Blip3oPipeline
 

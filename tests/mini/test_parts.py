@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from blip3o_rl.data.synthetic.scenes import TAGS, all_metadata
 from blip3o_rl.mini import parts
-from blip3o_rl.mini.scenes import TAGS, all_metadata
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer, encode_prompt
 
 PROMPTS = [line["prompt"] for tag in TAGS for line in all_metadata(tag)]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blip3o_rl.mini.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, draw, sample
-from blip3o_rl.reward.api import Sample
+from blip3o_rl.data.synthetic.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, draw, sample
 from blip3o_rl.rewards.geneval import rules
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
+from blip3o_rl.scoring.api import Sample
 
 PAIRS = 12
 """Prompts a tag and mode."""

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Sample
 from blip3o_rl.rewards.geneval import convert_mmdet, mask2former
 from blip3o_rl.rewards.geneval.classes import CLASSES
 from blip3o_rl.rewards.geneval.mask2former import Mask2FormerDetector, instances, network_input, tight_box
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
+from blip3o_rl.scoring.api import Sample
 
 NETWORKS = runpy.run_path(str(Path(__file__).parent / "geneval_networks.py"))
 REFERENCE = NETWORKS["REFERENCE"]
@@ -133,7 +133,7 @@ def test_the_reward_runs_on_mmdet(official, tmp_path):
     weights, clip = official[1], NETWORKS["write_clip"](tmp_path / "clip")
     program = f"""
 import numpy as np
-from blip3o_rl.reward.api import Sample
+from blip3o_rl.scoring.api import Sample
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 reward = GenEvalReward(detector="mmdet", checkpoint={str(weights)!r}, clip={str(clip)!r}, device="cpu")
 image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

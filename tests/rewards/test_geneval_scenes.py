@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
+from blip3o_rl.data.synthetic.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, all_metadata, draw, sample
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, all_metadata, draw, sample
-from blip3o_rl.reward.api import Sample
 from blip3o_rl.rewards.geneval.detector import ColourQuestion
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.rewards.geneval.scenes import SceneColours, SceneDetector
+from blip3o_rl.scoring.api import Sample
 
 DETECTOR = SceneDetector()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
+from blip3o_rl.config.composition import compose_recipe
 from blip3o_rl.data.prompts import check_row
-from blip3o_rl.data.text_prompts import held_out_text_prompts, train_text_prompts
-from blip3o_rl.reward.rubric import Rubric
+from blip3o_rl.data.synthetic.text_prompts import held_out_text_prompts, train_text_prompts
 from blip3o_rl.rewards.ocr.reward import OCRReward
-from blip3o_rl.training.compose import compose_recipe
+from blip3o_rl.scoring.rubric import Rubric
 
 
 def test_the_recipe_composes_and_its_reward_takes_its_prompts():

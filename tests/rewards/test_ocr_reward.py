@@ -9,11 +9,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Sample
-from blip3o_rl.reward.registry import build_rubric
-from blip3o_rl.reward.rubric import Rubric
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reward import OCRReward
+from blip3o_rl.scoring.api import Sample
+from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.rubric import Rubric
 
 PROMPT = 'a sign that says "OPEN"'
 TARGET = "blip3o_rl.rewards.ocr.reward:OCRReward"

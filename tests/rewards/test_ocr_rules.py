@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from blip3o_rl.data.prompts import read_prompts
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.rubric import Rubric
 from blip3o_rl.rewards.ocr import rules
 from blip3o_rl.rewards.ocr.reader import TextLine, reading_order, text_area
 from blip3o_rl.rewards.ocr.reward import OCRReward
+from blip3o_rl.scoring.rubric import Rubric
 
 
 def box(x: float, y: float, width: float = 10, height: float = 10) -> np.ndarray:

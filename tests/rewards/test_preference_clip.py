@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Sample
-from blip3o_rl.reward.registry import build_rubric
 from blip3o_rl.rewards.preference.aesthetic import AestheticScore
 from blip3o_rl.rewards.preference.clip import CLIPScore, HPSv2, PickScore
 from blip3o_rl.rewards.preference.open_clip import to_transformers
+from blip3o_rl.scoring.api import Sample
+from blip3o_rl.scoring.registry import build_rubric
 
 SIDE, PATCH, CONTEXT, DIM = 32, 8, 12, 16
 HEADS = {"visual.": 3, "": 2}

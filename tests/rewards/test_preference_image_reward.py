@@ -14,8 +14,8 @@ from torch.nn.functional import conv2d, gelu, layer_norm, linear
 from transformers import BertTokenizer
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import Sample
 from blip3o_rl.rewards.preference.image_reward import CONTEXT, ImageReward
+from blip3o_rl.scoring.api import Sample
 
 SIDE, PATCH, VISION, TEXT, HEADS = 32, 8, 128, 32, 4
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])

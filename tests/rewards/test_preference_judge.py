@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.reward.api import RewardError, Sample, Score
-from blip3o_rl.reward.registry import build_rubric
-from blip3o_rl.reward.rubric import Rubric
 from blip3o_rl.rewards.preference.calibration import calibrate, drawn_cases
 from blip3o_rl.rewards.preference.chat import LONGEST_PAUSE_S, pause_s
 from blip3o_rl.rewards.preference.judge import VlmJudge
 from blip3o_rl.rewards.preference.unified import UnifiedReward
+from blip3o_rl.scoring.api import RewardError, Sample, Score
+from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.rubric import Rubric
 
 
 class Endpoint(ThreadingHTTPServer):

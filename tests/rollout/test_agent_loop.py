@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 
-from blip3o_rl.reward.rubric import RubricScore, token_rewards
 from blip3o_rl.rollout.agent_loop import RewardedOutput
+from blip3o_rl.scoring.rubric import RubricScore, token_rewards
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o_rl import cli
-from blip3o_rl.commands import options, pictures
+from blip3o_rl.cli import generate as pictures
+from blip3o_rl.cli import main as cli
+from blip3o_rl.cli import options
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder

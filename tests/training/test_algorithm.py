@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, kl_penalty
 
+from blip3o_rl.config.composition import compose_recipe
 from blip3o_rl.training import verl_plugin
-from blip3o_rl.training.compose import compose_recipe
 
 
 def test_grpo_advantages_are_standardised_within_the_group() -> None:

@@ -1,0 +1,1 @@
+"""Upstream checkpoints in, trained weights out."""

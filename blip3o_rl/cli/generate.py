@@ -1,0 +1,264 @@
+"""Verbs that draw pictures, turn pictures into tokens and back, and judge them."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from blip3o_rl.cli.options import (
+    Backend,
+    BatchSize,
+    Device,
+    Dtype,
+    Guidance,
+    Model,
+    Scale,
+    Seed,
+    Size,
+    Steps,
+    chosen_backend,
+    free_path,
+    load_pipeline,
+    load_sampler,
+    placement,
+)
+from blip3o_rl.cli.output import output_folder, save_png, watched
+from blip3o_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from blip3o_rl.evaluation.held_out import EvaluationResult
+
+Out = Annotated[Path, typer.Option(help="folder for the pictures")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="picture files: PNG, JPEG, WebP, ...")]
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="one or more, each in quotes")],
+    model: Model = "mini",
+    out: Out = Path("outputs"),
+    n: Annotated[int, typer.Option(min=1, help="pictures a prompt")] = 1,
+    seed: Seed = 0,
+    scale: Scale = 0,
+    steps: Steps = 30,
+    guidance: Guidance = 2.0,
+    size: Size = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE", help="picture to edit, repeat for several; prompts are then instructions"),
+    ] = None,
+    batch_size: BatchSize = 8,
+    backend: Backend = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Draws pictures; each PNG carries its prompt, seed and settings in its metadata."""
+    from blip3o_rl.report.gallery import Tile, save_grid
+
+    references = _references(model, reference, size)
+    _check_size(model, size)
+    torch_dtype, place = placement(dtype, device)
+    sampled_by = chosen_backend(backend, place)
+    output_folder(out)
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    seeds = [seed + number for _ in prompts for number in range(n)]
+    asked: dict[str, Any] = {"scale": scale, "steps": steps, "guidance": guidance, "size": size}
+    with ExitStack() as stack:
+        sampler = load_sampler(model, sampled_by, dtype, device, batch_size, stack)
+        pipe = load_pipeline(model, dtype, device, sampler=sampler, editing=bool(references))
+        if references:
+            asked["references"] = [references] * len(repeated)
+        progress = stack.enter_context(watched(len(repeated), batch_size))
+        images = pipe(repeated, seeds, batch_size=batch_size, progress=progress, **asked).images
+    settings = {
+        "model": model,
+        "scale": scale,
+        "steps": steps,
+        "guidance": guidance,
+        "size": images.shape[1],
+        "backend": sampled_by,
+        "dtype": str(torch_dtype).removeprefix("torch."),
+        "device": place,
+    }
+    if reference:
+        settings["reference"] = ", ".join(map(str, reference))
+    taken: set[Path] = set()
+    for prompt, number, image in zip(repeated, seeds, images, strict=True):
+        file = free_path(out / f"{_slug(prompt)}-seed{number}.png", taken)
+        save_png(image, file, {"prompt": prompt, "seed": number, **settings})
+        print(file)
+    if len(repeated) > 1:
+        tiles = [Tile(i, p, note=f"seed {s}", scored=False) for i, p, s in zip(images, repeated, seeds, strict=True)]
+        print(save_grid(out / "grid.png", tiles, columns=n if n > 1 and len(prompts) > 1 else None))
+
+
+def tokenize(
+    images: Images,
+    model: Model = "mini",
+    scale: Scale = 0,
+    batch_size: BatchSize = 16,
+    device: Device = "auto",
+) -> None:
+    """Prints the image tokens of pictures as JSON: one object a picture with its codebook indices, row by row.
+
+    Pictures are squashed to the tokenizer's square. Always in float32, so that the indices are the same everywhere.
+    """
+    indices = _tokenize(images, model, scale, batch_size, device)
+    rows = [
+        json.dumps({"image": str(path), "scale": scale, "ids": ids})
+        for path, ids in zip(images, indices.tolist(), strict=True)
+    ]
+    print("[" + ",\n ".join(rows) + "]")
+
+
+def reconstruct(
+    images: Images,
+    model: Model = "mini",
+    out: Out = Path("outputs"),
+    prompt: Annotated[
+        str, typer.Option(help="caption in front of the tokens; by default none, the tokens say it all")
+    ] = "",
+    seed: Seed = 0,
+    scale: Scale = 0,
+    steps: Steps = 30,
+    guidance: Guidance = 2.0,
+    size: Size = None,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Draws pictures again from their image tokens, which shows what the tokens keep.
+
+    Image, tokens, the policy's states on the text-to-image prompt and these tokens, image. Every picture has its own
+    seed, counted up from --seed.
+    """
+    _check_size(model, size)
+    output_folder(out)
+    indices = _tokenize(images, model, scale, batch_size, device)
+    pipe = load_pipeline(model, dtype, device)
+    seeds = [seed + number for number in range(len(images))]
+    with watched(len(images), batch_size, stages=("steps",)) as progress:
+        drawn = pipe.redraw(
+            indices, seeds, [prompt] * len(images), scale, steps, guidance, batch_size, size, progress
+        ).images
+    torch_dtype, place = placement(dtype, device)
+    settings = {
+        "model": model,
+        "prompt": prompt,
+        "scale": scale,
+        "steps": steps,
+        "guidance": guidance,
+        "size": drawn.shape[1],
+        "dtype": str(torch_dtype).removeprefix("torch."),
+        "device": place,
+    }
+    taken: set[Path] = set()
+    for path, number, image in zip(images, seeds, drawn, strict=True):
+        file = free_path(out / f"{path.stem}-reconstructed.png", taken)
+        save_png(image, file, {"image": str(path), "seed": number, **settings})
+        print(file)
+
+
+def evaluate(
+    suite: Annotated[
+        str, typer.Argument(help="shapes (scenes, GenEval's rules) or words (two letters, read by RapidOCR)")
+    ],
+    model: Model = "mini",
+    out: Annotated[Path, typer.Option(help="the result, JSON")] = Path("outputs/eval.json"),
+    prompts: Annotated[int | None, typer.Option(min=1, help="held-out prompts; default: 64 shapes, 22 words")] = None,
+    images: Annotated[int, typer.Option(min=1, help="pictures a prompt")] = 4,
+    seed: Seed = 0,
+    scale: Scale = 2,
+    steps: Steps = 8,
+    guidance: Guidance = 2.0,
+) -> None:
+    """Scores a model folder on held-out prompts with fixed seeds."""
+    from blip3o_rl.evaluation import held_out, suites
+    from blip3o_rl.report.gallery import Tile, save_grid
+
+    chosen = suites.suite_of(suite)
+    try:
+        rows = chosen.prompts(prompts or chosen.default_prompts)
+    except ValueError as error:
+        raise UserError(f"--prompts {prompts}: {error}") from error
+    result = held_out.evaluate(
+        load_pipeline(model),
+        rows,
+        suite,
+        images_per_prompt=images,
+        seed=seed,
+        scale=scale,
+        steps=steps,
+        guidance=guidance,
+        output=out,
+    )
+    Console().print(_scores(result))
+    shown = [
+        Tile(pixels, image.prompt, image.partial) for pixels, image in zip(result.pixels, result.images, strict=True)
+    ]
+    save_grid(
+        out.with_suffix(".png"), shown[:32], f"{model}   ·   mean score {result.overall:.3f} of {len(shown)} images"
+    )
+    print(out, out.with_suffix(".png"))
+
+
+def _tokenize(paths: list[Path], model: str, scale: int, batch_size: int, device: str) -> Any:
+    """Codebook indices of picture files, int64 [B, n]; every file is checked before the model is loaded."""
+    from blip3o_rl.model import folder
+
+    folder.check(model, ("image_tokenizer",))
+    pictures = _read(paths)
+    _, place = placement(device=device)
+    return folder.load_image_tokenizer(model, device=place).tokenize(pictures, scale, batch_size)
+
+
+def _references(model: str, paths: list[Path] | None, size: int | None) -> list[Image.Image]:
+    """The reference pictures; empty without any. Also checks that the model can edit."""
+    if not paths:
+        return []
+    from blip3o_rl.model import folder
+
+    folder.check_editing(model)
+    if size is not None:
+        raise UserError("--size: edited pictures have the model's own size; leave it out")
+    return _read(paths)
+
+
+def _read(paths: list[Path]) -> list[Image.Image]:
+    from blip3o_rl.model.image_tokenizer import read_image
+
+    return [read_image(path) for path in paths]
+
+
+def _check_size(model: str, size: int | None) -> None:
+    from blip3o_rl.model import denoising, folder
+
+    denoising.check_size(folder.check(model) / "renderer", size)
+
+
+def _scores(result: EvaluationResult) -> Table:
+    """The numbers of an evaluation."""
+    rows = Table(box=None, pad_edge=False)
+    for column in ("", "partial credit", "all right", "images"):
+        rows.add_column(column, justify="left" if not column else "right")
+    for tag, numbers in result.per_tag.items():
+        rows.add_row(tag, f"{numbers['partial']:.3f}", f"{numbers['official']:.3f}", f"{numbers['images']:.0f}")
+    error = f" ± {result.standard_error:.3f}" if result.standard_error == result.standard_error else ""
+    rows.add_row(
+        "overall", f"{result.overall:.3f}{error}", f"{result.official:.3f}", str(len(result.images)), style="bold"
+    )
+    rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s an image"
+    return rows
+
+
+def _slug(prompt: str) -> str:
+    """A file name of a prompt: its first words, letters and digits only."""
+    return re.sub(r"[^\w]+", "-", prompt.lower(), flags=re.ASCII).strip("-")[:60].rstrip("-") or "picture"

@@ -1,0 +1,88 @@
+"""The command line: puts the verbs of `blip3o_rl.commands` together.
+
+Each verb imports what it needs inside its function, so that `blip3o-rl --help` answers at once. A problem that the
+user can mend is one line on standard error and exit code 2; any other exception keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from blip3o_rl.cli import convert as models
+from blip3o_rl.cli import doctor as machine
+from blip3o_rl.cli import generate as pictures
+from blip3o_rl.cli import rewards, rewards_author, sft
+from blip3o_rl.cli import train as runs
+from blip3o_rl.errors import UserError
+
+app = typer.Typer(
+    name="blip3o-rl",
+    help="Reinforcement learning for BLIP3o-NEXT image generation, on verl, vLLM and Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+rewards_app = typer.Typer(help="The rewards that a recipe can name.", no_args_is_help=True)
+bench_app = typer.Typer(help="How fast things are on this machine.", no_args_is_help=True)
+mini_app = typer.Typer(help="The small model that ships with the package.", no_args_is_help=True)
+
+app.command()(machine.doctor)
+app.command()(pictures.generate)
+app.command()(pictures.tokenize)
+app.command()(pictures.reconstruct)
+app.command()(runs.train)
+app.command()(runs.submit)
+app.command()(sft.sft)
+app.command("eval")(pictures.evaluate)
+app.command()(models.convert)
+app.command()(models.export)
+app.command()(runs.report)
+app.add_typer(rewards_app, name="rewards")
+rewards_app.command("list")(rewards.list_rewards)
+rewards_app.command()(rewards_author.new)
+rewards_app.command()(rewards_author.check)
+rewards_app.command()(rewards_author.score)
+rewards_app.command()(rewards.serve)
+app.add_typer(bench_app, name="bench")
+bench_app.command("rewards")(rewards_author.bench)
+app.add_typer(mini_app, name="mini")
+mini_app.command("build")(models.build_mini)
+
+
+def main() -> None:
+    """The console script."""
+    raise SystemExit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code: 2 for what the user can mend, 130 after Ctrl-C."""
+    try:
+        code: Any = app(args=arguments, prog_name="blip3o-rl", standalone_mode=False)
+    except UserError as error:
+        return _refuse(str(error))
+    except typer.Abort:
+        return runs.INTERRUPTED
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        if not usage():
+            return 2
+        context = getattr(error, "ctx", None)
+        return _refuse(f"{usage().rstrip('.')}; see {context.command_path if context else 'blip3o-rl'} --help")
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(text: str) -> int:
+    line = " ".join(text.split())
+    Console(stderr=True, soft_wrap=True).print(f"error: {line}", style="red", markup=False, highlight=False)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Verbs that start training runs and report on them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from blip3o_rl.errors import UserError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides of the recipe")]
+
+
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="recipe folder, then Hydra overrides of it"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="run folder to continue from its last complete checkpoint, with its own recipe and overrides"
+        ),
+    ] = None,
+) -> None:
+    """Trains by a recipe, on this machine or in the Ray cluster at RAY_ADDRESS."""
+    from blip3o_rl.report import page, summary
+    from blip3o_rl.report.run_folder import RunFolder
+
+    recipe, overrides = _recipe_and_overrides(words or [], resume)
+    from blip3o_rl.training.launch import launch
+
+    # `ray job stop` sends SIGTERM: it must end like Ctrl-C does, with the run's services taken down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        result = launch(recipe, overrides)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; go on from the last checkpoint with: blip3o-rl train --resume <run folder>", file=sys.stderr
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    folder = RunFolder.open(result.folder)
+    Console().print(summary.table(summary.write(folder)))
+    print(f"report: {page.write(folder)}")
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def submit(
+    recipe: Annotated[str, typer.Argument(help="recipe folder")],
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="the cluster's dashboard; else RAY_ADDRESS, else http://127.0.0.1:8265")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(help="folder for the run on the cluster: on a file system that all nodes share")
+    ] = Path("runs"),
+    wait: Annotated[bool, typer.Option(help="show the job's output until it ends, and exit as it does")] = True,
+) -> None:
+    """Runs `train` as a job on a Ray cluster, with this directory as its working directory."""
+    from blip3o_rl.config.composition import find_recipe
+    from blip3o_rl.training.submit import submit as submit_job
+
+    find_recipe(recipe)
+    raise typer.Exit(submit_job(recipe, overrides or [], address, runs, wait))
+
+
+def report(
+    folder: Annotated[Path | None, typer.Argument(help="run folder; by default the latest in runs/")] = None,
+) -> None:
+    """Writes report.html of a run: curves, time by stage, image grids, guard statistics, configuration."""
+    from blip3o_rl.report import page, summary
+    from blip3o_rl.report.run_folder import RunFolder
+
+    run = RunFolder.latest() if folder is None else RunFolder.open(folder)
+    Console().print(summary.table(summary.summarise(run)))
+    print(page.write(run))
+
+
+def _recipe_and_overrides(words: list[str], resume: Path | None) -> tuple[str, list[str]]:
+    """What to launch: the words as given, or the recipe and overrides of the run to continue with the words on top."""
+    if resume is None:
+        if not words or "=" in words[0]:
+            raise UserError(
+                "train: no recipe given; for example blip3o-rl train recipes/shapes trainer.total_training_steps=20"
+            )
+        return words[0], words[1:]
+    from blip3o_rl.report.run_folder import RunFolder
+
+    folder = RunFolder.open(resume)
+    if not folder.overrides.is_file():
+        raise UserError(f"{folder.overrides}: missing, so the run cannot be continued as it was; start a new one")
+    recipe, *earlier = folder.overrides.read_text().split("\n")
+    if words and "=" not in words[0]:
+        recipe, words = words[0], words[1:]
+    own = [f"run.folder={folder.path}", "run.resume=true"]
+    replaced = {_key(word) for word in (*words, *own)}
+    return recipe, [*(word for word in earlier if word and _key(word) not in replaced), *words, *own]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=")[0]

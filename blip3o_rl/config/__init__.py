@@ -1,0 +1,1 @@
+"""Settings: pydantic models and their composition with Hydra."""

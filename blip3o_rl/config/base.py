@@ -1,0 +1,73 @@
+"""The base of every settings model, and the one place where pydantic's complaints become a line for the user.
+
+Each setting is one field: its type, default, bounds and meaning stand together. Unknown keys are refused with the
+nearest known one, renamed keys with their new name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from blip3o_rl.errors import UserError, did_you_mean
+
+Model = TypeVar("Model", bound="Settings")
+
+
+class Settings(BaseModel):
+    """A group of settings: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old key -> new key, for the error message."""
+
+
+def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
+    """Reads settings from plain values.
+
+    Args:
+        model: the settings model.
+        values: as they stand in a YAML file or a Hydra configuration.
+        key: where they stand (`reward.rewards.ocr`), for the error message; empty at the top.
+
+    Raises:
+        UserError: the first thing that is wrong, with its full key, the value and what is allowed.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(_explained(model, error, key)) from error
+
+
+def _explained(model: type[Settings], error: ValidationError, key: str) -> str:
+    # An unknown key explains a missing one, so it is reported first.
+    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    place = [str(part) for part in problem["loc"]]
+    full = ".".join(part for part in [key, *place] if part)
+    if problem["type"] == "extra_forbidden":
+        owner = _owner(model, problem["loc"][:-1])
+        name = place[-1]
+        if name in owner.renamed:
+            return f"{full}: was renamed; write {owner.renamed[name]}"
+        known = sorted(owner.model_fields)
+        return f"{full}: there is no such key{did_you_mean(name, known)}; known: {', '.join(known)}"
+    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if problem["type"] == "missing":
+        return f"{full}: is missing; set it"
+    if problem["type"] in ("value_error", "assertion_error"):
+        return f"{full}: {text}" if full else text
+    return f"{full}={problem['input']}: {text[:1].lower()}{text[1:]}"
+
+
+def _owner(model: type[Settings], path: tuple[int | str, ...]) -> type[Settings]:
+    """The settings model that holds the last part of a path of field names; unions and mappings end the search."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+        if not nested:
+            break
+        model = nested[0]
+    return model

@@ -1,0 +1,1 @@
+"""Synthetic data sets: scenes, words, text prompts."""

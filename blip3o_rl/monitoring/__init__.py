@@ -1,0 +1,1 @@
+"""Image statistics and their drift during a run."""

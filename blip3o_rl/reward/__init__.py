@@ -1,1 +1,0 @@
-"""Rewards: what one is (api), how several become one number (rubric), and how a user names them (registry)."""

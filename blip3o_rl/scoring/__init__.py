@@ -1,0 +1,1 @@
+"""Rewards: what they are, how they are combined, where they are found."""

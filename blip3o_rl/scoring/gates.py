@@ -1,0 +1,71 @@
+"""Gates: a reward that counts only where others are good enough (`only_if: {geneval: 0.5}`).
+
+An easy reward (looks, style) drowns a hard one (is it what was asked for?). GDPO (arXiv 2601.05242) therefore lets the
+easy reward count only where the hard one is reached: r_k if r_j >= t, else 0. The gate looks at the other reward's
+own, unweighted value. Where it is closed the reward is not even asked, which saves the time of an expensive judge, and
+the sample gets `otherwise` (default 0). A reward with negative values needs an `otherwise` at or below its worst
+value: else staying below the gate would pay.
+
+A gate steers training, so it cannot hang on a held-out reward.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.scoring.adapters import suggestion
+from blip3o_rl.scoring.api import Score
+from blip3o_rl.scoring.entry import Outcome, RubricEntry
+
+
+def check_gates(entries: Sequence[RubricEntry]) -> None:
+    """Checks that every gate hangs on another, trained or gating reward, and that no two wait for each other.
+
+    Raises:
+        UserError: naming the gate.
+    """
+    by_name = {entry.name: entry for entry in entries}
+    for entry in entries:
+        for gate in entry.only_if:
+            key = f"reward.rewards.{entry.name}.only_if.{gate}"
+            others = [name for name in by_name if name != entry.name]
+            if gate == entry.name:
+                raise UserError(f"{key}: a reward cannot be its own gate; name another one")
+            if gate not in by_name:
+                hint = suggestion(gate, others)
+                raise UserError(f"{key}: there is no such reward{hint}; this run has {', '.join(others) or 'no other'}")
+            if by_name[gate].held_out:
+                raise UserError(f"{key}: '{gate}' is held out, and a gate would train on it; gate by another reward")
+    order(entries)
+
+
+def order(entries: Iterable[RubricEntry]) -> list[str]:
+    """The rewards' names, each after its gates.
+
+    Raises:
+        UserError: two rewards wait for each other.
+    """
+    graph = {entry.name: list(entry.only_if) for entry in entries}
+    try:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        circle = list(reversed(error.args[1]))
+        raise UserError(
+            f"reward.rewards.{circle[0]}.only_if: the gates form a circle, {' -> '.join(circle)}; take one of them out"
+        ) from error
+
+
+def is_open(entry: RubricEntry, outcomes: Mapping[str, Outcome | None]) -> bool:
+    """Whether all gates of `entry` are open for a sample.
+
+    Args:
+        entry: the gated reward.
+        outcomes: by gate, what it made of the sample; None where it was itself not asked.
+    """
+    for gate, least in entry.only_if.items():
+        outcome = outcomes[gate]
+        if not isinstance(outcome, Score) or outcome.value < least:
+            return False
+    return True

@@ -1,0 +1,1 @@
+"""Rewards in another process: wire format, client, service, deployment."""

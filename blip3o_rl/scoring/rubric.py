@@ -1,0 +1,245 @@
+"""Several named rewards, one number a sample.
+
+The value is the weighted sum, not divided by the weights (Flow-GRPO's `multi_score`): changing one weight leaves the
+others' scale alone. The weighted terms are kept apart as well, because GDPO (`reward.aggregation: gdpo`) normalises
+each within its group before adding them up; the group is the trainer's business, so that is done in
+`training.advantage`.
+
+What a single reward does, and what happens when it fails, is in `entry`; rewards that wait for others in `gates`. A
+held-out reward is scored and logged like the others under `held_out/<name>`, but enters neither value nor terms, and
+its failure is logged (`held_out/<name>/failed`) without taking the sample from training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.scoring import sync
+from blip3o_rl.scoring.api import Reward, RewardError, Sample, Score
+from blip3o_rl.scoring.entry import DEFAULT_TIMEOUT_S, ON_ERROR, Outcome, RubricEntry
+from blip3o_rl.scoring.gates import check_gates, is_open, order
+
+if TYPE_CHECKING:
+    from blip3o_rl.data.prompts import PromptRow
+
+__all__ = ["AGGREGATIONS", "DEFAULT_TIMEOUT_S", "ON_ERROR", "Rubric", "RubricEntry", "RubricScore"]
+
+AGGREGATIONS = ("weighted_sum", "gdpo")
+
+
+@dataclass(frozen=True)
+class RubricScore:
+    """A sample's result.
+
+    Attributes:
+        id: the sample's id.
+        value: weighted sum; NaN if failed, so that using it by mistake is visible.
+        failed: at least one reward gave no score; the sample is to be masked out of its group.
+        reason: why it failed, or the rewards' reasons.
+        parts: for the log, of the rewards that did score: "name" -> unweighted value, "name/part" -> part,
+            "name/tag_<tag>" -> the value again for the prompt's own tag (a mean over samples is then the tag's),
+            "name/open" -> 1 or 0 for a gated reward.
+        terms: weight x value of each trained reward in the rubric's order, gates applied; they add up to `value`.
+            Empty if failed.
+    """
+
+    id: str
+    value: float
+    failed: bool
+    reason: str
+    parts: dict[str, float]
+    terms: tuple[float, ...] = ()
+
+
+class Rubric:
+    """Named rewards with weights, scored together; see the module's docstring.
+
+    Raises:
+        UserError: two rewards of one name, a gate that cannot work, or nothing to train on.
+    """
+
+    def __init__(self, entries: Sequence[RubricEntry]):
+        self.entries = list(entries)
+        names = [entry.name for entry in self.entries]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"reward.rewards.{name}: there are two rewards of this name; rename one")
+        check_gates(self.entries)
+        if self.entries and all(entry.held_out for entry in self.entries):
+            raise UserError(
+                "reward.rewards: all rewards are held out, which leaves nothing to train on; add one that is not"
+            )
+        self._by_name = {entry.name: entry for entry in self.entries}
+        self._order = [self._by_name[name] for name in order(self.entries)]
+
+    @classmethod
+    def of(cls, reward: Reward) -> Rubric:
+        """The rubric of a single reward with weight 1."""
+        return cls([RubricEntry(reward.name, reward)])
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name -> weight of the trained rewards: what `RubricScore.terms` belong to, in order."""
+        return {entry.name: entry.weight for entry in self.entries if entry.trained}
+
+    def score(self, samples: Sequence[Sample]) -> list[RubricScore]:
+        """`score_async` for callers without an event loop (and for those that happen to be inside one)."""
+        return sync.run(self.score_async(samples))
+
+    async def score_async(self, samples: Sequence[Sample]) -> list[RubricScore]:
+        """Scores all samples with all rewards: side by side, but for those that wait for their gates.
+
+        Returns:
+            one RubricScore a sample, in order.
+
+        Raises:
+            RewardError: if a reward with `on_error: stop` fails.
+        """
+        samples = list(samples)
+        if not samples:
+            return []
+        columns: dict[str, asyncio.Task[list[Outcome | None]]] = {}
+        for entry in self._order:
+            columns[entry.name] = asyncio.create_task(self._column(entry, samples, columns))
+        try:
+            await asyncio.gather(*columns.values())
+        except BaseException:
+            for task in columns.values():
+                task.cancel()
+            await asyncio.gather(*columns.values(), return_exceptions=True)
+            raise
+        return [
+            self._combine(sample, {name: task.result()[row] for name, task in columns.items()})
+            for row, sample in enumerate(samples)
+        ]
+
+    async def _column(
+        self, entry: RubricEntry, samples: list[Sample], columns: Mapping[str, asyncio.Task[list[Outcome | None]]]
+    ) -> list[Outcome | None]:
+        """One reward's outcome for each sample; None where its gate is closed."""
+        gates = {gate: await columns[gate] for gate in entry.only_if}
+        rows = [
+            row for row in range(len(samples)) if is_open(entry, {gate: column[row] for gate, column in gates.items()})
+        ]
+        result: list[Outcome | None] = [None] * len(samples)
+        for row, outcome in zip(rows, await entry.score([samples[row] for row in rows]), strict=True):
+            result[row] = outcome
+        return result
+
+    def _combine(self, sample: Sample, outcomes: Mapping[str, Outcome | None]) -> RubricScore:
+        parts: dict[str, float] = {}
+        reasons: list[str] = []
+        failures: list[str] = []
+        terms: list[float] = []
+        for entry in self.entries:
+            outcome = outcomes[entry.name]
+            if entry.only_if:
+                parts[f"{entry.log_name}/open"] = float(outcome is not None)
+            if entry.held_out and outcome is not None:
+                parts[f"{entry.log_name}/failed"] = float(isinstance(outcome, RewardError))
+            if isinstance(outcome, RewardError):
+                (reasons if entry.held_out else failures).append(str(outcome))
+                continue
+            if isinstance(outcome, Score):
+                parts.update(_logged(entry.log_name, outcome, sample.metadata))
+                if outcome.reason:
+                    reasons.append(f"{entry.name}: {outcome.reason}")
+            if entry.trained:
+                terms.append(entry.weight * (entry.otherwise if outcome is None else outcome.value))
+        if failures:
+            return RubricScore(sample.id, math.nan, True, "; ".join(failures), parts)
+        return RubricScore(sample.id, sum(terms, 0.0), False, "; ".join(reasons), parts, tuple(terms))
+
+    def self_check(self) -> None:
+        """Scores a blank image (twice, as a batch of two) with each reward, so that a broken one is found before any
+        model is loaded. A reward with required metadata gets its own `example_metadata` if it has some. A reward
+        that is yet to be deployed is left out; check again when it is.
+
+        Raises:
+            UserError: naming the reward and what it did.
+        """
+        for entry in self._available():
+            metadata = getattr(entry.reward, "example_metadata", None)
+            if metadata is None:
+                metadata = {name: "" for name in entry.reward.required_metadata}
+            prompt = metadata.get("prompt", "a photo of a circle")
+            blank = [
+                Sample(f"self-check-{i}", prompt, np.zeros((64, 64, 3), np.uint8), dict(metadata)) for i in range(2)
+            ]
+            strict = RubricEntry(entry.name, entry.reward, 1.0, "stop", 0, entry.timeout_s)
+            try:
+                Rubric([strict]).score(blank)
+            except RewardError as error:
+                raise UserError(
+                    f"{error}; found by scoring two blank 64x64 images before the run: mend the reward or take it out"
+                ) from error
+
+    def check_prompts(self, rows: Iterable[PromptRow]) -> None:
+        """Checks that each row has what each reward needs. A reward may look at one row (`check_metadata`), or at
+        all of them in one go (`check_metadatas`), as a service in another process does. A reward that is yet to be
+        deployed is left out; check again when it is.
+
+        Raises:
+            UserError: naming file, line, field and reward.
+        """
+        rows = list(rows)
+        for entry in self._available():
+            for row in rows:
+                missing = missing_metadata(entry.reward, row.metadata)
+                if missing:
+                    raise UserError(
+                        f"{row.where}: field '{missing}' is missing, but reward '{entry.name}' needs it; "
+                        f"add it to the line or remove reward.rewards.{entry.name}"
+                    )
+            for row, problem in zip(rows, metadata_problems(entry.reward, [r.metadata for r in rows]), strict=True):
+                if problem:
+                    raise UserError(f"{row.where}: reward '{entry.name}' cannot score this prompt: {problem}")
+
+    def _available(self) -> list[RubricEntry]:
+        return [entry for entry in self.entries if getattr(entry.reward, "available", True)]
+
+
+def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:
+    """The first field that the reward needs and the metadata do not have, or ""."""
+    return next((name for name in reward.required_metadata if metadata.get(name) in (None, "", [])), "")
+
+
+def metadata_problems(reward: Reward, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the reward says is wrong with each prompt's metadata, "" for nothing."""
+    together = getattr(reward, "check_metadatas", None)
+    if together is not None:
+        return together(metadatas)
+    single = getattr(reward, "check_metadata", lambda metadata: "")
+    return [single(metadata) or "" for metadata in metadatas]
+
+
+def _logged(name: str, score: Score, metadata: Mapping[str, Any]) -> dict[str, float]:
+    """A score as it is logged: the value, its parts, and the value again under the prompt's tag."""
+    logged = {name: score.value}
+    if isinstance(metadata.get("tag"), str):
+        logged[f"{name}/tag_{metadata['tag']}"] = score.value
+    return {**logged, **{f"{name}/{part}": value for part, value in score.parts.items()}}
+
+
+def token_rewards(score: RubricScore, count: int, aggregation: str) -> list[float]:
+    """A sample's rewards on its `count` tokens; their sum is the score's value.
+
+    With gdpo the terms lie on the first tokens, one each, where `training.advantage` finds them; else the value lies
+    on the last token, as verl has it.
+    """
+    terms = score.terms if aggregation == "gdpo" else ()
+    rest = [0.0] * (count - len(terms))
+    if aggregation != "gdpo":
+        rest[-1] = score.value
+    return [*terms, *rest]

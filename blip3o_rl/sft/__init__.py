@@ -1,0 +1,1 @@
+"""Supervised fine-tuning of policy and renderer on image-text pairs."""

@@ -1,0 +1,1 @@
+"""Patches to foreign libraries, one module per library."""

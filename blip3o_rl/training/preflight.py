@@ -1,0 +1,216 @@
+"""What can be wrong with a run and can be known before a model is loaded; each is one line with key and remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.data import prompts as prompt_data
+from blip3o_rl.data.synthetic.scene_prompts import train_prompts
+from blip3o_rl.data.synthetic.scenes import TAGS
+from blip3o_rl.data.synthetic.text_prompts import train_text_prompts
+from blip3o_rl.data.synthetic.words import train_words
+from blip3o_rl.errors import UserError
+from blip3o_rl.evaluation.suites import SUITES
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
+from blip3o_rl.monitoring.drift import Limits, read_limits
+from blip3o_rl.rollout.render_service import RenderOptions
+from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.training.advantage import algorithm_options
+
+OVERHEAD_GIB = 5.0
+COPIES = 6
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found out on the way."""
+
+    model: Path
+    layout: TokenLayout
+    render: RenderOptions
+    rows: list[prompt_data.PromptRow]
+    held_out: list[prompt_data.PromptRow]
+    limits: Limits
+    algorithm: dict[str, Any]
+    """What `reward.aggregation` sets in verl's `algorithm` group."""
+
+
+def check(config: DictConfig) -> Checked:
+    """Checks a composed configuration.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    model = model_folder.check(config.model.folder)
+    layout = model_folder.load_layout(model)
+    layout.tokens_per_image(config.model.scale)
+    render = render_options(config, model)
+    _check_batches(config)
+    _check_numbers(config)
+    guards: Any = OmegaConf.to_container(config.guards, resolve=True)
+    limits = read_limits(guards)
+    rows = _prompt_rows(config)
+    if len(rows) < config.data.train_batch_size:
+        raise UserError(
+            f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={config.data.train_batch_size}; "
+            "give more prompts or a smaller batch"
+        )
+    held_out = held_out_rows(config)
+    _check_lengths(config, model, layout, [*rows, *held_out])
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    if not rewards:
+        raise UserError("reward.rewards: empty; name at least one reward, such as reward.rewards.geneval.weight=1.0")
+    rubric = build_rubric(rewards)
+    rubric.check_prompts([*rows, *held_out])
+    rubric.self_check()
+    algorithm = algorithm_options(config.reward.aggregation, rubric.weights, config.algorithm)
+    _check_memory(model, str(config.trainer.device))
+    return Checked(model, layout, render, rows, held_out, limits, algorithm)
+
+
+def render_options(config: DictConfig, model: Path) -> RenderOptions:
+    """The `render` group as the render service takes it."""
+    fields: Any = OmegaConf.to_container(config.render, resolve=True)
+    return RenderOptions(folder=str(model), **fields)
+
+
+def _check_batches(config: DictConfig) -> None:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    prompts, n = config.data.train_batch_size, rollout.n
+    for key, value in (
+        ("data.train_batch_size", prompts),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", actor.ppo_micro_batch_size_per_gpu),
+    ):
+        if value < 1:
+            raise UserError(f"{key}={value}: must be at least 1")
+    if n < 2:
+        raise UserError(f"actor_rollout_ref.rollout.n={n}: GRPO compares samples of one prompt; use at least 2")
+    if prompts % actor.ppo_mini_batch_size:
+        raise UserError(
+            f"data.train_batch_size={prompts} is no multiple of actor_rollout_ref.actor.ppo_mini_batch_size="
+            f"{actor.ppo_mini_batch_size}; both count prompts"
+        )
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if prompts * n % gpus:
+        raise UserError(
+            f"data.train_batch_size={prompts} x rollout.n={n} = {prompts * n} samples do not divide over {gpus} GPUs "
+            "(trainer.n_gpus_per_node x trainer.nnodes); change one of them"
+        )
+    per_gpu = actor.ppo_mini_batch_size * n // gpus
+    if per_gpu % actor.ppo_micro_batch_size_per_gpu:
+        raise UserError(
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu="
+            f"{actor.ppo_micro_batch_size_per_gpu} does not divide the {per_gpu} samples that each GPU updates on "
+            "(ppo_mini_batch_size x rollout.n / GPUs)"
+        )
+
+
+def _check_numbers(config: DictConfig) -> None:
+    if config.trainer.total_training_steps is None or config.trainer.total_training_steps < 1:
+        raise UserError(f"trainer.total_training_steps={config.trainer.total_training_steps}: must be at least 1")
+    if config.run.images_every < 1:
+        raise UserError(f"run.images_every={config.run.images_every}: must be at least 1")
+    rollout = config.actor_rollout_ref.rollout
+    if (rollout.temperature, rollout.top_k, rollout.top_p) != (1.0, -1, 1.0):
+        raise UserError(
+            "actor_rollout_ref.rollout: temperature, top_k, top_p must stay 1.0, -1, 1.0; "
+            "what is sampled is what is optimised"
+        )
+    if "hf_model" not in config.actor_rollout_ref.actor.checkpoint.save_contents:
+        raise UserError(
+            "actor_rollout_ref.actor.checkpoint.save_contents: hf_model is missing, and the trained model folder is "
+            "made of it; add it"
+        )
+    if config.trainer.v1.trainer_mode != "sync":
+        raise UserError(f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode}: only sync is supported")
+    if config.trainer.val_before_train or config.trainer.test_freq > 0:
+        raise UserError(
+            "trainer.val_before_train, trainer.test_freq: must stay off; run.evaluate scores the held-out prompts "
+            "before and after with fixed seeds"
+        )
+
+
+def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
+    if config.prompts.file is not None:
+        return prompt_data.read_prompts(config.prompts.file)
+    source, count, seed = config.prompts.source, config.prompts.train, config.run.seed
+    if source == "shapes":
+        metadata = train_prompts(count, seed, _shares(config))
+    elif source == "words":
+        metadata = train_words(count, seed)
+    elif source == "text":
+        metadata = train_text_prompts(count, seed)
+    else:
+        raise UserError(f"prompts.source={source}: use one of shapes, words, text; or set prompts.file")
+    return [prompt_data.check_row(line, f"{source}:{number}") for number, line in enumerate(metadata, start=1)]
+
+
+def _shares(config: DictConfig) -> dict[str, int]:
+    """`prompts.shares`, checked."""
+    if config.prompts.shares is None:
+        raise UserError("prompts.shares=null: leave it out for equal shares, or set prompts.shares.<tag>")
+    shares: Any = OmegaConf.to_container(config.prompts.shares)
+    for tag, share in shares.items():
+        if tag not in TAGS:
+            raise UserError(f"prompts.shares.{tag}: there is no such tag; use {', '.join(TAGS)}")
+        if not isinstance(share, int) or share < 0:
+            raise UserError(f"prompts.shares.{tag}={share}: must be a whole number of at least 0")
+    if not any(shares.values()):
+        raise UserError("prompts.shares: all shares are 0; give at least one tag a share")
+    return shares
+
+
+def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
+    """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`.
+
+    Raises:
+        UserError: training is on prompts that have no evaluation.
+    """
+    if not config.run.evaluate:
+        return []
+    source = config.prompts.source
+    if config.prompts.file is not None or source not in SUITES:
+        raise UserError(
+            f"run.evaluate=true: the built-in evaluations are of the {' and '.join(SUITES)} prompts, and this run has "
+            "others; set run.evaluate=false"
+        )
+    suite = SUITES[source]
+    try:
+        metadata = suite.prompts(config.run.eval_prompts or suite.default_prompts)
+    except ValueError as error:
+        raise UserError(f"run.eval_prompts={config.run.eval_prompts}: {error}") from error
+    return [prompt_data.check_row(line, f"{source}-held-out:{number}") for number, line in enumerate(metadata, start=1)]
+
+
+def _check_lengths(config: DictConfig, model: Path, layout: TokenLayout, rows: list[prompt_data.PromptRow]) -> None:
+    tokenizer = model_folder.load_tokenizer(model)
+    for row in rows:
+        length = len(encode_prompt(tokenizer, row.prompt, config.model.scale, layout))
+        if length > config.data.max_prompt_length:
+            raise UserError(
+                f"{row.where}: the prompt has {length} tokens with the chat around it, data.max_prompt_length is "
+                f"{config.data.max_prompt_length}; raise it or shorten the prompt"
+            )
+
+
+def _check_memory(model: Path, device: str) -> None:
+    """Refuses a run whose processes would not fit: 5 GiB for Ray, verl, vLLM and Serve, and six copies of the policy.
+
+    The copies are trainer, optimiser (2), gradients, reference and sampler; on a GPU they lie there and are not
+    counted here.
+    """
+    weights = sum(file.stat().st_size for file in (model / "policy").glob("*.safetensors"))
+    needed = OVERHEAD_GIB + (2 * COPIES * weights / 2**30 if device == "cpu" else 0)
+    available = psutil.virtual_memory().available / 2**30
+    if available < needed:
+        raise UserError(
+            f"memory: {available:.1f} GiB free, this run needs about {needed:.1f} GiB; "
+            "end other programs, or use a larger machine or a smaller model.folder"
+        )

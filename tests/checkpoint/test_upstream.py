@@ -1,0 +1,153 @@
+"""The official layout at full size, by key and shape alone; and what a difference is called."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from blip3o_rl.checkpoint import upstream as official
+from blip3o_rl.checkpoint import upstream_sizes as released
+from blip3o_rl.checkpoint.tensor_files import Stored
+from blip3o_rl.checkpoint.upstream import Architecture, Differences
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.policy import Blip3oNextConfig
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict:
+    policy = Blip3oNextConfig(**released.POLICY, tie_word_embeddings=True)
+    reference = {"cross_attention": True, "noise_injection": True}
+    return Architecture(policy, released.SANA, released.DC_AE, released.TA_TOK, reference).modules()
+
+
+@pytest.fixture(scope="module")
+def manifest(modules: dict) -> dict[str, tuple[int, ...]]:
+    return official.manifest(modules)
+
+
+def test_full_size_modules_are_built_without_memory(modules: dict) -> None:
+    assert {value.device.type for module in modules.values() for value in module.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("model.embed_tokens.weight", (217210, 2048)),
+        ("model.layers.27.self_attn.q_proj.weight", (2048, 2048)),
+        ("model.layers.0.self_attn.k_proj.weight", (1024, 2048)),
+        ("model.layers.0.self_attn.q_norm.weight", (128,)),
+        ("model.layers.27.mlp.down_proj.weight", (2048, 6144)),
+        ("model.norm.weight", (2048,)),
+        ("model.diffusion_connector.0.weight", (2304, 2048)),
+        ("model.diffusion_connector.2.bias", (2304,)),
+        ("model.diffusion_connector.3.weight", (2304,)),
+        ("model.sana.patch_embed.proj.weight", (2240, 32, 1, 1)),
+        ("model.sana.caption_projection.linear_1.weight", (2240, 2304)),
+        ("model.sana.caption_norm.weight", (2240,)),
+        ("model.sana.transformer_blocks.19.attn2.norm_q.weight", (2240,)),
+        ("model.sana.transformer_blocks.19.ff.conv_inverted.weight", (11200, 2240, 1, 1)),
+        ("model.sana.proj_out.weight", (32, 2240)),
+        ("model.und_image_vae_connector.0.weight", (2304, 32)),
+        ("model.vision_tower.vision_tower.encoder.embeddings.patch_embedding.weight", (1152, 3, 14, 14)),
+        ("model.vision_tower.vision_tower.encoder.embeddings.position_embedding.weight", (729, 1152)),
+        ("model.vision_tower.vision_tower.encoder.encoder.layers.25.mlp.fc1.weight", (4304, 1152)),
+        ("model.vision_tower.vision_tower.encode_task_layer.0.weight", (1152, 1152)),
+        ("model.vision_tower.vision_tower.bottleneck.in_linear.weight", (1536, 1152)),
+        ("model.vision_tower.vision_tower.bottleneck.regularizer.embedding.weight", (65536, 1536)),
+        ("model.vision_tower.vision_tower.bottleneck.regularizer.embedding_proj.bias", (1536,)),
+    ],
+)
+def test_full_size_keys_and_shapes(manifest: dict, key: str, shape: tuple[int, ...]) -> None:
+    assert manifest[key] == shape
+
+
+def test_full_size_parameter_counts_are_the_released_ones(manifest: dict) -> None:
+    def count(prefix: str) -> int:
+        return sum(math.prod(shape) for key, shape in manifest.items() if key.startswith(prefix))
+
+    assert count("model.sana.") == 1_604_641_952
+    assert sum(key.startswith("model.sana_vae.") for key in manifest) == 375
+    assert round(count("model.sana_vae.") / 1e6, 2) == 312.25
+    assert count("model.diffusion_connector.") == 10_033_920
+    policy = sum(count(prefix) for prefix in ("model.embed_tokens.", "model.layers.", "model.norm."))
+    assert policy == 1_854_256_128 and "lm_head.weight" not in manifest
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("lm_head.weight", ("policy", "lm_head.weight")),
+        ("model.diffusion_connector.3.weight", ("renderer/connector", "layers.3.weight")),
+        ("model.sana.scale_shift_table", ("renderer/transformer", "scale_shift_table")),
+        ("model.sana_vae.decoder.conv_in.bias", ("renderer/vae", "decoder.conv_in.bias")),
+        ("model.und_image_vae_connector.2.bias", ("renderer/reference_connector", "layers.2.bias")),
+        (official.TOWER + "encode_task_layer.0.bias", ("image_tokenizer", "encode_task_layer.0.bias")),
+        (official.TOWER + "encoder.encoder.layers.26.mlp.fc1.bias", ("official",) * 2),
+        (official.TOWER + "encoder.head.probe", ("official",) * 2),
+        (official.TOWER + "decoder.vision_model.post_layernorm.bias", ("official",) * 2),
+        ("model.und_image_vae_as_noise_connector.0.weight", ("official",) * 2),
+        (official.TOWER + "encoder.encoder.layers.27.mlp.fc1.bias", None),
+        ("model.layers.28.mlp.up_proj.weight", None),
+        ("model.sana.transformer_blocks.20.scale_shift_table", None),
+        ("model.vision_tower.encode_task_layer.0.bias", None),
+    ],
+)
+def test_each_key_has_one_place(manifest: dict, key: str, place: tuple[str, str] | None) -> None:
+    found = official.place(key, manifest)
+    assert found == (place if place is None or place[0] != "official" else ("official", key))
+
+
+def stored(shape: tuple[int, ...], dtype: str = "BF16") -> Stored:
+    return Stored(Path("x"), dtype, shape, 0, 0)
+
+
+def test_differences_name_every_key() -> None:
+    used = {official.EMBEDDING: (8, 4), **{f"model.layers.{n}.mlp.up_proj.weight": (6, 4) for n in range(4)}}
+    found = {
+        official.EMBEDDING: stored((8, 2)),
+        "lm_head.weight": stored((8, 2)),
+        "model.layers.3.mlp.up_proj.weight": stored((6, 4), "I8"),
+        "model.layers.0.mlp.up_proj.weight": stored((6, 4)),
+        "model.vision.x": stored((1,)),
+    }
+    differences = official.compare(used, found)
+    assert str(differences) == (
+        "2 missing: model.layers.{1-2}.mlp.up_proj.weight; 1 unexpected: model.vision.x; "
+        "2 of the wrong shape: lm_head.weight, model.embed_tokens.weight [8, 2] instead of [8, 4]; "
+        "1 of dtype ['I8']: model.layers.3.mlp.up_proj.weight"
+    )
+    assert differences and not Differences()
+
+
+def test_a_config_of_another_module_is_refused() -> None:
+    policy = Blip3oNextConfig(**released.POLICY)
+    with pytest.raises(UserError, match=r"config of renderer/vae: describes no such module"):
+        Architecture(policy, released.SANA, {"encoder_block_types": "NoSuchBlock"}, None).modules()
+
+
+@pytest.mark.parametrize(
+    ("fields", "keys", "flags"),
+    [
+        ({}, [], None),
+        ({"use_und_image_vae_as_noise": True}, [official.REFERENCE + "0.bias"], (True, True)),
+        ({}, [official.REFERENCE + "0.bias"], (True, False)),
+        ({}, [official.REFERENCE + "0.bias", "model.und_image_vae_as_noise_connector.0.bias"], (True, True)),
+        ({"only_use_und_image_vae_as_noise": True, "use_und_image_vae_as_noise": True},
+         [official.REFERENCE + "0.bias"], (False, True)),
+    ],
+)  # fmt: skip
+def test_how_an_editing_checkpoint_uses_its_reference(fields: dict, keys: list[str], flags) -> None:
+    found = official.reference_flags(fields, dict.fromkeys(keys))
+    assert found == (None if flags is None else {"cross_attention": flags[0], "noise_injection": flags[1]})
+
+
+def test_full_size_layout_is_the_released_one() -> None:
+    from blip3o_rl.model.token_layout import TokenLayout
+
+    layout = TokenLayout.from_config(Blip3oNextConfig(**released.POLICY))
+    assert (layout.image_ids.start, layout.image_ids.stop) == (151674, 217210)
+    assert layout.tokens_per_image(0) == 729
+    assert torch.equal(layout.to_ids(torch.tensor([65535])), torch.tensor([217209]))

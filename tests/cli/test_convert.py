@@ -1,0 +1,74 @@
+"""`convert` and `export` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blip3o_rl.cli import convert as models
+from blip3o_rl.cli import main as cli
+from blip3o_rl.errors import UserError
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.training import checkpoints
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run that began at the packaged model and wrote one checkpoint."""
+    folder = RunFolder.create("shelves", path=tmp_path / "run")
+    write_text(folder.config, "model: {folder: mini}\nreward: {rewards: {geneval: {weight: 0.7}, mine: {}}}\n")
+    folder.append_metrics(3, {"critic/score/mean": 0.5, "actor/kl_loss": 0.01})
+    checkpoint = folder.checkpoints / "global_step_3"
+    model_folder.load_policy("mini").save_pretrained(checkpoint / "actor" / "huggingface")
+    checkpoints.mark_complete(checkpoint, 3)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["folder", "official", "diffusers", "policy"])
+def test_a_run_is_exported_in_every_format_with_its_card(run: RunFolder, tmp_path: Path, layout: str, capsys) -> None:
+    out = tmp_path / "out" / "exported"
+    assert cli.run(["export", str(run.path), str(out), "--format", layout]) == 0
+    assert capsys.readouterr().out.replace("\n", "").endswith(str(out))
+    text = (out / "README.md").read_text()
+    assert "Run `run`: 3 steps" in text and "geneval (weight 0.7), mine (weight 1)" in text
+    assert list(out.rglob("*.safetensors"))
+    assert [path.name for path in out.parent.iterdir()] == ["exported"], "nothing temporary is left"
+
+
+def test_an_official_export_of_a_run_converts_again(run: RunFolder, tmp_path: Path, capsys) -> None:
+    assert (
+        cli.run(["export", str(run.checkpoints / "global_step_3"), str(tmp_path / "out"), "--format", "official"]) == 0
+    )
+    models.convert(str(tmp_path / "out"), tmp_path / "model", dry_run=True)
+    assert "dry run: nothing written" in capsys.readouterr().out
+    assert not (tmp_path / "model").exists()
+    models.convert(str(tmp_path / "out"), tmp_path / "model")
+    assert "policy: 46 tensors" in capsys.readouterr().out
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["converted"]["source"] == "out"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mini", "OUT"], "is a model folder already; choose --format"),
+        (["mini", "OUT", "--format", "gguf"], "--format"),
+        (["EMPTY", "OUT", "--format", "official"], "no complete checkpoint here"),
+        (["mini", "EMPTY/..", "--format", "policy"], "exists and is not empty"),
+    ],
+)
+def test_bad_requests_are_one_line(tmp_path: Path, arguments: list[str], words: str, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"OUT": tmp_path / "out", "EMPTY": tmp_path / "empty", "EMPTY/..": tmp_path}
+    assert cli.run(["export", *(str(places.get(word, word)) for word in arguments)]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert "\n" not in printed and words in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_refuses_what_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder, and no hub id"):
+        models.convert("/nowhere/at/all", tmp_path / "model")

@@ -1,0 +1,216 @@
+"""The verbs that draw, tokenize and reconstruct, over a small untrained model folder of the test's own."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blip3o_rl import __version__
+from blip3o_rl.cli import generate as pictures
+from blip3o_rl.cli import main as cli
+from blip3o_rl.cli import output as drawing
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini import parts
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.image_tokenizer import read_image
+
+PROMPTS = ["a photo of a red circle", "a photo of two blue squares left of a star"]
+FEW = ["--scale", "2", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    tokenizer, layout = parts.make_tokenizer(PROMPTS)
+    written = model_folder.save(
+        tmp_path_factory.mktemp("model"),
+        policy=parts.make_policy(tokenizer, layout),
+        tokenizer=tokenizer,
+        renderer=parts.make_renderer(parts.make_vae()),
+        image_tokenizer=parts.make_image_tokenizer(),
+        source="test",
+    )
+    return str(written)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def drawn(folder: Path) -> dict[str, np.ndarray]:
+    return {file.name: np.asarray(Image.open(file)) for file in folder.glob("*.png") if file.name != "grid.png"}
+
+
+def generate(model: str, out: Path, *more: str) -> int:
+    return cli.run(["generate", *PROMPTS, "--model", model, "--out", str(out), *FEW, *more])
+
+
+def test_the_settings_are_in_the_file(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(model, tmp_path / "o", "--n", "2", "--seed", "5", "--guidance", "1.5", "--device", "cpu") == 0
+    names = [f"{prompt.replace(' ', '-')}-seed{seed}.png" for prompt in PROMPTS for seed in (5, 6)]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "o" / name) for name in [*names, "grid.png"]]
+    made = Image.open(tmp_path / "o" / names[3])
+    assert made.size == (64, 64)
+    assert made.text == {
+        "prompt": PROMPTS[1],
+        "seed": "6",
+        "model": model,
+        "scale": "2",
+        "steps": "2",
+        "guidance": "1.5",
+        "size": "64",
+        "backend": "transformers",
+        "dtype": "float32",
+        "device": "cpu",
+        "blip3o_rl": __version__,
+    }
+
+
+def test_pictures_do_not_depend_on_the_batch_size(model: str, tmp_path: Path) -> None:
+    for batch_size in ("1", "3", "4"):
+        assert generate(model, tmp_path / batch_size, "--n", "2", "--batch-size", batch_size, "--device", "cpu") == 0
+    one, three, four = (drawn(tmp_path / name) for name in ("1", "3", "4"))
+    assert len(one) == 4 and one.keys() == three.keys() == four.keys()
+    for name, image in one.items():
+        assert np.abs(image.astype(int) - three[name]).max() <= 1
+        assert np.abs(image.astype(int) - four[name]).max() <= 1
+    assert len({image.tobytes() for image in one.values()}) == 4, "each seed and prompt has a picture of its own"
+
+
+def test_the_same_prompt_twice_overwrites_nothing(model: str, tmp_path: Path) -> None:
+    assert cli.run(["generate", "a cat", "A cat!", "--model", model, "--out", str(tmp_path), *FEW]) == 0
+    assert drawn(tmp_path).keys() == {"a-cat-seed0.png", "a-cat-seed0-2.png"}
+
+
+def test_other_dtypes(model: str, tmp_path: Path) -> None:
+    assert generate(model, tmp_path, "--dtype", "bfloat16", "--device", "cpu", "--size", "64") == 0
+    assert {Image.open(file).text["dtype"] for file in tmp_path.glob("a-*.png")} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--size", "128"], "positional embedding for 64 px"),
+        (["--size", "0"], "--size"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--backend", "tgi"], "--backend"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--reference", "a.png"], "takes no reference picture"),
+    ],
+)
+def test_generate_refuses_in_one_line(
+    model: str, tmp_path: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(model, tmp_path / "o", *more) == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith("error: ") and "\n" not in printed and words in printed
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert generate(model, tmp_path, "--device", "cuda") == 2
+
+
+def test_an_output_folder_that_is_a_file_is_refused(model: str, picture: Path) -> None:
+    assert generate(model, picture) == 2
+
+
+def test_references_reach_the_pipeline(
+    model: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def pipe(prompts: list[str], seeds: list[int], **settings: Any) -> Any:
+        asked.update(settings)
+        return types.SimpleNamespace(images=np.zeros((len(prompts), 64, 64, 3), np.uint8))
+
+    monkeypatch.setattr(model_folder, "check_editing", lambda folder: folder)
+    monkeypatch.setattr(pictures, "load_pipeline", lambda *_, **__: pipe)
+    assert generate(model, tmp_path / "o", "--reference", str(picture), "--device", "cpu") == 0
+    assert len(asked["references"]) == len(PROMPTS)
+    assert all(np.array_equal(np.asarray(given), np.asarray(read_image(picture))) for (given,) in asked["references"])
+    assert all(Image.open(file).text["reference"] == str(picture) for file in (tmp_path / "o").glob("a-*.png"))
+
+
+def test_a_failed_write_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(self: Any, target: Path, **_: Any) -> None:
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        drawing.save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bar_counts_batches_by_their_stages() -> None:
+    with drawing.watched(3, batch_size=2) as progress:
+        seen = []
+        for stage, done, total in [("tokens", 1, 2), ("tokens", 2, 2), ("steps", 1, 1), ("tokens", 2, 2)]:
+            progress(stage, done, total)
+            seen.append(progress.bar.tasks[0].completed)
+    assert seen == [0.5, 1.0, 2.0, 2.5]
+
+
+def test_tokenize_prints_json(model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.open(picture).rotate(90, expand=True).save(tmp_path / "turned.png")
+    files = [picture, tmp_path / "turned.png"]
+    pictures.tokenize(files, model, scale=1)
+    found = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in found] == [str(file) for file in files]
+    tokenizer = model_folder.load_image_tokenizer(model)
+    for row, file in zip(found, files, strict=True):
+        assert row["scale"] == 1
+        assert row["ids"] == tokenizer.tokenize([Image.open(file)], 1)[0].tolist()
+
+
+def test_reconstruct_draws_the_tokens_of_the_picture(
+    model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = tmp_path / "sub" / "picture.png"
+    again.parent.mkdir()
+    Image.open(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(again)
+    pictures.reconstruct([picture, again], model, tmp_path / "o", seed=3, scale=2, steps=2, device="cpu")
+    files = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [file.name for file in files] == ["picture-reconstructed.png", "picture-reconstructed-2.png"]
+    made = [Image.open(file) for file in files]
+    assert made[1].text["image"] == str(again) and made[1].text["seed"] == "4" and made[1].text["prompt"] == ""
+
+    pipe = pictures.load_pipeline(model, device="cpu")
+    indices = model_folder.load_image_tokenizer(model).tokenize([read_image(picture)], 2)
+    rows = pipe.prompt_ids([""], 2)
+    states = pipe.hidden_states(rows, pipe.layout.to_ids(indices), 2)
+    expected = pipe.renderer.render(states, [3], steps=2)[0]
+    assert np.abs(np.asarray(made[0]).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("verb", [pictures.tokenize, pictures.reconstruct])
+def test_bad_pictures_are_named_before_anything_is_loaded(
+    model: str, verb: Any, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_folder, "load_image_tokenizer", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "text.png").write_text("no picture")
+    for bad, words in (("text.png", "text.png: not readable as a picture"), ("none.png", "none.png: no such file")):
+        with pytest.raises(UserError, match=words):
+            verb([picture, tmp_path / bad], model)
+
+
+def test_a_folder_without_image_tokenizer_is_named(model: str, picture: Path, tmp_path: Path) -> None:
+    small = tmp_path / "model"
+    small.mkdir()
+    for name in ("policy", "renderer", "model_index.json"):
+        (small / name).symlink_to(Path(model) / name)
+    with pytest.raises(UserError, match="image_tokenizer/config.json: missing"):
+        pictures.tokenize([picture], str(small))

@@ -1,0 +1,161 @@
+"""The command line: one clear line for what the user can mend, the right exit code, quick to answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from blip3o_rl.cli import main as cli
+from blip3o_rl.errors import UserError
+from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.training import submit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "no recipe given"),
+        (["train", "trainer.total_training_steps=3"], "no recipe given"),
+        (["train", "recipes/shapez"], "did you mean recipes/shapes?"),
+        (["train", "recipes/shapes", "trainer.total_training_step=3"], "did you mean trainer.total_training_steps?"),
+        (["train", "--resume", "/nowhere"], "run folder /nowhere: no such folder"),
+        (["submit", "recipes/shapez"], "recipes/shapez"),
+        (["submit", "recipes/shapes", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
+        (["evl"], "No such command 'evl'"),
+        (["eval", "faces"], "there is no such suite; known: shapes"),
+        (["eval", "shapes", "--scale", "7"], "--scale"),
+        (["eval", "shapes", "--model", "/nowhere"], "/nowhere: no such folder"),
+        (["generate"], "Missing argument"),
+        (["generate", "a photo", "--model", "/nowhere"], "/nowhere: no such folder"),
+        (["generate", "a photo", "--sede", "1"], "--sede"),
+        (["export", "/nowhere", "out"], "/nowhere: no such folder"),
+        (["sft"], "sft: no recipe given"),
+        (["sft", "recipes/sft", "train.stepz=3"], "did you mean train.steps?"),
+        (["train", "recipes/sft"], "is a recipe of supervised fine-tuning"),
+        (["report", "/nowhere"], "/nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys):
+    assert cli.run(arguments) == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith("error: ") and "\n" not in printed
+    assert words in printed
+
+
+def test_other_exceptions_keep_their_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(RunFolder, "open", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["report", str(tmp_path)])
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(recipe, overrides):
+        raise KeyboardInterrupt
+
+    _fake_launch(monkeypatch, Path("."), interrupt)
+    assert cli.run(["train", "recipes/shapes"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    begun = time.monotonic()
+    code = (
+        "import sys; from blip3o_rl.cli import main; code = main.run(['--help']);"
+        "print([m for m in ('torch', 'ray', 'verl', 'vllm', 'PIL') if m in sys.modules]); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+    for verb in (
+        "doctor",
+        "generate",
+        "tokenize",
+        "reconstruct",
+        "train",
+        "submit",
+        "eval",
+        "convert",
+        "export",
+        "report",
+        "mini",
+        "rewards",
+        "sft",
+        "bench",
+    ):
+        assert verb in done.stdout
+    assert time.monotonic() - begun < 5  # well under one second on a machine that is not shared
+
+
+def test_report_writes_the_page_of_a_run(tmp_path, capsys):
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    write_text(folder.config, "run: {}\n")
+    folder.append_metrics(1, {"critic/score/mean": 0.5, "timing_s/step": 3.0})
+    assert cli.run(["report", str(folder.path)]) == 0
+    assert str(folder.page) in capsys.readouterr().out.replace("\n", "")
+    assert folder.page.stat().st_size > 1000
+
+
+def test_rewards_list_names_the_built_in_ones(capsys):
+    assert cli.run(["rewards", "list"]) == 0
+    assert "geneval" in capsys.readouterr().out
+
+
+def test_train_hands_recipe_and_overrides_to_launch_and_sums_up(tmp_path, monkeypatch, capsys):
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    write_text(folder.config, "run: {}\n")
+    calls = _fake_launch(monkeypatch, folder.path)
+    assert cli.run(["train", "recipes/shapes", "run.seed=3", "+a.b=1", "~c"]) == 0
+    assert calls == [("recipes/shapes", ["run.seed=3", "+a.b=1", "~c"])]
+    assert folder.summary_json.is_file() and folder.page.is_file()
+    assert "report:" in capsys.readouterr().out
+
+
+def test_resume_repeats_the_run_with_new_words_on_top(tmp_path, monkeypatch):
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    write_text(folder.config, "run: {}\n")
+    write_text(folder.overrides, "recipes/shapes\nrun.seed=3\ntrainer.total_training_steps=5\nrun.folder=elsewhere\n")
+    calls = _fake_launch(monkeypatch, folder.path)
+    assert cli.run(["train", "--resume", str(folder.path), "trainer.total_training_steps=9"]) == 0
+    own = [f"run.folder={folder.path}", "run.resume=true"]
+    assert calls == [("recipes/shapes", ["run.seed=3", "trainer.total_training_steps=9", *own])]
+
+
+def _fake_launch(monkeypatch, folder: Path, instead=None) -> list:
+    calls: list = []
+
+    def launch(recipe, overrides):
+        calls.append((recipe, overrides))
+        return types.SimpleNamespace(folder=folder, ok=True)
+
+    module = types.ModuleType("blip3o_rl.training.launch")
+    module.launch = instead or launch
+    monkeypatch.setitem(sys.modules, "blip3o_rl.training.launch", module)
+    return calls
+
+
+def test_a_submitted_run_gets_an_absolute_folder_unless_it_names_one(tmp_path):
+    command = submit.entrypoint("recipes/shapes", ["reward.rewards.mine.path=my file.py:f"], tmp_path)
+    assert command.startswith("blip3o-rl train recipes/shapes 'reward.rewards.mine.path=my file.py:f' run.folder=")
+    assert f"run.folder={tmp_path}/shapes-" in command
+    assert submit.entrypoint("recipes/shapes", ["run.folder=/x"], tmp_path).count("run.folder=") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", None, 1)]
+)
+def test_submit_exits_as_the_job_did(status, driver, expected):
+    details = types.SimpleNamespace(status=status, driver_exit_code=driver, message="why")
+    assert submit.exit_code(details) == expected
+
+
+def test_user_error_text_is_printed_on_one_line(monkeypatch, capsys):
+    def refuse(path):
+        raise UserError("several\nlines [bold]and markup[/]")
+
+    monkeypatch.setattr(RunFolder, "open", refuse)
+    assert cli.run(["report", "x"]) == 2
+    assert capsys.readouterr().err == "error: several lines [bold]and markup[/]\n"

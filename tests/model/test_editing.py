@@ -1,0 +1,490 @@
+"""Editing: each stage against what the original's inference does, computed by hand; mixed batches; mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from PIL import Image
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini import parts
+from blip3o_rl.model import editing as reference
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.editing import Reference
+from blip3o_rl.model.image_tokenizer import TATok
+from blip3o_rl.model.pipeline import Blip3oPipeline
+from blip3o_rl.model.policy import Blip3oNextForCausalLM
+from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
+from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
+
+INSTRUCTION = "make the circle blue"
+N = 81
+"""Image tokens at scale 2."""
+ROWS = 64
+"""Positions of an 8 x 8 latent."""
+
+
+def make_renderer(**uses: bool) -> Renderer:
+    """The mini model's sizes, without a positional embedding as in the original, with a reference connector."""
+    torch.manual_seed(0)
+    vae = parts.make_vae()
+    vae.register_to_config(scaling_factor=0.5)
+    base = parts.make_renderer(vae)
+    transformer = SanaTransformer2DModel.from_config(base.transformer.config, interpolation_scale=None)
+    renderer = Renderer(base.connector, transformer, vae, ReferenceConnector(8, 192, **uses))
+    return renderer.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return make_renderer()
+
+
+@pytest.fixture(scope="module")
+def text_renderer(renderer: Renderer) -> Renderer:
+    """The same weights without the editing part."""
+    return Renderer(renderer.connector, renderer.transformer, renderer.vae).eval()
+
+
+@pytest.fixture(scope="module")
+def image_tokenizer() -> TATok:
+    torch.manual_seed(0)
+    return parts.make_image_tokenizer().eval()
+
+
+@pytest.fixture(scope="module")
+def words() -> tuple[Any, TokenLayout]:
+    return parts.make_tokenizer([INSTRUCTION])
+
+
+@pytest.fixture(scope="module")
+def states() -> torch.Tensor:
+    return torch.randn(3, N + 1, parts.HIDDEN, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def latents() -> torch.Tensor:
+    return torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def some_indices(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(parts.NUM_IMAGE_TOKENS, (count, N), generator=torch.Generator().manual_seed(seed))
+
+
+def noisy_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+# Prompt
+
+
+def test_the_prompt_reads_as_in_the_original(words: tuple[Any, TokenLayout]) -> None:
+    tokenizer, layout = words
+    indices = some_indices(1)
+    ids = encode_edit_prompt(tokenizer, INSTRUCTION, indices, 2, layout)
+    tokens = "".join(f"<I{index}>" for index in indices[0].tolist())
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\nPlease edit this image according to the following instruction: {INSTRUCTION}.\n"
+        f"<|vision_start|>{tokens}<|vision_end|><|im_end|>\n"
+        "<|im_start|>assistant\n<im_start><S2>"
+    )
+    assert ids.index(layout.image_start_tag_id) == len(ids) - 2, "references have no <im_start> of their own"
+
+
+@pytest.mark.parametrize(("count", "which"), [(1, "this image"), (3, "these images")])
+def test_prompt_ids_equal_replacing_placeholders(words: tuple[Any, TokenLayout], count: int, which: str) -> None:
+    """The original: one <|image_pad|> a token in the text, and in the ids each replaced in order."""
+    tokenizer, layout = words
+    indices = some_indices(count)
+    block = "<|vision_start|>" + "<|image_pad|>" * (N * count) + "<|vision_end|>"
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\nPlease edit {which} according to the following instruction: {INSTRUCTION}.\n{block}"
+        "<|im_end|>\n<|im_start|>assistant\n<im_start><S2>"
+    )
+    expected = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    expected[expected == tokenizer.convert_tokens_to_ids("<|image_pad|>")] = layout.to_ids(indices.flatten())
+    assert encode_edit_prompt(tokenizer, INSTRUCTION, indices, 2, layout) == expected.tolist()
+
+
+def test_an_instruction_may_spell_out_the_tags(words: tuple[Any, TokenLayout]) -> None:
+    tokenizer, layout = words
+    plain = encode_edit_prompt(tokenizer, INSTRUCTION, some_indices(1), 2, layout)
+    spelled = encode_edit_prompt(tokenizer, INSTRUCTION + "<|image_pad|><|vision_end|>", some_indices(1), 2, layout)
+    pad, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", "<|vision_end|>"))
+    at = spelled.index(pad)
+    assert spelled[at + 1] == end and spelled[:at] == plain[:at]
+    assert spelled[-(N + 7) :] == plain[-(N + 7) :]
+
+
+@pytest.mark.parametrize("shape", [(0, N), (5, N), (1, N - 1), (N,)])
+def test_wrong_reference_tokens_are_named(words: tuple[Any, TokenLayout], shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="1 to 4 references of 81 tokens"):
+        encode_edit_prompt(words[0], INSTRUCTION, torch.zeros(shape, dtype=torch.int64), 2, words[1])
+
+
+def test_a_prompt_without_a_reference_is_a_caption(words: tuple[Any, TokenLayout], latents: torch.Tensor) -> None:
+    tokenizer, layout = words
+    assert reference.prompt_ids(tokenizer, "a dog", None, 2, layout) == encode_prompt(tokenizer, "a dog", 2, layout)
+    edit = Reference(some_indices(1), latents[0])
+    assert reference.prompt_ids(tokenizer, "a dog", edit, 2, layout) == encode_edit_prompt(
+        tokenizer, "a dog", edit.indices, 2, layout
+    )
+
+
+# Pixels and latents
+
+
+def test_the_autoencoder_sees_the_centre() -> None:
+    picture = noisy_picture(101, 64)
+    found = reference.autoencoder_pixels(picture, 64)
+    expected = np.asarray(picture)[:, 18:82].transpose(2, 0, 1) / 127.5 - 1  # (101 - 64) / 2 = 18.5, rounded to even
+    assert found.dtype == torch.float32 and found.shape == (3, 64, 64)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_the_shorter_side_is_resized_and_the_longer_rounded_down() -> None:
+    picture = noisy_picture(50, 77)
+    whole = np.asarray(picture.resize((64, 98), Image.Resampling.BILINEAR))  # 64 * 77 / 50 = 98.56
+    expected = whole[17:81].transpose(2, 0, 1) / 127.5 - 1
+    np.testing.assert_allclose(reference.autoencoder_pixels(picture, 64).numpy(), expected, atol=1e-6)
+
+
+def test_latents_are_scaled_encodings(renderer: Renderer) -> None:
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    expected = renderer.vae.encode(pixels).latent * 0.5
+    torch.testing.assert_close(reference.encode_latents(renderer, pixels), expected)
+
+
+def test_all_pictures_become_tokens_and_the_first_a_latent(image_tokenizer: TATok) -> None:
+    renderer = make_renderer(noise_injection=False)
+    pictures = [noisy_picture(80, 64, seed) for seed in (1, 2)]
+    found = reference.encode_reference(pictures, image_tokenizer, renderer, scale=2)
+    assert torch.equal(found.indices, image_tokenizer.tokenize(pictures, 2)) and found.indices.shape == (2, N)
+    first = reference.encode_latents(renderer, reference.autoencoder_pixels(pictures[0], 64)[None])[0]
+    assert torch.equal(found.latents, first)
+
+
+# Condition, null condition, input
+
+
+def test_reference_rows_follow_the_tokens_rows(renderer: Renderer, states: torch.Tensor, latents: torch.Tensor) -> None:
+    found = reference.condition(renderer, states, latents)
+    assert found.shape == (3, N + 1 + ROWS, 192)
+    torch.testing.assert_close(found[:, : N + 1], renderer.connector(states))
+    connector = renderer.reference_connector
+    assert connector is not None
+    for row, column in ((0, 0), (0, 1), (1, 0), (7, 7)):
+        expected = connector.layers(latents[:, :, row, column])
+        torch.testing.assert_close(found[:, N + 1 + 8 * row + column], expected)
+
+
+def test_null_rows_are_the_connector_of_zeros_and_then_plain_zeros(renderer: Renderer) -> None:
+    null = reference.null_condition(renderer, N + 1)
+    assert null.shape == (1, N + 1 + ROWS, 192)
+    torch.testing.assert_close(null[:, : N + 1], renderer.connector(torch.zeros(1, N + 1, parts.HIDDEN)))
+    assert null[:, : N + 1].abs().max() > 0.1
+    assert not null[:, N + 1 :].any()
+
+
+def test_the_noise_is_the_left_half(latents: torch.Tensor) -> None:
+    found = reference.noise_space_input(torch.zeros(3, 8, 8, 8), latents)
+    assert found.shape == (3, 8, 8, 16)
+    assert not found[..., :8].any() and torch.equal(found[..., 8:], latents)
+
+
+def test_both_branches_see_the_reference_at_the_same_timestep(
+    renderer: Renderer, states: torch.Tensor, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def forward(x: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor]:
+        seen.append({"x": x, **kwargs})
+        return (torch.full_like(x, 5.0 if len(seen) == 1 else 3.0),)
+
+    monkeypatch.setattr(renderer.transformer, "forward", forward)
+    x = renderer.initial_noise([1, 2, 3])
+    condition, null = reference.condition(renderer, states, latents), reference.null_condition(renderer, N + 1)
+    found = reference.velocity(renderer, x, 0.25, condition, null, 2.0, latents)
+    assert found.shape == x.shape and torch.equal(found, torch.full_like(x, 3.0 + 2.0 * (5.0 - 3.0)))
+    for call, rows in zip(seen, (condition, null.expand(3, -1, -1)), strict=True):
+        assert torch.equal(call["x"], torch.cat([x, latents], dim=3))
+        assert call["timestep"].tolist() == [250.0] * 3
+        assert torch.equal(call["encoder_hidden_states"], rows)
+
+
+@pytest.mark.parametrize(
+    ("uses", "rows", "width"),
+    [
+        ({"cross_attention": False}, N + 1, 16),
+        ({"noise_injection": False}, N + 1 + ROWS, 8),
+    ],
+)
+def test_each_use_can_be_off(
+    uses: dict[str, bool],
+    rows: int,
+    width: int,
+    states: torch.Tensor,
+    latents: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renderer = make_renderer(**uses)
+    condition, null = reference.condition(renderer, states, latents), reference.null_condition(renderer, N + 1)
+    assert condition.shape[1] == null.shape[1] == rows
+    widths = []
+
+    def forward(x: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor]:
+        widths.append(x.shape[-1])
+        return (x,)
+
+    monkeypatch.setattr(renderer.transformer, "forward", forward)
+    x = renderer.initial_noise([1, 2, 3])
+    torch.testing.assert_close(reference.velocity(renderer, x, 0.5, condition, null, 1.0, latents), x)
+    assert widths == [width]
+
+
+# Whole pictures
+
+
+def test_editing_equals_the_loop_of_the_original(
+    renderer: Renderer, states: torch.Tensor, latents: torch.Tensor
+) -> None:
+    """One picture, both guidance branches in a batch, the scheduler steps the full width, then the noise is cut off."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 5, 5))
+    connector = renderer.reference_connector
+    assert connector is not None
+    known, x = latents[:1], renderer.initial_noise([4])
+    condition, null_rows = reference.condition(renderer, states[:1], known), reference.null_condition(renderer, N + 1)
+    with torch.no_grad():
+        found = list(reference.denoise(renderer, x, condition, null_rows, 5, 3.0, known))
+        rows = renderer.connector(torch.cat([torch.zeros_like(states[:1]), states[:1]]))
+        extra = connector(known.movedim(1, -1).reshape(-1, 8))
+        rows = torch.cat([rows, torch.stack([torch.zeros_like(extra), extra])], dim=1)
+        for timestep, step in zip(scheduler.timesteps, found, strict=True):
+            both = renderer.transformer(
+                torch.cat([torch.cat([x, known], dim=-1)] * 2),
+                encoder_hidden_states=rows,
+                timestep=timestep.expand(2),
+                return_dict=False,
+            )[0]
+            null, conditioned = both.chunk(2)
+            whole = torch.cat([x, known], dim=-1)
+            whole = scheduler.step(null + 3.0 * (conditioned - null), timestep, whole, return_dict=False)[0]
+            x = whole[..., :8]
+            torch.testing.assert_close(step, x, atol=1e-4, rtol=0)
+        expected = renderer.decode(x).numpy().astype(int)
+    drawn = reference.render_edits(renderer, states[:1], known, [4], steps=5, guidance=3.0).astype(int)
+    assert np.abs(drawn - expected).max() <= 1
+
+
+def test_a_mixed_batch_is_its_parts(
+    renderer: Renderer, text_renderer: Renderer, states: torch.Tensor, latents: torch.Tensor
+) -> None:
+    first, last = Reference(some_indices(1), latents[0]), Reference(some_indices(1), latents[2])
+    mixed = reference.render(renderer, states, [1, 2, 3], [first, None, last], steps=3).astype(int)
+    alone = [
+        reference.render(renderer, states[:1], [1], [first], steps=3),
+        text_renderer.render(states[1:2], [2], steps=3),
+        reference.render(renderer, states[2:], [3], [last], steps=3),
+    ]
+    assert np.abs(mixed - np.concatenate(alone)).max() <= 1
+    plain = text_renderer.render(states, [1, 2, 3], steps=3).astype(int)
+    assert all(np.abs(mixed[row] - plain[row]).max() > 1 for row in (0, 2)), "the reference has no effect"
+
+
+def test_a_mixed_left_padded_batch_gives_the_states_of_single_samples(
+    words: tuple[Any, TokenLayout], latents: torch.Tensor
+) -> None:
+    tokenizer, layout = words
+    torch.manual_seed(0)
+    policy: Blip3oNextForCausalLM = parts.make_policy(tokenizer, layout).eval()
+    kinds = [Reference(some_indices(2), latents[0]), None, Reference(some_indices(1), latents[1])]
+    picture = layout.to_ids(some_indices(1, seed=5))[0].tolist()
+    rows = [reference.prompt_ids(tokenizer, INSTRUCTION, kind, 2, layout) + picture for kind in kinds]
+    width = max(map(len, rows))
+    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    with torch.inference_mode():
+        together = policy.model(
+            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)
+        ).last_hidden_state
+        for row, found in zip(rows, together, strict=True):
+            alone = policy.model(input_ids=torch.tensor([row])).last_hidden_state[0]
+            torch.testing.assert_close(found[-(N + 1) :], alone[-(N + 1) :], atol=1e-4, rtol=0)
+
+
+def test_the_pipeline_draws_a_mixed_batch_like_its_parts(
+    words: tuple[Any, TokenLayout], renderer: Renderer, image_tokenizer: TATok
+) -> None:
+    torch.manual_seed(0)
+    policy = parts.make_policy(*words).eval()
+    pipe = Blip3oPipeline(policy, words[0], renderer, image_tokenizer=image_tokenizer)
+    prompts, kinds = [INSTRUCTION, "a photo of two squares"], [[noisy_picture(80, 64)], None]
+    mixed = pipe(prompts, [1, 2], scale=2, steps=2, references=kinds)
+    for row in range(2):
+        alone = pipe(prompts[row : row + 1], [row + 1], scale=2, steps=2, references=kinds[row : row + 1])
+        assert torch.equal(mixed.tokens[row], alone.tokens[0])
+        assert np.abs(mixed.images[row].astype(int) - alone.images[0]).max() <= 1
+    unreferenced = pipe(prompts[:1], [1], scale=2, steps=2)
+    assert not torch.equal(unreferenced.tokens[0], mixed.tokens[0]), "the policy does not see the reference"
+
+
+# Folders
+
+
+@pytest.fixture(scope="module")
+def saved(
+    words: tuple[Any, TokenLayout], renderer: Renderer, image_tokenizer: TATok, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    torch.manual_seed(0)
+    return model_folder.save(
+        tmp_path_factory.mktemp("editing"),
+        policy=parts.make_policy(*words),
+        tokenizer=words[0],
+        renderer=renderer,
+        image_tokenizer=image_tokenizer,
+        source="test",
+    )
+
+
+def test_an_editing_folder_round_trips(
+    saved: Path, renderer: Renderer, states: torch.Tensor, latents: torch.Tensor
+) -> None:
+    assert model_folder.check_editing(saved) == saved.resolve()
+    loaded = model_folder.load_renderer(saved)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in renderer.state_dict().items())
+    condition = reference.condition(loaded, states, latents)
+    torch.testing.assert_close(condition, reference.condition(renderer, states, latents))
+    assert dict(loaded.reference_connector.config)["noise_injection"] is True
+
+
+def test_the_uses_of_the_reference_are_kept(tmp_path: Path) -> None:
+    make_renderer(cross_attention=False).save_pretrained(tmp_path)
+    connector = Renderer.from_pretrained(tmp_path).reference_connector
+    assert connector is not None
+    assert (connector.config.cross_attention, connector.config.noise_injection) == (False, True)
+
+
+def test_a_text_renderer_is_as_before(renderer: Renderer, text_renderer: Renderer, tmp_path: Path) -> None:
+    assert not [name for name in text_renderer.state_dict() if name.startswith("reference")]
+    renderer.save_pretrained(tmp_path)
+    text_renderer.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["connector", "transformer", "vae"]
+    assert Renderer.from_pretrained(tmp_path).reference_connector is None
+
+
+def test_an_incomplete_editing_folder_is_refused(saved: Path) -> None:
+    part = saved / "renderer" / "reference_connector"
+    hidden = saved / "hidden"
+    part.rename(hidden)
+    try:
+        with pytest.raises(UserError, match=r"reference_connector/config\.json: missing"):
+            model_folder.check(saved)
+    finally:
+        hidden.rename(part)
+
+
+def test_a_text_to_image_folder_is_no_editing_folder() -> None:
+    with pytest.raises(UserError, match="draws from text only"):
+        model_folder.check_editing("mini")
+
+
+# Mistakes
+
+
+def test_a_reference_for_a_model_that_cannot_edit(
+    text_renderer: Renderer, image_tokenizer: TATok, states: torch.Tensor, latents: torch.Tensor
+) -> None:
+    with pytest.raises(UserError, match="it draws from text only"):
+        reference.encode_reference([noisy_picture(64, 64)], image_tokenizer, text_renderer, 2)
+    with pytest.raises(UserError, match="it draws from text only"):
+        reference.render(text_renderer, states[:1], [1], [Reference(some_indices(1), latents[0])])
+
+
+def test_a_model_folder_without_its_image_tokenizer(renderer: Renderer) -> None:
+    with pytest.raises(UserError, match="image_tokenizer"):
+        reference.encode_reference([noisy_picture(64, 64)], None, renderer, 2)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_noise_injection_takes_one_reference(renderer: Renderer, image_tokenizer: TATok, count: int) -> None:
+    with pytest.raises(UserError, match=f"{count} reference pictures.*exactly one"):
+        reference.encode_reference([noisy_picture(64, 64)] * count, image_tokenizer, renderer, 2)
+
+
+def test_an_unreadable_picture_is_named_in_one_line(renderer: Renderer, image_tokenizer: TATok, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.png"
+    noisy_picture(64, 64).save(cut)
+    cut.write_bytes(cut.read_bytes()[:5000])
+    for path, problem in ((cut, "not readable"), (tmp_path / "none.png", "no such file")):
+        with pytest.raises(UserError, match=f"{path.name}: .*{problem}") as raised:
+            reference.encode_reference([path], image_tokenizer, renderer, 2)
+        assert "\n" not in str(raised.value)
+
+
+def test_sizes_that_do_not_fit_are_named(renderer: Renderer, states: torch.Tensor, latents: torch.Tensor) -> None:
+    with pytest.raises(UserError, match="2000 x 100 px.*crop"):
+        reference.autoencoder_pixels(Image.new("RGB", (2000, 100)), 64)
+    with pytest.raises(UserError, match=r"needs \[B, 3, 64, 64\]"):
+        reference.encode_latents(renderer, torch.zeros(1, 3, 32, 32))
+    with pytest.raises(UserError, match=r"shape \[3, 8, 4, 8\]"):
+        reference.condition(renderer, states, latents[:, :, :4])
+    with pytest.raises(UserError, match=r"shape \[2, 8, 8, 8\].*\[3, 8, 8, 8\]"):
+        reference.condition(renderer, states, latents[:2])
+    with pytest.raises(UserError, match="2 seeds and 3 references"):
+        reference.render(renderer, states, [1, 2], [None] * 3)
+
+
+def test_a_connector_of_another_model_is_refused(renderer: Renderer) -> None:
+    whole = (renderer.connector, renderer.transformer, renderer.vae)
+    with pytest.raises(UserError, match="reference_connector gives 64 channels"):
+        Renderer(*whole, ReferenceConnector(8, 64))
+    with pytest.raises(UserError, match="takes 32 channels, the autoencoder's latents have 8"):
+        Renderer(*whole, ReferenceConnector(32, 192))
+
+
+def test_the_defaults_are_the_released_sizes() -> None:
+    with torch.device("meta"):
+        connector = ReferenceConnector()
+    assert {name: tuple(value.shape) for name, value in connector.state_dict().items()} == {
+        "layers.0.weight": (2304, 32),
+        "layers.0.bias": (2304,),
+        "layers.2.weight": (2304, 2304),
+        "layers.2.bias": (2304,),
+        "layers.3.weight": (2304,),
+    }
+
+
+def test_at_full_size_there_are_1754_rows() -> None:
+    """Shapes alone, on the meta device; depth and width of what the rows do not pass are small."""
+    with torch.device("meta"):
+        vae = AutoencoderDC(
+            latent_channels=32,
+            encoder_block_out_channels=(32,) * 6,
+            decoder_block_out_channels=(32,) * 6,
+            encoder_layers_per_block=(1,) * 6,
+            decoder_layers_per_block=(1,) * 6,
+        )
+        transformer = SanaTransformer2DModel(caption_channels=2304, sample_size=32, num_layers=1)
+        renderer = Renderer(Connector(), transformer, vae, ReferenceConnector())
+        latents = torch.zeros(2, 32, 32, 32)
+        assert renderer.image_size == 1024
+        assert reference.condition(renderer, torch.zeros(2, 730, 2048), latents).shape == (2, 1754, 2304)
+        assert reference.null_condition(renderer, 730).shape == (1, 1754, 2304)
+        assert reference.noise_space_input(latents, latents).shape == (2, 32, 32, 64)
+
+
+def test_a_picture_is_turned_as_its_camera_says() -> None:
+    picture = noisy_picture(64, 64)
+    turned = picture.copy()
+    turned.getexif()[0x0112] = 3
+    upside_down = reference.autoencoder_pixels(picture, 64).flip(1, 2)
+    assert torch.equal(reference.autoencoder_pixels(turned, 64), upside_down)

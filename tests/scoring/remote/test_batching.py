@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from blip3o_rl.scoring.api import Sample, Score
+from blip3o_rl.scoring.entry import RubricEntry
+from blip3o_rl.scoring.remote.batching import BatchQueue
+
+
+class Gated:
+    """An entry whose first batch ends when the gate opens; it notes the sizes of its batches."""
+
+    is_async, concurrency = False, 1
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.sizes: list[int] = []
+
+    async def attempt(self, samples: Sequence[Sample]) -> list[Score]:
+        self.sizes.append(len(samples))
+        await self.gate.wait()
+        return [Score(float(sample.id)) for sample in samples]
+
+
+def sample(number: int) -> Sample:
+    return Sample(str(number), "a photo of a circle", np.zeros((2, 2, 3), np.uint8), {})
+
+
+def test_requests_that_come_during_a_batch_make_the_next_one() -> None:
+    async def main() -> tuple[list[Any], list[int]]:
+        entry = Gated()
+        queue = BatchQueue(cast(RubricEntry, entry), most=3)
+        requests = [asyncio.create_task(queue.score([sample(n)])) for n in range(6)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        entry.gate.set()
+        return [outcome for outcomes in await asyncio.gather(*requests) for outcome in outcomes], entry.sizes
+
+    outcomes, sizes = asyncio.run(main())
+    assert [outcome.value for outcome in outcomes] == [0, 1, 2, 3, 4, 5]
+    assert sum(sizes) == 6 and max(sizes) <= 3
+
+
+def test_a_request_in_the_turn_in_which_the_worker_ends_is_not_forgotten() -> None:
+    async def main() -> list[Any]:
+        entry = Gated()
+        queue = BatchQueue(cast(RubricEntry, entry), most=4)
+        first = asyncio.create_task(queue.score([sample(1)]))
+        while not entry.sizes:
+            await asyncio.sleep(0)
+
+        async def second() -> list[Any]:
+            await entry.gate.wait()  # after the worker, in the same turn of the loop
+            return await queue.score([sample(2)])
+
+        late = asyncio.create_task(second())
+        await asyncio.sleep(0)
+        entry.gate.set()
+        return [*await first, *await asyncio.wait_for(late, timeout=5)]
+
+    assert [outcome.value for outcome in asyncio.run(main())] == [1, 2]

@@ -1,0 +1,107 @@
+"""A reward as a Ray Serve deployment: named by the run, checked before it, and no sample is lost with a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip3o_rl.data.prompts import PromptRow
+from blip3o_rl.errors import UserError
+from blip3o_rl.scoring.remote import deployment
+from blip3o_rl.scoring.remote.service_options import (
+    DeployedService,
+    Patience,
+    name_applications,
+    read_service,
+    token_variables,
+)
+from blip3o_rl.scoring.rubric import Rubric, RubricEntry
+
+
+def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
+    rewards: dict[str, Any] = {
+        "a": {"service": {"replicas": 2}},
+        "b": {"service": {"url": "http://x", "token_env": "TOKEN"}},
+        "c": {"weight": 1.0},
+        "d": None,
+    }
+    name_applications(rewards, "/somewhere/runs/shapes-1")
+    assert rewards["a"]["service"] == {"replicas": 2, "app": "blip3o-reward-shapes-1-a"}
+    assert "app" not in rewards["b"]["service"]
+    assert token_variables(rewards) == ["TOKEN"]
+
+
+def test_without_ray_a_deployed_reward_waits_to_be_checked() -> None:
+    service = read_service({"replicas": 1}, "service")
+    assert isinstance(service, DeployedService)
+    reward = deployment.remote_reward(service, "a", "a", "reward.rewards.a.service")
+    rubric = Rubric([RubricEntry("a", reward)])
+    assert not reward.available
+    rubric.self_check()
+    rubric.check_prompts([PromptRow("p", {}, "f:1")])
+    assert rubric.weights == {"a": 1.0}
+
+
+@pytest.mark.slow
+def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pictures) -> None:  # type: ignore[no-untyped-def]
+    import ray
+    from ray import serve
+
+    calls = tmp_path / "calls"
+    config: dict[str, Any] = {
+        "slow": {
+            "path": f"{reward_file}:SlowTarget",
+            "folder": str(tmp_path),
+            "weight": 2.0,
+            "service": {"python": sys.executable, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        },
+        "near": {"path": f"{reward_file}:brightness"},
+    }
+    name_applications(config, str(tmp_path / "run"))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        greedy = {"path": "r.py:f", "service": {"app": "greedy", "num_gpus": 0.25}}
+        with pytest.raises(UserError, match=r"ask for 0\.25 and training reserves 1, but the cluster has 0 GPU"):
+            deployment.start({"greedy": greedy}, gpus_taken=1)
+        assert deployment.start(config) == ["blip3o-reward-run-slow"]
+        service = read_service(config["slow"]["service"], "reward.rewards.slow.service")
+        assert isinstance(service, DeployedService)
+        reward = deployment.remote_reward(service, "slow", "slow", "reward.rewards.slow.service")
+        reward.patience = Patience(timeout_s=60.0, retries=200, first_pause_s=0.05, longest_pause_s=1.0)
+        rubric = Rubric([RubricEntry("slow", reward, retries=0, concurrency=4, timeout_s=600.0)])
+        rubric.self_check()
+        with pytest.raises(UserError, match="f:1: reward 'slow' cannot score this prompt"):
+            rubric.check_prompts([PromptRow("p", {"target": "A"}, "f:1")])
+
+        samples = pictures(24, target="abc")
+        results: list[Any] = []
+
+        async def one_by_one() -> None:
+            results.extend(await asyncio.gather(*(rubric.score_async([sample]) for sample in samples)))
+
+        before = len(calls.read_text().splitlines())
+        thread = threading.Thread(target=lambda: asyncio.run(one_by_one()))
+        thread.start()
+        while len(calls.read_text().splitlines()) < before + 2:
+            time.sleep(0.01)
+        os.kill(int(calls.read_text().split()[0]), signal.SIGKILL)
+        assert not results
+        thread.join(timeout=500)
+        assert len(results) == len(samples)
+        for sample, (result,) in zip(samples, results, strict=True):
+            assert not result.failed, result.reason
+            assert result.parts == {"slow": sample.image.mean() / 255}
+        assert len({line.split()[0] for line in calls.read_text().splitlines()}) >= 2
+        deployment.stop(["blip3o-reward-run-slow"])
+        assert not serve.status().applications
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini import parts
+from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
+from blip3o_rl.model.renderer import Connector, Renderer
+from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.sft import losses as sft
+from blip3o_rl.sft.losses import Batch, SFTConfig
+
+LAYOUT = TokenLayout(10, 11, 12, 3, 15, 20, grid=9)
+PROMPTS = [[1, 2, 3, 10, 14], [4, 5, 6, 7, 8, 9, 10, 14], [3, 10, 14]]
+
+
+def tiny_policy(**changes: object) -> Blip3oNextForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 35, "initializer_range": 0.3}
+    fields = LAYOUT.config_fields() | {"pad_token_id": 0, "tie_word_embeddings": True}
+    return Blip3oNextForCausalLM(Blip3oNextConfig(**(sizes | fields | changes)))
+
+
+def tiny_renderer() -> Renderer:
+    torch.manual_seed(0)
+    whole = parts.make_renderer(parts.make_vae())
+    return Renderer(Connector(32, 192), whole.transformer, whole.vae)
+
+
+def tiny_batch(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randint(20, (3, 9), generator=generator)
+    return sft.collate(PROMPTS, indices, torch.randn(3, 8, 8, 8, generator=generator), LAYOUT, pad_id=0)
+
+
+@pytest.mark.parametrize("full_vocabulary", [False, True])
+def test_token_loss_equals_each_row_alone(full_vocabulary: bool) -> None:
+    """Token j + 1 is predicted at the position of token j; any other shift or row changes the number."""
+    policy, batch = tiny_policy(full_vocabulary=full_vocabulary).eval(), tiny_batch()
+    losses = []
+    with torch.no_grad():
+        found = sft.token_loss(policy, sft.image_states(policy, batch), batch)
+        for prompt, indices in zip(PROMPTS, batch.indices, strict=True):
+            ids = torch.tensor([*prompt, *(indices + 15).tolist()])
+            logits = policy(input_ids=ids[None]).logits[0]
+            for position in range(len(prompt), len(ids)):
+                row = logits[position - 1] if full_vocabulary else logits[position - 1, 15:35]
+                target = ids[position] if full_vocabulary else ids[position] - 15
+                losses.append(F.cross_entropy(row, target))
+    assert len(losses) == 27
+    assert float(found) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
+
+
+def test_condition_states_start_at_the_scale_token() -> None:
+    policy, batch = tiny_policy().eval(), tiny_batch()
+    with torch.no_grad():
+        states = sft.image_states(policy, batch)
+        for row, prompt in enumerate(PROMPTS):
+            ids = torch.tensor([*prompt, *(batch.indices[row] + 15).tolist()])
+            alone = policy.model(input_ids=ids[None]).last_hidden_state[0, len(prompt) - 1 :]
+            assert alone.shape == (10, 32)
+            assert torch.allclose(states[row], alone, atol=1e-4)
+
+
+def test_velocity_target_is_noise_minus_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that knows x0 can answer (x - x0) / sigma; the loss of that answer must vanish."""
+    renderer, batch = tiny_renderer(), tiny_batch()
+    monkeypatch.setattr(
+        renderer, "predict", lambda x, sigma, _: (x - batch.latents.repeat(4, 1, 1, 1)) / sigma[:, None, None, None]
+    )
+    states = torch.randn(3, 10, 32)
+    generator = torch.Generator().manual_seed(0)
+    loss = sft.diffusion_loss(renderer, states, batch.latents, generator, draws=4, drop=0.1)
+    assert float(loss) < 1e-4
+
+
+def test_levels_are_uniform_over_the_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, seen = tiny_renderer(), []
+
+    def predict(x: torch.Tensor, sigma: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        seen.append(sigma)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(renderer, "predict", predict)
+    latents, states = torch.zeros(500, 8, 1, 1), torch.zeros(500, 1, 32)
+    sft.diffusion_loss(renderer, states, latents, torch.Generator().manual_seed(0), draws=4, drop=0.0)
+    assert seen[0].shape == (2000,)
+    assert 0 < float(seen[0].min()) < 0.01 and 0.99 < float(seen[0].max()) <= 1
+    assert float(seen[0].mean()) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("part", "bound"), [(1.0, 0.85), (0.5, 0.7)])
+def test_high_noise_levels(part: float, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, seen = tiny_renderer(), []
+
+    def predict(x: torch.Tensor, sigma: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        seen.append(sigma)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(renderer, "predict", predict)
+    latents, states = torch.zeros(2000, 8, 1, 1), torch.zeros(2000, 1, 32)
+    generator = torch.Generator().manual_seed(0)
+    sft.diffusion_loss(renderer, states, latents, generator, draws=1, drop=0.0, high_noise=(part, bound))
+    assert float((seen[0] > bound).float().mean()) == pytest.approx(part + (1 - part) * (1 - bound), abs=0.04)
+    assert float(seen[0].max()) <= 1
+
+
+def test_place_loss_tells_cells_apart() -> None:
+    """A state that is the target itself is read by the identity; the states of moved cells are not."""
+    targets = sft.place_targets(81)
+    assert targets.shape == (81, 20)
+    assert float(torch.pdist(targets).min()) > 0.3
+    head = torch.nn.Linear(20, 20, bias=False)
+    torch.nn.init.eye_(head.weight)
+    right = torch.cat([torch.zeros(1, 20), targets])[None]
+    assert float(sft.place_loss(head, right)) == pytest.approx(0, abs=1e-9)
+    assert float(sft.place_loss(head, right.roll(1, dims=1))) > 0.1
+
+
+def test_place_loss_is_part_of_the_sum() -> None:
+    policy, renderer, batch = tiny_policy(), tiny_renderer(), tiny_batch()
+    config = SFTConfig(steps=1, place_weight=2.0)
+    head = torch.nn.Linear(32, 20)
+    losses = sft.sft_loss(policy, renderer, batch, config, torch.Generator().manual_seed(0), head)
+    assert float(losses["loss"]) == pytest.approx(float(losses["tokens"] + losses["flow"] + 2 * losses["place"]))
+    assert "place" not in sft.sft_loss(policy, renderer, batch, config, torch.Generator().manual_seed(0))
+
+
+def test_dropped_pictures_get_the_null_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, seen = tiny_renderer(), []
+
+    def predict(x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        seen.append(condition)
+        return x
+
+    monkeypatch.setattr(renderer, "predict", predict)
+    states = torch.randn(400, 2, 32)
+    sft.diffusion_loss(renderer, states, torch.zeros(400, 8, 1, 1), torch.Generator().manual_seed(0), 1, drop=0.1)
+    dropped = torch.isclose(seen[0], renderer.null_condition(2), atol=1e-5).all(-1).all(-1)
+    assert 0.05 < float(dropped.float().mean()) < 0.15
+
+
+def test_diffusion_gradient_reaches_the_policy() -> None:
+    policy, renderer, batch = tiny_policy(), tiny_renderer(), tiny_batch()
+    sft.trainable_parameters(renderer, "all")
+    states = sft.image_states(policy, batch)
+    sft.diffusion_loss(renderer, states, batch.latents, torch.Generator().manual_seed(0), 1, drop=0.0).backward()
+    assert float(policy.model.layers[0].mlp.up_proj.weight.grad.abs().max()) > 0
+    assert all(parameter.grad is None for parameter in renderer.vae.parameters())
+
+
+def test_what_is_trainable() -> None:
+    renderer = tiny_renderer()
+    sft.trainable_parameters(renderer, "caption")
+    trained = {name for name, parameter in renderer.named_parameters() if parameter.requires_grad}
+    assert all(name.startswith("connector.") or "caption" in name for name in trained)
+    assert {"transformer.caption_norm.weight", "connector.layers.0.weight"} <= trained
+    with pytest.raises(UserError, match="trainable=some"):
+        sft.trainable_parameters(renderer, "some")
+
+
+def test_losses_fall_and_resuming_changes_nothing(tmp_path: Path) -> None:
+    config = SFTConfig(
+        steps=6,
+        policy_lr=1e-3,
+        renderer_lr=1e-3,
+        trainable="all",
+        warmup=2,
+        save_every=3,
+        bfloat16=False,
+        place_weight=0.1,
+    )
+
+    def run(folder: Path, stop_at: int | None) -> tuple[Blip3oNextForCausalLM, Renderer, list[dict[str, float]]]:
+        policy, renderer = tiny_policy(), tiny_renderer()
+
+        def next_batch(step: int) -> Batch:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return tiny_batch(seed=step % 2)
+
+        return policy, renderer, sft.train(policy, renderer, next_batch, folder, config)
+
+    policy, renderer, history = run(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", stop_at=4)
+    resumed, resumed_renderer, resumed_history = run(tmp_path / "broken", None)
+
+    assert history[-1]["tokens"] < history[0]["tokens"]
+    assert [line["loss"] for line in resumed_history] == [line["loss"] for line in history]
+    for name, value in policy.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    for name, value in renderer.state_dict().items():
+        assert torch.equal(value, resumed_renderer.state_dict()[name]), name
+    assert (tmp_path / "broken" / "loss.png").stat().st_size > 1000
+
+
+def test_the_policy_alone_and_a_later_phase_that_starts_from_it(tmp_path: Path) -> None:
+    """The renderer stays as it is; the next phase begins where the first one ended."""
+    policy, renderer = tiny_policy(), tiny_renderer()
+    before = {name: value.clone() for name, value in renderer.transformer.state_dict().items()}
+    alone = SFTConfig(steps=2, policy_lr=1e-2, policy_alone=True, place_weight=1.0, trainable="all", weight_decay=0.1)
+    history = sft.train(policy, renderer, tiny_batch, tmp_path / "policy", alone)
+    assert "flow" not in history[-1]
+    assert all(torch.equal(value, before[name]) for name, value in renderer.transformer.state_dict().items())
+    fresh = tiny_policy()
+    assert not torch.equal(fresh.model.embed_tokens.weight, policy.model.embed_tokens.weight)
+    still = SFTConfig(steps=1, policy_lr=0.0, renderer_lr=0.0, place_weight=1.0)
+    sft.train(fresh, tiny_renderer(), tiny_batch, tmp_path / "both", still, start=tmp_path / "policy" / "checkpoint.pt")
+    assert torch.equal(fresh.model.embed_tokens.weight, policy.model.embed_tokens.weight)

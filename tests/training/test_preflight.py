@@ -1,0 +1,155 @@
+"""What is wrong with a run is said in one line, before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.mini import parts
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.training import launch
+from blip3o_rl.training import preflight as validate
+
+RECIPE = "recipes/shapes"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer, layout = parts.make_tokenizer(["a photo of a red circle"])
+    return model_folder.save(
+        tmp_path_factory.mktemp("model"),
+        policy=parts.make_policy(tokenizer, layout),
+        tokenizer=tokenizer,
+        renderer=parts.make_renderer(parts.make_vae()),
+        source="test",
+    )
+
+
+@pytest.fixture
+def refused(model: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """What `plan` says about some overrides; loading a weight would be an error of another kind."""
+
+    def no_weights(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for name in ("load_policy", "load_renderer", "load_image_tokenizer"):
+        monkeypatch.setattr(model_folder, name, no_weights)
+
+    def plan(*overrides: str) -> str:
+        with pytest.raises(UserError) as error:
+            launch.plan(RECIPE, ["device=cpu", f"model.folder={model}", *overrides])
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return plan
+
+
+def test_a_good_run_passes_without_loading_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_folder, "load_policy", None)
+    config, checked = launch.plan(RECIPE, ["device=cpu", f"model.folder={model}"])
+    assert checked.layout.tokens_per_image(config.model.scale) == 81
+    assert len(checked.rows) == config.prompts.train
+
+
+def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
+    overrides = ["device=cpu", f"model.folder={model}", "reward.aggregation=gdpo"]
+    overrides += ["reward.rewards.strict.name=geneval", "reward.rewards.strict.weight=0.25"]
+    _, checked = launch.plan(RECIPE, overrides)
+    assert checked.algorithm == {
+        "adv_estimator": "group_gdpo",
+        "gdpo_reward_keys": ["geneval", "strict"],
+        "gdpo_reward_weights": [1.0, 0.25],
+    }
+    assert launch.plan(RECIPE, overrides[:2])[1].algorithm == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.scale=3", "scale=3: must be one of 0, 1, 2"),
+        ("model.folder=/nowhere", "/nowhere: no such folder"),
+        ("data.train_batch_size=0", "data.train_batch_size"),
+        (
+            "actor_rollout_ref.actor.ppo_mini_batch_size=3",
+            "no multiple of actor_rollout_ref.actor.ppo_mini_batch_size=3",
+        ),
+        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24", "does not divide the 64 samples"),
+        ("actor_rollout_ref.rollout.n=1", "rollout.n=1: GRPO compares samples"),
+        ("trainer.n_gpus_per_node=3", "do not divide over 3 GPUs"),
+        ("actor_rollout_ref.rollout.top_k=50", "must stay 1.0, -1, 1.0"),
+        ("trainer.total_training_steps=0", "must be at least 1"),
+        ("render.noise=group_of_two", "render.noise=group_of_two: must be one of group, sample"),
+        ("render.steps=0", "render.steps"),
+        ("data.max_prompt_length=20", "data.max_prompt_length is 20"),
+        ("run.eval_prompts=100000", "run.eval_prompts=100000"),
+        ("trainer.test_freq=5", "run.evaluate scores"),
+        ("trainer.v1.trainer_mode=separate_async", "only sync"),
+        ("actor_rollout_ref.actor.checkpoint.save_contents=[model]", "hf_model is missing"),
+        ("prompts.source=poems", "prompts.source=poems"),
+        ("prompts.shares.position=-1", "prompts.shares.position=-1: must be a whole number"),
+        ("+prompts.shares.poems=1", "prompts.shares.poems: there is no such tag"),
+        ("reward.aggregation=mean", "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
+        ("reward.rewards.geneval.only_if.beauty=0.5", "there is no such reward"),
+        ("reward.rewards.geneval.held_out=true", "never trained on"),
+        ("reward.rewards.geneval.service.replica=2", "did you mean 'replicas'"),
+        ("prompts.train=4", "4 prompts are fewer than data.train_batch_size=8"),
+        ("reward.rewards.genval.weight=1", "did you mean"),
+        ("reward.rewards.geneval.weight=heavy", "reward.rewards.geneval.weight"),
+        ("reward.rewards.mine.path=nowhere.py:f", "nowhere.py"),
+    ],
+)
+def test_a_bad_value_names_its_key(refused, override: str, expected: str) -> None:  # type: ignore[no-untyped-def]
+    assert expected in refused(override)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return float('nan')", "nan"),
+        ("raise RuntimeError('no such font')", "no such font"),
+        ("return 'good'", "str"),
+    ],
+)
+def test_a_broken_reward_is_found_before_the_run(refused, tmp_path: Path, body: str, expected: str) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "mine.py"
+    file.write_text(f"def score(image, prompt):\n    {body}\n")
+    text = refused(f"reward.rewards.mine.path={file}:score")
+    assert "mine" in text
+    assert expected in text
+
+
+def test_a_reward_that_returns_the_wrong_number_is_found(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "mine.py"
+    file.write_text("def score(images):\n    return [0.5]\n")
+    assert "1 scores for 2" in refused(f"reward.rewards.mine.path={file}:score")
+
+
+def test_a_prompt_file_with_a_missing_field_is_named_by_line(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a photo of a circle", "tag": "single_object", "include": []}\n{"tag": "colors"}\n')
+    assert f"{file}:" in refused(f"prompts.file={file}")
+    assert "set run.evaluate=false" in refused(f"prompts.file={good_prompts(tmp_path)}")
+
+
+def good_prompts(folder: Path) -> Path:
+    file = folder / "good.jsonl"
+    line = '{"prompt": "a photo of a circle", "tag": "single_object", "include": [{"class": "circle", "count": 1}]}\n'
+    file.write_text(line * 8)
+    return file
+
+
+def test_too_little_memory_is_said_before_anything_starts(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    real = psutil.virtual_memory()
+    monkeypatch.setattr(validate.psutil, "virtual_memory", lambda: real._replace(available=2 * 2**30))
+    assert "2.0 GiB free" in refused()
+
+
+def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: Path) -> None:
+    common = ["device=cpu", f"model.folder={model}", "run.resume=true"]
+    with pytest.raises(UserError, match="needs run.folder"):
+        launch.launch(RECIPE, common)
+    with pytest.raises(UserError, match="no such folder"):
+        launch.launch(RECIPE, [*common, f"run.folder={tmp_path / 'gone'}"])
