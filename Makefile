@@ -9,7 +9,8 @@ STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml requirements/cpu.txt requirements/install.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-long lint format lock clean
+# `make test` is what continuous integration runs.
+.PHONY: help install quickstart test test-unit test-long lint format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,10 +24,11 @@ $(STAMP): $(INPUTS)
 quickstart: install  ## train the packaged small model and watch it get better
 	@$(BIN)/blip3o-rl train $(RECIPE) $(ARGS)
 
-lint: install  ## ruff and mypy
+lint: install  ## style, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: install  ## rewrite the code in ruff's format
 	$(BIN)/ruff check --fix .
@@ -34,6 +36,9 @@ format: install  ## rewrite the code in ruff's format
 
 test: lint  ## lint, types and all tests but the long ones
 	$(BIN)/pytest -m "not long" --durations=10
+
+test-unit: install  ## the tests without vLLM, Ray and verl at work
+	$(BIN)/pytest -m "not long and not slow" --durations=10
 
 test-long: install  ## the tests that take longer than `make test` allows
 	$(BIN)/pytest -m long --durations=10
