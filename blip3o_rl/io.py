@@ -7,10 +7,14 @@ appears at once (a model, an export) is `checkpoint.staging`.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from blip3o_rl.errors import UserError
 
 
 @contextmanager
@@ -38,4 +42,59 @@ def replacing(file: Path, sync: bool = False) -> Iterator[Path]:
 def write_text(file: Path, text: str, sync: bool = False) -> None:
     """Writes a UTF-8 text file that appears whole or not at all."""
     with replacing(file, sync) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(whole_characters(text), encoding="utf-8")
+
+
+def write_json(file: Path, value: Any) -> None:
+    """`write_text` for a JSON value."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file's value.
+
+    Raises:
+        UserError: the file is not readable as JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); write it again") from error
+
+
+def append_line(file: Path, value: Mapping[str, Any]) -> None:
+    """Appends one JSON line; a half-written line left by a killed process is closed first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write(whole_characters(json.dumps(value, ensure_ascii=False)).encode() + b"\n")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of JSON lines; lines cut short by a killed writer are left out."""
+    if not file.is_file():
+        return []
+    found = (parse_line(line) for line in file.read_bytes().split(b"\n"))
+    return [value for value in found if value is not None]
+
+
+def write_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """A file of JSON lines that appears whole or not at all."""
+    write_text(file, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """One JSON object, or None for anything else (an empty line, half a line)."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def whole_characters(text: str) -> str:
+    """Text that every encoding can hold: half a surrogate pair (half an emoji, a name of odd bytes) becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -35,7 +35,7 @@ def new(
     folder: Annotated[Path, typer.Option(help="where the two files go")] = Path(),
 ) -> None:
     """Writes a commented reward to start from, NAME.py, and its test, test_NAME.py."""
-    from blip3o_rl.report.run_folder import write_text
+    from blip3o_rl.io import write_text
     from blip3o_rl.scoring.authoring import template as starter
 
     texts = {folder / file: text for file, text in starter.files(name).items()}
@@ -85,7 +85,7 @@ def score(
     batch_size: Annotated[int, typer.Option(min=1, help="pictures at a time; bounds the memory")] = 16,
 ) -> None:
     """Scores the pictures of a folder; exits with 1 if a picture got no score."""
-    from blip3o_rl.report.run_folder import write_text
+    from blip3o_rl.io import write_text
     from blip3o_rl.scoring.api import RewardError
     from blip3o_rl.scoring.authoring.image_folder import read_folder
 
@@ -133,7 +133,7 @@ def bench(
     fields = _metadata(metadata)
     if not words:
         os.environ["HF_HUB_OFFLINE"] = "1"  # gigabytes of weights are only fetched for a reward that was named
-    from blip3o_rl.report.run_folder import write_json
+    from blip3o_rl.io import write_json
     from blip3o_rl.scoring.api import RewardError
     from blip3o_rl.scoring.authoring.check import measure
     from blip3o_rl.scoring.registry import known_rewards

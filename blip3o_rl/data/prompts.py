@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts, train_prompts
+from blip3o_rl.data.text_files import read_records
 from blip3o_rl.errors import UserError
 
 RELATIONS = ("left of", "right of", "above", "below")
@@ -39,30 +40,14 @@ class PromptRow:
 
 
 def read_prompts(path: str | Path) -> list[PromptRow]:
-    """Reads a JSONL prompt file; blank lines are skipped.
+    """Reads a prompt file of any kind that `text_files` reads; every prompt is a checked row.
 
     Raises:
-        UserError: no such file, no prompt in it, bad JSON, a missing field or one of the wrong type.
+        UserError: no such file, no prompt in it, not readable, a missing field or one of the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such prompt file; give a JSONL file with one prompt a line")
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: is not JSON ({error.msg} at column {error.colno}); mend the line") from error
-        rows.append(check_row(data, where))
+    rows = [check_row(record.value, record.where) for record in read_records(path)]
     if not rows:
-        raise UserError(f'{path}: has no prompts; add one JSON object a line, such as {{"prompt": "a circle"}}')
+        raise UserError(f'{path}: has no prompts; add one JSON object per line, such as {{"prompt": "a circle"}}')
     return rows
 
 

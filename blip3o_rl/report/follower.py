@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.report.run_folder import RunFolder, flat_numbers, parse_line
+from blip3o_rl.io import parse_line
+from blip3o_rl.report.run_folder import RunFolder, flat_numbers
 
 
 class MetricsFollower:

@@ -14,9 +14,10 @@ from typing import Any
 
 from jinja2 import Environment
 
+from blip3o_rl.io import write_text
 from blip3o_rl.report import charts
 from blip3o_rl.report import warnings as warning_log
-from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import KL, REWARD, STAGES, WINDOW, duration, moving_average, stage_seconds, values
 from blip3o_rl.report.summary import Summary, summarise
 

@@ -13,9 +13,7 @@ which only grows, is read up to its last complete line. A resumed run cuts it ba
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import append_line, read_lines, write_lines
 
 DEFAULT_ROOT = Path("runs")
 CHECKPOINT_MARK = "complete.json"
@@ -189,7 +188,7 @@ class RunFolder:
         lines = self.read_metrics()
         kept = [line for line in lines if line["step"] <= step]
         if self.metrics.exists():
-            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            write_lines(self.metrics, kept)
         for file in (*self.images.glob("step_[0-9]*.png"), *self.rollouts.glob("step_[0-9]*.jsonl")):
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
@@ -208,56 +207,3 @@ def flat_numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
             continue
         flat[str(name)] = float(f"{number:.7g}") if math.isfinite(number) else None
     return flat
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is either the old or the new one whatever happens meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` for a JSON value."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's value.
-
-    Raises:
-        UserError: the file is not readable as JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); write it again") from error
-
-
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Appends one JSON line; a half-written line left by a killed process is closed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of JSON lines; lines cut short by a killed writer are left out."""
-    if not path.is_file():
-        return []
-    found = (parse_line(line) for line in path.read_bytes().splitlines())
-    return [value for value in found if value is not None]
-
-
-def parse_line(line: bytes) -> dict[str, Any] | None:
-    """One JSON object, or None for anything else (an empty line, half a line)."""
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blip3o_rl.report.run_folder import RunFolder, read_json, write_json, write_text
+from blip3o_rl.io import read_json, write_json, write_text
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import KL, REWARD, STEP_SECONDS, WINDOW, duration, medians, moving_average, values
 
 SCORE, REWARD_OF_RUN = "overall", "reward"

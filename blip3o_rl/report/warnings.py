@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.report.run_folder import RunFolder, append_line, read_lines, write_text
+from blip3o_rl.io import append_line, read_lines, write_text
+from blip3o_rl.report.run_folder import RunFolder
 
 
 def file(folder: RunFolder) -> Path:

@@ -21,11 +21,12 @@ import numpy as np
 import ray
 from PIL import Image
 
+from blip3o_rl.io import append_line, write_text
 from blip3o_rl.monitoring.drift import Drift, Limits, Watch
 from blip3o_rl.monitoring.image_statistics import group_guards, image_guards, reported_guards
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.gallery import Tile, save_grid, step_header
-from blip3o_rl.report.run_folder import RunFolder, append_line, write_text
+from blip3o_rl.report.run_folder import RunFolder
 
 NAME = "blip3o-recorder"
 MAX_GRID = 32

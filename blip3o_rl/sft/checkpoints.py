@@ -24,8 +24,9 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import state_dict as dcp_state
 
 from blip3o_rl.checkpoint.staging import staged
+from blip3o_rl.io import read_json, write_json
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.report.run_folder import CHECKPOINT_MARK, RunFolder, read_json, write_json
+from blip3o_rl.report.run_folder import CHECKPOINT_MARK, RunFolder
 from blip3o_rl.sft.pair_stream import Position
 
 # One process saves and loads without a process group, on purpose.

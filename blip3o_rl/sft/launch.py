@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 
 from blip3o_rl.config.sft import Settings, check, compose_settings, load_settings
 from blip3o_rl.errors import UserError
-from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.io import write_text
+from blip3o_rl.report.run_folder import RunFolder
 
 FAILURE = "user_error.txt"
 """In the run's logs: what a worker process found that the user can mend."""

@@ -35,12 +35,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from blip3o_rl.config.sft import Settings
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import append_line, write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.editing import encode_latents
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import encode_prompt
 from blip3o_rl.report.progress import Progress, progress
-from blip3o_rl.report.run_folder import RunFolder, append_line, write_text
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration
 from blip3o_rl.sft import checkpoints as sft_checkpoints
 from blip3o_rl.sft.checkpoints import DataState

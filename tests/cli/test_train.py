@@ -12,7 +12,8 @@ import pytest
 
 from blip3o_rl.cli import main as cli
 from blip3o_rl.errors import UserError
-from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.io import write_text
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import submit
 
 

@@ -69,12 +69,12 @@ def test_mistakes_name_line_and_field(tmp_path, line, words):
 
 
 def test_missing_empty_and_binary_files(tmp_path):
-    with pytest.raises(UserError, match="no such prompt file"):
+    with pytest.raises(UserError, match="no such file"):
         read_prompts(tmp_path / "nothing.jsonl")
     with pytest.raises(UserError, match="no prompts"):
         read_prompts(write(tmp_path, "", "  "))
     binary = tmp_path / "x.jsonl"
-    binary.write_bytes(b"\xff\xfe\x00\x01")
+    binary.write_bytes(b"\x80\x01")
     with pytest.raises(UserError, match="UTF-8"):
         read_prompts(binary)
 

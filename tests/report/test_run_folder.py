@@ -8,7 +8,8 @@ import os
 import pytest
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.report.run_folder import RunFolder, write_json, write_text
+from blip3o_rl.io import write_json, write_text
+from blip3o_rl.report.run_folder import RunFolder
 
 
 def test_metrics_round_trip(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blip3o_rl.io import write_json, write_text
 from blip3o_rl.report import charts, page, summary
 from blip3o_rl.report.gallery import Tile, save_grid
-from blip3o_rl.report.run_folder import RunFolder, write_json, write_text
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration, medians, moving_average, sparkline, stage_seconds
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blip3o_rl.io import write_text
 from blip3o_rl.monitoring.drift import Drift, Limits
 from blip3o_rl.report import page
 from blip3o_rl.report import warnings as warning_log
-from blip3o_rl.report.run_folder import RunFolder, write_text
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout.recorder import Recorder, Rollout, step_statistics, worst
 
 LIMITS = Limits(warn={"dark_share": 0.2, "text_area": 0.2, "held_out": 0.0}, stop={"dark_share": 0.9})

@@ -1,0 +1,254 @@
+"""The one reader of text: prompt files, captions, lists of paths.
+
+People save text in many ways, so all of them are read here and what cannot be read is refused by what it is. Encodings
+are UTF-8 (with or without byte order mark) and UTF-16/32 with one; gzip, bzip2 and xz are unpacked. A line ends at LF,
+CRLF or CR and nowhere else: separators such as U+2028 are legal inside JSON strings.
+
+`read_records` reads a whole file of objects (JSON lines, a JSON array, CSV, TSV, parquet) or a plain list with one
+text per line. `open_lines` streams the lines of files that may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.io import whole_characters
+
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
+_MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_PARQUET = b"PAR1"
+_REFUSED = {
+    b"PK\x03\x04": "a zip archive or an Office document",
+    b"%PDF": "a PDF document",
+    b"{\\rtf": "an RTF document",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"version https://git-lfs": "a Git LFS pointer and not the file itself",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+}
+_LISTS = (".txt", ".list", ".lst", ".prompts", "")
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One value of a file and where it stands ("file:line")."""
+
+    where: str
+    value: Any
+
+
+def decode(data: bytes, where: str) -> str:
+    """The text of some bytes, by their byte order mark; line ends become LF.
+
+    Raises:
+        UserError: the bytes are no text in a known encoding.
+    """
+    return "".join(line for _, line in _lines(io.BytesIO(data), where))
+
+
+def open_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a text file, blank lines left out, read as it is consumed.
+
+    Raises:
+        UserError: the file is missing, damaged or no text.
+    """
+    with _opened(path) as file:
+        for number, line in _lines(file, str(path)):
+            if line.strip():
+                yield number, line.removesuffix("\n")
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value. Half a surrogate pair, which no encoding can hold, becomes U+FFFD.
+
+    Raises:
+        ValueError: what is wrong and at which column; also for an object with two fields of one name.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error.msg} at column {error.colno}); fix the line") from error
+    return json.loads(whole_characters(json.dumps(value, ensure_ascii=False))) if "\\ud" in text.lower() else value
+
+
+def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
+    """All values of a file: objects, or whatever else a line of JSON holds.
+
+    Args:
+        path: JSON lines, a JSON array, CSV, TSV, parquet or a plain list.
+        field: the column that a table must have, and the field that a line of a plain list becomes.
+
+    Raises:
+        UserError: naming file and line, what is there and what is wanted.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        packed = file.read(len(_PARQUET)) == _PARQUET
+    if packed:
+        return _parquet(path, field)
+    suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz")), "")
+    if suffix in _TABLES:
+        return _table(path, _TABLES[suffix], field)
+    lines = list(open_lines(path))
+    first = lines[0][1].lstrip() if lines else ""
+    if first.startswith("["):
+        found = _array(path, lines)
+        if found is not None:
+            return found
+    if first.startswith("{") or (suffix not in _LISTS and first.startswith(("[", '"'))):
+        return [_json_line(f"{path}:{number}", line, lines) for number, line in lines]
+    if suffix not in _LISTS and lines:
+        raise UserError(
+            f'{path}:{lines[0][0]}: is plain text; write one JSON object per line, such as {{"{field}": '
+            f'"a photo of a red circle"}}, or name a list with one {field} per line .txt'
+        )
+    return [Record(f"{path}:{number}", {field: line.strip()}) for number, line in lines]
+
+
+def _opened(path: Path) -> Any:
+    """The file, unpacked, for reading bytes."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; give a text file such as prompts.jsonl")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        for mark, kind in _REFUSED.items():
+            if start.lstrip()[: len(mark)].lower() == mark.lower():
+                raise UserError(f"{path}: is {kind}; save it as UTF-8 text")
+        unpack = next((opener for mark, opener in _PACKED.items() if start.startswith(mark)), None)
+        return unpack(path, "rb") if unpack else path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _lines(file: Any, where: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a binary file, each with its LF."""
+    number = 0
+    try:
+        start = file.read(4)
+        file.seek(0)
+        encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+        for number, line in enumerate(io.TextIOWrapper(file, encoding, newline=None), start=1):
+            if "\0" in line:
+                raise UserError(f"{where}:{number}: holds NUL characters, so it is no text; save it as UTF-8")
+            yield number, line
+    except UnicodeError as error:
+        raise UserError(f"{where}: is not UTF-8 text after line {number} ({error}); save it as UTF-8") from error
+    except _UNREADABLE as error:
+        raise UserError(f"{where}: is damaged after line {number} ({error}); make the file again") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field '{next(n for n in names if names.count(n) > 1)}' stands twice in one object; keep one")
+    return found
+
+
+def _json_line(where: str, line: str, lines: list[tuple[int, str]]) -> Record:
+    try:
+        return Record(where, parse_json(line))
+    except ValueError as error:
+        if lines[0][1].strip() in ("{", "[") and len(lines) > 1:
+            raise UserError(f"{where}: is JSON over several lines; write one object per line or one array") from error
+        raise UserError(f"{where}: {error}") from error
+
+
+def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
+    """The elements of a JSON array with the lines they begin at; None if the file is no single array."""
+    text = "\n".join(line for _, line in lines)
+    numbers = [number for number, _ in lines]
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    try:
+        if not isinstance(parse_json(text), list):
+            return None
+    except ValueError:
+        return None
+    found: list[Record] = []
+    at = text.index("[") + 1
+    while True:
+        at += len(text[at:]) - len(text[at:].lstrip(" \t\n,"))
+        if text[at] == "]":
+            return found
+        where = f"{path}:{numbers[text.count(chr(10), 0, at)]}"
+        value, at = decoder.raw_decode(text, at)
+        found.append(Record(where, value))
+
+
+def _table(path: Path, delimiter: str, field: str) -> list[Record]:
+    """Rows of a CSV or TSV file by its header. Empty cells are absent; a cell may hold a JSON object or list."""
+    with _opened(path) as file:
+        text = "".join(line for _, line in _lines(file, str(path)))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        names = _columns(path, header, field)
+        found = []
+        while (number := reader.line_num + 1) and (row := next(reader, None)) is not None:
+            if len(row) > len(names):
+                raise UserError(f"{path}:{number}: has {len(row)} cells under {len(names)} columns; quote the commas")
+            cells = {name: _cell(cell) for name, cell in zip(names, row, strict=False) if cell.strip()}
+            if cells:
+                found.append(Record(f"{path}:{number}", cells))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: is not CSV ({error}); fix the line") from error
+    return found
+
+
+def _cell(text: str) -> Any:
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            return parse_json(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _parquet(path: Path, field: str) -> list[Record]:
+    """Rows of a parquet file. Nulls are absent: a struct column gives every row the union of all rows' fields."""
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is not readable as parquet ({error}); make the file again") from error
+    names = _columns(path, list(rows[0]) if rows else [field], field)
+    return [
+        Record(f"{path}:row {number}", _without_nulls(dict(zip(names, row.values(), strict=True))))
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _columns(path: Path, header: list[str], field: str) -> list[str]:
+    """The columns' names, with `Prompt` or `Prompts` (as PartiPrompts and DrawBench have it) read as `prompt`."""
+    if field in header:
+        return header
+    same = [name for name in header if name.lower() in (field, f"{field}s")]
+    if len(same) != 1:
+        hint = did_you_mean(field, header)
+        raise UserError(f"{path}: has the columns {', '.join(header) or '(none)'}; one must be '{field}'{hint}")
+    return [field if name == same[0] else name for name in header]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

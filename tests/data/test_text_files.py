@@ -1,0 +1,130 @@
+"""The text reader: every way in which people save a list is read alike, or refused by what it is."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from blip3o_rl.data.text_files import decode, open_lines, parse_json, read_records
+from blip3o_rl.errors import UserError
+
+LINES = [{"prompt": "eine Straße", "id": "a"}, {"prompt": "赤い丸\u2028の\x85写真", "id": "b"}]
+JSONL = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES)
+
+
+def as_parquet() -> bytes:
+    rows = [{**LINES[0], "include": [{"class": "circle", "color": "red"}]}, {**LINES[1], "include": [{"class": "x"}]}]
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", JSONL.encode()),
+        ("a.jsonl", JSONL.encode("utf-8-sig")),
+        ("a.jsonl", JSONL.encode("utf-16")),
+        ("a.jsonl", b"\xfe\xff" + JSONL.encode("utf-16-be")),
+        ("a.jsonl", JSONL.encode("utf-32")),
+        ("a.jsonl", JSONL.replace("\n", "\r\n").encode()),
+        ("a.jsonl", JSONL.replace("\n", "\r").encode()),
+        ("a.jsonl", ("\n \n" + JSONL.replace("\n", "\n\n")).rstrip().encode()),
+        ("a.txt", JSONL.encode()),
+        ("a.json", json.dumps(LINES).encode()),
+        ("a.json", json.dumps(LINES, indent=2, ensure_ascii=False).encode("utf-8-sig")),
+        ("a.jsonl", json.dumps(LINES).encode()),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode("utf-8-sig"))),
+        ("a.jsonl.bz2", bz2.compress(JSONL.encode())),
+        ("a.xz", lzma.compress(JSONL.encode())),
+        ("a.csv", f"id,prompt\na,eine Straße\nb,{LINES[1]['prompt']}\n".encode("utf-8-sig")),
+        ("a.tsv", f"Prompt\tid\neine Straße\ta\n{LINES[1]['prompt']}\tb\n".encode()),
+    ],
+)
+def test_every_way_to_save_a_list_reads_alike(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    found = read_records(tmp_path / name)
+    assert [record.value for record in found] == LINES
+    assert all(record.where.startswith(f"{tmp_path / name}:") for record in found)
+
+
+def test_parquet_rows_hold_no_nulls(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(as_parquet())
+    first, second = read_records(tmp_path / "a.parquet")
+    assert first.value["include"] == [{"class": "circle", "color": "red"}]
+    assert second.value["include"] == [{"class": "x"}] and second.where.endswith("a.parquet:row 2")
+
+
+def test_a_plain_list_has_one_prompt_per_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes('[red] circle\r\n\r\n  5 squares, "blue"  \r\n'.encode("utf-16"))
+    assert [(r.where, r.value) for r in read_records(tmp_path / "a.txt")] == [
+        (f"{tmp_path / 'a.txt'}:1", {"prompt": "[red] circle"}),
+        (f"{tmp_path / 'a.txt'}:3", {"prompt": '5 squares, "blue"'}),
+    ]
+
+
+def test_where_is_the_line_also_in_an_array_and_a_table(tmp_path):
+    (tmp_path / "a.json").write_text('[\n{"prompt": "a"},\n\n {"prompt":\n "b"}, 3]')
+    assert [r.where.rsplit(":")[-1] for r in read_records(tmp_path / "a.json")] == ["2", "4", "5"]
+    (tmp_path / "a.csv").write_text('prompt,include\n"two\nlines","[{""class"": ""x""}]"\nb,\n')
+    found = read_records(tmp_path / "a.csv")
+    assert [r.where.rsplit(":")[-1] for r in found] == ["2", "4"]
+    assert found[0].value == {"prompt": "two\nlines", "include": [{"class": "x"}]} and found[1].value == {"prompt": "b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.jsonl", b"a photo of a red circle\n", [":1: is plain text", '{"prompt"', ".txt"]),
+        ("a.jsonl", b'{"prompt": "a"}\nb\n', [":2: is not JSON", "column 1"]),
+        ("a.jsonl", b'{\n "prompt": "a"\n}\n', ["over several lines", "one object per line"]),
+        ("a.jsonl", b'{"prompt": "a", "prompt": "b"}\n', [":1: field 'prompt' stands twice"]),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', ["not UTF-8"]),
+        ("a.txt", "red circle\n".encode("utf-16-le"), [":1: holds NUL", "UTF-8"]),
+        ("a.xlsx", b"PK\x03\x04\x14\0", ["zip archive or an Office document"]),
+        ("a.pdf", b"%PDF-1.7", ["PDF"]),
+        ("a.txt", b"<!DOCTYPE html>\n<html>", ["web page"]),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer"]),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-9], ["damaged"]),
+        ("a.parquet", as_parquet()[:-20], ["not readable as parquet"]),
+        ("a.csv", b"text,id\na,1\n", ["columns text, id", "'prompt'"]),
+        ("a.csv", b"prompt,id\nred, round circle,1\n", [":2: has 3 cells under 2 columns"]),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_what_it_is(tmp_path, name, data, says):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_records(tmp_path / name)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / name)) and "\n" not in message
+    for words in says:
+        assert words in message
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "nothing.jsonl", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            read_records(path)
+
+
+def test_half_an_emoji_becomes_the_replacement_character_and_a_whole_one_stays(tmp_path):
+    assert parse_json(r'{"prompt": "a \ud83d b \ud83d\ude00"}') == {"prompt": "a \ufffd b 😀"}
+
+
+def test_lines_are_streamed_with_their_numbers(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo\r\nthr\xc2\x85ee")
+    assert list(open_lines(tmp_path / "a.txt")) == [(1, "one"), (3, "two"), (4, "thr\x85ee")]
+
+
+def test_captions_are_decoded_by_their_mark():
+    assert decode("Straße\n".encode("utf-16"), "x") == "Straße\n"
+    assert decode(b"\xef\xbb\xbfa\r\nb", "x") == "a\nb"
+    with pytest.raises(UserError, match="x: is not UTF-8"):
+        decode(b"caf\xe9", "x")
