@@ -33,7 +33,7 @@ from blip3o_rl.cli.output import output_folder, save_png, watched
 from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
 
     from blip3o_rl.evaluation.held_out import EvaluationResult
 
@@ -220,7 +220,7 @@ def _tokenize(paths: list[Path], model: str, scale: int, batch_size: int, device
     return folder.load_image_tokenizer(model, device=place).tokenize(pictures, scale, batch_size)
 
 
-def _references(model: str, paths: list[Path] | None, size: int | None) -> list[Image.Image]:
+def _references(model: str, paths: list[Path] | None, size: int | None) -> list[np.ndarray]:
     """The reference pictures; empty without any. Also checks that the model can edit."""
     if not paths:
         return []
@@ -232,8 +232,8 @@ def _references(model: str, paths: list[Path] | None, size: int | None) -> list[
     return _read(paths)
 
 
-def _read(paths: list[Path]) -> list[Image.Image]:
-    from blip3o_rl.model.image_tokenizer import read_image
+def _read(paths: list[Path]) -> list[np.ndarray]:
+    from blip3o_rl.data.images import read_image
 
     return [read_image(path) for path in paths]
 

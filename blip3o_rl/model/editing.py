@@ -36,15 +36,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.model.image_tokenizer import TATok, read_image, to_rgb
+from blip3o_rl.model.image_tokenizer import TATok
+from blip3o_rl.model.pixels import BILINEAR, middle_square
 from blip3o_rl.model.renderer import ReferenceConnector, Renderer
 from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
 
@@ -76,26 +75,24 @@ def reference_connector(renderer: Renderer) -> ReferenceConnector:
     return renderer.reference_connector
 
 
-def autoencoder_pixels(picture: Image.Image, size: int) -> torch.Tensor:
-    """Input of the autoencoder: shorter side to `size`, bilinear, centre crop; float32 [3, size, size] in [-1, 1].
+def autoencoder_pixels(image: np.ndarray, size: int) -> torch.Tensor:
+    """Input of the autoencoder: shorter side to `size`, bilinear, center crop; float32 [3, size, size] in [-1, 1].
 
-    The original's `target_transform` at 1024 px (torchvision's Resize and CenterCrop on a PIL picture, of which the
-    longer side is rounded down).
+    The original's `target_transform` at 1024 px.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
 
     Raises:
-        UserError: the picture is more than 16 times as long as it is wide, or the other way round.
+        UserError: the image is more than 16 times as long as it is wide, or the other way round.
     """
-    upright = to_rgb(picture)
-    width, height = upright.size
-    short = min(width, height)
-    if max(width, height) > MAX_ASPECT * short:
+    height, width = image.shape[:2]
+    if max(width, height) > MAX_ASPECT * min(width, height):
         raise UserError(
-            f"reference picture of {width} x {height} px: the longer side is more than {MAX_ASPECT} times the "
-            "shorter one; crop the picture"
+            f"reference image of {width} x {height} px: the longer side is more than {MAX_ASPECT} times the "
+            "shorter one; crop the image"
         )
-    resized = upright.resize((int(size * width / short), int(size * height / short)), Image.Resampling.BILINEAR)
-    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
-    levels = np.array(resized.crop((left, top, left + size, top + size)))
+    levels = middle_square(image, size, BILINEAR)
     return (torch.from_numpy(levels).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
 
@@ -120,12 +117,12 @@ def encode_latents(renderer: Renderer, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def encode_reference(
-    pictures: Sequence[Image.Image | str | Path], image_tokenizer: TATok | None, renderer: Renderer, scale: int
+    images: Sequence[np.ndarray], image_tokenizer: TATok | None, renderer: Renderer, scale: int
 ) -> Reference:
     """What the model takes from the reference pictures of one sample.
 
     Args:
-        pictures: one or more pictures or files; all of them become tokens, the first also becomes a latent.
+        images: one or more, uint8 [H, W, 3], RGB; all of them become tokens, the first also becomes a latent.
         image_tokenizer: of the same model folder.
         scale: of the picture to draw; the references are tokenised at the same scale.
 
@@ -136,11 +133,10 @@ def encode_reference(
     connector = reference_connector(renderer)
     if image_tokenizer is None:
         raise UserError("reference picture: the model folder's image_tokenizer is not loaded; editing needs it")
-    if not pictures or (len(pictures) > 1 and connector.config.noise_injection):
-        raise UserError(f"{len(pictures)} reference pictures for one sample: this model takes exactly one")
-    opened = [picture if isinstance(picture, Image.Image) else read_image(picture) for picture in pictures]
-    latents = encode_latents(renderer, autoencoder_pixels(opened[0], renderer.image_size)[None])
-    return Reference(image_tokenizer.tokenize(opened, scale), latents[0])
+    if not images or (len(images) > 1 and connector.config.noise_injection):
+        raise UserError(f"{len(images)} reference images for one sample: this model takes exactly one")
+    latents = encode_latents(renderer, autoencoder_pixels(images[0], renderer.image_size)[None])
+    return Reference(image_tokenizer.tokenize(images, scale), latents[0])
 
 
 def prompt_ids(tokenizer: Any, prompt: str, reference: Reference | None, scale: int, layout: TokenLayout) -> list[int]:

@@ -20,19 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.model.pixels import squashed
 
 NEAREST_CHUNK = 1024
 """Rows of the distance matrix held at a time; bounds the memory to 256 MiB with the full codebook."""
@@ -129,30 +127,27 @@ class TATok(ModelMixin, ConfigMixin):
         )
         return F.normalize(entries, dim=-1) if self.config.l2_normalized else entries
 
-    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def preprocess(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """The encoder's input, as SigLIP's processor makes it with the size forced to a square.
 
         Args:
-            images: pictures of any sizes; other modes than RGB are converted by `to_rgb`. The aspect ratio is not
-                kept and nothing is cut off.
+            images: uint8 [H, W, 3] each, RGB, of any sizes; the aspect ratio is not kept and nothing is cut off.
 
         Returns:
             float32 [B, 3, image_size, image_size] in [-1, 1] on the model's device.
         """
-        side = self.config.image_size
-        squares = [to_rgb(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
-        levels = np.stack([np.asarray(square) for square in squares])
+        levels = np.stack([squashed(image, self.config.image_size) for image in images])
         values = (levels.astype(np.float64) * (1 / 255)).astype(np.float32)
         pixels = (values - np.float32(0.5)) / np.float32(0.5)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(self.device)
 
-    def tokenize(self, images: Sequence[Image.Image], scale: int = 0, batch_size: int = 16) -> torch.Tensor:
-        """Codebook indices of pictures of any sizes.
+    def tokenize(self, images: Sequence[np.ndarray], scale: int = 0, batch_size: int = 16) -> torch.Tensor:
+        """Codebook indices of images of any sizes.
 
         Args:
-            images: at least one.
-            scale: 0, 1, 2 for 729, 169, 81 tokens on the released grid of 27 x 27.
-            batch_size: pictures at a time; bounds the memory and does not change the result.
+            images: at least one, uint8 [H, W, 3], RGB.
+            scale: 0, 1, 2 for 729, 169, 81 tokens on the upstream grid of 27 x 27.
+            batch_size: images at a time; bounds the memory and does not change the result.
 
         Returns:
             int64 [B, n] on the CPU, values 0..num_image_tokens - 1.
@@ -231,49 +226,3 @@ def whole_float32(device: torch.device) -> Iterator[None]:
     finally:
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """A picture from a file, as 8-bit RGB; see `to_rgb`.
-
-    Of a camera's MPO file, a JPEG with previews behind it, the first picture is meant.
-
-    Raises:
-        UserError: the file is missing, no picture, damaged, too large, animated, or of a kind without grey levels.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"{path}: no such file; give a picture (PNG, JPEG, WebP, ...)")
-    try:
-        with Image.open(file) as image:
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            picture = to_rgb(image) if frames == 1 else None
-    except Exception as error:  # Pillow's plug-ins raise many kinds on damaged files
-        raise UserError(f"{path}: not readable as a picture ({error}); give a whole PNG, JPEG, WebP, ...") from error
-    if picture is None:
-        raise UserError(f"{path}: {frames} pictures in one file (an animation?); give one picture a file")
-    return picture
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a picture, the right way up.
-
-    - The rotation that a camera wrote into EXIF is carried out.
-    - What is transparent is seen on white; the colours that lie hidden under full transparency are arbitrary.
-    - 16-bit grey is divided by 257, so that white stays white (PIL's own conversion cuts at 255). Of 16-bit colour
-      PIL keeps the upper 8 bits.
-    - Palettes, grey and CMYK are converted by PIL.
-
-    Raises:
-        ValueError: 32-bit or floating-point grey, whose white is not defined.
-    """
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        levels = np.asarray(upright).astype(np.float64) / 257
-        return Image.fromarray(levels.round().astype(np.uint8)).convert("RGB")
-    if upright.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {upright.mode}, whose white is not defined")
-    if upright.has_transparency_data:
-        coloured = upright.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
-    return upright.convert("RGB")

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import editing
@@ -109,7 +108,7 @@ class Blip3oPipeline:
         guidance: float = 2.0,
         batch_size: int = 32,
         size: int | None = None,
-        references: Sequence[Sequence[Image.Image] | None] | None = None,
+        references: Sequence[Sequence[np.ndarray] | None] | None = None,
         progress: Progress = silent,
     ) -> GenerationOutput:
         """Draws one picture per prompt.
@@ -191,7 +190,7 @@ class Blip3oPipeline:
         return _joined(parts)
 
     def encode_references(
-        self, references: Sequence[Sequence[Image.Image] | None] | None, count: int, scale: int
+        self, references: Sequence[Sequence[np.ndarray] | None] | None, count: int, scale: int
     ) -> list[editing.Reference | None]:
         """What the model takes from the reference pictures of `count` prompts; the same entry is encoded once."""
         entries = [None] * count if references is None else list(references)

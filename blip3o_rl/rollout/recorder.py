@@ -21,6 +21,7 @@ import numpy as np
 import ray
 from PIL import Image
 
+from blip3o_rl.data.images import read_image
 from blip3o_rl.io import append_line, write_text
 from blip3o_rl.monitoring.drift import Drift, Limits, Watch
 from blip3o_rl.monitoring.image_statistics import group_guards, image_guards, reported_guards
@@ -124,7 +125,7 @@ class Recorder:
                 [Tile(r.image, r.prompt, shown_score(r)) for r in rows[:MAX_GRID]],
                 step_header(step, [shown_score(r) for r in rows]),
             )
-            writer.add_image("rollouts", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+            writer.add_image("rollouts", read_image(path), step, dataformats="HWC")
         writer.flush()
         for drift in self._watch.add(step, statistics):
             self._warn(drift, rows)

@@ -14,7 +14,6 @@ autoencoder the centre square (shorter side resized, then cropped). For a pictur
 from __future__ import annotations
 
 import glob
-import io
 import json
 import tarfile
 import zlib
@@ -24,12 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 
+from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.editing import autoencoder_pixels
-from blip3o_rl.model.image_tokenizer import to_rgb
+from blip3o_rl.model.pixels import squashed
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -63,13 +63,13 @@ class RawPair:
 class Pair:
     """A pair, prepared.
 
-    square: 8-bit RGB of the image tokenizer's side.
+    square: uint8 [S, S, 3] of the image tokenizer's side S.
     pixels: the autoencoder's input, float32 [3, S, S] in [-1, 1].
     """
 
     where: str
     caption: str
-    square: Image.Image
+    square: np.ndarray
     pixels: torch.Tensor
 
 
@@ -208,32 +208,18 @@ def _caption(value: Any, name: str) -> str:
     return value.strip()
 
 
-def open_picture(raw: RawPair) -> Image.Image:
-    """The picture of a pair, as `to_rgb` gives it.
+def open_picture(raw: RawPair) -> np.ndarray:
+    """The picture of a pair: uint8 [H, W, 3], RGB.
 
     Raises:
         BadPair: the pair's own fault; no such file; not readable as a single picture.
     """
     if raw.fault:
         raise BadPair(raw.fault)
-    data = raw.picture if isinstance(raw.picture, bytes) else _content(raw.picture)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            picture = to_rgb(image) if frames == 1 else None
-    except Exception as error:  # Pillow's plug-ins raise many kinds on damaged files
-        reason = str(error).split(" <_io")[0]
-        raise BadPair(f"picture is not readable ({reason})") from error
-    if picture is None:
-        raise BadPair(f"picture has {frames} frames (an animation?)")
-    return picture
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadPair(f"picture {path}: {error.strerror or error}") from error
+        return read_image(raw.picture, "picture" if isinstance(raw.picture, bytes) else f"picture {raw.picture}")
+    except UserError as error:
+        raise BadPair(str(error)) from error
 
 
 def prepare(raw: RawPair, token_side: int, target_side: int, crop: str = "target") -> Pair:
@@ -249,12 +235,12 @@ def prepare(raw: RawPair, token_side: int, target_side: int, crop: str = "target
     """
     picture = open_picture(raw)
     if crop == "both":
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
+        height, width = picture.shape[:2]
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        picture = picture[top : top + side, left : left + side]
     try:
         pixels = autoencoder_pixels(picture, target_side)
     except UserError as error:
         raise BadPair(str(error).removeprefix("reference ")) from error
-    square = picture.resize((token_side, token_side), Image.Resampling.BICUBIC)
-    return Pair(raw.where, raw.caption, square, pixels)
+    return Pair(raw.where, raw.caption, squashed(picture, token_side), pixels)

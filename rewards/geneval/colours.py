@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.pixels import middle_square
 from blip3o_rl.rewards.geneval.classes import COLOURS
 from blip3o_rl.rewards.geneval.detector import ColourQuestion, Detection
 from blip3o_rl.rewards.geneval.mask2former import torch_device
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
 TEMPLATES: tuple[str, ...] = ("a photo of a {c} {name}", "a photo of a {c}-colored {name}", "a photo of a {c} object")
 GROUND = (0x99, 0x99, 0x99)
-SLIVER = 32
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 """CLIP's, in RGB order, of pixel values 0..1."""
@@ -99,37 +99,21 @@ class ClipColours:
             return normalize(embeddings.unflatten(0, (len(self.colours), len(TEMPLATES))).mean(1), dim=-1)
 
 
-def crop(image: np.ndarray, detection: Detection) -> Image.Image:
-    """The object on flat grey, cropped to its box (rounded to whole pixels); without a mask, the picture in the box.
+def crop(image: np.ndarray, detection: Detection) -> np.ndarray:
+    """The object on flat grey, cropped to its box (rounded to whole pixels); without a mask, the image in the box.
 
     Args:
         image: uint8 [H, W, 3], RGB.
     """
-    picture = image
+    masked = image
     if detection.mask is not None:
-        picture = np.where(detection.mask[..., None], image, np.array(GROUND, np.uint8))
-    return Image.fromarray(picture).crop(detection.box)
+        masked = np.where(detection.mask[..., None], image, np.array(GROUND, np.uint8))
+    return np.asarray(Image.fromarray(masked).crop(detection.box))
 
 
-def clip_input(picture: Image.Image, side: int) -> np.ndarray:
-    """CLIP's input: the short side scaled to `side` (bicubic), the middle square, normalised; float32 [side, side, 3].
-
-    Of a picture longer than `SLIVER` times its width only the middle is scaled: one pixel by a thousand would become
-    150 megabytes, and the middle square is all that is kept.
-    """
-    width, height = picture.size
-    if max(width, height) > SLIVER * min(width, height):
-        picture = _middle(picture, min(width, SLIVER * height), min(height, SLIVER * width))
-        width, height = picture.size
-    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    square = _middle(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), side, side)
-    return (np.asarray(square, np.float32) / 255 - MEAN) / DEVIATION
-
-
-def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The middle of a picture; of two middle pixels as torchvision chooses (rounded half to even)."""
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-    return picture.crop((left, top, left + width, top + height))
+def clip_input(image: np.ndarray, side: int) -> np.ndarray:
+    """CLIP's input: shorter side to `side` (bicubic), middle square, normalised; float32 [side, side, 3]."""
+    return (middle_square(image, side).astype(np.float32) / 255 - MEAN) / DEVIATION
 
 
 def _load(checkpoint: str) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from textwrap import fill
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
+from blip3o_rl.data.images import read_image
 from blip3o_rl.data.synthetic.scenes import draw, sample
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Reward, RewardError, Sample
@@ -100,7 +101,7 @@ def folder_cases(folder: Path) -> list[CalibrationCase]:
     for file in files:
         if not file.with_suffix(".txt").is_file():
             raise UserError(f"{file}: its prompt is missing; write it to {file.with_suffix('.txt').name}")
-    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    pictures = [read_image(file) for file in files]
     prompts = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
     return [_case(prompts[i], pictures[i], pictures[(i + 1) % len(files)]) for i in range(len(files))]
 

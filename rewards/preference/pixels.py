@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from blip3o_rl.model.pixels import middle_square
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of OpenAI's CLIP; all models here share them."""
@@ -29,8 +31,6 @@ def by_processor(images: Sequence[np.ndarray], processor: Any) -> torch.Tensor:
 def cropped(images: Sequence[np.ndarray], side: int) -> torch.Tensor:
     """Bicubic resize of the shorter side in 8 bit, centre crop, CLIP's mean and deviation (OpenAI CLIP, ImageReward).
 
-    Rounds as torchvision does: the long side down, the crop's offset to the nearest even number.
-
     Args:
         images: uint8 [H, W, 3] each, RGB; sizes may differ.
         side: pixels of the square result.
@@ -38,15 +38,8 @@ def cropped(images: Sequence[np.ndarray], side: int) -> torch.Tensor:
     Returns:
         float32 [N, 3, side, side].
     """
-    pixels = []
-    for image in images:
-        height, width = image.shape[:2]
-        short = min(height, width)
-        size = (int(side * width / short), int(side * height / short))
-        left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-        picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-        pixels.append(np.asarray(picture.crop((left, top, left + side, top + side))))
-    return normalised(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255)
+    squares = np.stack([middle_square(image, side) for image in images])
+    return normalised(torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255)
 
 
 def padded(images: Sequence[np.ndarray], side: int, antialias: bool) -> torch.Tensor:

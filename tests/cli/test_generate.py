@@ -16,10 +16,10 @@ from blip3o_rl import __version__
 from blip3o_rl.cli import generate as pictures
 from blip3o_rl.cli import main as cli
 from blip3o_rl.cli import output as drawing
+from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.image_tokenizer import read_image
 
 PROMPTS = ["a photo of a red circle", "a photo of two blue squares left of a star"]
 FEW = ["--scale", "2", "--steps", "2"]
@@ -139,7 +139,7 @@ def test_references_reach_the_pipeline(
     monkeypatch.setattr(pictures, "load_pipeline", lambda *_, **__: pipe)
     assert generate(model, tmp_path / "o", "--reference", str(picture), "--device", "cpu") == 0
     assert len(asked["references"]) == len(PROMPTS)
-    assert all(np.array_equal(np.asarray(given), np.asarray(read_image(picture))) for (given,) in asked["references"])
+    assert all(np.array_equal(given, read_image(picture)) for (given,) in asked["references"])
     assert all(Image.open(file).text["reference"] == str(picture) for file in (tmp_path / "o").glob("a-*.png"))
 
 
@@ -172,7 +172,7 @@ def test_tokenize_prints_json(model: str, picture: Path, tmp_path: Path, capsys:
     tokenizer = model_folder.load_image_tokenizer(model)
     for row, file in zip(found, files, strict=True):
         assert row["scale"] == 1
-        assert row["ids"] == tokenizer.tokenize([Image.open(file)], 1)[0].tolist()
+        assert row["ids"] == tokenizer.tokenize([read_image(file)], 1)[0].tolist()
 
 
 def test_reconstruct_draws_the_tokens_of_the_picture(
@@ -202,7 +202,7 @@ def test_bad_pictures_are_named_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model_folder, "load_image_tokenizer", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "text.png").write_text("no picture")
-    for bad, words in (("text.png", "text.png: not readable as a picture"), ("none.png", "none.png: no such file")):
+    for bad, words in (("text.png", "text.png: not readable as an image"), ("none.png", "none.png: no such file")):
         with pytest.raises(UserError, match=words):
             verb([picture, tmp_path / bad], model)
 

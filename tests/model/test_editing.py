@@ -76,9 +76,8 @@ def some_indices(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(parts.NUM_IMAGE_TOKENS, (count, N), generator=torch.Generator().manual_seed(seed))
 
 
-def noisy_picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def noisy_image(width: int, height: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 # Prompt
@@ -143,7 +142,7 @@ def test_a_prompt_without_a_reference_is_a_caption(words: tuple[Any, TokenLayout
 
 
 def test_the_autoencoder_sees_the_centre() -> None:
-    picture = noisy_picture(101, 64)
+    picture = noisy_image(101, 64)
     found = reference.autoencoder_pixels(picture, 64)
     expected = np.asarray(picture)[:, 18:82].transpose(2, 0, 1) / 127.5 - 1  # (101 - 64) / 2 = 18.5, rounded to even
     assert found.dtype == torch.float32 and found.shape == (3, 64, 64)
@@ -151,8 +150,8 @@ def test_the_autoencoder_sees_the_centre() -> None:
 
 
 def test_the_shorter_side_is_resized_and_the_longer_rounded_down() -> None:
-    picture = noisy_picture(50, 77)
-    whole = np.asarray(picture.resize((64, 98), Image.Resampling.BILINEAR))  # 64 * 77 / 50 = 98.56
+    picture = noisy_image(50, 77)
+    whole = np.asarray(Image.fromarray(picture).resize((64, 98), Image.Resampling.BILINEAR))  # 64 * 77 / 50 = 98.56
     expected = whole[17:81].transpose(2, 0, 1) / 127.5 - 1
     np.testing.assert_allclose(reference.autoencoder_pixels(picture, 64).numpy(), expected, atol=1e-6)
 
@@ -165,7 +164,7 @@ def test_latents_are_scaled_encodings(renderer: Renderer) -> None:
 
 def test_all_pictures_become_tokens_and_the_first_a_latent(image_tokenizer: TATok) -> None:
     renderer = make_renderer(noise_injection=False)
-    pictures = [noisy_picture(80, 64, seed) for seed in (1, 2)]
+    pictures = [noisy_image(80, 64, seed) for seed in (1, 2)]
     found = reference.encode_reference(pictures, image_tokenizer, renderer, scale=2)
     assert torch.equal(found.indices, image_tokenizer.tokenize(pictures, 2)) and found.indices.shape == (2, N)
     first = reference.encode_latents(renderer, reference.autoencoder_pixels(pictures[0], 64)[None])[0]
@@ -327,7 +326,7 @@ def test_the_pipeline_draws_a_mixed_batch_like_its_parts(
     torch.manual_seed(0)
     policy = parts.make_policy(*words).eval()
     pipe = Blip3oPipeline(policy, words[0], renderer, image_tokenizer=image_tokenizer)
-    prompts, kinds = [INSTRUCTION, "a photo of two squares"], [[noisy_picture(80, 64)], None]
+    prompts, kinds = [INSTRUCTION, "a photo of two squares"], [[noisy_image(80, 64)], None]
     mixed = pipe(prompts, [1, 2], scale=2, steps=2, references=kinds)
     for row in range(2):
         alone = pipe(prompts[row : row + 1], [row + 1], scale=2, steps=2, references=kinds[row : row + 1])
@@ -404,35 +403,25 @@ def test_a_reference_for_a_model_that_cannot_edit(
     text_renderer: Renderer, image_tokenizer: TATok, states: torch.Tensor, latents: torch.Tensor
 ) -> None:
     with pytest.raises(UserError, match="it draws from text only"):
-        reference.encode_reference([noisy_picture(64, 64)], image_tokenizer, text_renderer, 2)
+        reference.encode_reference([noisy_image(64, 64)], image_tokenizer, text_renderer, 2)
     with pytest.raises(UserError, match="it draws from text only"):
         reference.render(text_renderer, states[:1], [1], [Reference(some_indices(1), latents[0])])
 
 
 def test_a_model_folder_without_its_image_tokenizer(renderer: Renderer) -> None:
     with pytest.raises(UserError, match="image_tokenizer"):
-        reference.encode_reference([noisy_picture(64, 64)], None, renderer, 2)
+        reference.encode_reference([noisy_image(64, 64)], None, renderer, 2)
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_noise_injection_takes_one_reference(renderer: Renderer, image_tokenizer: TATok, count: int) -> None:
-    with pytest.raises(UserError, match=f"{count} reference pictures.*exactly one"):
-        reference.encode_reference([noisy_picture(64, 64)] * count, image_tokenizer, renderer, 2)
-
-
-def test_an_unreadable_picture_is_named_in_one_line(renderer: Renderer, image_tokenizer: TATok, tmp_path: Path) -> None:
-    cut = tmp_path / "cut.png"
-    noisy_picture(64, 64).save(cut)
-    cut.write_bytes(cut.read_bytes()[:5000])
-    for path, problem in ((cut, "not readable"), (tmp_path / "none.png", "no such file")):
-        with pytest.raises(UserError, match=f"{path.name}: .*{problem}") as raised:
-            reference.encode_reference([path], image_tokenizer, renderer, 2)
-        assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=f"{count} reference images.*exactly one"):
+        reference.encode_reference([noisy_image(64, 64)] * count, image_tokenizer, renderer, 2)
 
 
 def test_sizes_that_do_not_fit_are_named(renderer: Renderer, states: torch.Tensor, latents: torch.Tensor) -> None:
     with pytest.raises(UserError, match="2000 x 100 px.*crop"):
-        reference.autoencoder_pixels(Image.new("RGB", (2000, 100)), 64)
+        reference.autoencoder_pixels(np.zeros((100, 2000, 3), np.uint8), 64)
     with pytest.raises(UserError, match=r"needs \[B, 3, 64, 64\]"):
         reference.encode_latents(renderer, torch.zeros(1, 3, 32, 32))
     with pytest.raises(UserError, match=r"shape \[3, 8, 4, 8\]"):
@@ -480,11 +469,3 @@ def test_at_full_size_there_are_1754_rows() -> None:
         assert reference.condition(renderer, torch.zeros(2, 730, 2048), latents).shape == (2, 1754, 2304)
         assert reference.null_condition(renderer, 730).shape == (1, 1754, 2304)
         assert reference.noise_space_input(latents, latents).shape == (2, 32, 32, 64)
-
-
-def test_a_picture_is_turned_as_its_camera_says() -> None:
-    picture = noisy_picture(64, 64)
-    turned = picture.copy()
-    turned.getexif()[0x0112] = 3
-    upside_down = reference.autoencoder_pixels(picture, 64).flip(1, 2)
-    assert torch.equal(reference.autoencoder_pixels(turned, 64), upside_down)

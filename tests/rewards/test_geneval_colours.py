@@ -69,12 +69,12 @@ def test_the_transform_is_openais(width, height):
     left, top = round((whole.width - SIDE) / 2), round((whole.height - SIDE) / 2)
     square = np.asarray(whole.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
     expected = (square - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
-    assert np.allclose(clip_input(picture, SIDE), expected, atol=1e-5)
+    assert np.allclose(clip_input(np.asarray(picture), SIDE), expected, atol=1e-5)
 
 
 def test_of_a_sliver_the_middle_is_scaled():
     sliver = np.repeat(noise(1, 100), 40, axis=1)
-    wide, high = clip_input(Image.fromarray(sliver), SIDE), clip_input(Image.fromarray(sliver.swapaxes(0, 1)), SIDE)
+    wide, high = clip_input(sliver, SIDE), clip_input(sliver.swapaxes(0, 1), SIDE)
     assert np.allclose(wide, high.swapaxes(0, 1), atol=1e-5)
     whole = np.asarray(Image.fromarray(sliver[:, 1800:2200]).resize((400 * SIDE, SIDE), Image.Resampling.BICUBIC))
     middle = whole[:, 200 * SIDE - SIDE // 2 : 200 * SIDE + SIDE // 2].astype(np.float32) / 255

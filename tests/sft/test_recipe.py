@@ -142,8 +142,7 @@ def test_the_condition_is_the_states_of_scale_token_and_image_tokens(tmp_path: P
     longest = max(len(example.prompt) for example in examples)
     for row, example in enumerate(examples):
         prompt = encode_prompt(worker.tokenizer, example.pair.caption, 2, worker.layout)
-        picture = Image.fromarray(np.asarray(example.pair.square))
-        tokens = worker.layout.to_ids(worker.image_tokenizer.tokenize([picture], 2))[0]
+        tokens = worker.layout.to_ids(worker.image_tokenizer.tokenize([example.pair.square], 2))[0]
         ids = torch.tensor([*prompt, *tokens.tolist()])
         assert ids[len(prompt) - 1] == worker.layout.scale_token_id(2)
         with torch.no_grad():

@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-
+from blip3o_rl.data.images import read_image, read_text_chunks
 from blip3o_rl.data.prompts import PromptRow, read_prompts
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
@@ -33,9 +31,7 @@ class Picture:
         Raises:
             UserError: it is none.
         """
-        with _opened(self.file) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        return Sample(self.file.name, self.row.prompt, pixels, self.row.metadata)
+        return Sample(self.file.name, self.row.prompt, read_image(self.file), self.row.metadata)
 
 
 def read_folder(folder: Path, prompts: Path | None = None) -> tuple[list[Picture], list[Path]]:
@@ -91,14 +87,4 @@ def _named_files(rows: list[PromptRow], folder: Path) -> dict[str, PromptRow]:
 
 def _carried_prompt(file: Path) -> str:
     """The prompt in a PNG's text chunks; empty if there is none."""
-    with _opened(file) as image:
-        return str(getattr(image, "text", {}).get("prompt", "")).strip()
-
-
-def _opened(file: Path) -> Image.Image:
-    try:
-        image = Image.open(file)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: is not a readable picture ({error}); take it out of the folder") from error
-    return image
+    return read_text_chunks(file).get("prompt", "").strip()

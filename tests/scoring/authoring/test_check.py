@@ -261,7 +261,7 @@ def test_bad_folders_are_one_line(tmp_path):
         ("empty", None, "has no pictures"),
         ("mute", None, "give --prompts"),
         ("mute", "p.jsonl", "has no such picture"),
-        ("broken", None, "not a readable picture"),
+        ("broken", None, "not readable as an image"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             read_folder(tmp_path / folder, prompts and tmp_path / prompts)

@@ -1,0 +1,56 @@
+"""Resizing images for networks, in 8 bits with Pillow's filters, as torchvision does on Pillow images.
+
+Other implementations of "bicubic" and "bilinear" differ by several grey levels, and resizing in floating point keeps
+values that 8 bits clip, so what a published network was trained on is reproduced here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+SLIVER = 32
+"""Longer over shorter side beyond which only the middle of an image is resized; one pixel by a thousand would otherwise
+become 150 megabytes, and the middle square is all that is kept."""
+
+
+def squashed(image: np.ndarray, side: int) -> np.ndarray:
+    """The whole image as a square, bicubic, without keeping its aspect ratio: uint8 [side, side, 3].
+
+    Args:
+        image: uint8 [H, W, 3].
+    """
+    return np.asarray(_pil(image).resize((side, side), BICUBIC))
+
+
+def middle_square(image: np.ndarray, side: int, resample: Image.Resampling = BICUBIC) -> np.ndarray:
+    """Shorter side resized to `side`, middle square: torchvision's Resize and CenterCrop; uint8 [side, side, 3].
+
+    The longer side is rounded down, the crop's offset half to even.
+
+    Args:
+        image: uint8 [H, W, 3].
+    """
+    picture = _pil(image)
+    width, height = picture.size
+    if max(width, height) > SLIVER * min(width, height):
+        picture = _middle(picture, min(width, SLIVER * height), min(height, SLIVER * width))
+        width, height = picture.size
+    short = min(width, height)
+    resized = picture.resize((int(side * width / short), int(side * height / short)), resample)
+    return np.array(_middle(resized, side, side))
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _pil(image: np.ndarray) -> Image.Image:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"image of {getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}: "
+            "uint8 [H, W, 3] expected; data.images.read_image gives it"
+        )
+    return Image.fromarray(image)
