@@ -18,38 +18,37 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 
 def train(
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="recipe folder, then Hydra overrides of it"),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            help="run folder to continue from its last complete checkpoint, with its own recipe and overrides"
-        ),
+        typer.Option(help="run folder to continue from its last complete checkpoint, with its own configuration"),
     ] = None,
 ) -> None:
     """Trains by a recipe, on this machine or in the Ray cluster at RAY_ADDRESS."""
+    arguments = arguments or []
+    if resume is None and (not arguments or "=" in arguments[0]):
+        raise UserError(
+            "train: no recipe given; for example blip3o-rl train recipes/shapes trainer.total_training_steps=20"
+        )
     from blip3o_rl.report import page, summary
     from blip3o_rl.report.run_folder import RunFolder
-
-    recipe, overrides = _recipe_and_overrides(words or [], resume)
-    from blip3o_rl.training.launch import launch
+    from blip3o_rl.training import launch
 
     # `ray job stop` sends SIGTERM: it must end like Ctrl-C does, with the run's services taken down.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = launch(recipe, overrides)
+        path = launch.launch(arguments[0], arguments[1:]) if resume is None else launch.resume(resume, arguments)
     except KeyboardInterrupt:
         print(
             "interrupted; go on from the last checkpoint with: blip3o-rl train --resume <run folder>", file=sys.stderr
         )
         raise typer.Exit(INTERRUPTED) from None
-    folder = RunFolder.open(result.folder)
+    folder = RunFolder.open(path)
     Console().print(summary.table(summary.write(folder)))
     print(f"report: {page.write(folder)}")
-    if not result.ok:
-        raise typer.Exit(1)
 
 
 def submit(
@@ -81,28 +80,3 @@ def report(
     run = RunFolder.latest() if folder is None else RunFolder.open(folder)
     Console().print(summary.table(summary.summarise(run)))
     print(page.write(run))
-
-
-def _recipe_and_overrides(words: list[str], resume: Path | None) -> tuple[str, list[str]]:
-    """What to launch: the words as given, or the recipe and overrides of the run to continue with the words on top."""
-    if resume is None:
-        if not words or "=" in words[0]:
-            raise UserError(
-                "train: no recipe given; for example blip3o-rl train recipes/shapes trainer.total_training_steps=20"
-            )
-        return words[0], words[1:]
-    from blip3o_rl.report.run_folder import RunFolder
-
-    folder = RunFolder.open(resume)
-    if not folder.overrides.is_file():
-        raise UserError(f"{folder.overrides}: missing, so the run cannot be continued as it was; start a new one")
-    recipe, *earlier = folder.overrides.read_text().split("\n")
-    if words and "=" not in words[0]:
-        recipe, words = words[0], words[1:]
-    own = [f"run.folder={folder.path}", "run.resume=true"]
-    replaced = {_key(word) for word in (*words, *own)}
-    return recipe, [*(word for word in earlier if word and _key(word) not in replaced), *words, *own]
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=")[0]

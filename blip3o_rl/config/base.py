@@ -7,13 +7,16 @@ nearest known one, renamed keys with their new name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from blip3o_rl.errors import UserError, did_you_mean
 
 Model = TypeVar("Model", bound="Settings")
+_PATH = "path"
+PathText = Annotated[str, _PATH]
+"""A path, as text. An override's value is taken as it is, whatever its characters mean to Hydra."""
 
 
 class Settings(BaseModel):
@@ -22,6 +25,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
     """Old key -> new key, for the error message."""
+
+
+def path_fields(model: type[Settings], prefix: str = "") -> set[str]:
+    """The full keys of a settings model whose type is `PathText`, or holds it."""
+    found = set()
+    for name, field in model.model_fields.items():
+        if _PATH in field.metadata or _PATH in str(field.annotation):
+            found.add(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            found |= path_fields(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
@@ -54,6 +68,7 @@ def _explained(model: type[Settings], error: ValidationError, key: str) -> str:
         known = sorted(owner.model_fields)
         return f"{full}: there is no such key{did_you_mean(name, known)}; known: {', '.join(known)}"
     text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    text = text.replace("Input should be", "must be")
     if problem["type"] == "missing":
         return f"{full}: is missing; set it"
     if problem["type"] in ("value_error", "assertion_error"):

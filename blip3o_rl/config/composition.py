@@ -1,10 +1,11 @@
-"""A recipe and its overrides -> one resolved configuration (Hydra, on top of verl's `ppo_trainer`).
+"""A recipe and its overrides -> one configuration (Hydra).
 
-A recipe is a folder with a `config.yaml`. `defaults: [blip3o_ppo, _self_]` gives it everything that verl and this
-package need; the device profile (`device=cpu` or `device=gpu`) is chosen here where it is not given. Overrides are
-Hydra's `key=value`; entries below `reward.rewards` are free, so that
-`reward.rewards.mine.path=my_reward.py:brightness` needs no `+`. Everything Hydra says about a bad one becomes one
-line with the nearest known key.
+A recipe is a folder with a `config.yaml` that names its kind's base in `defaults` and says only what it changes. The
+groups with a settings model are generated from it and checked by it; all other keys are compared with the base's,
+since Hydra would take in a recipe's misspelt key and nobody would read it. Whatever is wrong becomes one line.
+
+Overrides are Hydra's `key=value`. The value of a path is not: it is taken as it is, whatever its characters mean to
+Hydra. A run that is resumed is composed the same way, on the configuration that it was started with.
 """
 
 from __future__ import annotations
@@ -13,23 +14,65 @@ import contextlib
 import difflib
 import io
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.config.base import Settings, path_fields
+from blip3o_rl.errors import UserError, did_you_mean
 
 CONFIG_MODULE = "blip3o_rl.config.defaults"
-SEARCH_PATH = f"hydra.searchpath=[pkg://{CONFIG_MODULE},pkg://verl.trainer.config]"
-FREE_KEYS = ("reward.rewards.", "actor_rollout_ref.rollout.engine_kwargs.")
+STORED = "blip3o_stored_run"
+ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of recipe.
+
+    Attributes:
+        command: of `blip3o-rl`.
+        base: what its recipes name in `defaults`.
+        own: a field per group that a settings model checks; stored for Hydra as `<base>_settings`.
+        free: prefixes of further keys that may be new.
+        paths: regular expression of keys whose value is a path, besides the models' own.
+        packages: where Hydra looks for further configuration.
+    """
+
+    command: str
+    base: str
+    own: type[Settings]
+    free: tuple[str, ...] = ()
+    paths: str = "(?!)"
+    packages: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        ConfigStore.instance().store(f"{self.base}_settings", self.own().model_dump())
+
+    @property
+    def search_path(self) -> str:
+        """The override that tells Hydra where to look."""
+        return f"hydra.searchpath=[{','.join(f'pkg://{package}' for package in (CONFIG_MODULE, *self.packages))}]"
+
+    def is_free(self, key: str) -> bool:
+        """Whether a new key is left to a settings model or to its reader."""
+        return key.split(".")[0] in self.own.model_fields or key.startswith(self.free)
+
+    def is_path(self, key: str) -> bool:
+        """Whether the key's value is a path."""
+        return key in path_fields(self.own) or re.fullmatch(self.paths, key) is not None
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -45,102 +88,126 @@ def find_recipe(recipe: str | Path) -> Path:
     if (shipped / path.name / "config.yaml").is_file() and path.parts in ((path.name,), ("recipes", path.name)):
         return (shipped / path.name).resolve()
     known = sorted(p.parent.name for p in shipped.glob("*/config.yaml"))
-    near = difflib.get_close_matches(path.name, known, 1)
-    hint = f"; did you mean recipes/{near[0]}?" if near else ""
+    hint = did_you_mean(path.name, known)
     raise UserError(f"recipe {recipe}: no {path / 'config.yaml'}; known recipes: {', '.join(known)}{hint}")
 
 
-def compose_recipe(recipe: str | Path, overrides: list[str]) -> DictConfig:
-    """The configuration of a recipe with its overrides.
+def compose(kind: Kind, recipe: str | Path, overrides: list[str]) -> DictConfig:
+    """The configuration of a recipe with its overrides; `run.recipe` is the recipe's name.
 
     Raises:
-        UserError: unknown recipe, unknown key, or a value of the wrong type.
+        UserError: unknown recipe or one of another kind, unknown key, or an override that cannot be read.
     """
     folder = find_recipe(recipe)
-    chosen = [_free(override) for override in overrides]
-    if not any(override.split("=")[0] == "device" for override in overrides):
-        chosen.insert(0, f"device={'gpu' if torch.cuda.is_available() else 'cpu'}")
-    _check_keys(folder / "config.yaml")
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folder), version_base=None), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            config = compose("config", overrides=[SEARCH_PATH, *chosen])
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            try:
-                known = compose("config", overrides=[SEARCH_PATH])
-            except (HydraException, OmegaConfBaseException, YAMLError) as broken:
-                raise UserError(f"{folder / 'config.yaml'}: {_one_line(broken)}") from broken
-            raise _explained(error, known, overrides) from error
+    file = folder / "config.yaml"
+    with _one_line(str(file)):
+        written: Any = OmegaConf.load(file)
+        bases = list(written.pop("defaults", None) or []) if isinstance(written, DictConfig) else []
+        if kind.base not in bases:
+            raise UserError(f"{file}: is no recipe for blip3o-rl {kind.command}; its defaults do not name {kind.base}")
+        with _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
+            known = hydra_compose(kind.base, overrides=[kind.search_path])
+        for key in _leaves(written):
+            _check_key(kind, key, known, f"{file}: ")
+    plain, paths = _split(kind, overrides, known)
+    with _one_line(str(file)), _hydra(), initialize_config_dir(str(folder), version_base=None):
+        config = hydra_compose("config", overrides=[kind.search_path, *plain])
+    return _finished(config, paths | {"run.recipe": folder.name})
+
+
+def compose_stored(kind: Kind, config: Any, name: str, overrides: list[str]) -> DictConfig:
+    """A configuration that was composed before, with overrides on top.
+
+    Args:
+        config: as it was written down.
+        name: of the configuration, for messages.
+
+    Raises:
+        UserError: unknown key, or an override that cannot be read.
+    """
+    plain, paths = _split(kind, overrides, config)
+    ConfigStore.instance().store(STORED, config)
+    with _one_line(name), _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
+        return _finished(hydra_compose(STORED, overrides=plain), paths)
+
+
+def _finished(config: DictConfig, values: dict[str, Any]) -> DictConfig:
     OmegaConf.set_struct(config, False)
-    config.run.recipe = folder.name
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
     return config
 
 
-def _check_keys(file: Path) -> None:
-    """Refuses a recipe's key that neither verl nor this package has: Hydra would take it in and nobody would read it.
-
-    A mapping that is empty in verl's own configuration is open, as are the free keys.
-    """
-    try:
-        recipe: Any = OmegaConf.load(file)
-    except YAMLError as error:
-        raise UserError(f"{file}: {_one_line(error)}") from error
-    if "blip3o_sft" in (recipe.get("defaults") or []):
-        raise UserError(f"{file}: is a recipe of supervised fine-tuning; use blip3o-rl sft")
-    GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base=None), contextlib.redirect_stderr(io.StringIO()):
-        known = compose("blip3o_ppo", overrides=[SEARCH_PATH])
-    leaves = _leaves(known)
-    for key in _leaves(recipe):
-        parent, _, name = key.rpartition(".")
-        above = OmegaConf.select(known, parent, throw_on_missing=False) if parent else known
-        if key.startswith(("defaults", *FREE_KEYS)) or not isinstance(above, DictConfig) or not above or name in above:
-            continue
-        raise UserError(f"{file}: there is no key {key}{_nearest(key, leaves)}")
-
-
-def _free(override: str) -> str:
-    return f"++{override}" if override.startswith(FREE_KEYS) else override
-
-
-def _explained(error: Exception, known: Any, overrides: list[str]) -> UserError:
-    """Hydra's complaint as one line that names the override and, for an unknown key, the nearest known one."""
-    keys = list(_leaves(known))
+def _split(kind: Kind, overrides: list[str], known: DictConfig) -> tuple[list[str], dict[str, str | None]]:
+    """Overrides for Hydra, and the paths that it must not read."""
+    plain: list[str] = []
+    paths: dict[str, str | None] = {}
     for override in overrides:
-        key = override.lstrip("+~").split("=")[0]
-        if "=" not in override and not override.startswith("~"):
-            return UserError(f"override '{override}': not of the form key=value")
-        if key.startswith(FREE_KEYS) or override.startswith(("+", "~")):
-            continue
-        if OmegaConf.select(known, key, default=_ABSENT, throw_on_missing=False) is _ABSENT and key != "device":
-            return UserError(f"override '{override}': there is no key {key}{_nearest(key, keys)}")
-    return UserError(f"overrides {' '.join(overrides) or '(none)'}: {_one_line(error)}")
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    """The known key that was probably meant, as the end of an error message."""
-    same_name = [k for k in known if k.endswith("." + key.split(".")[-1])]
-    near = difflib.get_close_matches(key, known, 1, cutoff=0.5) or same_name
-    return f"; did you mean {near[0]}?" if near else "; see blip3o_rl/config/defaults/blip3o_ppo.yaml for the keys"
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).split("Config search path")[0].strip()
-
-
-_ABSENT = object()
-
-
-def _leaves(config: Any, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    if isinstance(config, ListConfig):
-        return [prefix[:-1]]
-    for name in config:
-        full = f"{prefix}{name}"
-        child = config._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            names.append(full)
-            names += _leaves(child, full + ".")
+        marked, equals, value = override.partition("=")
+        key = marked.lstrip("+~")
+        if not equals and not override.startswith("~"):
+            raise UserError(f"override '{override}': not of the form key=value")
+        path = kind.is_path(key) and not value.startswith("[")
+        if not path:
+            with _one_line(f"override '{override}'"):
+                OverridesParser.create().parse_override(override)
+        if path:
+            paths[key] = None if value == "null" else _unquoted(value)
+        elif key != marked:
+            plain.append(override)
+        elif kind.is_free(key):
+            plain.append(f"++{override}")
         else:
-            names.append(full)
-    return names
+            _check_key(kind, key, known, f"override '{override}': ")
+            plain.append(override)
+    return plain, paths
+
+
+def _check_key(kind: Kind, key: str, known: DictConfig, where: str) -> None:
+    """Refuses a key that is neither known nor free; what is empty or null in the base is open."""
+    leaves = list(_leaves(known))
+    if kind.is_free(key) or key in leaves or key == "device":
+        return
+    parts = key.split(".")
+    parents = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+    above = next((OmegaConf.select(known, parent) for parent in parents if parent in leaves), known)
+    if isinstance(above, DictConfig) and len(above):
+        raise UserError(f"{where}there is no key {key}{_hint(key, leaves)}")
+
+
+def _hint(key: str, known: list[str]) -> str:
+    """The known key that ends in the given one, that resembles it, or that has the same last part."""
+    longer = [name for name in known if name.endswith(f".{key}")]
+    same_name = [name for name in known if name.endswith("." + key.rpartition(".")[2])]
+    near = longer or difflib.get_close_matches(key, known, 1) or same_name
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[str]:
+    """The full name of every key that holds no further mapping, and of every mapping."""
+    for name in config:
+        child = config._get_node(name)
+        yield f"{prefix}{name}"
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            yield from _leaves(child, f"{prefix}{name}.")
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
+@contextlib.contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra without what an earlier composition left, and without its hints on standard error."""
+    GlobalHydra.instance().clear()
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ERRORS as error:
+        text = re.sub(r"\s+", " ", str(error)).split("Config search path")[0].split(" See https://hydra.cc")[0].strip()
+        raise UserError(f"{where}: {text}") from error

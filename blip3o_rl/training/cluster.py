@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.scoring.remote.service_options import is_deployed, token_variables
-from blip3o_rl.training import preflight as validate
+from blip3o_rl.training import preflight
 
 
 def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
@@ -59,7 +59,7 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
     return env
 
 
-def start_rewards(config: DictConfig, checked: validate.Checked) -> None:
+def start_rewards(config: DictConfig, checked: preflight.Checked) -> None:
     """Starts the rewards that are deployed in the cluster, and checks them as the others were before Ray.
 
     Raises:

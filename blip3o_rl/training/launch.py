@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from blip3o_rl.config.composition import compose_recipe
+from blip3o_rl.config.train import compose_recipe, compose_run
 from blip3o_rl.data.prompts import write_parquet
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
+from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.scoring.remote.service_options import is_deployed, name_applications
-from blip3o_rl.training import checkpoints, cluster
-from blip3o_rl.training import preflight as validate
+from blip3o_rl.training import checkpoints, cluster, preflight
 from blip3o_rl.training.export import export
 
 POLL_S = 0.5
@@ -41,35 +40,58 @@ RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 EVAL_SEED = 20_000
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """Where a run lies and whether it reached its last step."""
-
-    folder: Path
-    ok: bool
-
-
-def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, validate.Checked]:
+def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Checked]:
     """Composes and checks a run without loading a model.
 
     Raises:
         UserError: the first thing that is wrong.
     """
-    config = compose_recipe(recipe, overrides)
-    return config, validate.check(config)
+    config = compose_recipe(recipe, overrides, "gpu" if torch.cuda.is_available() else "cpu")
+    return config, preflight.check(config)
 
 
-def launch(recipe: str, overrides: list[str]) -> RunResult:
+def launch(recipe: str, overrides: list[str]) -> Path:
     """Runs a recipe to its last step.
 
+    Returns:
+        The run folder.
+
     Raises:
-        UserError: something the user can mend, before or (a reward that says stop) during the run.
+        UserError: something the user can fix, before or (a reward that says stop) during the run.
     """
     config, checked = plan(recipe, overrides)
-    folder = _run_folder(config)
-    _complete(config, checked, folder)
-    write_text(folder.config, OmegaConf.to_yaml(config))
+    in_job = RAY_JOB_CONFIG in os.environ
+    folder = RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else RUNS, path=config.run.folder)
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
+    return _run(config, checked, folder)
+
+
+def resume(path: str | Path, overrides: list[str]) -> Path:
+    """Continues a run from its last complete checkpoint, with its own configuration and the overrides on top.
+
+    Raises:
+        UserError: no run, one of another version or with no steps left, or a bad override.
+    """
+    folder = RunFolder.open(path)
+    if not folder.config.is_file():
+        raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
+    config = compose_run(OmegaConf.load(folder.config), str(folder.config), overrides)
+    checked = preflight.check(config)
+    step, steps = checkpoints.latest_step(folder.checkpoints), checked.settings.trainer.total_training_steps
+    if step > steps or (step == steps and folder.summary_json.exists()):
+        raise UserError(
+            f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it to go on"
+        )
+    folder.truncate_after(step)
+    warning_log.truncate_after(folder, step)
+    return _run(config, checked, folder)
+
+
+def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder) -> Path:
+    """The run, from its last complete checkpoint if there is one."""
+    _resolve_paths(config, folder)
+    write_text(folder.config, OmegaConf.to_yaml(config))
+    config = _completed(config, checked, folder)
     for side, rows in (("train", checked.rows), ("held_out", checked.held_out or checked.rows[:1])):
         write_parquet(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
 
@@ -86,41 +108,31 @@ def launch(recipe: str, overrides: list[str]) -> RunResult:
         if config.run.evaluate:
             shown.phase("scoring the held-out prompts after training")
             _evaluate(config, checked, folder, final, folder.eval_after)
-    return RunResult(folder.path, True)
+    return folder.path
 
 
-def _run_folder(config: DictConfig) -> RunFolder:
-    """A new run folder, or the one to resume, cut back to its last complete checkpoint."""
-    if not config.run.resume:
-        in_job = RAY_JOB_CONFIG in os.environ
-        return RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else RUNS, path=config.run.folder)
-    if config.run.folder is None:
-        raise UserError("run.resume=true: needs run.folder, the run to continue")
-    folder = RunFolder.open(config.run.folder)
-    step = checkpoints.latest_step(folder.checkpoints)
-    if folder.summary_json.exists() and step == config.trainer.total_training_steps:
-        raise UserError(
-            f"run.folder={folder.path}: is finished (trainer.total_training_steps="
-            f"{config.trainer.total_training_steps}); raise it to go on"
-        )
-    folder.truncate_after(step)
-    warning_log.truncate_after(folder, step)
-    return folder
-
-
-def _complete(config: DictConfig, checked: validate.Checked, folder: RunFolder) -> None:
-    """Fills in what follows from the model and the run folder."""
-    tokens = checked.layout.tokens_per_image(config.model.scale)
+def _resolve_paths(config: DictConfig, folder: RunFolder) -> None:
+    """Makes the paths that a run depends on absolute, so that it can be resumed from anywhere; `mini` stays a name."""
     config.run.folder = str(folder.path)
+    if config.model.folder != model_folder.MINI:
+        config.model.folder = str(model_folder.resolve(config.model.folder))
+    if config.prompts.file is not None:
+        config.prompts.file = str(Path(config.prompts.file).expanduser().resolve())
+    for entry in config.reward.rewards.values():
+        if entry.get("path") is not None:
+            file, _, function = str(entry.path).rpartition(":")
+            entry.path = f"{Path(file).expanduser().resolve()}:{function}"
+
+
+def _completed(config: DictConfig, checked: preflight.Checked, folder: RunFolder) -> DictConfig:
+    """The configuration as verl gets it: with what follows from the model and the run folder."""
+    config = config.copy()
+    tokens = checked.layout.tokens_per_image(config.model.scale)
     config.model.folder = str(checked.model)
     config.model.layout_fields = checked.layout.config_fields()
     config.actor_rollout_ref.model.path = str(checked.model / "policy")
     config.data.train_files = str(folder.path / "data" / "train.parquet")
     config.data.val_files = str(folder.path / "data" / "held_out.parquet")
-    for entry in config.reward.rewards.values():
-        if entry.get("path") is not None:
-            file, _, function = str(entry.path).rpartition(":")
-            entry.path = f"{Path(file).expanduser().resolve()}:{function}"
     config.data.max_response_length = tokens
     config.actor_rollout_ref.rollout.max_model_len = config.data.max_prompt_length + tokens + 1
     loops = resources.files("blip3o_rl.config.defaults") / "agent_loops.yaml"
@@ -135,9 +147,10 @@ def _complete(config: DictConfig, checked: validate.Checked, folder: RunFolder) 
     config.trainer.resume_from_path = None if newest is None else str(newest)
     if config.trainer.save_freq < 1:
         config.trainer.save_freq = config.trainer.total_training_steps
+    return config
 
 
-def _train(config: DictConfig, checked: validate.Checked, folder: RunFolder, shown: Any) -> None:
+def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, shown: Any) -> None:
     """The part between the two evaluations: Ray, services, verl's trainer."""
     shown.phase("starting Ray")
     with cluster.log_to(folder.logs / "driver.log"):
@@ -203,7 +216,7 @@ def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
             return
 
 
-def _evaluate(config: DictConfig, checked: validate.Checked, folder: RunFolder, model: Path, target: Path) -> None:
+def _evaluate(config: DictConfig, checked: preflight.Checked, folder: RunFolder, model: Path, target: Path) -> None:
     """Scores the held-out prompts with the run's own rubric and fixed seeds.
 
     Deployed rewards are started for it in a cluster of their own: the trainer's must not keep its memory meanwhile.
@@ -222,7 +235,7 @@ def _evaluate(config: DictConfig, checked: validate.Checked, folder: RunFolder, 
             cluster.leave(config, own_cluster)
 
 
-def _score_held_out(config: DictConfig, checked: validate.Checked, model: Path, target: Path) -> None:
+def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path, target: Path) -> None:
     """The evaluation itself."""
     from blip3o_rl.evaluation.held_out import evaluate
     from blip3o_rl.model.pipeline import Blip3oPipeline

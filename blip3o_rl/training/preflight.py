@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data import prompts as prompt_data
 from blip3o_rl.data.synthetic.scene_prompts import train_prompts
-from blip3o_rl.data.synthetic.scenes import TAGS
 from blip3o_rl.data.synthetic.text_prompts import train_text_prompts
 from blip3o_rl.data.synthetic.words import train_words
 from blip3o_rl.errors import UserError
@@ -31,6 +31,7 @@ COPIES = 6
 class Checked:
     """What the checks found out on the way."""
 
+    settings: TrainSettings
     model: Path
     layout: TokenLayout
     render: RenderOptions
@@ -47,12 +48,11 @@ def check(config: DictConfig) -> Checked:
     Raises:
         UserError: the first thing that is wrong.
     """
-    model = model_folder.check(config.model.folder)
+    settings = read_settings(config)
+    model = model_folder.check(settings.model.folder)
     layout = model_folder.load_layout(model)
     layout.tokens_per_image(config.model.scale)
     render = render_options(config, model)
-    _check_batches(config)
-    _check_numbers(config)
     guards: Any = OmegaConf.to_container(config.guards, resolve=True)
     limits = read_limits(guards)
     rows = _prompt_rows(config)
@@ -71,7 +71,7 @@ def check(config: DictConfig) -> Checked:
     rubric.self_check()
     algorithm = algorithm_options(config.reward.aggregation, rubric.weights, config.algorithm)
     _check_memory(model, str(config.trainer.device))
-    return Checked(model, layout, render, rows, held_out, limits, algorithm)
+    return Checked(settings, model, layout, render, rows, held_out, limits, algorithm)
 
 
 def render_options(config: DictConfig, model: Path) -> RenderOptions:
@@ -80,69 +80,12 @@ def render_options(config: DictConfig, model: Path) -> RenderOptions:
     return RenderOptions(folder=str(model), **fields)
 
 
-def _check_batches(config: DictConfig) -> None:
-    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    prompts, n = config.data.train_batch_size, rollout.n
-    for key, value in (
-        ("data.train_batch_size", prompts),
-        ("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size),
-        ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", actor.ppo_micro_batch_size_per_gpu),
-    ):
-        if value < 1:
-            raise UserError(f"{key}={value}: must be at least 1")
-    if n < 2:
-        raise UserError(f"actor_rollout_ref.rollout.n={n}: GRPO compares samples of one prompt; use at least 2")
-    if prompts % actor.ppo_mini_batch_size:
-        raise UserError(
-            f"data.train_batch_size={prompts} is no multiple of actor_rollout_ref.actor.ppo_mini_batch_size="
-            f"{actor.ppo_mini_batch_size}; both count prompts"
-        )
-    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    if prompts * n % gpus:
-        raise UserError(
-            f"data.train_batch_size={prompts} x rollout.n={n} = {prompts * n} samples do not divide over {gpus} GPUs "
-            "(trainer.n_gpus_per_node x trainer.nnodes); change one of them"
-        )
-    per_gpu = actor.ppo_mini_batch_size * n // gpus
-    if per_gpu % actor.ppo_micro_batch_size_per_gpu:
-        raise UserError(
-            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu="
-            f"{actor.ppo_micro_batch_size_per_gpu} does not divide the {per_gpu} samples that each GPU updates on "
-            "(ppo_mini_batch_size x rollout.n / GPUs)"
-        )
-
-
-def _check_numbers(config: DictConfig) -> None:
-    if config.trainer.total_training_steps is None or config.trainer.total_training_steps < 1:
-        raise UserError(f"trainer.total_training_steps={config.trainer.total_training_steps}: must be at least 1")
-    if config.run.images_every < 1:
-        raise UserError(f"run.images_every={config.run.images_every}: must be at least 1")
-    rollout = config.actor_rollout_ref.rollout
-    if (rollout.temperature, rollout.top_k, rollout.top_p) != (1.0, -1, 1.0):
-        raise UserError(
-            "actor_rollout_ref.rollout: temperature, top_k, top_p must stay 1.0, -1, 1.0; "
-            "what is sampled is what is optimised"
-        )
-    if "hf_model" not in config.actor_rollout_ref.actor.checkpoint.save_contents:
-        raise UserError(
-            "actor_rollout_ref.actor.checkpoint.save_contents: hf_model is missing, and the trained model folder is "
-            "made of it; add it"
-        )
-    if config.trainer.v1.trainer_mode != "sync":
-        raise UserError(f"trainer.v1.trainer_mode={config.trainer.v1.trainer_mode}: only sync is supported")
-    if config.trainer.val_before_train or config.trainer.test_freq > 0:
-        raise UserError(
-            "trainer.val_before_train, trainer.test_freq: must stay off; run.evaluate scores the held-out prompts "
-            "before and after with fixed seeds"
-        )
-
-
 def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     if config.prompts.file is not None:
         return prompt_data.read_prompts(config.prompts.file)
     source, count, seed = config.prompts.source, config.prompts.train, config.run.seed
     if source == "shapes":
-        metadata = train_prompts(count, seed, _shares(config))
+        metadata = train_prompts(count, seed, dict(config.prompts.shares))
     elif source == "words":
         metadata = train_words(count, seed)
     elif source == "text":
@@ -150,21 +93,6 @@ def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     else:
         raise UserError(f"prompts.source={source}: use one of shapes, words, text; or set prompts.file")
     return [prompt_data.check_row(line, f"{source}:{number}") for number, line in enumerate(metadata, start=1)]
-
-
-def _shares(config: DictConfig) -> dict[str, int]:
-    """`prompts.shares`, checked."""
-    if config.prompts.shares is None:
-        raise UserError("prompts.shares=null: leave it out for equal shares, or set prompts.shares.<tag>")
-    shares: Any = OmegaConf.to_container(config.prompts.shares)
-    for tag, share in shares.items():
-        if tag not in TAGS:
-            raise UserError(f"prompts.shares.{tag}: there is no such tag; use {', '.join(TAGS)}")
-        if not isinstance(share, int) or share < 0:
-            raise UserError(f"prompts.shares.{tag}={share}: must be a whole number of at least 0")
-    if not any(shares.values()):
-        raise UserError("prompts.shares: all shares are 0; give at least one tag a share")
-    return shares
 
 
 def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:

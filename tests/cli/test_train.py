@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from blip3o_rl.training import submit
     [
         (["train"], "no recipe given"),
         (["train", "trainer.total_training_steps=3"], "no recipe given"),
-        (["train", "recipes/shapez"], "did you mean recipes/shapes?"),
-        (["train", "recipes/shapes", "trainer.total_training_step=3"], "did you mean trainer.total_training_steps?"),
+        (["train", "recipes/shapez"], "did you mean 'shapes'?"),
+        (["train", "recipes/shapes", "trainer.total_training_step=3"], "did you mean 'trainer.total_training_steps'?"),
         (["train", "--resume", "/nowhere"], "run folder /nowhere: no such folder"),
         (["submit", "recipes/shapez"], "recipes/shapez"),
         (["submit", "recipes/shapes", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
@@ -37,7 +36,7 @@ from blip3o_rl.training import submit
         (["export", "/nowhere", "out"], "/nowhere: no such folder"),
         (["sft"], "sft: no recipe given"),
         (["sft", "recipes/sft", "train.stepz=3"], "did you mean train.steps?"),
-        (["train", "recipes/sft"], "is a recipe of supervised fine-tuning"),
+        (["train", "recipes/sft"], "is no recipe for blip3o-rl train"),
         (["report", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
@@ -63,32 +62,16 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-def test_help_answers_at_once_and_imports_nothing_heavy():
-    begun = time.monotonic()
+def test_help_imports_nothing_heavy():
+    heavy = ("torch", "ray", "verl", "vllm", "PIL", "numpy", "hydra", "pydantic", "transformers")
     code = (
         "import sys; from blip3o_rl.cli import main; code = main.run(['--help']);"
-        "print([m for m in ('torch', 'ray', 'verl', 'vllm', 'PIL') if m in sys.modules]); sys.exit(code)"
+        f"print([m for m in {heavy} if m in sys.modules]); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "[]"
-    for verb in (
-        "doctor",
-        "generate",
-        "tokenize",
-        "reconstruct",
-        "train",
-        "submit",
-        "eval",
-        "convert",
-        "export",
-        "report",
-        "mini",
-        "rewards",
-        "sft",
-        "bench",
-    ):
-        assert verb in done.stdout
-    assert time.monotonic() - begun < 5  # well under one second on a machine that is not shared
+    commands = "doctor generate tokenize reconstruct train submit eval convert export report mini rewards sft bench"
+    assert all(command in done.stdout for command in commands.split())
 
 
 def test_report_writes_the_page_of_a_run(tmp_path, capsys):
@@ -115,26 +98,25 @@ def test_train_hands_recipe_and_overrides_to_launch_and_sums_up(tmp_path, monkey
     assert "report:" in capsys.readouterr().out
 
 
-def test_resume_repeats_the_run_with_new_words_on_top(tmp_path, monkeypatch):
+def test_resume_hands_the_folder_and_overrides_over(tmp_path, monkeypatch):
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     write_text(folder.config, "run: {}\n")
-    write_text(folder.overrides, "recipes/shapes\nrun.seed=3\ntrainer.total_training_steps=5\nrun.folder=elsewhere\n")
     calls = _fake_launch(monkeypatch, folder.path)
     assert cli.run(["train", "--resume", str(folder.path), "trainer.total_training_steps=9"]) == 0
-    own = [f"run.folder={folder.path}", "run.resume=true"]
-    assert calls == [("recipes/shapes", ["run.seed=3", "trainer.total_training_steps=9", *own])]
+    assert calls == [(folder.path, ["trainer.total_training_steps=9"])]
 
 
 def _fake_launch(monkeypatch, folder: Path, instead=None) -> list:
     calls: list = []
 
-    def launch(recipe, overrides):
-        calls.append((recipe, overrides))
-        return types.SimpleNamespace(folder=folder, ok=True)
+    def launch(what, overrides):
+        calls.append((what, overrides))
+        return folder
 
     module = types.ModuleType("blip3o_rl.training.launch")
-    module.launch = instead or launch
+    module.launch = module.resume = instead or launch
     monkeypatch.setitem(sys.modules, "blip3o_rl.training.launch", module)
+    monkeypatch.setattr("blip3o_rl.training.launch", module, raising=False)
     return calls
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from blip3o_rl.config.composition import compose_recipe, find_recipe
+from blip3o_rl.config.composition import find_recipe
+from blip3o_rl.config.train import OwnSettings, compose_recipe, compose_run
 from blip3o_rl.errors import UserError
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"
@@ -31,7 +33,16 @@ def test_device_profile_is_chosen_or_taken() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["model.scal=1"], "override 'model.scal=1': there is no key model.scal; did you mean model.scale?"),
+        (["model.scal=1"], "model.scal: there is no such key; did you mean 'scale'?"),
+        (["+render.stepz=1"], "render.stepz: there is no such key; did you mean 'steps'?"),
+        (
+            ["trainer.total_step=1"],
+            "'trainer.total_step=1': there is no key trainer.total_step; did you mean 'trainer.",
+        ),
+        (["actor.optim.warmup_style=1"], "did you mean 'actor_rollout_ref.actor.optim.warmup_style'?"),
+        (["render.steps=[1"], "override 'render.steps=[1': "),
+        (["render.steps=few"], "render.steps=few: must be a valid integer"),
+        (["run.resume=true"], "run.resume: was renamed; write blip3o-rl train --resume RUN"),
         (["fast"], "override 'fast': not of the form key=value"),
         (["device=tpu"], "device/tpu"),
     ],
@@ -44,7 +55,7 @@ def test_a_bad_override_is_one_line_with_a_hint(overrides: list[str], expected: 
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"known recipes: .*shapes.*did you mean recipes/shapes\?"):
+    with pytest.raises(UserError, match=r"known recipes: .*shapes.*did you mean 'shapes'\?"):
         find_recipe("recipes/shaps")
 
 
@@ -53,7 +64,10 @@ def test_a_recipe_of_ones_own_is_a_folder_with_a_config(tmp_path: Path) -> None:
     assert compose_recipe(tmp_path, ["device=cpu"]).model.scale == 1
 
 
-@pytest.mark.parametrize("text", ["defaults: [no_such_base, _self_]\n", "a: [1,\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["defaults: [no_such_base, _self_]\n", "a: [1,\n", "- 1\n", "", "defaults: [blip3o_ppo, gone, _self_]\n"],
+)
 def test_a_broken_recipe_is_named_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError) as error:
@@ -67,9 +81,10 @@ def test_a_broken_recipe_is_named_in_one_line(tmp_path: Path, text: str) -> None
     [
         (
             "trainer: {total_traning_steps: 5}",
-            "trainer.total_traning_steps; did you mean trainer.total_training_steps?",
+            "trainer.total_traning_steps; did you mean 'trainer.total_training_steps'?",
         ),
-        ("rendr: {steps: 8}", "there is no key rendr; did you mean render?"),
+        ("rendr: {steps: 8}", "there is no key rendr; did you mean 'render'?"),
+        ("render: {step: 8}", "render.step: there is no such key; did you mean 'steps'?"),
     ],
 )
 def test_a_misspelt_key_in_a_recipe_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -77,4 +92,33 @@ def test_a_misspelt_key_in_a_recipe_is_refused(tmp_path: Path, text: str, expect
     with pytest.raises(UserError) as error:
         compose_recipe(tmp_path, [])
     assert expected in str(error.value)
-    assert str(tmp_path / "config.yaml") in str(error.value)
+
+
+def test_defaults_are_those_of_the_models(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("defaults: [blip3o_ppo, _self_]\n")
+    config = compose_recipe(tmp_path, [])
+    found = {group: OmegaConf.to_container(config[group]) for group in OwnSettings.model_fields}
+    expected = OwnSettings().model_dump()
+    expected["run"]["recipe"] = tmp_path.name
+    expected["render"]["device"] = "cpu"
+    assert found == expected
+
+
+ODD = "/tmp/projet (1) é=a,b #[x]"
+
+
+@pytest.mark.parametrize("key", ["run.folder", "model.folder", "prompts.file", "reward.rewards.mine.path"])
+@pytest.mark.parametrize("written", [ODD, f"'{ODD}'"])
+def test_a_path_is_never_read_as_grammar(key: str, written: str) -> None:
+    config = compose_recipe(SHAPES, [f"{key}={written}"])
+    assert OmegaConf.select(config, key) == ODD
+
+
+def test_a_stored_configuration_is_composed_with_overrides_on_top() -> None:
+    first = compose_recipe(SHAPES, ["run.seed=7", f"run.folder={ODD}"])
+    stored = OmegaConf.create(OmegaConf.to_yaml(first))
+    again = compose_run(stored, "old/config.yaml", ["trainer.total_training_steps=9", "reward.rewards.ocr.weight=0"])
+    assert (again.run.seed, again.run.folder, again.trainer.total_training_steps) == (7, ODD, 9)
+    assert again.data.seed == 7 and again.reward.rewards.ocr.weight == 0
+    with pytest.raises(UserError, match="there is no key trainer.stepz"):
+        compose_run(stored, "old/config.yaml", ["trainer.stepz=9"])

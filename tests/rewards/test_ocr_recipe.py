@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from blip3o_rl.config.composition import compose_recipe
+from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.data.prompts import check_row
 from blip3o_rl.data.synthetic.text_prompts import held_out_text_prompts, train_text_prompts
 from blip3o_rl.rewards.ocr.reward import OCRReward

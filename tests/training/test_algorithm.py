@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, kl_penalty
 
-from blip3o_rl.config.composition import compose_recipe
+from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.training import verl_plugin
 
 

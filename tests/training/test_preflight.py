@@ -6,11 +6,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import write_text
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.training import launch
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import checkpoints, launch
 from blip3o_rl.training import preflight as validate
 
 RECIPE = "recipes/shapes"
@@ -69,7 +72,7 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("model.scale=3", "scale=3: must be one of 0, 1, 2"),
+        ("model.scale=3", "model.scale=3: must be less than or equal to 2"),
         ("model.folder=/nowhere", "/nowhere: no such folder"),
         ("data.train_batch_size=0", "data.train_batch_size"),
         (
@@ -77,20 +80,20 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
             "no multiple of actor_rollout_ref.actor.ppo_mini_batch_size=3",
         ),
         ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24", "does not divide the 64 samples"),
-        ("actor_rollout_ref.rollout.n=1", "rollout.n=1: GRPO compares samples"),
+        ("actor_rollout_ref.rollout.n=1", "rollout.n: is 1; GRPO compares samples"),
         ("trainer.n_gpus_per_node=3", "do not divide over 3 GPUs"),
-        ("actor_rollout_ref.rollout.top_k=50", "must stay 1.0, -1, 1.0"),
-        ("trainer.total_training_steps=0", "must be at least 1"),
-        ("render.noise=group_of_two", "render.noise=group_of_two: must be one of group, sample"),
+        ("actor_rollout_ref.rollout.top_k=50", "rollout.top_k: is 50 and must stay -1"),
+        ("trainer.total_training_steps=0", "must be greater than or equal to 1"),
+        ("render.noise=group_of_two", "render.noise=group_of_two: must be 'group' or 'sample'"),
         ("render.steps=0", "render.steps"),
         ("data.max_prompt_length=20", "data.max_prompt_length is 20"),
         ("run.eval_prompts=100000", "run.eval_prompts=100000"),
         ("trainer.test_freq=5", "run.evaluate scores"),
-        ("trainer.v1.trainer_mode=separate_async", "only sync"),
+        ("trainer.v1.trainer_mode=separate_async", "must be 'sync'"),
         ("actor_rollout_ref.actor.checkpoint.save_contents=[model]", "hf_model is missing"),
         ("prompts.source=poems", "prompts.source=poems"),
-        ("prompts.shares.position=-1", "prompts.shares.position=-1: must be a whole number"),
-        ("+prompts.shares.poems=1", "prompts.shares.poems: there is no such tag"),
+        ("prompts.shares.position=-1", "prompts.shares.position=-1: must be greater than or equal to 0"),
+        ("+prompts.shares.poems=1", "prompts.shares: there is no tag poems"),
         ("reward.aggregation=mean", "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
         ("reward.rewards.geneval.only_if.beauty=0.5", "there is no such reward"),
         ("reward.rewards.geneval.held_out=true", "never trained on"),
@@ -148,8 +151,16 @@ def test_too_little_memory_is_said_before_anything_starts(refused, monkeypatch: 
 
 
 def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: Path) -> None:
-    common = ["device=cpu", f"model.folder={model}", "run.resume=true"]
-    with pytest.raises(UserError, match="needs run.folder"):
-        launch.launch(RECIPE, common)
     with pytest.raises(UserError, match="no such folder"):
-        launch.launch(RECIPE, [*common, f"run.folder={tmp_path / 'gone'}"])
+        launch.resume(tmp_path / "gone", [])
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    folder.append_metrics(1, {})
+    with pytest.raises(UserError, match=r"config\.yaml: missing"):
+        launch.resume(folder.path, [])
+    config, _ = launch.plan(RECIPE, ["device=cpu", f"model.folder={model}"])
+    write_text(folder.config, OmegaConf.to_yaml(config))
+    done = folder.checkpoints / "global_step_8"
+    (done / "actor").mkdir(parents=True)
+    checkpoints.mark_complete(done, 8)
+    with pytest.raises(UserError, match=r"has made 8 steps, trainer\.total_training_steps=5; raise it"):
+        launch.resume(folder.path, ["trainer.total_training_steps=5"])

@@ -1,0 +1,76 @@
+"""The groups of a training run's configuration that are ours: `run`, `model`, `render` and `prompts`.
+
+Defaults stand here and nowhere else: Hydra composes a recipe on top of `Model().model_dump()`. What verl reads is set
+in `defaults/blip3o_ppo.yaml` and restricted in `verl_keys`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, field_validator
+
+from blip3o_rl.config.base import PathText, Settings
+from blip3o_rl.data.synthetic.scenes import TAGS
+
+
+class RunSettings(Settings):
+    """Where a run keeps its files, and what it reports."""
+
+    renamed = {"resume": "blip3o-rl train --resume RUN"}
+
+    recipe: str | None = Field(None, description="the recipe's name; set by the launcher")
+    folder: PathText | None = Field(None, description="null: runs/<recipe>-<time>")
+    seed: int = Field(1, ge=0, description="of prompts, tokens and noise")
+    images_every: int = Field(5, ge=1, description="steps between image grids")
+    evaluate: bool = Field(True, description="score the held-out prompts before and after")
+    eval_prompts: int | None = Field(None, ge=1, description="how many; null: as many as the suite has by default")
+    eval_images: int = Field(4, ge=1, description="images per held-out prompt")
+
+
+class ModelSettings(Settings):
+    """The model and the number of tokens per image."""
+
+    folder: PathText = Field("mini", description="a model folder, or `mini`, the packaged one")
+    scale: int = Field(0, ge=0, le=2, description="0, 1, 2 for 729, 169, 81 tokens per image")
+    layout_fields: dict[str, Any] | None = Field(None, description="the policy's token layout; set by the launcher")
+
+
+class RenderSettings(Settings):
+    """The frozen renderer, a Ray Serve deployment."""
+
+    steps: int = Field(30, ge=1, description="Euler steps")
+    guidance: float = Field(2.0, ge=0, description="classifier-free guidance; 1 is none")
+    noise: Literal["group", "sample"] = Field(
+        "group", description="group: the samples of a prompt share the initial noise; sample: each has its own"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 where the device multiplies it natively, else float32"
+    )
+    device: str = Field("${trainer.device}", description="torch device of the replicas")
+    replicas: int = Field(1, ge=1)
+    gpus_per_replica: float = Field(0.0, ge=0, description="0: shares the first GPU with trainer and sampler")
+    max_batch_size: int = Field(16, ge=1, description="images per batch")
+    batch_wait_s: float = Field(0.05, ge=0, description="how long a batch waits for more images")
+    threads: int | None = Field(None, ge=1, description="CPU threads per replica; null: all cores")
+
+
+class PromptSettings(Settings):
+    """What is trained on."""
+
+    source: str = Field("shapes", description="a built-in source: shapes, words, text")
+    train: int = Field(512, ge=1, description="prompts that the source makes")
+    shares: dict[str, NonNegativeInt] = Field(
+        dict.fromkeys(TAGS, 1), description="shapes: how many prompts of each tag come in a round"
+    )
+    file: PathText | None = Field(None, description="a prompt file of your own in place of the source")
+
+    @field_validator("shares")
+    @classmethod
+    def _some_share(cls, shares: dict[str, int]) -> dict[str, int]:
+        for tag in shares:
+            if tag not in TAGS:
+                raise ValueError(f"there is no tag {tag}; use {', '.join(TAGS)}")
+        if not any(shares.values()):
+            raise ValueError("all shares are 0; give at least one tag a share")
+        return shares

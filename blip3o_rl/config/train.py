@@ -1,0 +1,70 @@
+"""The settings of a training run: our own groups, and what verl's must satisfy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.config.base import validate
+from blip3o_rl.config.composition import Kind, compose, compose_stored
+from blip3o_rl.config.groups import ModelSettings, PromptSettings, RenderSettings, RunSettings
+from blip3o_rl.config.verl_keys import VerlKeys, VerlSettings
+
+
+class OwnSettings(VerlKeys):
+    """The groups that verl does not have."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ModelSettings()
+    render: RenderSettings = RenderSettings()
+    prompts: PromptSettings = PromptSettings()
+
+
+class TrainSettings(OwnSettings, VerlSettings):
+    """What a training run reads in a typed form; the whole configuration, with all of verl's keys, stays Hydra's."""
+
+
+TRAIN = Kind(
+    command="train",
+    base="blip3o_ppo",
+    own=OwnSettings,
+    free=("reward.rewards.", "actor_rollout_ref.rollout.engine_kwargs."),
+    paths=r"reward\.rewards\.[^.]+\.path",
+    packages=("verl.trainer.config",),
+)
+
+
+def compose_recipe(recipe: Any, overrides: list[str], device: str = "cpu") -> DictConfig:
+    """The configuration of a training recipe with its overrides.
+
+    Args:
+        recipe: folder or name.
+        overrides: in Hydra's grammar; the values of paths are taken as they are.
+        device: the device profile, cpu or gpu, where the overrides name none.
+
+    Raises:
+        UserError: unknown recipe, unknown key, or a value of the wrong type.
+    """
+    if not any(override.startswith("device=") for override in overrides):
+        overrides = [f"device={device}", *overrides]
+    return _checked(compose(TRAIN, recipe, overrides))
+
+
+def compose_run(config: Any, name: str, overrides: list[str]) -> DictConfig:
+    """The configuration that a run was started with, with overrides on top; `name` stands for it in messages."""
+    return _checked(compose_stored(TRAIN, config, name, overrides))
+
+
+def read_settings(config: DictConfig) -> TrainSettings:
+    """The typed part of a composed configuration."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return validate(TrainSettings, plain, "")
+
+
+def _checked(config: DictConfig) -> DictConfig:
+    """With our own groups as the models read them."""
+    settings = read_settings(config)
+    for group in OwnSettings.model_fields:
+        config[group] = getattr(settings, group).model_dump()
+    return config
