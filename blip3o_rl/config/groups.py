@@ -41,6 +41,8 @@ class RenderSettings(Settings):
 
     steps: int = Field(30, ge=1, description="Euler steps")
     guidance: float = Field(2.0, ge=0, description="classifier-free guidance; 1 is none")
+    rollout_steps: int | None = Field(None, ge=1, description="Euler steps in training; null: as in the evaluation")
+    rollout_guidance: float | None = Field(None, ge=0, description="guidance in training; null: as in the evaluation")
     noise: Literal["group", "sample"] = Field(
         "group", description="group: the samples of a prompt share the initial noise; sample: each has its own"
     )

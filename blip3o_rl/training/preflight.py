@@ -75,8 +75,11 @@ def check(config: DictConfig) -> Checked:
 
 
 def render_options(config: DictConfig, model: Path) -> RenderOptions:
-    """The `render` group as the render service takes it."""
+    """The `render` group as the render service takes it; rollouts may be rendered more cheaply than evaluations."""
     fields: Any = OmegaConf.to_container(config.render, resolve=True)
+    for name in ("steps", "guidance"):
+        cheaper = fields.pop(f"rollout_{name}")
+        fields[name] = fields[name] if cheaper is None else cheaper
     return RenderOptions(folder=str(model), **fields)
 
 

@@ -8,6 +8,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.mini import parts
@@ -164,3 +165,12 @@ def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: P
     checkpoints.mark_complete(done, 8)
     with pytest.raises(UserError, match=r"has made 8 steps, trainer\.total_training_steps=5; raise it"):
         launch.resume(folder.path, ["trainer.total_training_steps=5"])
+
+
+def test_rollouts_may_be_rendered_more_cheaply_than_the_evaluation() -> None:
+    words = compose_recipe("words", [])
+    assert (words.render.steps, words.render.guidance) == (8, 2.0)
+    cheap = validate.render_options(words, Path("m"))
+    assert (cheap.steps, cheap.guidance) == (2, 1.0)
+    full = validate.render_options(compose_recipe("shapes", []), Path("m"))
+    assert (full.steps, full.guidance) == (8, 2.0)
