@@ -1,4 +1,4 @@
-"""A tiny checkpoint in the layout of the released ones, with every key they have and random weights.
+"""A tiny upstream checkpoint, with every key they have and random weights.
 
 It is built from transformers, diffusers and torch alone, not with the package's own key map, which it is there to
 check.
@@ -83,8 +83,8 @@ def _connector(width: int) -> nn.Sequential:
 
 
 @dataclass
-class Official:
-    """A checkpoint in the official layout."""
+class Upstream:
+    """A checkpoint in the upstream layout."""
 
     folder: Path
 
@@ -110,7 +110,7 @@ class Official:
         )
 
 
-def write_official(
+def write_upstream(
     folder: Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
@@ -120,7 +120,7 @@ def write_official(
     editing: bool = False,
     intermediate: int = 128,
     layers: int = 2,
-) -> Official:
+) -> Upstream:
     """Writes a checkpoint.
 
     Args:
@@ -160,7 +160,7 @@ def write_official(
     (folder / "generation_config.json").write_text('{"do_sample": true, "top_k": 20, "top_p": 0.95}\n')
     for name, fields in (("sana", SANA), ("vae", VAE), ("ta_tok", TA_TOK)):
         (folder / f"{name}_config.json").write_text(json.dumps(fields))
-    return Official(folder)
+    return Upstream(folder)
 
 
 def _config(config: Qwen3Config, layout: Any, tokenizer: Any, dtype: torch.dtype, editing: bool) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _save(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> None:
 
 
 @pytest.fixture
-def official(tmp_path: Path) -> Callable[..., Official]:
-    """Writes tiny official checkpoints; arguments are those of `write_official`."""
+def upstream(tmp_path: Path) -> Callable[..., Upstream]:
+    """Writes tiny upstream checkpoints; arguments are those of `write_upstream`."""
     made = iter(range(100))
-    return lambda **settings: write_official(tmp_path / f"official{next(made)}", **settings)
+    return lambda **settings: write_upstream(tmp_path / f"upstream{next(made)}", **settings)

@@ -1,4 +1,4 @@
-"""Where an official checkpoint comes from: a folder on disk, or a hub id.
+"""Where an upstream checkpoint comes from: a folder on disk, or a hub id.
 
 Hub ids go through huggingface_hub, with its cache, its tokens and its environment variables (HF_HUB_OFFLINE,
 HF_HUB_CACHE). Only weights in safetensors, configs, tokenizer and licence are fetched; pickled weights are not.
@@ -47,7 +47,7 @@ def resolve(name: str | Path, revision: str | None = None, offline: bool = False
             raise UserError(f"--revision {revision}: {folder} is a folder; revisions are for hub ids")
         return Source(folder.resolve(), folder.resolve().name)
     if folder.exists() or not _HUB_ID.fullmatch(str(name)):
-        raise UserError(f"{name}: no such folder, and no hub id (owner/name); give an official checkpoint's folder")
+        raise UserError(f"{name}: no such folder, and no hub id (owner/name); give an upstream checkpoint")
     return _download(str(name), revision, offline, cache)
 
 

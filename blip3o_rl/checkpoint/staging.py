@@ -1,7 +1,7 @@
 """A folder appears whole or not at all.
 
 Weights of gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is
-written beside its place under a name of its own (`<name>.partial`) and renamed when it is complete. After an error
+written next to its place under a name of its own (`<name>.partial`) and renamed when it is complete. After an error
 nothing is left; after a SIGKILL the `.partial` folder is, and the next attempt replaces it.
 """
 
@@ -16,7 +16,7 @@ from blip3o_rl.errors import UserError
 
 SUFFIX = ".partial"
 RESERVE = 64 * 2**20
-"""Bytes that stay free on the disk, for configs and tokenizers and for whoever else writes there."""
+"""Bytes that stay free on the disk, for configs and tokenizers and for other processes that write there."""
 
 
 def require_unused(target: Path) -> None:
@@ -65,6 +65,11 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def gigabytes(count: float) -> str:

@@ -12,10 +12,9 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from blip3o_rl.cli import convert as models
+from blip3o_rl.cli import convert, export, mini, rewards, rewards_author, sft
 from blip3o_rl.cli import doctor as machine
 from blip3o_rl.cli import generate as pictures
-from blip3o_rl.cli import rewards, rewards_author, sft
 from blip3o_rl.cli import train as runs
 from blip3o_rl.errors import UserError
 
@@ -39,8 +38,8 @@ app.command()(runs.train)
 app.command()(runs.submit)
 app.command()(sft.sft)
 app.command("eval")(pictures.evaluate)
-app.command()(models.convert)
-app.command()(models.export)
+app.command()(convert.convert)
+app.command()(export.export)
 app.command()(runs.report)
 app.add_typer(rewards_app, name="rewards")
 rewards_app.command("list")(rewards.list_rewards)
@@ -51,7 +50,7 @@ rewards_app.command()(rewards.serve)
 app.add_typer(bench_app, name="bench")
 bench_app.command("rewards")(rewards_author.bench)
 app.add_typer(mini_app, name="mini")
-mini_app.command("build")(models.build_mini)
+mini_app.command("build")(mini.build)
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ which only grows, is read up to its last complete line. A resumed run cuts it ba
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -22,11 +21,9 @@ from typing import Any
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import append_line, read_lines, write_lines
+from blip3o_rl.report.checkpoints import complete
 
 DEFAULT_ROOT = Path("runs")
-CHECKPOINT_MARK = "complete.json"
-"""The file that a checkpoint folder holds once it was written to the end."""
-_CHECKPOINT = re.compile(r"global_step_(\d+)$")
 _MARKS = ("config.yaml", "metrics.jsonl")
 
 
@@ -163,9 +160,7 @@ class RunFolder:
 
     def checkpoint_steps(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, by step."""
-        marked = self.checkpoints.glob(f"global_step_*/{CHECKPOINT_MARK}")
-        found = [(_CHECKPOINT.search(mark.parent.name), mark.parent) for mark in marked]
-        return sorted((int(match.group(1)), p) for match, p in found if match)
+        return complete(self.checkpoints)
 
     def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl; values that are no numbers are left out, NaN and infinity become null."""

@@ -26,7 +26,8 @@ from torch.distributed.checkpoint import state_dict as dcp_state
 from blip3o_rl.checkpoint.staging import staged
 from blip3o_rl.io import read_json, write_json
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.report.run_folder import CHECKPOINT_MARK, RunFolder
+from blip3o_rl.report.checkpoints import MARK, mark_complete
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft.pair_stream import Position
 
 # One process saves and loads without a process group, on purpose.
@@ -67,7 +68,7 @@ def save(
     write_json(target / f"data_{state.process_index}.json", written)
     state.wait_for_everyone()
     if state.is_main_process:
-        write_json(target / CHECKPOINT_MARK, {"step": step, "processes": state.num_processes})
+        mark_complete(target, step, processes=state.num_processes)
         for _, old in folder.checkpoint_steps()[:-keep]:
             shutil.rmtree(old)
 
@@ -87,7 +88,7 @@ def restore(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimize
     dcp.load(tensors, checkpoint_id=source / "weights", no_dist=state.num_processes == 1)
     dcp_state.set_model_state_dict(model, tensors["model"], options=LOADED)
     dcp_state.set_optimizer_state_dict(model, optimizer, tensors["optimizer"], options=LOADED)
-    if read_json(source / CHECKPOINT_MARK)["processes"] != state.num_processes:
+    if read_json(source / MARK)["processes"] != state.num_processes:
         passes = [read_json(file)["position"]["epoch"] for file in source.glob("data_*.json")]
         return step, DataState(Position(max(passes) + 1))
     data = read_json(source / f"data_{state.process_index}.json")

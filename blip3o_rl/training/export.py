@@ -13,16 +13,18 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from blip3o_rl.checkpoint.import_upstream import keep_origin
-from blip3o_rl.checkpoint.staging import require_unused
+from blip3o_rl.checkpoint.convert import keep_origin
+from blip3o_rl.checkpoint.model_card import CARD, card, training_of
+from blip3o_rl.checkpoint.staging import folder_size, require_unused, staged
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
-from blip3o_rl.training import checkpoints, lora
+from blip3o_rl.report.checkpoints import require_complete
+from blip3o_rl.training import lora
 
 
 def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
-    """Writes the model folder of a run's checkpoint.
+    """Writes the model folder of a run's checkpoint, with a model card.
 
     Args:
         checkpoint: a run folder (its newest complete checkpoint is taken) or `checkpoints/global_step_N`.
@@ -30,9 +32,10 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None
         dtype: of the policy's weights; None keeps that of the checkpoint's tensors, bit for bit.
 
     Raises:
-        UserError: no complete checkpoint, no run configuration above it, or the target is in use.
+        UserError: no complete checkpoint, no run configuration above it, or the target is in use; nothing is left of
+            the target then.
     """
-    source = checkpoints.require_complete(Path(checkpoint))
+    source = require_complete(Path(checkpoint))
     target = Path(folder)
     require_unused(target)
     weights = source / "actor" / "huggingface"
@@ -45,34 +48,33 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None
     if not config_file.is_file():
         raise UserError(f"{config_file}: missing; it names the model that the run started from")
     base = model_folder.check(OmegaConf.load(config_file).model.folder)
-    written = model_folder.save(
-        target,
-        policy=_policy(weights, source / "actor", dtype or _stored_dtype(weights)),
-        tokenizer=model_folder.load_tokenizer(base),
-        renderer=base / "renderer",
-        image_tokenizer=base / "image_tokenizer" if (base / "image_tokenizer").is_dir() else None,
-        source=f"{source.parents[1].name}/{source.name}, from {base.name}",
-    )
-    keep_origin(base, written)
-    return written
+    policy = _policy(weights, source / "actor", dtype)
+    size = sum(value.nbytes for value in policy.parameters()) + folder_size(base)
+    with staged(target, size) as partial:
+        model_folder.save(
+            partial,
+            policy=policy,
+            tokenizer=model_folder.load_tokenizer(base),
+            renderer=base / "renderer",
+            image_tokenizer=base / "image_tokenizer" if (base / "image_tokenizer").is_dir() else None,
+            source=f"{source.parents[1].name}/{source.name}, from {base.name}",
+        )
+        keep_origin(base, partial)
+        (partial / CARD).write_text(card(partial, "folder", training_of(source)))
+    return target
 
 
-def _policy(weights: Path, actor: Path, dtype: torch.dtype) -> Blip3oNextForCausalLM:
-    with safe_open(min(weights.glob("*.safetensors")), framework="pt") as file:
-        adapted = lora.is_lora(list(file.keys()))
-    if not adapted:
-        return Blip3oNextForCausalLM.from_pretrained(weights, dtype=dtype)
-    config = Blip3oNextConfig.from_pretrained(weights)
-    return Blip3oNextForCausalLM.from_pretrained(
-        None, config=config, state_dict=lora.merged(weights, actor), dtype=dtype
-    )
+def _policy(weights: Path, actor: Path, dtype: torch.dtype | None) -> Blip3oNextForCausalLM:
+    """The trained policy.
 
-
-def _stored_dtype(weights: Path) -> torch.dtype:
-    """The dtype of the tensors in a folder of safetensors.
-
-    The config beside them is no guide: verl writes bfloat16 there whatever it stores, and rounding the float32
-    weights of a short run to bfloat16 loses a good part of what it learned.
+    The config next to the weights does not say their dtype: verl writes bfloat16 there whatever it stores, and rounding
+    the float32 weights of a short run to bfloat16 loses a good part of what it learned.
     """
     with safe_open(min(weights.glob("*.safetensors")), framework="pt") as file:
-        return file.get_tensor(next(iter(file.keys()))).dtype
+        names = list(file.keys())
+        dtype = dtype or file.get_tensor(names[0]).dtype
+    if not lora.is_lora(names):
+        return Blip3oNextForCausalLM.from_pretrained(weights, dtype=dtype)
+    config = Blip3oNextConfig.from_pretrained(weights)
+    merged = lora.merged(weights, actor)
+    return Blip3oNextForCausalLM.from_pretrained(None, config=config, state_dict=merged, dtype=dtype)

@@ -24,12 +24,13 @@ from blip3o_rl.data.prompts import write_parquet
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.scoring.remote.service_options import is_deployed, name_applications
-from blip3o_rl.training import checkpoints, cluster, preflight
+from blip3o_rl.training import cluster, preflight
 from blip3o_rl.training.export import export
 
 POLL_S = 0.5

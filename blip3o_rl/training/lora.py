@@ -1,7 +1,7 @@
 """Weights of a LoRA run, merged.
 
 verl saves the state dict of the peft model under transformers' file names: `base_model.model.<layer>.base_layer.weight`
-beside `lora_A` and `lora_B`. Read as a plain model, every such key would be unknown and the policy random. The merge
+next to `lora_A` and `lora_B`. Read as a plain model, every such key would be unknown and the policy random. The merge
 is W + alpha / r * B A (LoRA, equation 3), in float32, rounded once to the dtype of W.
 """
 
@@ -18,12 +18,12 @@ from blip3o_rl.errors import UserError
 
 META = "lora_train_meta.json"
 _WRAPPER = "base_model.model."
-_PART = re.compile(r"(.+)\.lora_([AB])\.[^.]+\.weight")
+_ADAPTER = re.compile(r"(.+)\.lora_([AB])\.[^.]+\.weight")
 
 
 def is_lora(names: list[str]) -> bool:
     """Whether the names are those of a peft model."""
-    return any(_PART.fullmatch(name) for name in names)
+    return any(_ADAPTER.fullmatch(name) for name in names)
 
 
 def merged(weights: Path, actor: Path) -> dict[str, torch.Tensor]:
@@ -43,17 +43,17 @@ def merged(weights: Path, actor: Path) -> dict[str, torch.Tensor]:
         )
     fields = json.loads(meta.read_text())
     scale = fields["lora_alpha"] / fields["r"]
-    stored = {name: value for file in sorted(weights.glob("*.safetensors")) for name, value in load_file(file).items()}
     adapters: dict[str, dict[str, torch.Tensor]] = {}
     plain: dict[str, torch.Tensor] = {}
-    for name, value in stored.items():
-        match = _PART.fullmatch(name)
-        if match:
-            adapters.setdefault(match.group(1), {})[match.group(2)] = value
-        else:
-            plain[name.removeprefix(_WRAPPER).replace(".base_layer.", ".")] = value
-    for layer, pair in adapters.items():
-        target = layer.removeprefix(_WRAPPER) + ".weight"
+    for file in sorted(weights.glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            own = name.removeprefix(_WRAPPER)
+            match = _ADAPTER.fullmatch(own)
+            if match:
+                adapters.setdefault(match.group(1) + ".weight", {})[match.group(2)] = value
+            else:
+                plain[own.replace(".base_layer.", ".")] = value
+    for target, pair in adapters.items():
         if set(pair) != {"A", "B"} or target not in plain:
             raise UserError(f"{weights}: adapter of {target} is not whole; export another checkpoint")
         change = scale * (pair["B"].float() @ pair["A"].float())

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from blip3o_rl.checkpoint import source
-from blip3o_rl.checkpoint.import_upstream import convert
+from blip3o_rl.checkpoint.convert import convert
 from blip3o_rl.errors import UserError
 
 NAME, COMMIT = "BLIP3o/BLIP3o-NEXT-SFT-3B", "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def cache(official: Callable, tmp_path: Path, monkeypatch) -> Path:
+def cache(upstream: Callable, tmp_path: Path, monkeypatch) -> Path:
     """A hub cache that holds one model at one commit, known as `main`."""
     cache = tmp_path / "cache"
     repository = cache / ("models--" + NAME.replace("/", "--"))
-    shutil.copytree(official(shards=2).folder, repository / "snapshots" / COMMIT)
+    shutil.copytree(upstream(shards=2).folder, repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))

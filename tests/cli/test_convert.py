@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from blip3o_rl.cli import convert as models
+from blip3o_rl.cli import convert as command
 from blip3o_rl.cli import main as cli
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import checkpoints
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-@pytest.mark.parametrize("layout", ["folder", "official", "diffusers", "policy"])
+@pytest.mark.parametrize("layout", ["folder", "upstream", "diffusers", "policy"])
 def test_a_run_is_exported_in_every_format_with_its_card(run: RunFolder, tmp_path: Path, layout: str, capsys) -> None:
     out = tmp_path / "out" / "exported"
     assert cli.run(["export", str(run.path), str(out), "--format", layout]) == 0
@@ -41,12 +41,12 @@ def test_a_run_is_exported_in_every_format_with_its_card(run: RunFolder, tmp_pat
 
 def test_an_official_export_of_a_run_converts_again(run: RunFolder, tmp_path: Path, capsys) -> None:
     assert (
-        cli.run(["export", str(run.checkpoints / "global_step_3"), str(tmp_path / "out"), "--format", "official"]) == 0
+        cli.run(["export", str(run.checkpoints / "global_step_3"), str(tmp_path / "out"), "--format", "upstream"]) == 0
     )
-    models.convert(str(tmp_path / "out"), tmp_path / "model", dry_run=True)
+    command.convert(str(tmp_path / "out"), tmp_path / "model", dry_run=True)
     assert "dry run: nothing written" in capsys.readouterr().out
     assert not (tmp_path / "model").exists()
-    models.convert(str(tmp_path / "out"), tmp_path / "model")
+    command.convert(str(tmp_path / "out"), tmp_path / "model")
     assert "policy: 46 tensors" in capsys.readouterr().out
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     assert index["converted"]["source"] == "out"
@@ -57,7 +57,7 @@ def test_an_official_export_of_a_run_converts_again(run: RunFolder, tmp_path: Pa
     [
         (["mini", "OUT"], "is a model folder already; choose --format"),
         (["mini", "OUT", "--format", "gguf"], "--format"),
-        (["EMPTY", "OUT", "--format", "official"], "no complete checkpoint here"),
+        (["EMPTY", "OUT", "--format", "upstream"], "no complete checkpoint here"),
         (["mini", "EMPTY/..", "--format", "policy"], "exists and is not empty"),
     ],
 )
@@ -72,4 +72,4 @@ def test_bad_requests_are_one_line(tmp_path: Path, arguments: list[str], words: 
 
 def test_convert_refuses_what_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder, and no hub id"):
-        models.convert("/nowhere/at/all", tmp_path / "model")
+        command.convert("/nowhere/at/all", tmp_path / "model")

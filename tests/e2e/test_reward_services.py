@@ -22,9 +22,9 @@ import pytest
 import yaml
 
 from blip3o_rl.io import read_lines
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import checkpoints
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 

@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -90,7 +90,7 @@ def test_writing_leaves_no_part_behind_and_replaces(tmp_path):
 def test_complete_checkpoints_are_ordered_by_number(tmp_path):
     folder = RunFolder.create("shapes", root=tmp_path)
     for step in (20, 100, 3):
-        (folder.checkpoints / f"global_step_{step}").mkdir()
+        (folder.checkpoints / f"global_step_{step}" / "actor").mkdir(parents=True)
         (folder.checkpoints / f"global_step_{step}" / "complete.json").touch()
     (folder.checkpoints / "global_step_200").mkdir()
     assert [step for step, _ in folder.checkpoint_steps()] == [3, 20, 100]

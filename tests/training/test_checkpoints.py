@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.training import checkpoints
+from blip3o_rl.report import checkpoints
+from blip3o_rl.training.checkpoints import MarkComplete
 from blip3o_rl.training.export import export
 
 
@@ -35,7 +36,7 @@ def test_a_folder_whose_weights_verl_deleted_does_not_count(tmp_path: Path) -> N
 
 def test_a_marker_being_written_does_not_count(tmp_path: Path) -> None:
     folder = make(tmp_path, 5, False)
-    (folder / (checkpoints.MARKER + ".part")).write_text("{")
+    (folder / ("." + checkpoints.MARK + ".partial")).write_text("{")
     assert checkpoints.latest(tmp_path) is None
 
 
@@ -49,5 +50,5 @@ def test_a_half_written_checkpoint_is_not_exported(tmp_path: Path) -> None:
 
 def test_verls_hook_marks_what_it_saved(tmp_path: Path) -> None:
     folder = make(tmp_path, 7, False)
-    checkpoints.MarkComplete().on_save(trainer=None, global_step=7, checkpoint_dir=str(folder))
+    MarkComplete().on_save(trainer=None, global_step=7, checkpoint_dir=str(folder))
     assert checkpoints.latest(tmp_path) == folder

@@ -1,35 +1,27 @@
-"""The official layout at full size, by key and shape alone; and what a difference is called."""
+"""The upstream layout at full size, by key and shape alone; and what a difference is called."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from blip3o_rl.checkpoint import upstream as official
-from blip3o_rl.checkpoint import upstream_sizes as released
-from blip3o_rl.checkpoint.tensor_files import Stored
-from blip3o_rl.checkpoint.upstream import Architecture, Differences
+from blip3o_rl.checkpoint import upstream_config
+from blip3o_rl.checkpoint import upstream_keys as upstream
+from blip3o_rl.checkpoint.upstream_keys import Architecture, Differences
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.policy import Blip3oNextConfig
+from blip3o_rl.model.token_layout import TokenLayout
 
 
 @pytest.fixture(scope="module")
-def modules() -> dict:
-    policy = Blip3oNextConfig(**released.POLICY, tie_word_embeddings=True)
-    reference = {"cross_attention": True, "noise_injection": True}
-    return Architecture(policy, released.SANA, released.DC_AE, released.TA_TOK, reference).modules()
+def manifest(full_size: dict) -> dict[str, tuple[int, ...]]:
+    return upstream.manifest(full_size)
 
 
-@pytest.fixture(scope="module")
-def manifest(modules: dict) -> dict[str, tuple[int, ...]]:
-    return official.manifest(modules)
-
-
-def test_full_size_modules_are_built_without_memory(modules: dict) -> None:
-    assert {value.device.type for module in modules.values() for value in module.state_dict().values()} == {"meta"}
+def test_full_size_modules_are_built_without_memory(full_size: dict) -> None:
+    assert {value.device.type for module in full_size.values() for value in module.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +56,7 @@ def test_full_size_keys_and_shapes(manifest: dict, key: str, shape: tuple[int, .
     assert manifest[key] == shape
 
 
-def test_full_size_parameter_counts_are_the_released_ones(manifest: dict) -> None:
+def test_full_size_parameter_counts_are_the_published_ones(manifest: dict) -> None:
     def count(prefix: str) -> int:
         return sum(math.prod(shape) for key, shape in manifest.items() if key.startswith(prefix))
 
@@ -84,70 +76,67 @@ def test_full_size_parameter_counts_are_the_released_ones(manifest: dict) -> Non
         ("model.sana.scale_shift_table", ("renderer/transformer", "scale_shift_table")),
         ("model.sana_vae.decoder.conv_in.bias", ("renderer/vae", "decoder.conv_in.bias")),
         ("model.und_image_vae_connector.2.bias", ("renderer/reference_connector", "layers.2.bias")),
-        (official.TOWER + "encode_task_layer.0.bias", ("image_tokenizer", "encode_task_layer.0.bias")),
-        (official.TOWER + "encoder.encoder.layers.26.mlp.fc1.bias", ("official",) * 2),
-        (official.TOWER + "encoder.head.probe", ("official",) * 2),
-        (official.TOWER + "decoder.vision_model.post_layernorm.bias", ("official",) * 2),
-        ("model.und_image_vae_as_noise_connector.0.weight", ("official",) * 2),
-        (official.TOWER + "encoder.encoder.layers.27.mlp.fc1.bias", None),
+        (upstream.TOWER + "encode_task_layer.0.bias", ("image_tokenizer", "encode_task_layer.0.bias")),
+        (upstream.TOWER + "encoder.encoder.layers.26.mlp.fc1.bias", ("upstream",) * 2),
+        (upstream.TOWER + "encoder.head.probe", ("upstream",) * 2),
+        (upstream.TOWER + "decoder.vision_model.post_layernorm.bias", ("upstream",) * 2),
+        ("model.und_image_vae_as_noise_connector.0.weight", ("upstream",) * 2),
+        (upstream.TOWER + "encoder.encoder.layers.27.mlp.fc1.bias", None),
         ("model.layers.28.mlp.up_proj.weight", None),
         ("model.sana.transformer_blocks.20.scale_shift_table", None),
         ("model.vision_tower.encode_task_layer.0.bias", None),
     ],
 )
 def test_each_key_has_one_place(manifest: dict, key: str, place: tuple[str, str] | None) -> None:
-    found = official.place(key, manifest)
-    assert found == (place if place is None or place[0] != "official" else ("official", key))
+    found = upstream.place(key, manifest)
+    assert found == (place if place is None or place[0] != "upstream" else ("upstream", key))
 
 
-def stored(shape: tuple[int, ...], dtype: str = "BF16") -> Stored:
-    return Stored(Path("x"), dtype, shape, 0, 0)
+def stored(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def test_differences_name_every_key() -> None:
-    used = {official.EMBEDDING: (8, 4), **{f"model.layers.{n}.mlp.up_proj.weight": (6, 4) for n in range(4)}}
+    used = {upstream.EMBEDDING: (8, 4), **{f"model.layers.{n}.mlp.up_proj.weight": (6, 4) for n in range(4)}}
     found = {
-        official.EMBEDDING: stored((8, 2)),
+        upstream.EMBEDDING: stored((8, 2)),
         "lm_head.weight": stored((8, 2)),
-        "model.layers.3.mlp.up_proj.weight": stored((6, 4), "I8"),
+        "model.layers.3.mlp.up_proj.weight": stored((6, 4), torch.int8),
         "model.layers.0.mlp.up_proj.weight": stored((6, 4)),
         "model.vision.x": stored((1,)),
     }
-    differences = official.compare(used, found)
+    differences = upstream.compare(used, found)
     assert str(differences) == (
         "2 missing: model.layers.{1-2}.mlp.up_proj.weight; 1 unexpected: model.vision.x; "
         "2 of the wrong shape: lm_head.weight, model.embed_tokens.weight [8, 2] instead of [8, 4]; "
-        "1 of dtype ['I8']: model.layers.3.mlp.up_proj.weight"
+        "1 of dtype ['int8']: model.layers.3.mlp.up_proj.weight"
     )
     assert differences and not Differences()
 
 
-def test_a_config_of_another_module_is_refused() -> None:
-    policy = Blip3oNextConfig(**released.POLICY)
+def test_a_config_of_another_module_is_refused(full_size_policy: Blip3oNextConfig) -> None:
     with pytest.raises(UserError, match=r"config of renderer/vae: describes no such module"):
-        Architecture(policy, released.SANA, {"encoder_block_types": "NoSuchBlock"}, None).modules()
+        Architecture(full_size_policy, upstream_config.SANA, {"encoder_block_types": "NoSuchBlock"}, None).modules()
 
 
 @pytest.mark.parametrize(
     ("fields", "keys", "flags"),
     [
         ({}, [], None),
-        ({"use_und_image_vae_as_noise": True}, [official.REFERENCE + "0.bias"], (True, True)),
-        ({}, [official.REFERENCE + "0.bias"], (True, False)),
-        ({}, [official.REFERENCE + "0.bias", "model.und_image_vae_as_noise_connector.0.bias"], (True, True)),
+        ({"use_und_image_vae_as_noise": True}, [upstream.REFERENCE + "0.bias"], (True, True)),
+        ({}, [upstream.REFERENCE + "0.bias"], (True, False)),
+        ({}, [upstream.REFERENCE + "0.bias", "model.und_image_vae_as_noise_connector.0.bias"], (True, True)),
         ({"only_use_und_image_vae_as_noise": True, "use_und_image_vae_as_noise": True},
-         [official.REFERENCE + "0.bias"], (False, True)),
+         [upstream.REFERENCE + "0.bias"], (False, True)),
     ],
 )  # fmt: skip
 def test_how_an_editing_checkpoint_uses_its_reference(fields: dict, keys: list[str], flags) -> None:
-    found = official.reference_flags(fields, dict.fromkeys(keys))
+    found = upstream_config.reference_flags(fields, dict.fromkeys(keys))
     assert found == (None if flags is None else {"cross_attention": flags[0], "noise_injection": flags[1]})
 
 
-def test_full_size_layout_is_the_released_one() -> None:
-    from blip3o_rl.model.token_layout import TokenLayout
-
-    layout = TokenLayout.from_config(Blip3oNextConfig(**released.POLICY))
+def test_full_size_layout_is_the_published_one(full_size_policy: Blip3oNextConfig) -> None:
+    layout = TokenLayout.from_config(full_size_policy)
     assert (layout.image_ids.start, layout.image_ids.stop) == (151674, 217210)
     assert layout.tokens_per_image(0) == 729
     assert torch.equal(layout.to_ids(torch.tensor([65535])), torch.tensor([217209]))

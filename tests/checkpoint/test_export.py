@@ -14,18 +14,19 @@ from diffusers import DiffusionPipeline, SanaPipeline
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from blip3o_rl.checkpoint import export_formats, staging
-from blip3o_rl.checkpoint.export_formats import export
-from blip3o_rl.checkpoint.import_upstream import convert, keep_origin
+from blip3o_rl.checkpoint import export as module
+from blip3o_rl.checkpoint import staging
+from blip3o_rl.checkpoint.convert import convert, keep_origin
+from blip3o_rl.checkpoint.export import export
 from blip3o_rl.checkpoint.model_card import Training
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
 
 
 @pytest.fixture
-def converted(official: Callable, tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
+def converted(upstream: Callable, tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
     def make(**settings: Any) -> tuple[Any, Path]:
-        checkpoint = official(**settings)
+        checkpoint = upstream(**settings)
         convert(checkpoint.folder, tmp_path / "model")
         return checkpoint, tmp_path / "model"
 
@@ -41,11 +42,11 @@ def converted(official: Callable, tmp_path: Path) -> Callable[..., tuple[Any, Pa
         {"tower": False},
     ],
 )
-def test_an_official_checkpoint_comes_back_with_the_same_bytes(
+def test_an_upstream_checkpoint_comes_back_with_the_same_bytes(
     converted: Callable, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     checkpoint, folder = converted(**settings)
-    out = export(folder, tmp_path / "out", "official")
+    out = export(folder, tmp_path / "out", "upstream")
     assert [file.name for file in sorted(out.glob("*.safetensors"))] == [file.name for file in checkpoint.files]
     for file in checkpoint.files:
         assert (out / file.name).read_bytes() == file.read_bytes()
@@ -61,7 +62,7 @@ def test_an_official_checkpoint_comes_back_with_the_same_bytes(
 
 def test_an_export_converts_again_without_further_configs(converted: Callable, tmp_path: Path) -> None:
     _, folder = converted(shards=2, editing=True)
-    convert(export(folder, tmp_path / "out", "official"), tmp_path / "again")
+    convert(export(folder, tmp_path / "out", "upstream"), tmp_path / "again")
     for file in folder.rglob("*.safetensors"):
         assert (tmp_path / "again" / file.relative_to(folder)).read_bytes() == file.read_bytes()
 
@@ -85,10 +86,10 @@ def train_a_little(folder: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("lm_head", ["copy", "absent", "separate"])
-def test_trained_weights_go_back_under_the_original_keys(converted: Callable, tmp_path: Path, lm_head: str) -> None:
+def test_trained_weights_go_back_under_upstream_keys(converted: Callable, tmp_path: Path, lm_head: str) -> None:
     checkpoint, folder = converted(shards=2, lm_head=lm_head)
     trained = train_a_little(folder, tmp_path / "trained")
-    out = export(trained, tmp_path / "out", "official")
+    out = export(trained, tmp_path / "out", "upstream")
     before = checkpoint.tensors()
     after = {name: value for file in out.glob("*.safetensors") for name, value in load_file(file).items()}
     assert set(after) == set(before)
@@ -102,8 +103,8 @@ def test_trained_weights_go_back_under_the_original_keys(converted: Callable, tm
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
 
 
-def test_a_folder_that_was_never_official_gets_the_originals_terms(tmp_path: Path) -> None:
-    out = export("mini", tmp_path / "out", "official")
+def test_a_folder_that_was_never_upstream_gets_its_terms(tmp_path: Path) -> None:
+    out = export("mini", tmp_path / "out", "upstream")
     fields = json.loads((out / "config.json").read_text())
     mini = model_folder.load_policy("mini").config
     for name in ("hidden_size", "vocab_size", "image_start_tag_id", "scale_start_token_id", "image_start_token_id"):
@@ -118,8 +119,8 @@ def test_a_folder_that_was_never_official_gets_the_originals_terms(tmp_path: Pat
 
 
 def test_shards_are_bounded(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(export_formats, "SHARD_BYTES", 2_000_000)
-    out = export("mini", tmp_path / "out", "official")
+    monkeypatch.setattr(module, "SHARD_BYTES", 2_000_000)
+    out = export("mini", tmp_path / "out", "upstream")
     files = sorted(out.glob("*.safetensors"))
     assert len(files) > 4 and files[0].name == f"model-00001-of-{len(files):05}.safetensors"
     places = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
@@ -150,26 +151,26 @@ def test_diffusers_draws_what_the_renderer_draws(converted: Callable, tmp_path: 
         condition, null = renderer.condition(states), renderer.null_condition(82).expand(2, -1, -1)
     ones = torch.ones(2, 82)
     pipe.set_progress_bar_config(disable=True)
-    drawn = pipe(
+    rendered = pipe(
         prompt_embeds=condition, prompt_attention_mask=ones, negative_prompt_embeds=null,
         negative_prompt_attention_mask=ones, negative_prompt=None, latents=renderer.initial_noise(seeds),
         sigmas=[1 - i / steps for i in range(steps)], num_inference_steps=steps, guidance_scale=2.0,
         height=64, width=64, use_resolution_binning=False, output_type="np",
     ).images  # fmt: skip
     expected = renderer.render(states, seeds, steps=steps, guidance=2.0)
-    assert np.abs(drawn * 255 - expected).max() <= 1.01
+    assert np.abs(rendered * 255 - expected).max() <= 1.01
     policy = AutoModelForCausalLM.from_pretrained(out / "policy")
     assert type(policy) is Qwen3ForCausalLM and (out / "connector" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("layout", ["official", "diffusers", "policy"])
-def test_every_export_has_a_card(converted: Callable, official: Callable, tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize("layout", ["upstream", "diffusers", "policy"])
+def test_every_export_has_a_card(converted: Callable, upstream: Callable, tmp_path: Path, layout: str) -> None:
     _, folder = converted()
-    (folder / "official" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# base\n")
+    (folder / "upstream" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# base\n")
     training = Training("shelves-1", 40, {"geneval": 1.0, "ocr": 0.5}, {"Score": "0.40 before, 0.50 after"})
     text = (export(folder, tmp_path / "out", layout, training) / "README.md").read_text()
     assert text.startswith("---\nlicense: cc-by-4.0\n")
-    for words in ("# shelves-1", "40 steps", "geneval (weight 1), ocr (weight 0.5)", "Score: 0.40 before", "official0",
+    for words in ("# shelves-1", "40 steps", "geneval (weight 1), ocr (weight 0.5)", "Score: 0.40 before", "upstream0",
                   "inherited from the base model", "NVIDIA", "## Known failure modes", "## Use"):  # fmt: skip
         assert words in text
     assert str(tmp_path) not in text
@@ -184,7 +185,7 @@ def test_a_card_claims_no_licence_that_nobody_gave(converted: Callable, tmp_path
     assert "license: apache-2.0" in mini and "NVIDIA" not in mini
 
 
-@pytest.mark.parametrize("layout", ["official", "diffusers", "policy"])
+@pytest.mark.parametrize("layout", ["upstream", "diffusers", "policy"])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch, layout: str) -> None:
     monkeypatch.setattr(staging, "RESERVE", 10**18)
     with pytest.raises(UserError, match="are free on its disk"):
@@ -198,9 +199,9 @@ def test_bad_requests_are_one_error(converted: Callable, tmp_path: Path) -> None
         export(folder, tmp_path / "out", "gguf")
     with pytest.raises(UserError, match="exists and is not empty"):
         export(folder, folder, "policy")
-    (folder / "official" / "unused.safetensors").unlink()
+    (folder / "upstream" / "unused.safetensors").unlink()
     with pytest.raises(UserError, match=r"decoder\.vision_model.* missing, which .*layout\.json lists"):
-        export(folder, tmp_path / "out", "official")
+        export(folder, tmp_path / "out", "upstream")
     assert not (tmp_path / "out").exists()
 
 
@@ -208,6 +209,6 @@ def test_the_origin_survives_two_trainings(converted: Callable, tmp_path: Path) 
     _, folder = converted()
     once = train_a_little(folder, tmp_path / "once")
     index = json.loads((train_a_little(once, tmp_path / "twice") / "model_index.json").read_text())
-    assert index["base"] == "official0" and index["converted"]["source"] == "official0"
+    assert index["base"] == "upstream0" and index["converted"]["source"] == "upstream0"
     assert index["source"] == "run/global_step_3" and "sha256" not in index["converted"]
     assert model_folder.check(tmp_path / "twice", model_folder.PARTS)

@@ -1,9 +1,10 @@
-"""Official checkpoints become model folders that draw; what does not fit is one error and leaves nothing behind."""
+"""Upstream checkpoints become model folders that draw; what does not fit is one error and leaves nothing behind."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import shutil
 import signal
@@ -17,12 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blip3o_rl.checkpoint import import_upstream as module
 from blip3o_rl.checkpoint import staging
-from blip3o_rl.checkpoint import upstream as official_layout
-from blip3o_rl.checkpoint import upstream_sizes as released
-from blip3o_rl.checkpoint.import_upstream import convert
-from blip3o_rl.checkpoint.upstream import Architecture
+from blip3o_rl.checkpoint.convert import convert
+from blip3o_rl.checkpoint.upstream_keys import manifest
+from blip3o_rl.checkpoint.weights import sha256
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
@@ -38,8 +37,8 @@ def converted(checkpoint: Any, target: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_converted_checkpoint_holds_the_weights_and_draws(official: Callable, tmp_path: Path, shards: int) -> None:
-    checkpoint = official(shards=shards, dtype=torch.float32, editing=True)
+def test_a_converted_checkpoint_holds_the_weights_and_draws(upstream: Callable, tmp_path: Path, shards: int) -> None:
+    checkpoint = upstream(shards=shards, dtype=torch.float32, editing=True)
     folder = converted(checkpoint, tmp_path / "model")
     assert model_folder.check(folder, model_folder.PARTS)
     given = checkpoint.tensors()
@@ -60,23 +59,23 @@ def test_a_converted_checkpoint_holds_the_weights_and_draws(official: Callable, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_dtypes_are_kept(official: Callable, tmp_path: Path, dtype: torch.dtype) -> None:
-    folder = converted(official(dtype=dtype), tmp_path / "model")
+def test_dtypes_are_kept(upstream: Callable, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = converted(upstream(dtype=dtype), tmp_path / "model")
     for file in folder.rglob("*.safetensors"):
         assert {value.dtype for value in load_file(file).values()} == {dtype}
     assert model_folder.load_policy(folder, dtype).config.dtype == dtype
     assert json.loads((folder / "policy" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
-def test_an_absent_output_matrix_is_the_embedding(official: Callable, tmp_path: Path) -> None:
-    plan = convert(official(lm_head="absent").folder, tmp_path / "model")
+def test_an_absent_output_matrix_is_the_embedding(upstream: Callable, tmp_path: Path) -> None:
+    plan = convert(upstream(lm_head="absent").folder, tmp_path / "model")
     assert plan.lm_head == "absent" and not plan.warnings
     assert model_folder.load_policy(tmp_path / "model").config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("says_tied", [True, False])
-def test_a_different_output_matrix_is_kept_with_a_warning(official: Callable, tmp_path: Path, says_tied: bool) -> None:
-    checkpoint = official(lm_head="separate", dtype=torch.float32)
+def test_a_different_output_matrix_is_kept_with_a_warning(upstream: Callable, tmp_path: Path, says_tied: bool) -> None:
+    checkpoint = upstream(lm_head="separate", dtype=torch.float32)
     checkpoint.config(tie_word_embeddings=says_tied)
     checkpoint.rewrite(lambda tensors: tensors.update({"lm_head.weight": one_row_changed(tensors)}))
     plan = convert(checkpoint.folder, tmp_path / "model")
@@ -92,16 +91,16 @@ def one_row_changed(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return head
 
 
-def test_without_a_tower_there_is_no_image_tokenizer(official: Callable, tmp_path: Path) -> None:
-    plan = convert(official(tower=False).folder, tmp_path / "model")
+def test_without_a_tower_there_is_no_image_tokenizer(upstream: Callable, tmp_path: Path) -> None:
+    plan = convert(upstream(tower=False).folder, tmp_path / "model")
     assert [text for text in plan.warnings if "no vision tower" in text]
     assert not (tmp_path / "model" / "image_tokenizer").exists()
     assert Blip3oPipeline.from_pretrained(tmp_path / "model")([PROMPT], [1], scale=2, steps=1).images.any()
 
 
-def ta_tok_file(official: Callable, file: Path, **flags: Any) -> dict[str, torch.Tensor]:
+def ta_tok_file(upstream: Callable, file: Path, **flags: Any) -> dict[str, torch.Tensor]:
     prefix = "model.vision_tower.vision_tower."
-    tensors = official(dtype=torch.float32).tensors()
+    tensors = upstream(dtype=torch.float32).tensors()
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     regulariser = {"name": "simvq", "args": {"codebook_size": 512, "l2_normalized": True, "stochastic": True} | flags}
     bottleneck = {"name": "bottleneck", "args": {"bottleneck_dim": 16, "regularizer": regulariser}}
@@ -110,9 +109,9 @@ def ta_tok_file(official: Callable, file: Path, **flags: Any) -> dict[str, torch
     return weights
 
 
-def test_ta_tok_pth_gives_flags_and_missing_weights(official: Callable, tmp_path: Path) -> None:
-    weights = ta_tok_file(official, tmp_path / "ta_tok.pth")
-    converted(official(tower=False), tmp_path / "model", ta_tok=tmp_path / "ta_tok.pth")
+def test_ta_tok_pth_gives_flags_and_missing_weights(upstream: Callable, tmp_path: Path) -> None:
+    weights = ta_tok_file(upstream, tmp_path / "ta_tok.pth")
+    converted(upstream(tower=False), tmp_path / "model", ta_tok=tmp_path / "ta_tok.pth")
     tokenizer = model_folder.load_image_tokenizer(tmp_path / "model")
     assert tokenizer.config.l2_normalized and tokenizer.grid == 27
     assert all(torch.equal(value, weights[name]) for name, value in tokenizer.state_dict().items())
@@ -120,30 +119,30 @@ def test_ta_tok_pth_gives_flags_and_missing_weights(official: Callable, tmp_path
     assert recorded == {"l2_normalized": True, "stochastic": True, "input_size": 108}
 
 
-def test_the_towers_own_weights_win_over_ta_tok_pth(official: Callable, tmp_path: Path) -> None:
-    ta_tok_file(official, tmp_path / "ta_tok.pth")
-    converted(official(dtype=torch.bfloat16), tmp_path / "model", ta_tok=tmp_path / "ta_tok.pth")
+def test_the_towers_own_weights_win_over_ta_tok_pth(upstream: Callable, tmp_path: Path) -> None:
+    ta_tok_file(upstream, tmp_path / "ta_tok.pth")
+    converted(upstream(dtype=torch.bfloat16), tmp_path / "model", ta_tok=tmp_path / "ta_tok.pth")
     tensors = load_file(next((tmp_path / "model" / "image_tokenizer").glob("*.safetensors")))
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
     assert model_folder.load_image_tokenizer(tmp_path / "model").config.l2_normalized
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llava_qwen_grpo", "blip3o_qwen_grpo", "no_such_thing", None])
-def test_model_type_decides_nothing(official: Callable, tmp_path: Path, model_type: str | None) -> None:
-    checkpoint = official()
+def test_model_type_decides_nothing(upstream: Callable, tmp_path: Path, model_type: str | None) -> None:
+    checkpoint = upstream()
     checkpoint.config(model_type=model_type, architectures=None)
     assert model_folder.check(converted(checkpoint, tmp_path / "model"))
 
 
-def test_token_ids_come_from_the_tokenizer_where_the_config_has_none(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official()
+def test_token_ids_come_from_the_tokenizer_where_the_config_has_none(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream()
     expected = model_folder.load_layout(converted(checkpoint, tmp_path / "a"))
     checkpoint.config(image_start_tag_id=None, image_start_token_id=None, num_image_tokens=None, num_scale_tokens=None)
     assert model_folder.load_layout(converted(checkpoint, tmp_path / "b")) == expected
 
 
-def test_files_of_transformers_4_are_read(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official()
+def test_files_of_transformers_4_are_read(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream()
     whole = model_folder.load_layout(converted(checkpoint, tmp_path / "a"))
     file = checkpoint.folder / "tokenizer_config.json"
     template = (checkpoint.folder / "chat_template.jinja").read_text()
@@ -156,16 +155,16 @@ def test_files_of_transformers_4_are_read(official: Callable, tmp_path: Path) ->
     assert tokenizer.padding_side == "left" and tokenizer.chat_template == template
 
 
-def test_a_tokenizer_without_a_template_gets_the_trained_one(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official()
+def test_a_tokenizer_without_a_template_gets_the_trained_one(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream()
     (checkpoint.folder / "chat_template.jinja").unlink()
     tokenizer = model_folder.load_tokenizer(converted(checkpoint, tmp_path / "model"))
     text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_tokens_behind_the_embedding_are_left_out(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official()
+def test_tokens_behind_the_embedding_are_left_out(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream()
     file = checkpoint.folder / "tokenizer.json"
     content = json.loads(file.read_text())
     content["added_tokens"].append(content["added_tokens"][-1] | {"id": 866, "content": "<image>", "special": True})
@@ -174,30 +173,30 @@ def test_tokens_behind_the_embedding_are_left_out(official: Callable, tmp_path: 
     assert [text for text in plan.warnings if text.startswith("tokenizer: <image> behind the end")]
     tokenizer = model_folder.load_tokenizer(tmp_path / "model")
     assert max(tokenizer("draw <image> here")["input_ids"]) < 866
-    assert json.loads((tmp_path / "model" / "official" / "tokenizer.json").read_text()) == content
+    assert json.loads((tmp_path / "model" / "upstream" / "tokenizer.json").read_text()) == content
 
 
-def test_the_samplers_filter_of_the_source_is_not_taken_over(official: Callable, tmp_path: Path) -> None:
-    policy = model_folder.load_policy(converted(official(), tmp_path / "model"))
+def test_the_samplers_filter_of_the_source_is_not_taken_over(upstream: Callable, tmp_path: Path) -> None:
+    policy = model_folder.load_policy(converted(upstream(), tmp_path / "model"))
     assert policy.generation_config.top_k is None and policy.generation_config.top_p is None
     assert policy.generation_config.eos_token_id == policy.config.eos_token_id
 
 
-def test_source_and_hashes_are_recorded_and_no_path(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official(shards=2)
+def test_source_and_hashes_are_recorded_and_no_path(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream(shards=2)
     folder = converted(checkpoint, tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     record = index["converted"]
     assert record["source"] == checkpoint.folder.name and record["revision"] is None
-    assert record["source_sha256"] == {file.name: module.tensor_files.sha256(file) for file in checkpoint.files}
+    assert record["source_sha256"] == {file.name: sha256(file) for file in checkpoint.files}
     for name, digest in record["sha256"].items():
-        assert module.tensor_files.sha256(folder / name) == digest
+        assert sha256(folder / name) == digest
     assert {str(file.relative_to(folder)) for file in folder.rglob("*.safetensors")} == set(record["sha256"])
     assert not [file for file in folder.rglob("*.json") if str(tmp_path) in file.read_text()]
 
 
-def test_a_dry_run_tells_the_plan_and_writes_nothing(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official(editing=True)
+def test_a_dry_run_tells_the_plan_and_writes_nothing(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream(editing=True)
     before = sorted(tmp_path.rglob("*"))
     lines: list[str] = []
     convert(checkpoint.folder, tmp_path / "new" / "model", dry_run=True, tell=lines.append)
@@ -249,14 +248,14 @@ def fewer_codes(checkpoint: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (truncate, r"model\.safetensors: truncated, [\d,]+ bytes instead of"),
+        (truncate, r"model\.safetensors: truncated or no safetensors file \([\d,]+ bytes"),
         (lambda c: c.config(hidden_size=128), r"embed_tokens\.weight.* \[866, 64\] instead of \[866, 128\]"),
         (drop("model.layers.1.mlp.up_proj.weight"), r"1 missing: model\.layers\.1\.mlp\.up_proj\.weight"),
         (drop("model.embed_tokens.weight"), r"1 missing: model\.embed_tokens\.weight"),
         (drop("model.sana.caption_norm.weight"), r"1 missing: model\.sana\.caption_norm\.weight"),
         (set_tensor("model.extra.weight", torch.ones(1)), r"1 unexpected: model\.extra\.weight"),
         (set_tensor("model.norm.weight", torch.ones(3)), r"1 of the wrong shape: model\.norm\.weight \[3\] instead of"),
-        (set_tensor("model.norm.weight", torch.ones(64, dtype=torch.int8)), r"1 of dtype \['I8'\]: model\.norm"),
+        (set_tensor("model.norm.weight", torch.ones(64, dtype=torch.int8)), r"1 of dtype \['int8'\]: model\.norm"),
         (text_only, "is a text-only language model"),
         (lambda c: (c.folder / "config.json").unlink(), r"config\.json: no such file"),
         (lambda c: (c.folder / "config.json").write_text("{"), r"config\.json: not readable as a JSON object"),
@@ -271,17 +270,17 @@ def fewer_codes(checkpoint: Any) -> None:
     ],
 )  # fmt: skip
 def test_bad_input_is_one_error_and_nothing_is_written(
-    official: Callable, tmp_path: Path, damage: Callable[[Any], Any], match: str
+    upstream: Callable, tmp_path: Path, damage: Callable[[Any], Any], match: str
 ) -> None:
-    checkpoint = official()
+    checkpoint = upstream()
     damage(checkpoint)
     with pytest.raises(UserError, match=match):
         convert(checkpoint.folder, tmp_path / "out" / "model")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_released_sizes_are_assumed_where_no_config_is_given(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official()
+def test_the_published_sizes_are_assumed_where_no_config_is_given(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream()
     shutil.move(checkpoint.folder / "sana_config.json", tmp_path / "given.json")
     with pytest.raises(UserError, match=r"transformer_blocks\.\{0-19\}|transformer_blocks\.\{2-19\}"):
         convert(checkpoint.folder, tmp_path / "model")
@@ -298,24 +297,24 @@ def test_a_source_that_is_none(tmp_path: Path, monkeypatch, source: str, match: 
         convert(source, tmp_path / "model")
 
 
-def test_a_model_folder_is_no_source(official: Callable, tmp_path: Path) -> None:
-    folder = converted(official(), tmp_path / "model")
+def test_a_model_folder_is_no_source(upstream: Callable, tmp_path: Path) -> None:
+    folder = converted(upstream(), tmp_path / "model")
     with pytest.raises(UserError, match="is a model folder already"):
         convert(folder, tmp_path / "again")
 
 
-def test_a_used_target_is_left_alone(official: Callable, tmp_path: Path) -> None:
+def test_a_used_target_is_left_alone(upstream: Callable, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
-        convert(official().folder, tmp_path / "model")
+        convert(upstream().folder, tmp_path / "model")
     assert (tmp_path / "model" / "mine.txt").read_text() == "mine"
 
 
-def test_a_disk_without_room_is_seen_before_writing(official: Callable, tmp_path: Path, monkeypatch) -> None:
+def test_a_disk_without_room_is_seen_before_writing(upstream: Callable, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(staging, "RESERVE", 10**18)
     with pytest.raises(UserError, match=r"needs 1\.\d MB, .* are free on its disk"):
-        convert(official().folder, tmp_path / "out" / "model")
+        convert(upstream().folder, tmp_path / "out" / "model")
     assert not (tmp_path / "out").exists()
 
 
@@ -329,28 +328,34 @@ def file_limit() -> Iterator[Callable[[int], None]]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_fills_up_leaves_nothing(official: Callable, tmp_path: Path, file_limit: Callable) -> None:
-    folder = official().folder
+def test_a_disk_that_fills_up_leaves_nothing(upstream: Callable, tmp_path: Path, file_limit: Callable) -> None:
+    folder = upstream().folder
     file_limit(200_000)
     with pytest.raises(UserError, match="not written .*; nothing is left of it"):
         convert(folder, tmp_path / "out" / "model")
     assert not list((tmp_path / "out").iterdir())
 
 
-INTERRUPTED = """
-import os, signal, sys
-from blip3o_rl.checkpoint import import_upstream as convert
-def die(line):
-    if line.startswith("wrote renderer/vae"):
-        os.kill(os.getpid(), signal.SIGKILL)
-convert.convert(sys.argv[1], sys.argv[2], tell=die)
-"""
+def killed_while_converting(source: Path, target: Path) -> int:
+    """Converts in a copy of this process, which is killed when the autoencoder is written; returns the signal."""
+    child = os.fork()
+    if child:
+        return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+    def die(line: str) -> None:
+        if line.startswith("wrote renderer/vae"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        torch.set_num_threads(1)  # a copied process has no worker threads
+        convert(source, target, tell=die)
+    finally:
+        os._exit(1)
 
 
-def test_a_killed_conversion_leaves_no_folder_that_looks_complete(official: Callable, tmp_path: Path) -> None:
-    folder, target = official().folder, tmp_path / "model"
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, folder, target], capture_output=True)
-    assert done.returncode == -signal.SIGKILL
+def test_a_killed_conversion_leaves_no_folder_that_looks_complete(upstream: Callable, tmp_path: Path) -> None:
+    folder, target = upstream().folder, tmp_path / "model"
+    assert killed_while_converting(folder, target) == signal.SIGKILL
     assert not target.exists()
     left = tmp_path / "model.partial"
     assert list(left.rglob("*.safetensors"))
@@ -360,42 +365,44 @@ def test_a_killed_conversion_leaves_no_folder_that_looks_complete(official: Call
     assert model_folder.check(target) and not left.exists()
 
 
-MEASURED = """
+CONVERSION = """
 import sys
-from pathlib import Path
-from blip3o_rl.checkpoint import import_plan as conversion_plan
-from blip3o_rl.checkpoint import import_upstream as convert
-status = lambda: int(next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in l).split()[1])
-convert.convert(sys.argv[1], sys.argv[2] + "0", dry_run=True)
-Path("/proc/self/clear_refs").write_text("5")
-before = status()
-convert.convert(sys.argv[1], sys.argv[2])
-print(before, status())
+from blip3o_rl.checkpoint.convert import convert
+convert(sys.argv[1], sys.argv[2] + "0", dry_run=True)
+print("start", flush=True)
+sys.stdin.readline()
+convert(sys.argv[1], sys.argv[2])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is reset and read through /proc")
-def test_memory_does_not_grow_with_the_checkpoint(official: Callable, tmp_path: Path) -> None:
-    checkpoint = official(shards=4, intermediate=32_768, layers=12, dtype=torch.float32)
-    total, largest = sum(f.stat().st_size for f in checkpoint.files), max(f.stat().st_size for f in checkpoint.files)
-    assert total > 280e6
-    arguments = [sys.executable, "-c", MEASURED, str(checkpoint.folder), str(tmp_path / "model")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    before, peak = (int(word) * 1024 for word in done.stdout.split()[-2:])
-    print(
-        f"{total / 1e6:.0f} MB, largest shard {largest / 1e6:.0f} MB, peak {(peak - before) / 1e6:.0f} MB above start"
-    )
-    assert peak - before < 64e6
+def own_memory(process: int) -> int:
+    """Bytes of a process that are no mapped files, which the system drops when it needs room; 0 when it has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def write_full_size(folder: Path) -> None:
-    """A checkpoint of the released sizes as a file with holes: a real header, and zeros that take no room."""
-    modules = Architecture(
-        Blip3oNextConfig(**released.POLICY), released.SANA, released.DC_AE, released.TA_TOK
-    ).modules()
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read through /proc")
+def test_memory_does_not_grow_with_the_checkpoint(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream(shards=2, intermediate=32_768, layers=4, dtype=torch.float32)
+    assert min(file.stat().st_size for file in checkpoint.files) > 44e6
+    arguments = [sys.executable, "-c", CONVERSION, str(checkpoint.folder), str(tmp_path / "model")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin and child.stdout and child.stdout.readline() == "start\n"
+        before = peak = own_memory(child.pid)
+        child.stdin.write("\n")
+        child.stdin.close()
+        while child.poll() is None:
+            peak = max(peak, own_memory(child.pid))
+    assert child.returncode == 0 and before > 0
+    print(f"peak {(peak - before) / 1e6:.0f} MB above start")
+    assert peak - before < 22e6, "half a shard"
+
+
+def write_full_size(folder: Path, modules: dict[str, Any], sizes: dict[str, Any]) -> None:
+    """A checkpoint of the published sizes as a file with holes: a real header, and zeros that take no room."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in official_layout.manifest(modules).items():
+    for name, shape in manifest(modules).items():
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
@@ -405,16 +412,16 @@ def write_full_size(folder: Path) -> None:
         stream.truncate(8 + len(text) + end)
     tokenizer, layout = parts.make_tokenizer([PROMPT])
     tokenizer.save_pretrained(folder)
-    fields = released.POLICY | layout.config_fields() | {"eos_token_id": tokenizer.eos_token_id}
+    fields = sizes | layout.config_fields() | {"eos_token_id": tokenizer.eos_token_id}
     (folder / "config.json").write_text(json.dumps(fields))
 
 
 def test_a_full_size_checkpoint_is_planned_from_its_header_with_the_shipped_configs(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch, full_size: dict, full_size_policy: Blip3oNextConfig
 ) -> None:
     monkeypatch.setattr(parts, "NUM_IMAGE_TOKENS", 65536)
-    write_full_size(tmp_path / "official")
-    plan = convert(tmp_path / "official", tmp_path / "model", dry_run=True)
+    write_full_size(tmp_path / "upstream", full_size, full_size_policy.to_dict())
+    plan = convert(tmp_path / "upstream", tmp_path / "model", dry_run=True)
     counts = {part: sum(math.prod(t.shape) for t in tensors.values()) for part, tensors in plan.tensors.items()}
     assert counts["policy"] == 1_854_256_128 and counts["renderer/transformer"] == 1_604_641_952
     assert plan.size == 2 * sum(counts.values()) > 8.5e9

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip3o_rl.checkpoint.ta_tok_file import Loaded, read
+from blip3o_rl.checkpoint.ta_tok import read
 from blip3o_rl.errors import UserError
 
 
@@ -47,12 +47,3 @@ def test_a_truncated_or_missing_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="truncated or no file of torch.save"):
         read(file)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensors_in_memory_are_given_in_pieces(dtype: torch.dtype) -> None:
-    value = torch.arange(24, dtype=dtype).view(4, 6).T
-    pieces = list(Loaded(value).chunks(limit=10))
-    assert max(map(len, pieces)) <= 10 and sum(map(len, pieces)) == Loaded(value).size
-    found = torch.frombuffer(bytearray(b"".join(pieces)), dtype=dtype).view(6, 4)
-    assert torch.equal(found, value)

@@ -1,0 +1,170 @@
+"""An upstream BLIP3o-NEXT checkpoint -> a model folder.
+
+Every weight is copied once, as bytes, to the place that the plan gives it: no module is built in memory. Next to the
+parts that this package reads, the folder gets `upstream/`: what only the upstream layout knows (its config, tokenizer
+and shards, and weights that the model never uses), so that the checkpoint can be written again, key for key.
+
+Decided here:
+- The policy's generation config names only eos and pad. The one that comes with Qwen3 (top_k 20, top_p 0.95) would
+  filter the sampler silently; it is kept in `upstream/`.
+- Tokens behind the end of the embedding, such as the data loader's `<image>`, are taken out of the tokenizer: typed
+  by a user they would index past the matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from blip3o_rl import __version__
+from blip3o_rl.checkpoint import weights
+from blip3o_rl.checkpoint.plan import Plan, make_plan
+from blip3o_rl.checkpoint.source import PATTERNS, resolve
+from blip3o_rl.checkpoint.staging import gigabytes, require_unused, staged
+from blip3o_rl.checkpoint.ta_tok import read as read_ta_tok
+from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, read_config
+from blip3o_rl.checkpoint.upstream_keys import KEPT, kept_folder
+from blip3o_rl.io import read_json, write_json
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.renderer import REFERENCE_CONNECTOR
+
+LAYOUT = "layout.json"
+"""In `upstream/`: which shard each key was in, and what its index and header said."""
+_KEPT_LIMIT = 64 * 2**20
+_PARTS = (*model_folder.PARTS, f"renderer/{REFERENCE_CONNECTOR}")
+_WEIGHTS = {"policy": "model.safetensors", KEPT: "unused.safetensors"}
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    sana_config: str | Path | None = None,
+    vae_config: str | Path | None = None,
+    ta_tok_config: str | Path | None = None,
+    ta_tok: str | Path | None = None,
+    dry_run: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Writes the model folder of an upstream checkpoint.
+
+    Args:
+        source: a folder, or a hub id.
+        target: the model folder; absent or empty.
+        revision, offline: of a hub id.
+        sana_config, vae_config, ta_tok_config: config.json files (or folders with one) of the modules. Without them
+            those next to the checkpoint are taken, else the published ones.
+        ta_tok: `ta_tok.pth`, for TA-Tok's flags and, in a checkpoint without vision tower, its weights.
+        dry_run: check and plan, write nothing.
+        tell: takes the lines of the plan and one line per file written.
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        UserError: the source, a config, the target or the disk; nothing is left of the target then.
+    """
+    require_unused(Path(target))
+    configs = {"sana": sana_config, "vae": vae_config, "image_tokenizer": ta_tok_config}
+    plan = make_plan(
+        resolve(source, revision, offline),
+        {name: read_config(path) for name, path in configs.items() if path is not None},
+        read_ta_tok(Path(ta_tok)) if ta_tok is not None else None,
+    )
+    for line in plan.lines():
+        tell(line)
+    if not dry_run:
+        with staged(Path(target), plan.size) as folder:
+            _write(plan, folder, tell)
+    return plan
+
+
+def _write(plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
+    """Carries out a plan; the index comes last."""
+    hashes = {file.name: weights.sha256(file) for file in weights.weight_files(plan.source.folder)}
+    written = {}
+    for part, tensors in plan.tensors.items():
+        name = f"{part}/{_WEIGHTS.get(part, 'diffusion_pytorch_model.safetensors')}"
+        weights.write(folder / name, tensors)
+        written[name] = weights.sha256(folder / name)
+        tell(f"wrote {name}, {gigabytes(weights.size_of(tensors))}")
+    for part, module in plan.modules.items():
+        if part != "policy":
+            module.save_config(folder / part)
+    _write_policy_files(plan, folder / "policy")
+    _keep_upstream(plan, folder / KEPT)
+    index = {
+        "format": model_folder.FORMAT,
+        "parts": [part for part in _PARTS if (folder / part).is_dir()],
+        "source": str(plan.source),
+        "blip3o_rl": __version__,
+        "torch": torch.__version__,
+        "converted": {
+            "source": plan.source.name,
+            "revision": plan.source.revision,
+            "lm_head": plan.lm_head,
+            "ta_tok": plan.ta_tok,
+            "source_sha256": hashes,
+            "sha256": written,
+        },
+    }
+    write_json(folder / model_folder.INDEX, index)
+    model_folder.check(folder, tuple(part for part in model_folder.PARTS if (folder / part).is_dir()))
+    model_folder.load_tokenizer(folder)
+
+
+def _write_policy_files(plan: Plan, folder: Path) -> None:
+    plan.policy.architectures = ["Blip3oNextForCausalLM"]
+    plan.policy.save_pretrained(folder)
+    ends = {"eos_token_id": plan.policy.eos_token_id, "pad_token_id": plan.policy.pad_token_id}
+    GenerationConfig(**ends).save_pretrained(folder)
+    plan.tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    inside = [token for token in content["added_tokens"] if token["id"] < plan.policy.vocab_size]
+    if len(inside) < len(content["added_tokens"]):
+        file.write_text(json.dumps(content | {"added_tokens": inside}, ensure_ascii=False))
+
+
+def _keep_upstream(plan: Plan, folder: Path) -> None:
+    """Keeps the source's small files, and how its weights were laid out."""
+    folder.mkdir(exist_ok=True)
+    source = plan.source.folder
+    for file in sorted({file for pattern in PATTERNS[1:] for file in source.glob(pattern) if file.is_file()}):
+        generated = file.name.endswith(".index.json") or file.name in CONFIG_FILES.values()
+        if not generated and file.stat().st_size < _KEPT_LIMIT:
+            shutil.copyfile(file, folder / file.name)
+    indices = [read_json(file) for file in source.glob(weights.INDEX)]
+    layout = {
+        "lm_head": plan.lm_head,
+        "files": plan.checkpoint.metadata,
+        "weight_map": plan.checkpoint.places,
+        "index_metadata": indices[0].get("metadata") if indices else None,
+    }
+    write_json(folder / LAYOUT, layout)
+
+
+def keep_origin(base: Path, folder: Path) -> None:
+    """Lets a model folder that was trained from another one remember where that one came from.
+
+    Args:
+        base: the model folder that training began from. Its `upstream/`, if any, is copied, so that the trained
+            weights can be written in the upstream layout too.
+        folder: a complete model folder.
+    """
+    origin = read_json(base / model_folder.INDEX)
+    kept = kept_folder(base)
+    if kept.is_dir():
+        shutil.copytree(kept, folder / KEPT, dirs_exist_ok=True)
+    index = read_json(folder / model_folder.INDEX)
+    index["base"] = origin.get("base") or origin.get("source")
+    if "converted" in origin:
+        index["converted"] = {name: value for name, value in origin["converted"].items() if name != "sha256"}
+    write_json(folder / model_folder.INDEX, index)

@@ -1,0 +1,216 @@
+"""The keys of the upstream checkpoint (Salesforce's published layout): which key is which weight, and of which shape.
+
+One flat state dict of `blip3oQwenForInferenceLM` and its relatives holds everything:
+
+    model.embed_tokens, model.layers, model.norm, lm_head     Qwen3; lm_head may be absent, a copy or its own
+    model.diffusion_connector                                 Linear, GELU, Linear, RMSNorm
+    model.sana, model.sana_vae                                diffusers' SanaTransformer2DModel and AutoencoderDC
+    model.vision_tower.vision_tower                           TA-Tok; two levels, since a tower wraps the tokenizer
+    model.und_image_vae_connector                             editing models: the reference's connector
+
+The keys decide what is what, never `model_type`, which is `qwen3`, `llava_qwen_grpo` and more for the same
+architecture. Expected shapes are those of this package's modules built on the meta device, so nothing is allocated and
+the manifest cannot drift from the code. Some keys belong to weights that BLIP3o-NEXT computes but never uses (TA-Tok's
+feature decoder, the encoder's last layer, ...) or to abandoned variants. They are kept aside so that an export is
+whole again; nothing checks their shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, SanaTransformer2DModel
+
+from blip3o_rl.checkpoint import weights
+from blip3o_rl.checkpoint.weights import compact
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.image_tokenizer import TATok
+from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
+from blip3o_rl.model.renderer import Connector, ReferenceConnector
+
+Shape = tuple[int, ...]
+KEPT = "upstream"
+"""Part of a model folder with what only the upstream layout knows: config, tokenizer, shards and unused weights."""
+_KEPT_BEFORE = "official"
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+TOWER = "model.vision_tower.vision_tower."
+REFERENCE = "model.und_image_vae_connector."
+AS_NOISE = "model.und_image_vae_as_noise_connector."
+PREFIXES = {
+    "model.diffusion_connector.": ("renderer/connector", "layers."),
+    "model.sana.": ("renderer/transformer", ""),
+    "model.sana_vae.": ("renderer/vae", ""),
+    REFERENCE: ("renderer/reference_connector", "layers."),
+    TOWER: ("image_tokenizer", ""),
+}
+"""Upstream prefix -> part of the model folder and prefix there. The policy's names are the same in both."""
+_UNUSED = (
+    TOWER + "encoder.post_layernorm.",
+    TOWER + "encoder.head.",
+    TOWER + "decoder.",
+    TOWER + "decode_task_layer.",
+    TOWER + "bottleneck.out_linear.",
+    TOWER + "bottleneck.regularizer.stochastic_temperature_inv",
+    TOWER + "scale_layer.",
+    AS_NOISE,
+    "model.tar_siglip_features_connector.",
+)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def kept_folder(model: Path) -> Path:
+    """Where a model folder keeps what only the upstream layout knows; earlier versions called it `official`."""
+    before = model / _KEPT_BEFORE
+    return before if before.is_dir() else model / KEPT
+
+
+@dataclass
+class Architecture:
+    """Everything that decides which keys and shapes a checkpoint has. None: the checkpoint has no such part."""
+
+    policy: Blip3oNextConfig
+    sana: dict[str, Any]
+    vae: dict[str, Any]
+    image_tokenizer: dict[str, Any] | None
+    reference: dict[str, Any] | None = None
+    """Config of the reference's connector."""
+
+    def modules(self) -> dict[str, Any]:
+        """Part of the model folder -> module on the meta device, without memory for weights.
+
+        Raises:
+            UserError: one of the configs does not describe such a module.
+        """
+        sana = _on_meta("renderer/transformer", SanaTransformer2DModel.from_config, self.sana)
+        vae = _on_meta("renderer/vae", AutoencoderDC.from_config, self.vae)
+        width = sana.config.caption_channels
+        modules = {
+            "policy": _on_meta("policy", Blip3oNextForCausalLM, self.policy),
+            "renderer/connector": _on_meta("renderer/connector", Connector, self.policy.hidden_size, width),
+            "renderer/transformer": sana,
+            "renderer/vae": vae,
+        }
+        if self.reference is not None:
+            channels = vae.config.latent_channels
+            part = "renderer/reference_connector"
+            modules[part] = _on_meta(part, ReferenceConnector, channels, width, **self.reference)
+        if self.image_tokenizer is not None:
+            modules["image_tokenizer"] = _on_meta("image_tokenizer", TATok.from_config, self.image_tokenizer)
+        return modules
+
+
+def _on_meta(part: str, build: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    try:
+        with torch.device("meta"):
+            return build(*arguments, **settings)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
+        raise UserError(f"config of {part}: describes no such module ({error}); check the config") from error
+
+
+def manifest(modules: Mapping[str, Any]) -> dict[str, Shape]:
+    """Upstream key -> shape, for all weights that the modules use; without the optional `lm_head.weight`."""
+    prefixes = {part: (upstream, own) for upstream, (part, own) in PREFIXES.items()} | {"policy": ("", "")}
+    shapes: dict[str, Shape] = {}
+    for part, module in modules.items():
+        upstream, own = prefixes[part]
+        for name, value in module.state_dict().items():
+            shapes[upstream + name.removeprefix(own)] = tuple(value.shape)
+    shapes.pop(LM_HEAD)
+    return shapes
+
+
+def place(key: str, used: Mapping[str, Shape]) -> tuple[str, str] | None:
+    """Part of the model folder and name there of an upstream key; None for a key of another model.
+
+    Args:
+        key: of the upstream state dict.
+        used: the manifest.
+    """
+    if key in used or key == LM_HEAD:
+        for upstream, (part, own) in PREFIXES.items():
+            if key.startswith(upstream):
+                return part, own + key.removeprefix(upstream)
+        return "policy", key
+    return (KEPT, key) if key.startswith(_UNUSED) or _is_last_encoder_layer(key, used) else None
+
+
+def _is_last_encoder_layer(key: str, used: Mapping[str, Shape]) -> bool:
+    """Whether a key lies in the encoder's last layer, which is never computed: the one behind those of the manifest."""
+    match = re.match(re.escape(TOWER) + r"encoder\.encoder\.layers\.(\d+)\.", key)
+    number = int(match.group(1)) if match else 0
+    return number > 0 and f"{TOWER}encoder.encoder.layers.{number - 1}.layer_norm1.weight" in used
+
+
+def upstream_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Upstream key -> weight, of everything in a model folder, unused weights included."""
+    found = weights.open_folder(folder / "policy").tensors
+    for prefix, (part, own) in PREFIXES.items():
+        if (folder / part).is_dir():
+            for name, tensor in weights.open_folder(folder / part).tensors.items():
+                found[prefix + name.removeprefix(own)] = tensor
+    unused = kept_folder(folder) / "unused.safetensors"
+    return found | (weights.open_file(unused)[0] if unused.is_file() else {})
+
+
+@dataclass
+class Differences:
+    """How a checkpoint differs from what its configs ask for. Empty lists: it does not."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    """Key -> shape found, shape expected."""
+    dtypes: dict[str, str] = field(default_factory=dict)
+    """Key -> dtype that is none of a weight (quantized)."""
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.wrong or self.dtypes)
+
+    def __str__(self) -> str:
+        """Every key, in one line; keys that differ only in a layer's number share an entry."""
+        listed = []
+        if self.missing:
+            listed.append(f"{len(self.missing)} missing: {compact(self.missing)}")
+        if self.unexpected:
+            listed.append(f"{len(self.unexpected)} unexpected: {compact(self.unexpected)}")
+        if self.wrong:
+            kinds: dict[tuple[Shape, Shape], list[str]] = {}
+            for key, pair in self.wrong.items():
+                kinds.setdefault(pair, []).append(key)
+            shapes = [f"{compact(keys)} {list(a)} instead of {list(b)}" for (a, b), keys in kinds.items()]
+            listed.append(f"{len(self.wrong)} of the wrong shape: {', '.join(shapes)}")
+        if self.dtypes:
+            listed.append(f"{len(self.dtypes)} of dtype {sorted(set(self.dtypes.values()))}: {compact(self.dtypes)}")
+        return "; ".join(listed)
+
+
+def compare(used: Mapping[str, Shape], stored: Mapping[str, torch.Tensor]) -> Differences:
+    """Differences between the manifest and a checkpoint; see `Differences`."""
+    expected = dict(used) | ({LM_HEAD: used[EMBEDDING]} if LM_HEAD in stored else {})
+    common = [key for key in expected if key in stored]
+    shapes = {key: tuple(stored[key].shape) for key in common}
+    return Differences(
+        missing=[key for key in expected if key not in stored],
+        unexpected=[key for key in stored if place(key, used) is None],
+        wrong={key: (shapes[key], expected[key]) for key in common if shapes[key] != expected[key]},
+        dtypes={key: weights.dtype_name(stored[key]) for key in common if stored[key].dtype not in _DTYPES},
+    )
+
+
+def lm_head_kind(stored: Mapping[str, torch.Tensor]) -> tuple[str, int]:
+    """Whether `lm_head.weight` is `absent`, a `copy` of the embedding or `separate`, and how many rows differ.
+
+    Every bit is compared. A matrix in another dtype or shape than the embedding is a separate one.
+    """
+    head, embedding = stored.get(LM_HEAD), stored.get(EMBEDDING)
+    if head is None or embedding is None:
+        return "absent", 0
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return "separate", len(head)
+    differing = weights.differing_rows(head, embedding)
+    return ("separate" if differing else "copy"), differing

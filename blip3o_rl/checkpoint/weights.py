@@ -1,0 +1,199 @@
+"""Weights on disk: safetensors checkpoints opened as mapped tensors, checked strictly, and written again.
+
+The safetensors library maps a file and writes a file from mapped tensors without a copy, so moving gigabytes between
+layouts takes no memory but the page cache, values cannot change on the way, and a shard that is taken apart and put
+together again keeps its hash. Here is what the library leaves open: an index that disagrees with its shards, pickled
+weights and truncated files are each one error, and names are listed without loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from blip3o_rl.errors import UserError
+
+METADATA = {"format": "pt"}
+"""The header that transformers asks for."""
+INDEX = "*.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NUMBER = re.compile(r"\.(\d+)\.")
+_ROWS = 4096
+
+
+@dataclass
+class Checkpoint:
+    """The tensors of a checkpoint in one file or in shards, mapped to their files."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    """Key -> name of its file."""
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Name of a file -> strings of its header."""
+
+
+def open_file(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors, mapped to the file, and metadata of one safetensors file.
+
+    Raises:
+        UserError: the file is truncated, or no safetensors file.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensors(), _header(file)[1].get("__metadata__", {})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        size = file.stat().st_size if file.is_file() else 0
+        raise UserError(
+            f"{file}: truncated or no safetensors file ({size:,} bytes; {error}); download or copy it again"
+        ) from error
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Length and content of the header: the library neither gives nor keeps the order of its strings."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return length, json.loads(stream.read(length))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: those its index names, or its only one.
+
+    Raises:
+        UserError: there are none (pickled weights are not read), an index names a file that is not there, or there
+            are several and no index.
+    """
+    index = next(iter(sorted(folder.glob(INDEX))), None)
+    if index is not None:
+        named = set(_weight_map(index).values())
+        missing = [name for name in sorted(named) if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder}: {', '.join(missing)} missing, named in {index.name}; download it again")
+        stray = {file.name for file in folder.glob("*-of-*.safetensors")}
+        return [folder / name for name in sorted(named | stray)]
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
+        raise UserError(f"{folder}: {len(files)} safetensors files and no {INDEX}; download the index too")
+    if not files:
+        pickled = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
+        hint = f"; {', '.join(pickled)}: pickled weights can run code and are not read" if pickled else ""
+        raise UserError(f"{folder}: no safetensors weights{hint}; give a folder with .safetensors files")
+    return files
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """A checkpoint, checked against its index.
+
+    Raises:
+        UserError: see `open_file` and `weight_files`; or index and shards disagree.
+    """
+    found = Checkpoint()
+    for file in weight_files(folder):
+        tensors, found.metadata[file.name] = open_file(file)
+        found.tensors |= tensors
+        found.places |= dict.fromkeys(tensors, file.name)
+    for index in sorted(folder.glob(INDEX))[:1]:
+        listed = _weight_map(index)
+        unlisted = [name for name, place in found.places.items() if listed.get(name) != place]
+        if unlisted:
+            files = ", ".join(sorted({found.places[name] for name in unlisted}))
+            raise UserError(f"{index}: no entry for {compact(unlisted)}, which {files} holds; download the index again")
+        absent = [name for name in listed if name not in found.tensors]
+        if absent:
+            raise UserError(f"{index}: names {compact(absent)}, which its shards do not hold; download it again")
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: not readable as an index of shards ({error}); download it again") from error
+
+
+def write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one safetensors file, flushed to disk; its folder is created.
+
+    Args:
+        file: the file.
+        tensors: contiguous, by the names they get; no two may share memory.
+        metadata: strings of the header; by default `METADATA`.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    strings = dict(METADATA if metadata is None else metadata)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(dict(tensors), file, strings or None)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    with file.open("r+b") as stream:
+        if len(strings) > 1:
+            length, header = _header(file)
+            text = json.dumps(header | {"__metadata__": strings}, separators=(",", ":"), ensure_ascii=False)
+            stream.seek(8)
+            stream.write(text.encode().ljust(length))
+            stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, as model hubs give it for large files."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def size_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of some tensors."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The dtype as config files call it, e.g. `bfloat16`."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def differing_rows(first: torch.Tensor, second: torch.Tensor) -> int:
+    """How many rows of two matrices of the same shape and dtype differ in any bit."""
+    pairs = zip(first.view(torch.uint8).split(_ROWS), second.view(torch.uint8).split(_ROWS), strict=True)
+    return sum(int((a != b).any(-1).sum()) for a, b in pairs)
+
+
+def compact(names: Iterable[str]) -> str:
+    """Names in one line without loss: those that differ only in their first number share an entry.
+
+    `a.0.w`, `a.1.w`, `a.3.w`, `b` become `a.{0-1,3}.w, b`.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    plain: list[str] = []
+    for name in sorted(names):
+        match = _NUMBER.search(name)
+        if match is None:
+            plain.append(name)
+        else:
+            groups.setdefault((name[: match.start(1)], name[match.end(1) :]), []).append(int(match.group(1)))
+    numbered = [
+        f"{head}{numbers[0]}{tail}" if len(numbers) == 1 else f"{head}{{{_ranges(sorted(numbers))}}}{tail}"
+        for (head, tail), numbers in groups.items()
+    ]
+    return ", ".join([*numbered, *plain])
+
+
+def _ranges(numbers: list[int]) -> str:
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

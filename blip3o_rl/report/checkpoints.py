@@ -1,0 +1,74 @@
+"""Which checkpoint of a run may be loaded: the one definition of a complete checkpoint.
+
+A checkpoint folder is written in several steps, and a process killed half-way leaves one that looks like a checkpoint.
+So a folder counts only when it holds the mark, which is written last and atomically. verl deletes the weights of old
+checkpoints and leaves the rest; such a folder does not count either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.io import write_text
+
+MARK = "complete.json"
+_WEIGHTS = ("actor", "weights")
+"""Folders of weights: verl's, and those of supervised fine-tuning."""
+_STEP = re.compile(r"global_step_(\d+)")
+
+
+def mark_complete(checkpoint: Path, step: int, **fields: Any) -> None:
+    """Declares a checkpoint folder complete; its files are flushed to disk first."""
+    os.sync()
+    write_text(checkpoint / MARK, json.dumps({"step": step, **fields}) + "\n", sync=True)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint folder by its name, or None for another folder."""
+    match = _STEP.fullmatch(checkpoint.name)
+    return int(match.group(1)) if match else None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the folder is a checkpoint that was written to the end and still has its weights."""
+    weights = any((checkpoint / name).is_dir() for name in _WEIGHTS)
+    return step_of(checkpoint) is not None and (checkpoint / MARK).is_file() and weights
+
+
+def complete(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every complete checkpoint below `checkpoints`, by step."""
+    return sorted((step_of(path) or 0, path) for path in checkpoints.glob("global_step_*") if is_complete(path))
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The newest complete checkpoint below `checkpoints`, or None."""
+    found = complete(checkpoints)
+    return found[-1][1] if found else None
+
+
+def latest_step(checkpoints: Path) -> int:
+    """The step of the newest complete checkpoint below `checkpoints`; 0 without any."""
+    found = complete(checkpoints)
+    return found[-1][0] if found else 0
+
+
+def require_complete(checkpoint: Path) -> Path:
+    """The checkpoint itself, or the newest one of a run folder.
+
+    Raises:
+        UserError: there is none, or it was not written to the end.
+    """
+    if is_complete(checkpoint):
+        return checkpoint
+    inside = latest(checkpoint / "checkpoints" if (checkpoint / "checkpoints").is_dir() else checkpoint)
+    if inside is None:
+        raise UserError(
+            f"{checkpoint}: no complete checkpoint here (a complete one holds {MARK}); "
+            "give a run folder or one of its checkpoints/global_step_N"
+        )
+    return inside
