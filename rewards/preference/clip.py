@@ -1,123 +1,89 @@
 """PickScore, CLIPScore and HPSv2.1: one architecture (CLIP), three sets of weights, three scalings.
 
 Each is the cosine between a text's and an image's embedding, times a constant. The values follow Flow-GRPO's
-`multi_score`, so that its weights and curves carry over; the raw value that papers print is a part. Pictures go through
-the network in batches, and a text only once a batch however many samples of its group are in it. Features are
-normalised and multiplied in float32 whatever `dtype` the network runs in.
+`multi_score`, so that its weights and curves carry over; the raw value that papers print is a component. A text is
+embedded once per batch however many samples of its group are in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from blip3o_rl.rewards.preference import open_clip, pixels
-from blip3o_rl.rewards.preference.weights import (
-    device_of,
-    dtype_of,
+from blip3o_rl.rewards.clip import VIT_H, VIT_L, ClipEncoder, normalized, stored_processor
+from blip3o_rl.rewards.weights import (
+    Rules,
     find_file,
     model_from_state,
+    module_rules,
     pretrained,
     pretrained_model,
     read_state,
+    renamed,
 )
 from blip3o_rl.scoring.api import Sample, Score
 
-VIT_L = "openai/clip-vit-large-patch14"
-VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 PICKSCORE_DIVISOR = 26.0
 CLIPSCORE_DIVISOR = 30.0
 """Flow-GRPO's constants; they bring typical values near 1."""
+BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    r"attn\.in_proj": "self_attn.{}_proj",
+    r"attn\.out_proj": "self_attn.out_proj",
+    r"mlp\.c_fc": "mlp.fc1",
+    r"mlp\.c_proj": "mlp.fc2",
+}
+OPEN_CLIP: Rules = [
+    ("logit_scale", "logit_scale"),
+    ("text_projection", "text_projection.weight"),
+    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    (r"token_embedding\.weight", "text_model.embeddings.token_embedding.weight"),
+    (r"visual\.proj", "visual_projection.weight"),
+    (r"visual\.class_embedding", "vision_model.embeddings.class_embedding"),
+    (r"visual\.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    (r"visual\.conv1\.weight", "vision_model.embeddings.patch_embedding.weight"),
+    *module_rules("", "text_model.", {"ln_final": "final_layer_norm"}),
+    *module_rules(r"visual\.", "vision_model.", {"ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"}),
+    *module_rules(r"transformer\.resblocks\.(\d+)\.", r"text_model.encoder.layers.\1.", BLOCK),
+    *module_rules(r"visual\.transformer\.resblocks\.(\d+)\.", r"vision_model.encoder.layers.\1.", BLOCK),
+]
+"""open_clip's names of a CLIP with a ViT image tower -> transformers'; checked against open_clip 3.3.0 (README)."""
 
 
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive slices of at most `size` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+class _ClipReward:
+    """The cosine of each sample's prompt and image."""
 
-
-class ClipTowers:
-    """CLIP's two towers behind pictures and strings.
-
-    Args:
-        model: a float32 CLIPModel; it is moved to `device` and `dtype`.
-        tokenizer: its tokenizer; None if only pictures are embedded. Texts are cut to the model's context, 77 tokens
-            with start and end.
-        to_pixels: preprocessing, uint8 [H, W, 3] each -> float32 [N, 3, S, S].
-        batch_size: pictures or texts at a time.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        to_pixels: Callable[[Sequence[np.ndarray]], torch.Tensor],
-        device: str,
-        dtype: str,
-        batch_size: int,
-    ):
-        # Read before the cast: bfloat16 would round the scale's logarithm and shift every score by one percent.
-        self.scale = float(model.logit_scale.exp())
-        self.model = model.to(device_of(device), dtype_of(dtype))
-        self.tokenizer = tokenizer
-        self.to_pixels = to_pixels
-        self.batch_size = batch_size
-        self.context = model.config.text_config.max_position_embeddings
-
-    @torch.inference_mode()
-    def image_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """float32 [N, D], length 1."""
-        features = []
-        for batch in batches(images, self.batch_size):
-            values = self.to_pixels(batch).to(self.model.device, self.model.dtype)
-            features.append(self.model.get_image_features(pixel_values=values).pooler_output.float())
-        return normalize(torch.cat(features), dim=-1)
-
-    @torch.inference_mode()
-    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """float32 [N, D], length 1."""
-        features = []
-        for batch in batches(texts, self.batch_size):
-            tokens = self.tokenizer(
-                list(batch), padding=True, truncation=True, max_length=self.context, return_tensors="pt"
-            ).to(self.model.device)
-            features.append(self.model.get_text_features(**tokens).pooler_output.float())
-        return normalize(torch.cat(features), dim=-1)
+    required_metadata: tuple[str, ...] = ()
+    encoder: ClipEncoder
 
     def cosines(self, samples: Sequence[Sample]) -> list[float]:
-        """Cosine of each sample's prompt and image, -1 .. 1."""
         distinct = list(dict.fromkeys(sample.prompt for sample in samples))
-        texts = self.text_features(distinct)
+        texts = self.encoder.text_features(distinct)
         rows = torch.tensor([distinct.index(sample.prompt) for sample in samples], device=texts.device)
-        images = self.image_features([sample.image for sample in samples])
-        cosines: list[float] = (texts[rows] * images).sum(-1).tolist()
-        return cosines
+        images = self.encoder.image_features([sample.image for sample in samples])
+        return [float(cosine) for cosine in (texts[rows] * images).sum(-1)]
+
+    def scaled(self, samples: Sequence[Sample], divisor: float) -> list[Score]:
+        raws = [self.encoder.scale * cosine for cosine in self.cosines(samples)]
+        return [Score(raw / divisor, {"raw": raw}) for raw in raws]
 
 
-def stored_processor(source: str, key: str) -> Callable[[Sequence[np.ndarray]], torch.Tensor]:
-    """Preprocessing by the image processor that is stored beside the weights."""
-    processor = pretrained(CLIPImageProcessorPil, source, key)
-    return lambda images: pixels.by_processor(images, processor)
-
-
-class PickScore:
+class PickScore(_ClipReward):
     """PickScore v1 (Kirstain et al. 2023, arXiv 2305.01569): exp(logit_scale) * cosine / 26.
 
     Args:
         model: CLIP ViT-H/14 weights, transformers layout.
         processor: tokenizer and image processor.
-        device, dtype, batch_size: where, in which number type and how many pictures at a time.
+        device, dtype, batch_size: where, in which number type and how many images at a time.
 
-    Typical values 0.77 to 0.92; part `raw`, 20 to 24, is what papers print.
+    Typical values 0.77 to 0.92; the component `raw`, 20 to 24, is what papers print.
     """
 
     name = "pickscore"
-    required_metadata: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -127,57 +93,44 @@ class PickScore:
         dtype: str = "float32",
         batch_size: int = 32,
     ):
-        self.towers = ClipTowers(
-            pretrained_model(CLIPModel, model, "model"),
-            pretrained(CLIPTokenizer, processor, "processor"),
-            stored_processor(processor, "processor"),
-            device,
-            dtype,
-            batch_size,
-        )
+        clip = pretrained_model(CLIPModel, model, "model")
+        tokenizer = pretrained(CLIPTokenizer, processor, "processor")
+        to_pixels = stored_processor(processor, "processor")
+        self.encoder = ClipEncoder(clip, tokenizer, to_pixels, device, dtype, batch_size)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        raws = [self.towers.scale * cosine for cosine in self.towers.cosines(samples)]
-        return [Score(raw / PICKSCORE_DIVISOR, {"raw": raw}) for raw in raws]
+        return self.scaled(samples, PICKSCORE_DIVISOR)
 
 
-class CLIPScore:
+class CLIPScore(_ClipReward):
     """CLIP similarity as Flow-GRPO scales it: exp(logit_scale) * cosine / 30, on OpenAI's ViT-L/14.
 
-    Typical values 0.8 to 1.1; part `raw` is 100 * cosine. Hessel et al. (arXiv 2104.08718) print 2.5 * cosine of the
-    smaller ViT-B/32 instead.
+    Typical values 0.8 to 1.1; the component `raw` is 100 * cosine. Hessel et al. (arXiv 2104.08718) print 2.5 * cosine
+    of the smaller ViT-B/32 instead.
     """
 
     name = "clipscore"
-    required_metadata: tuple[str, ...] = ()
 
     def __init__(self, model: str = VIT_L, device: str = "auto", dtype: str = "float32", batch_size: int = 32):
-        self.towers = ClipTowers(
-            pretrained_model(CLIPModel, model, "model"),
-            pretrained(CLIPTokenizer, model, "model"),
-            stored_processor(model, "model"),
-            device,
-            dtype,
-            batch_size,
-        )
+        clip, tokenizer = pretrained_model(CLIPModel, model, "model"), pretrained(CLIPTokenizer, model, "model")
+        self.encoder = ClipEncoder(clip, tokenizer, stored_processor(model, "model"), device, dtype, batch_size)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        raws = [self.towers.scale * cosine for cosine in self.towers.cosines(samples)]
-        return [Score(raw / CLIPSCORE_DIVISOR, {"raw": raw}) for raw in raws]
+        return self.scaled(samples, CLIPSCORE_DIVISOR)
 
 
-class HPSv2:
+class HPSv2(_ClipReward):
     """Human Preference Score v2.1 (Wu et al. 2023, arXiv 2306.09341): the cosine itself, about 0.20 to 0.36.
 
     Args:
         checkpoint: the published open_clip checkpoint, or a repository or folder with HPS_v2.1_compressed.pt.
         clip: configuration and tokenizer of CLIP ViT-H/14 in transformers' layout.
         antialias: HPSv2 resizes float tensors. torchvision averaged there from 0.17 on and did not before; `false` is
-            for comparison with numbers from older installations. For 1024 px pictures it makes a difference.
+            for comparison with numbers from older installations. For 1024 px images it makes a difference.
+        device, dtype, batch_size: as for `PickScore`.
     """
 
     name = "hpsv2"
-    required_metadata: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -189,17 +142,43 @@ class HPSv2:
         batch_size: int = 32,
     ):
         config = pretrained(CLIPConfig, clip, "clip")
+        tokenizer = pretrained(CLIPTokenizer, clip, "clip")
         file = find_file(checkpoint, "HPS_v2.1_compressed.pt", "checkpoint")
-        state = open_clip.to_transformers(read_state(file, "checkpoint"), "checkpoint")
+        model = model_from_state(CLIPModel, config, from_open_clip(read_state(file, "checkpoint")), str(file), "checkpoint")
         side = config.vision_config.image_size
-        self.towers = ClipTowers(
-            model_from_state(CLIPModel, config, state, str(file), "checkpoint"),
-            pretrained(CLIPTokenizer, clip, "clip"),
-            lambda images: pixels.padded(images, side, antialias),
-            device,
-            dtype,
-            batch_size,
+        self.encoder = ClipEncoder(
+            model, tokenizer, lambda images: padded(images, side, antialias), device, dtype, batch_size
         )
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        return [Score(cosine) for cosine in self.towers.cosines(samples)]
+        return [Score(cosine) for cosine in self.cosines(samples)]
+
+
+def from_open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An open_clip state dict under transformers' names; both projections are stored transposed."""
+    unknown = "checkpoint: tensor '{name}' is not part of an open_clip ViT; use the published checkpoint"
+    result = renamed(state, OPEN_CLIP, unknown)
+    return {name: tensor.T.contiguous() if "projection" in name else tensor for name, tensor in result.items()}
+
+
+def padded(images: Sequence[np.ndarray], side: int, antialias: bool) -> torch.Tensor:
+    """HPSv2's transform: bicubic resize of the longer side in float, black bars to a square, mean and deviation.
+
+    Args:
+        images: uint8 [H, W, 3] each, RGB; sizes may differ.
+        side: pixels of the square result.
+        antialias: whether the resize averages; see `HPSv2`.
+
+    Returns:
+        float32 [N, 3, side, side].
+    """
+    pixels = torch.zeros(len(images), 3, side, side)
+    for row, image in enumerate(images):
+        height, width = (max(1, round(length * side / max(image.shape[:2]))) for length in image.shape[:2])
+        values = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+        resized = torch.nn.functional.interpolate(
+            values, (height, width), mode="bicubic", align_corners=False, antialias=antialias
+        )
+        top, left = (side - height) // 2, (side - width) // 2
+        pixels[row, :, top : top + height, left : left + width] = resized[0]
+    return normalized(pixels)

@@ -19,8 +19,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.preference.aesthetic import AestheticScore
-from blip3o_rl.rewards.preference.clip import CLIPScore, HPSv2, PickScore
-from blip3o_rl.rewards.preference.open_clip import to_transformers
+from blip3o_rl.rewards.preference.clip import CLIPScore, HPSv2, PickScore, from_open_clip
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.registry import build_rubric
 
@@ -111,7 +110,7 @@ def save_hub_folder(folder: Path, activation="gelu", state=None):
     folder.mkdir()
     model = CLIPModel(config(activation))
     if state is not None:
-        model.load_state_dict(to_transformers(state, "test"))
+        model.load_state_dict(from_open_clip(state))
     model.save_pretrained(folder)
     CLIPTokenizer(vocab=VOCABULARY, merges=[]).save_pretrained(folder)
     preprocessor = {
@@ -253,8 +252,8 @@ def test_a_prompt_beyond_the_context_is_cut_with_its_end_token_kept(pickscore, s
 
 def test_bfloat16_rounds_the_network_but_not_the_scale(folder, pickscore):
     reward = PickScore(folder, folder, device="cpu", dtype="bfloat16")
-    assert reward.towers.scale == pickscore.towers.scale
-    assert next(reward.towers.model.parameters()).dtype == torch.bfloat16
+    assert reward.encoder.scale == pickscore.encoder.scale
+    assert next(reward.encoder.model.parameters()).dtype == torch.bfloat16
     np.testing.assert_allclose(values(reward.score(SAMPLES)), values(pickscore.score(SAMPLES)), atol=0.15)
 
 

@@ -8,7 +8,8 @@ a reward that runs, looks plausible and means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ import torch
 from blip3o_rl.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 LOADING = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Gaps and wrong shapes are collected by transformers and refused here, by name."""
+"""transformers collects gaps and wrong shapes; they are refused here, by name."""
+
+Rules = Sequence[tuple[str, str]]
+"""Pattern of a whole tensor name -> its new name; `{}` there stands for q, k and v of a matrix that is split."""
 
 
 def device_of(name: str) -> torch.device:
     """The device of a config entry; "auto" is the GPU if there is one.
 
     Raises:
-        UserError: for a name torch does not know, and for "cuda" without a GPU.
+        UserError: torch does not know the name, or there is no such GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,8 +37,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device: is {name!r}; use auto, cpu, cuda or cuda:<number>") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: is {name!r}, but torch sees no GPU; use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: is {name!r}, and torch sees {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device
 
 
@@ -50,7 +53,7 @@ def located(source: str, key: str) -> tuple[str, str | None]:
     """Splits a source into what transformers takes: (local path or hub id, revision or None).
 
     Raises:
-        UserError: if the source is written like a path and nothing is there.
+        UserError: the source is written like a path and nothing is there.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -66,8 +69,7 @@ def find_file(source: str, published: str, key: str) -> Path:
 
     Args:
         source: a file, a folder with the file, or a hub id.
-        published: the file's published name, e.g. "ImageReward.pt". In a local folder the same name with the ending
-            .safetensors comes first.
+        published: the file's published name. In a local folder the same name with `.safetensors` comes first.
         key: config key for messages.
     """
     name, revision = located(source, key)
@@ -91,7 +93,7 @@ def read_state(path: Path, key: str) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors or torch file, on the CPU; a mapping under "state_dict" is unpacked.
 
     Raises:
-        UserError: if the file holds anything that only unpickling code could restore, or no tensors.
+        UserError: the file holds anything that only unpickling code could restore, or no tensors.
     """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -99,7 +101,7 @@ def read_state(path: Path, key: str) -> dict[str, torch.Tensor]:
         return load_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # a damaged file leads torch's reader to errors of any type
         raise UserError(
             f"{key}: {path} cannot be read as plain tensors ({_first_line(error)}); "
             f"get it again, or save its state dict as {path.with_suffix('.safetensors').name}"
@@ -112,6 +114,35 @@ def read_state(path: Path, key: str) -> dict[str, torch.Tensor]:
     if not state:
         raise UserError(f"{key}: {path} holds no tensors; use the published file")
     return state
+
+
+def module_rules(source: str, target: str, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Rules for the weights and biases of modules: old name (a pattern) -> new name, below two prefixes."""
+    return [
+        (rf"{source}{old}[._](?P<kind>weight|bias)", rf"{target}{new}.\g<kind>") for old, new in names.items()
+    ]
+
+
+def renamed(state: Mapping[str, torch.Tensor], rules: Rules, unknown: str = "") -> dict[str, torch.Tensor]:
+    """A state dict under other names.
+
+    Args:
+        unknown: message for a name that no rule matches, with `{name}` in it; empty leaves such tensors out.
+
+    Raises:
+        UserError: with that message.
+    """
+    result: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        found = next((m.expand(new) for old, new in rules if (m := re.fullmatch(old, name))), None)
+        if found is None:
+            if unknown:
+                raise UserError(unknown.format(name=name))
+        elif "{}" in found:
+            result |= {found.format(part): rows.clone() for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            result[found] = tensor
+    return result
 
 
 def pretrained(cls: Any, source: str, key: str, **options: Any) -> Any:

@@ -1,0 +1,117 @@
+"""CLIP behind images and strings: what the preference rewards, the aesthetic score and GenEval's colors share.
+
+Images go through the network in batches. Features are normalized in float32 whatever `dtype` the network runs in.
+transformers' CLIP folders carry the right activation in their configuration (quick GELU for OpenAI's weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+from transformers import CLIPImageProcessorPil
+
+from blip3o_rl.rewards.weights import device_of, dtype_of, pretrained
+
+VIT_L = "openai/clip-vit-large-patch14"
+VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+"""Of OpenAI's CLIP, per RGB channel of values 0..1; all models here share them."""
+SLIVER = 32
+
+ToPixels = Callable[[Sequence[np.ndarray]], torch.Tensor]
+"""Preprocessing: uint8 [H, W, 3] each, RGB -> float32 [N, 3, S, S]."""
+
+
+class ClipEncoder:
+    """Embeds images and texts.
+
+    Args:
+        model: a float32 CLIPModel; it is moved to `device` and `dtype`.
+        tokenizer: its tokenizer; None if only images are embedded. Texts are cut to the model's context, 77 tokens
+            with start and end.
+        to_pixels: preprocessing.
+        batch_size: images or texts per forward pass.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, to_pixels: ToPixels, device: str, dtype: str = "float32", batch_size: int = 32
+    ):
+        # Read before the cast: bfloat16 would round the scale's logarithm and shift every score by one percent.
+        self.scale = float(model.logit_scale.exp())
+        self.model = model.to(device_of(device), dtype_of(dtype))
+        self.tokenizer = tokenizer
+        self.to_pixels = to_pixels
+        self.batch_size = batch_size
+        self.context = model.config.text_config.max_position_embeddings
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """float32 [N, D], length 1; images are uint8 [H, W, 3], RGB, of any sizes."""
+        features = []
+        for batch in batches(images, self.batch_size):
+            values = self.to_pixels(batch).to(self.model.device, self.model.dtype)
+            features.append(self.model.get_image_features(pixel_values=values).pooler_output.float())
+        return normalize(torch.cat(features), dim=-1)
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        """float32 [N, D], length 1."""
+        features = []
+        for batch in batches(texts, self.batch_size):
+            tokens = self.tokenizer(
+                list(batch), padding=True, truncation=True, max_length=self.context, return_tensors="pt"
+            ).to(self.model.device)
+            features.append(self.model.get_text_features(**tokens).pooler_output.float())
+        return normalize(torch.cat(features), dim=-1)
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def stored_processor(source: str, key: str) -> ToPixels:
+    """Preprocessing by the image processor that is stored next to the weights."""
+    processor = pretrained(CLIPImageProcessorPil, source, key)
+    return lambda images: processor(images=[Image.fromarray(i) for i in images], return_tensors="pt")["pixel_values"]
+
+
+def cropped(images: Sequence[np.ndarray], side: int) -> torch.Tensor:
+    """OpenAI's transform: bicubic resize of the shorter side in 8 bit, center crop, mean and deviation.
+
+    Rounds as torchvision does: the long side down, the crop's offset half to even. (transformers' processor rounds the
+    offset down, which shifts every second crop by a pixel.) Of an image longer than `SLIVER` times its width only the
+    middle is scaled: one pixel by a thousand would become 150 megabytes, and the middle square is all that is kept.
+
+    Args:
+        images: uint8 [H, W, 3] each, RGB; sizes may differ.
+        side: pixels of the square result.
+
+    Returns:
+        float32 [N, 3, side, side].
+    """
+    squares = []
+    for array in images:
+        image = Image.fromarray(array)
+        short = min(image.size)
+        image = _middle(image, *(min(length, SLIVER * short) for length in image.size))
+        size = (int(side * image.width / short), int(side * image.height / short))
+        squares.append(np.asarray(_middle(image.resize(size, Image.Resampling.BICUBIC), side, side)))
+    return normalized(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255)
+
+
+def normalized(pixels: torch.Tensor) -> torch.Tensor:
+    """(pixels - mean) / deviation per channel; [N, 3, H, W] in 0..1."""
+    return (pixels - MEAN) / STD
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
