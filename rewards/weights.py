@@ -118,9 +118,7 @@ def read_state(path: Path, key: str) -> dict[str, torch.Tensor]:
 
 def module_rules(source: str, target: str, names: Mapping[str, str]) -> list[tuple[str, str]]:
     """Rules for the weights and biases of modules: old name (a pattern) -> new name, below two prefixes."""
-    return [
-        (rf"{source}{old}[._](?P<kind>weight|bias)", rf"{target}{new}.\g<kind>") for old, new in names.items()
-    ]
+    return [(rf"{source}{old}[._](?P<kind>weight|bias)", rf"{target}{new}.\g<kind>") for old, new in names.items()]
 
 
 def renamed(state: Mapping[str, torch.Tensor], rules: Rules, unknown: str = "") -> dict[str, torch.Tensor]:

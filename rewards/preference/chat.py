@@ -1,9 +1,12 @@
-"""A client for OpenAI-compatible chat endpoints (vLLM, SGLang): one picture and one question in, one answer out.
+"""What the judges share: one image and one question go to an OpenAI-compatible chat endpoint, a score comes back.
 
-Judges are slow, busy and restarted, so a request has a time limit and a bounded number of tries with growing pauses.
-What is not worth a second try (a wrong model name, a refused key, a malformed request) fails at once with the server's
-words. Pictures travel as PNG, without loss. A question that got no answer yields a RewardError in its place: its
-neighbours keep their answers.
+The `openai` client does the traffic: connections, proxies of the environment, attempts with growing pauses, the
+server's Retry-After. What is not worth a second attempt (a wrong model name, a refused key) fails at once with the
+server's words. Two things differ from the client's defaults. Redirects are refused, because they would carry image and
+key to another host. Addresses of this machine never go through a proxy, which could not reach them.
+
+A sample without a usable answer gets a RewardError, never a 0: an answer that nobody understands says nothing about
+the image. Its neighbors keep their scores. Images travel as PNG, without loss.
 """
 
 from __future__ import annotations
@@ -11,34 +14,178 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import os
-import random
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
+import openai
 from PIL import Image
+from pydantic import Field, field_validator
 
+from blip3o_rl.config.base import Settings
 from blip3o_rl.errors import UserError
-from blip3o_rl.scoring.api import RewardError
+from blip3o_rl.scoring.api import RewardError, Sample, Score
 
-AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP statuses that may pass."""
-LONGEST_PAUSE_S = 30.0
-LARGEST_ANSWER = 1 << 20
-"""Bytes; a judge's answer is a few hundred."""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+AGAIN = (408, 409, 429)
+"""HTTP statuses below 500 that the client tries again."""
+MAX_PAUSE_S = 30.0
 
 
-class _Passing(Exception):
-    """A failure that may pass; `pause_s` is the server's wish, if it has one."""
+class ChatSettings(Settings):
+    """Where a judge is and how it is asked."""
 
-    def __init__(self, text: str, pause_s: float | None = None):
-        super().__init__(text)
-        self.pause_s = pause_s
+    url: str = Field("http://127.0.0.1:8000/v1", description="the endpoint, up to and including the version")
+    model: str = Field(description="name under which the server serves the model")
+    question_file: Path | None = Field(None, description="text file with the question, with {prompt} in it")
+    side: int | None = Field(None, ge=1, description="images are resized to side x side; null sends them as they are")
+    api_key_env: str = Field("", description="environment variable with the key; configs are written to run folders")
+    request_timeout_s: float = Field(30.0, gt=0, description="per attempt: longest wait for the server")
+    request_retries: int = Field(2, ge=0, description="further attempts after the first")
+    request_backoff_s: float = Field(0.5, ge=0, description="first pause; doubles, unless the server says Retry-After")
+    max_requests: int = Field(16, ge=1, description="requests at once per event loop")
+    max_tokens: int = Field(512, ge=1, description="limit of the answer; an answer that reaches it is an error")
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"is {url!r}; write it like http://127.0.0.1:8000/v1")
+        if parts.username or parts.password:
+            raise ValueError("has a user name or password in it; put the key into a variable, see api_key_env")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_set(cls, variable: str) -> str:
+        if variable and not os.environ.get(variable):
+            raise ValueError(f"the environment variable {variable} is not set; export it")
+        return variable
+
+
+class ChatJudge:
+    """A reward that asks a chat endpoint about each image; a subclass reads the answers.
+
+    Args:
+        settings: where and how.
+        question: the question with {prompt}, for want of a `question_file`.
+        values: what else stands in braces in the question.
+        extra: further fields of the request, e.g. response_format.
+
+    Raises:
+        UserError: the question's file cannot be read.
+    """
+
+    required_metadata: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        settings: ChatSettings,
+        question: str,
+        values: Mapping[str, str] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ):
+        self.settings = settings
+        if settings.question_file is not None:
+            try:
+                question = settings.question_file.expanduser().read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"question_file: {settings.question_file} cannot be read, {error}; fix the path"
+                ) from error
+        for name, value in (values or {}).items():
+            question = question.replace(f"{{{name}}}", value)
+        self.question = question
+        self.extra = dict(extra or {})
+        self._turns: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+
+    def read(self, answer: str) -> Score:
+        """The score in an answer.
+
+        Raises:
+            RewardError: there is none that can be understood.
+        """
+        raise NotImplementedError
+
+    async def score(self, samples: Sequence[Sample]) -> list[Score | RewardError]:
+        """One Score per sample, or a RewardError in its place; all are asked side by side."""
+        # One semaphore per event loop, since rewards are called from several.
+        turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.settings.max_requests))
+        async with _client(self.settings) as client:
+            return await asyncio.gather(*(self._judge(client, turn, sample) for sample in samples))
+
+    async def _judge(self, client: openai.AsyncOpenAI, turn: asyncio.Semaphore, sample: Sample) -> Score | RewardError:
+        try:
+            async with turn:
+                return self.read(await self._ask(client, sample))
+        except RewardError as error:
+            return error
+
+    async def _ask(self, client: openai.AsyncOpenAI, sample: Sample) -> str:
+        # The prompt goes in last, so that braces in it stay as they are.
+        text, picture = self.question.replace("{prompt}", sample.prompt), png_url(sample.image, self.settings.side)
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
+        url, attempts = self.settings.url, self.settings.request_retries + 1
+        failed = f"no answer from {url} after {attempts} attempt{'' if attempts == 1 else 's'}"
+        try:
+            completion: Any = await client.chat.completions.create(
+                model=self.settings.model,
+                messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+                temperature=0,
+                max_tokens=self.settings.max_tokens,
+                extra_headers={} if self.settings.api_key_env else {"Authorization": openai.Omit()},
+                **self.extra,
+            )
+            answer, finish = completion.choices[0].message.content, completion.choices[0].finish_reason
+        except openai.APITimeoutError as error:
+            raise RewardError(f"{failed}: nothing within {self.settings.request_timeout_s:g} s") from error
+        except openai.APIConnectionError as error:
+            raise RewardError(f"{failed}: {excerpt(str(error.__cause__ or error))}") from error
+        except openai.APIStatusError as error:
+            said = f"HTTP {error.status_code}: {excerpt(error.response.text)}"
+            again = error.status_code >= 500 or error.status_code in AGAIN
+            raise RewardError(f"{failed if again else f'{url} refused'}: {said}") from error
+        except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise RewardError(f"{url} did not send a chat completion ({type(error).__name__})") from error
+        if finish == "length":
+            raise RewardError("the answer was cut off at max_tokens; raise it")
+        if not isinstance(answer, str) or not answer.strip():
+            raise RewardError("the answer is empty")
+        return answer
+
+
+class _Client(openai.AsyncOpenAI):
+    """openai's client with our first pause; openai has no setting for it."""
+
+    backoff_s: float
+
+    def _calculate_retry_timeout(self, remaining_retries: int, options: Any, response_headers: Any = None) -> float:
+        if response_headers is not None and {"retry-after", "retry-after-ms"} & set(response_headers):
+            return super()._calculate_retry_timeout(remaining_retries, options, response_headers)
+        pause = self.backoff_s * 2.0 ** min(self.max_retries - remaining_retries, 60)
+        return min(pause, MAX_PAUSE_S)
+
+
+def _client(settings: ChatSettings) -> openai.AsyncOpenAI:
+    """A client for one batch; it belongs to the running event loop."""
+    client = _Client(
+        base_url=settings.url,
+        api_key=os.environ[settings.api_key_env] if settings.api_key_env else "none",
+        timeout=settings.request_timeout_s,
+        max_retries=settings.request_retries,
+        http_client=openai.DefaultAsyncHttpxClient(
+            timeout=settings.request_timeout_s,
+            follow_redirects=False,
+            mounts={f"all://{host}": None for host in LOOPBACK},
+        ),
+    )
+    client.backoff_s = settings.request_backoff_s
+    return client
 
 
 def png_url(image: np.ndarray, side: int | None = None) -> str:
@@ -51,154 +198,6 @@ def png_url(image: np.ndarray, side: int | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-class ChatClient:
-    """Asks a chat endpoint about pictures.
-
-    Args:
-        url: up to and including the version, e.g. http://127.0.0.1:8000/v1.
-        model: the name under which the server serves it.
-        api_key_env: environment variable with the bearer token; empty for none. The token itself stays out of configs,
-            which are written to the run folder.
-        request_timeout_s: per try, from connecting to the last byte.
-        request_retries: further tries after the first.
-        request_backoff_s: pause before the first of them; doubles each time, half of it at random, at most 30 s. A
-            server's Retry-After counts instead.
-        max_requests: requests under way at once in an event loop.
-        max_tokens: limit of the answer; an answer that reaches it is an error.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        api_key_env: str = "",
-        request_timeout_s: float = 30.0,
-        request_retries: int = 2,
-        request_backoff_s: float = 0.5,
-        max_requests: int = 16,
-        max_tokens: int = 512,
-    ):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"url: is {url!r}; write it like http://127.0.0.1:8000/v1")
-        if parts.username or parts.password:
-            raise UserError("url: has a user name or password in it; put the token into a variable, see api_key_env")
-        if api_key_env and not os.environ.get(api_key_env):
-            raise UserError(f"api_key_env: the environment variable {api_key_env} is not set; export it")
-        for name, value, least in (
-            ("request_timeout_s", request_timeout_s, 0.001),
-            ("request_retries", request_retries, 0),
-            ("request_backoff_s", request_backoff_s, 0),
-            ("max_requests", max_requests, 1),
-            ("max_tokens", max_tokens, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-                raise UserError(f"{name}: is {value!r}; set a number of at least {least:g}")
-        self.url = url.rstrip("/") + "/chat/completions"
-        self.model = model
-        self.api_key_env = api_key_env
-        self.request_timeout_s = request_timeout_s
-        self.request_retries = request_retries
-        self.request_backoff_s = request_backoff_s
-        self.max_requests = max_requests
-        self.max_tokens = max_tokens
-        self._turns: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = weakref.WeakKeyDictionary()
-
-    async def ask(
-        self, questions: Sequence[tuple[str, str]], extra: Mapping[str, Any] | None = None
-    ) -> list[str | RewardError]:
-        """Asks all questions side by side.
-
-        Args:
-            questions: (text, picture as data URL) each.
-            extra: further fields of the request, e.g. response_format.
-
-        Returns:
-            one answer a question, in order, or a RewardError that says why there is none.
-        """
-        timeout = aiohttp.ClientTimeout(total=self.request_timeout_s)
-        headers = {"Authorization": f"Bearer {os.environ[self.api_key_env]}"} if self.api_key_env else {}
-        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-            return await asyncio.gather(*(self._ask(session, *question, dict(extra or {})) for question in questions))
-
-    async def _ask(
-        self, session: aiohttp.ClientSession, text: str, picture: str, extra: dict[str, Any]
-    ) -> str | RewardError:
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
-        request = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-            **extra,
-        }
-        for attempt in range(self.request_retries + 1):
-            try:
-                async with self._turn():
-                    body = await self._post(session, request)
-                return _answer(body)
-            except RewardError as error:
-                return error
-            except _Passing as error:
-                if attempt == self.request_retries:
-                    tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
-                    return RewardError(f"no answer from {self.url} after {tries}: {error}")
-                await asyncio.sleep(pause_s(attempt, self.request_backoff_s, error.pause_s))
-        raise AssertionError("the last try returns")
-
-    async def _post(self, session: aiohttp.ClientSession, request: Mapping[str, Any]) -> bytes:
-        try:
-            # A redirect would carry picture and token to another host.
-            async with session.post(self.url, json=request, allow_redirects=False) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_chunked(1 << 16):
-                    body += chunk
-                    if len(body) > LARGEST_ANSWER:
-                        raise RewardError(f"{self.url} sent more than {LARGEST_ANSWER} bytes")
-        except TimeoutError as error:
-            raise _Passing(f"nothing within {self.request_timeout_s:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _Passing(f"{type(error).__name__}: {error}") from error
-        if response.status == 200:
-            return bytes(body)
-        said = f"HTTP {response.status}: {body[:200].decode('utf-8', 'replace')}"
-        if response.status in AGAIN:
-            raise _Passing(said, _seconds(response.headers.get("Retry-After")))
-        raise RewardError(f"{self.url} refused: {said}")
-
-    def _turn(self) -> asyncio.Semaphore:
-        """The semaphore of the running event loop; rewards are called from several."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._turns:
-            self._turns[loop] = asyncio.Semaphore(self.max_requests)
-        return self._turns[loop]
-
-
-def pause_s(attempt: int, backoff_s: float, wish: float | None = None) -> float:
-    """Seconds to wait after try number `attempt` (from 0): the server's wish, or doubling, half of it at random."""
-    if wish is not None:
-        return min(wish, LONGEST_PAUSE_S)
-    return min(backoff_s * 2.0 ** min(attempt, 60), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
-
-
-def _answer(body: bytes) -> str:
-    """The text of a chat completion.
-
-    Raises:
-        RewardError: if the body is none, or the answer was cut off.
-    """
-    try:
-        choice = json.loads(body)["choices"][0]
-        text, finish = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise RewardError(f"not a chat completion: {body[:200].decode('utf-8', 'replace')}") from error
-    if finish == "length":
-        raise RewardError("the answer was cut off at max_tokens; raise it")
-    if not isinstance(text, str) or not text.strip():
-        raise RewardError("the answer is empty")
-    return text
-
-
-def _seconds(header: str | None) -> float | None:
-    """A Retry-After header in seconds; its other form, a date, counts as none."""
-    return float(header) if header is not None and header.strip().isdecimal() else None
+def excerpt(text: str) -> str:
+    """At most 200 characters on one line."""
+    return " ".join(text.split())[:200]

@@ -144,7 +144,9 @@ class HPSv2(_ClipReward):
         config = pretrained(CLIPConfig, clip, "clip")
         tokenizer = pretrained(CLIPTokenizer, clip, "clip")
         file = find_file(checkpoint, "HPS_v2.1_compressed.pt", "checkpoint")
-        model = model_from_state(CLIPModel, config, from_open_clip(read_state(file, "checkpoint")), str(file), "checkpoint")
+        model = model_from_state(
+            CLIPModel, config, from_open_clip(read_state(file, "checkpoint")), str(file), "checkpoint"
+        )
         side = config.vision_config.image_size
         self.encoder = ClipEncoder(
             model, tokenizer, lambda images: padded(images, side, antialias), device, dtype, batch_size

@@ -12,15 +12,14 @@ authors' wording: for figures that compare with published ones, save it to a fil
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from typing import Any, Literal
 
-from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.preference.chat import ChatClient, png_url
-from blip3o_rl.rewards.preference.judge import excerpt, fill, read_question, verdicts
-from blip3o_rl.scoring.api import RewardError, Sample, Score
+from pydantic import Field, field_validator
 
-SIDE = 512
-"""Pixels to which Flow-GRPO resizes pictures before they are judged."""
+from blip3o_rl.config.base import validate
+from blip3o_rl.rewards.preference.chat import ChatJudge, ChatSettings, excerpt
+from blip3o_rl.scoring.api import RewardError, Score
+
 AXES = ("Alignment", "Coherence", "Style")
 QUESTIONS = {
     "1.5": """Rate a generated image against the caption it was generated from. Two things count: whether objects, \
@@ -45,58 +44,42 @@ MODELS = {"1.5": "CodeGoat24/UnifiedReward-7b-v1.5", "2.0": "CodeGoat24/UnifiedR
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-class UnifiedReward:
+class UnifiedSettings(ChatSettings):
+    """As published: images of 512 pixels (Flow-GRPO), the version's hub id as the model's name."""
+
+    version: Literal["1.5", "2.0"] = Field("1.5", description="1.5: value in [0.2, 1]; 2.0: value in [0, 1]")
+    model: str = Field("", description="name under which the server serves the model; empty is the version's hub id")
+    side: int | None = Field(512, ge=1, description="images are resized to side x side; null sends them as they are")
+    max_tokens: int = Field(1024, ge=1, description="limit of the answer; an answer that reaches it is an error")
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _text(cls, version: Any) -> str:
+        return str(version)  # YAML reads an unquoted 2.0 as a number
+
+
+class UnifiedReward(ChatJudge):
     """UnifiedReward (Wang et al. 2025, arXiv 2503.05236).
 
     Args:
-        version: "1.5", value in [0.2, 1]; or "2.0", value in [0, 1].
-        model: the served model's name; by default the version's hub id.
-        url: the endpoint up to and including the version.
-        question_file: the question, with {prompt}; see the module's docstring.
-        side: pictures are resized to side x side; None sends them as they are.
-        api_key_env, request_timeout_s, request_retries, request_backoff_s, max_requests, max_tokens: see `ChatClient`.
+        options: the fields of `UnifiedSettings`.
 
-    Parts: `raw`, the score or the mean on the scale 1 to 5; version 2.0 also `alignment`, `coherence`, `style`.
+    Components: `raw`, the score or the mean on the scale 1 to 5; version 2.0 also `alignment`, `coherence`, `style`.
     """
 
     name = "unifiedreward"
-    required_metadata: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        version: str = "1.5",
-        model: str | None = None,
-        url: str = "http://127.0.0.1:8000/v1",
-        question_file: str | None = None,
-        side: int | None = SIDE,
-        api_key_env: str = "",
-        request_timeout_s: float = 30.0,
-        request_retries: int = 2,
-        request_backoff_s: float = 0.5,
-        max_requests: int = 16,
-        max_tokens: int = 1024,
-    ):
-        # YAML reads an unquoted 2.0 as a number.
-        self.version = str(version)
-        if self.version not in QUESTIONS:
-            raise UserError(f"version: is {version!r}; use one of {', '.join(QUESTIONS)}")
-        model = model or MODELS[self.version]
-        self.client = ChatClient(
-            url, model, api_key_env, request_timeout_s, request_retries, request_backoff_s, max_requests, max_tokens
-        )
-        self.question = read_question(question_file) if question_file else QUESTIONS[self.version]
-        self.side = side
-
-    async def score(self, samples: Sequence[Sample]) -> list[Score | RewardError]:
-        """One Score a sample; a RewardError in the place of a sample without a usable answer."""
-        questions = [(fill(self.question, s.prompt), png_url(s.image, self.side)) for s in samples]
-        return verdicts(await self.client.ask(questions), self.read)
+    def __init__(self, **options: Any):
+        settings = validate(UnifiedSettings, options, "")
+        self.version = settings.version
+        model = settings.model or MODELS[self.version]
+        super().__init__(settings.model_copy(update={"model": model}), QUESTIONS[self.version])
 
     def read(self, answer: str) -> Score:
         """The score in an answer, by the version's format.
 
         Raises:
-            RewardError: if a line is missing, contradicts itself or has no number from 1 to 5.
+            RewardError: a line is missing, contradicts itself or has no number from 1 to 5.
         """
         if self.version == "1.5":
             final = labelled(answer, "Final Score")
@@ -110,15 +93,14 @@ def labelled(answer: str, label: str) -> float:
     """The number from 1 to 5 after "<label>:" or "<label> (1-5):"; bold marks and a full stop around it do not matter.
 
     Raises:
-        RewardError: if there is none, something else, or several that differ.
+        RewardError: there is none, something else, or several that differ.
     """
-    words = re.findall(rf"{re.escape(label)}(?:\s*\(1-5\))?[*\s]*:[*\s]*(\S+)", answer)
-    found = {word.rstrip(".*") for word in words}
-    if not found:
-        raise RewardError(f"the answer has no '{label}:': {excerpt(answer)}")
-    if len(found) > 1:
-        raise RewardError(f"the answer has several values after '{label}:': {excerpt(answer)}")
-    word = found.pop()
-    if not NUMBER.fullmatch(word) or not 1 <= float(word) <= 5:
-        raise RewardError(f"'{excerpt(word)}' after '{label}:' is no number from 1 to 5")
-    return float(word)
+    numbers = re.findall(rf"{re.escape(label)}(?:\s*\(1-5\))?[*\s]*:[*\s]*(\S+)", answer)
+    found = {number.rstrip(".*") for number in numbers}
+    if len(found) != 1:
+        problem = "has several values after" if found else "has no"
+        raise RewardError(f"the answer {problem} '{label}:': {excerpt(answer)}")
+    number = found.pop()
+    if not NUMBER.fullmatch(number) or not 1 <= float(number) <= 5:
+        raise RewardError(f"'{excerpt(number)}' after '{label}:' is no number from 1 to 5")
+    return float(number)

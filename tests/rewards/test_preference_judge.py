@@ -15,7 +15,6 @@ from PIL import Image
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.preference.calibration import calibrate, drawn_cases
-from blip3o_rl.rewards.preference.chat import LONGEST_PAUSE_S, pause_s
 from blip3o_rl.rewards.preference.judge import VlmJudge
 from blip3o_rl.rewards.preference.unified import UnifiedReward
 from blip3o_rl.scoring.api import RewardError, Sample, Score
@@ -51,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.requests.append(request)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
         reply = server.reply(request)
@@ -97,7 +96,7 @@ SAMPLES = [Sample(str(i), f"cat number {i}", image) for i, image in enumerate(IM
 
 
 def judge(endpoint, **options):
-    return VlmJudge("some-model", endpoint.url, **{"request_backoff_s": 0.0, **options})
+    return VlmJudge(**{"model": "some-model", "url": endpoint.url, "request_backoff_s": 0.0, **options})
 
 
 def scored(reward, samples=SAMPLES[:1]):
@@ -126,7 +125,7 @@ def test_the_request_carries_question_and_exact_picture(endpoint, monkeypatch):
     assert prompt in text_of(request)
     assert "from 0 (worst) to 10 (best)" in text_of(request)
     np.testing.assert_array_equal(picture_of(request), IMAGES[0])
-    assert endpoint.headers[0]["Authorization"] == "Bearer secret"
+    assert endpoint.headers[0]["authorization"] == "Bearer secret"
 
 
 def test_question_range_size_and_form_can_be_set(endpoint, tmp_path):
@@ -135,7 +134,7 @@ def test_question_range_size_and_form_can_be_set(endpoint, tmp_path):
     score = scored(reward)[0]
     assert text_of(endpoint.requests[0]) == "Is cat number 0 cute? 1-9"
     assert "response_format" not in endpoint.requests[0]
-    assert "Authorization" not in endpoint.headers[0]
+    assert "authorization" not in endpoint.headers[0]
     assert picture_of(endpoint.requests[0]).shape == (16, 16, 3)
     assert score == Score(0.75, {"raw": 7.0}, "fine")
 
@@ -198,15 +197,14 @@ def test_a_fenced_answer_is_read(endpoint):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"<html>busy</html>", "not a chat completion: <html>busy"),
-        (b'{"choices": []}', "not a chat completion"),
-        (b'"text"', "not a chat completion"),
-        (b"\xff\xfe", "not a chat completion"),
-        (b"", "not a chat completion"),
+        (b"<html>busy</html>", "did not send a chat completion"),
+        (b'{"choices": []}', "did not send a chat completion"),
+        (b'"text"', "did not send a chat completion"),
+        (b"\xff\xfe", "did not send a chat completion"),
+        (b"", "did not send a chat completion"),
         (completion(None), "the answer is empty"),
         (completion("  "), "the answer is empty"),
         (completion('{"score": 7}', "length"), "cut off at max_tokens"),
-        (b" " * (1 << 21), "more than 1048576 bytes"),
     ],
 )
 def test_a_malformed_reply_is_an_error(endpoint, body, message):
@@ -227,7 +225,7 @@ def test_tries_are_bounded(endpoint):
     endpoint.reply = lambda request: (500, {}, b"out of memory")
     (result,) = scored(judge(endpoint, request_retries=3))
     assert isinstance(result, RewardError)
-    assert "after 4 tries: HTTP 500: out of memory" in str(result)
+    assert "after 4 attempts: HTTP 500: out of memory" in str(result)
     assert len(endpoint.requests) == 4
 
 
@@ -236,7 +234,7 @@ def test_a_refusal_is_not_repeated(endpoint, status):
     endpoint.reply = lambda request: (status, {}, b"no such model")
     (result,) = scored(judge(endpoint))
     assert isinstance(result, RewardError)
-    assert f"HTTP {status}: no such model" in str(result)
+    assert f"refused: HTTP {status}: no such model" in str(result)
     assert len(endpoint.requests) == 1
 
 
@@ -252,7 +250,7 @@ def test_a_slow_server_runs_into_the_time_limit(endpoint, reply):
     endpoint.reply = lambda request: reply
     (result,) = scored(judge(endpoint, request_timeout_s=0.2, request_retries=1))
     assert isinstance(result, RewardError)
-    assert "after 2 tries: nothing within 0.2 s" in str(result)
+    assert "after 2 attempts: nothing within 0.2 s" in str(result)
 
 
 def test_nobody_listening_is_an_error():
@@ -260,22 +258,47 @@ def test_nobody_listening_is_an_error():
     server.server_close()
     (result,) = scored(judge(server, request_retries=1))
     assert isinstance(result, RewardError)
-    assert "after 2 tries" in str(result)
+    assert "after 2 attempts" in str(result)
 
 
-@given(st.integers(0, 10_000), st.floats(0, 1000), st.none() | st.floats(0, 1e6))
-def test_pauses_double_up_to_a_bound(attempt, backoff, wish):
-    pause = pause_s(attempt, backoff, wish)
-    most = backoff * 2.0 ** min(attempt, 60) if wish is None else wish
-    assert 0 <= pause <= min(most, LONGEST_PAUSE_S)
-    assert pause >= min(most, LONGEST_PAUSE_S) / 2
-
-
-def test_the_server_s_wish_for_a_pause_counts(endpoint):
-    endpoint.reply = lambda r: (429, {"Retry-After": "0"}, b"") if len(endpoint.requests) < 3 else '{"score": 7}'
-    reward = judge(endpoint, request_backoff_s=3600.0)
-    (score,) = asyncio.run(asyncio.wait_for(reward.score(SAMPLES[:1]), LONGEST_PAUSE_S / 2))
+def test_a_judge_is_asked_through_the_proxy_of_the_environment_but_not_one_on_this_machine(endpoint, monkeypatch):
+    for variable in ("no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("http_proxy", endpoint.url.removesuffix("/v1"))
+    (score,) = scored(judge(endpoint, url="http://judge.example:8000/v1"))
     assert score.value == 0.7
+    assert endpoint.headers[0]["host"] == "judge.example:8000"
+    monkeypatch.setenv("no_proxy", "judge.example")
+    (error,) = scored(judge(endpoint, url="http://judge.example:8000/v1", request_retries=0))
+    assert isinstance(error, RewardError)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (score,) = scored(judge(endpoint))
+    assert score.value == 0.7
+
+
+def test_the_first_pause_is_set_and_doubles(endpoint, monkeypatch):
+    pauses = []
+
+    async def note(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr("openai._base_client.anyio.sleep", note)
+    endpoint.reply = lambda request: (503, {}, b"")
+    scored(judge(endpoint, request_retries=4, request_backoff_s=6))
+    assert pauses == [6, 12, 24, 30]
+
+
+def test_the_server_s_wish_for_a_pause_counts(endpoint, monkeypatch):
+    pauses = []
+
+    async def note(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr("openai._base_client.anyio.sleep", note)
+    endpoint.reply = lambda r: (429, {"Retry-After": "7"}, b"") if len(endpoint.requests) < 3 else '{"score": 7}'
+    (score,) = scored(judge(endpoint, request_backoff_s=3600.0))
+    assert score.value == 0.7
+    assert pauses == [7, 7]
 
 
 def test_one_bad_answer_fails_one_sample_of_a_rubric(endpoint):
@@ -367,16 +390,18 @@ def test_calibration_orders_good_bad_and_hacked(endpoint, kind):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: VlmJudge("m", "127.0.0.1:8000"), "url: is '127.0.0.1:8000'"),
-        (lambda: VlmJudge("m", "file:///etc/passwd"), "url: is"),
-        (lambda: VlmJudge("m", "http://user:word@host/v1"), "url: has a user name or password"),
-        (lambda: VlmJudge("m", api_key_env="NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE is not set"),
-        (lambda: VlmJudge("m", low=5, high=5), "low: is 5, high is 5"),
-        (lambda: VlmJudge("m", request_timeout_s=0), "request_timeout_s: is 0"),
-        (lambda: VlmJudge("m", request_retries=-1), "request_retries: is -1"),
-        (lambda: VlmJudge("m", max_requests=0), "max_requests: is 0"),
-        (lambda: VlmJudge("m", question_file="/no/such/file"), "question_file: /no/such/file cannot be read"),
-        (lambda: UnifiedReward(version="3"), "version: is '3'"),
+        (lambda: VlmJudge(), "model: is missing"),
+        (lambda: VlmJudge(model="m", url="127.0.0.1:8000"), "url: is '127.0.0.1:8000'"),
+        (lambda: VlmJudge(model="m", url="file:///etc/passwd"), "url: is"),
+        (lambda: VlmJudge(model="m", url="http://user:word@host/v1"), "url: has a user name or password"),
+        (lambda: VlmJudge(model="m", api_key_env="NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE is not set"),
+        (lambda: VlmJudge(model="m", low=5, high=5), "low: is 5, high is 5"),
+        (lambda: VlmJudge(model="m", request_timeout_s=0), "request_timeout_s=0: input should be greater than 0"),
+        (lambda: VlmJudge(model="m", request_retries=-1), "request_retries=-1: input should be greater than or equal"),
+        (lambda: VlmJudge(model="m", max_requests=0), "max_requests=0: input should be"),
+        (lambda: VlmJudge(model="m", max_request=1), "max_request: there is no such key; did you mean 'max_requests'"),
+        (lambda: VlmJudge(model="m", question_file="/no/such/file"), "question_file: /no/such/file cannot be read"),
+        (lambda: UnifiedReward(version="3"), "version=3: input should be '1.5' or '2.0'"),
     ],
 )
 def test_wrong_settings_are_named(build, message):
