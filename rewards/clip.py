@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import CLIPImageProcessorPil
 
+from blip3o_rl.model.pixels import middle_square
 from blip3o_rl.rewards.weights import device_of, dtype_of, pretrained
 
 VIT_L = "openai/clip-vit-large-patch14"
@@ -22,7 +23,6 @@ VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
 STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
 """Of OpenAI's CLIP, per RGB channel of values 0..1; all models here share them."""
-SLIVER = 32
 
 ToPixels = Callable[[Sequence[np.ndarray]], torch.Tensor]
 """Preprocessing: uint8 [H, W, 3] each, RGB -> float32 [N, 3, S, S]."""
@@ -84,34 +84,17 @@ def stored_processor(source: str, key: str) -> ToPixels:
 
 
 def cropped(images: Sequence[np.ndarray], side: int) -> torch.Tensor:
-    """OpenAI's transform: bicubic resize of the shorter side in 8 bit, center crop, mean and deviation.
+    """OpenAI's transform: `middle_square`, mean and deviation; float32 [N, 3, side, side].
 
-    Rounds as torchvision does: the long side down, the crop's offset half to even. (transformers' processor rounds the
-    offset down, which shifts every second crop by a pixel.) Of an image longer than `SLIVER` times its width only the
-    middle is scaled: one pixel by a thousand would become 150 megabytes, and the middle square is all that is kept.
+    Not transformers' processor, which rounds the crop's offset down and so shifts every second crop by a pixel.
 
     Args:
         images: uint8 [H, W, 3] each, RGB; sizes may differ.
-        side: pixels of the square result.
-
-    Returns:
-        float32 [N, 3, side, side].
     """
-    squares = []
-    for array in images:
-        image = Image.fromarray(array)
-        short = min(image.size)
-        image = _middle(image, *(min(length, SLIVER * short) for length in image.size))
-        size = (int(side * image.width / short), int(side * image.height / short))
-        squares.append(np.asarray(_middle(image.resize(size, Image.Resampling.BICUBIC), side, side)))
-    return normalized(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255)
+    squares = np.stack([middle_square(image, side) for image in images])
+    return normalized(torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255)
 
 
 def normalized(pixels: torch.Tensor) -> torch.Tensor:
     """(pixels - mean) / deviation per channel; [N, 3, H, W] in 0..1."""
     return (pixels - MEAN) / STD
-
-
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))

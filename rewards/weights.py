@@ -161,8 +161,11 @@ def pretrained_model(cls: Any, source: str, key: str) -> Any:
 def model_from_state(
     cls: Any, config: Any, state: dict[str, torch.Tensor], source: str, key: str, **options: Any
 ) -> Any:
-    """A transformers model in float32 from a config and a converted state dict; every tensor must be there."""
+    """A transformers model in float32 from a config and a converted state dict; both must have the same tensors."""
     model, info = cls.from_pretrained(None, config=config, state_dict=state, **LOADING, **options)
+    if info["unexpected_keys"]:
+        surplus = min(map(str, info["unexpected_keys"]))
+        raise UserError(f"{key}: {source} has {surplus}, for which {cls.__name__} has no place; get the published one")
     return _complete(model, info, source, key)
 
 

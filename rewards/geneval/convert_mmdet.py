@@ -2,99 +2,103 @@
 
     python -m blip3o_rl.rewards.geneval.convert_mmdet CHECKPOINT.pth FOLDER
 
-GenEval's official detector is mmdet's Mask2Former (Swin-S). transformers has the same network, with other names and
+GenEval's upstream detector is mmdet's Mask2Former (Swin-S). transformers has the same network, with other names and
 another order of channels in three places:
     attention   mmdet keeps query, key and value in one matrix; transformers splits them (not in cross-attention);
-    merging     Swin's patch merging takes the four neighbours of a pixel in the order channel * 4 + 2 * row + column
+    merging     Swin's patch merging takes the four neighbors of a pixel in the order channel * 4 + 2 * row + column
                 in mmdet, and (row + 2 * column) * channels + channel in transformers;
     norms       the decoder's norms.0, .1, .2 follow cross-attention, self-attention and feed-forward.
 Sizes are read off the tensors, so that smaller models of the same family convert as well. Nothing is guessed: each
 tensor of the file must have a place, each place a tensor, and the shapes must agree; otherwise nothing is written.
-The file is read as data (`weights_only`): code in it is refused, not run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
 import re
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.geneval.classes import CLASSES
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-OFFICIAL_NAME = "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco"
-OFFICIAL_URL = (
-    f"https://download.openmmlab.com/mmdetection/v3.0/mask2former/{OFFICIAL_NAME}/"
-    f"{OFFICIAL_NAME}_20220504_001756-c9d0c4f2.pth"
-)
+from blip3o_rl.io import write_json
+from blip3o_rl.rewards.geneval.classes import CLASSES, UPSTREAM_NAME, UPSTREAM_URL
+from blip3o_rl.rewards.weights import Rules, model_from_state, module_rules, read_state, renamed
 
 LEVELS, POINTS = 3, 4
 """Feature levels and sampling points of deformable attention, fixed in both implementations."""
 
-SWIN, HEAD = "model.pixel_level_module.encoder", "model.transformer_module"
-PIXELS, DECODER = "model.pixel_level_module.decoder", "model.transformer_module.decoder"
-NAMES: tuple[tuple[str, str], ...] = (
-    (r"backbone\.patch_embed\.projection\.(\w+)", rf"{SWIN}.swin.embeddings.patch_embeddings.projection.\1"),
-    (r"backbone\.patch_embed\.norm\.(\w+)", rf"{SWIN}.swin.embeddings.norm.\1"),
-    (
-        r"backbone\.stages\.(\d+)\.downsample\.(norm|reduction)\.(\w+)",
-        rf"{SWIN}.swin.encoder.layers.\1.downsample.\2.\3",
-    ),
-    (r"BLOCK\.norm1\.(\w+)", r"LAYER.layernorm_before.\3"),
-    (r"BLOCK\.norm2\.(\w+)", r"LAYER.layernorm_after.\3"),
-    (r"BLOCK\.attn\.w_msa\.relative_position_(\w+)", r"LAYER.attention.relative_position_bias.relative_position_\3"),
-    (r"BLOCK\.attn\.w_msa\.qkv\.(\w+)", r"LAYER.attention.{}_proj.\3"),
-    (r"BLOCK\.attn\.w_msa\.proj\.(\w+)", r"LAYER.attention.o_proj.\3"),
-    (r"BLOCK\.ffn\.layers\.0\.0\.(\w+)", r"LAYER.mlp.fc1.\3"),
-    (r"BLOCK\.ffn\.layers\.1\.(\w+)", r"LAYER.mlp.fc2.\3"),
-    *((rf"backbone\.norm{i}\.(\w+)", rf"{SWIN}.hidden_states_norms.stage{i + 1}.\1") for i in range(4)),
-    (r"PIXEL\.input_convs\.(\d)\.conv\.(\w+)", rf"{PIXELS}.input_projections.\1.0.\2"),
-    (r"PIXEL\.input_convs\.(\d)\.gn\.(\w+)", rf"{PIXELS}.input_projections.\1.1.\2"),
-    (r"PIXEL\.(encoder\.layers\.\d+\.self_attn\.\w+)\.(\w+)", rf"{PIXELS}.\1.\2"),
-    (r"PIXEL\.encoder\.layers\.(\d+)\.norms\.0\.(\w+)", rf"{PIXELS}.encoder.layers.\1.self_attn_layer_norm.\2"),
-    (r"PIXEL\.encoder\.layers\.(\d+)\.norms\.1\.(\w+)", rf"{PIXELS}.encoder.layers.\1.final_layer_norm.\2"),
-    (r"PIXEL\.encoder\.layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)", rf"{PIXELS}.encoder.layers.\1.fc1.\2"),
-    (r"PIXEL\.encoder\.layers\.(\d+)\.ffn\.layers\.1\.(\w+)", rf"{PIXELS}.encoder.layers.\1.fc2.\2"),
-    (r"PIXEL\.level_encoding\.weight", rf"{PIXELS}.level_embed"),
-    (r"PIXEL\.lateral_convs\.0\.conv\.(\w+)", rf"{PIXELS}.adapter_1.0.\1"),
-    (r"PIXEL\.lateral_convs\.0\.gn\.(\w+)", rf"{PIXELS}.adapter_1.1.\1"),
-    (r"PIXEL\.output_convs\.0\.conv\.(\w+)", rf"{PIXELS}.layer_1.0.\1"),
-    (r"PIXEL\.output_convs\.0\.gn\.(\w+)", rf"{PIXELS}.layer_1.1.\1"),
-    (r"PIXEL\.mask_feature\.(\w+)", rf"{PIXELS}.mask_projection.\1"),
-    (r"QUERY\.self_attn\.attn\.in_proj_(\w+)", rf"{DECODER}.layers.\1.self_attn.{{}}_proj.\2"),
-    (r"QUERY\.self_attn\.attn\.out_proj\.(\w+)", rf"{DECODER}.layers.\1.self_attn.out_proj.\2"),
-    (r"QUERY\.cross_attn\.attn\.(in_proj_\w+|out_proj\.\w+)", rf"{DECODER}.layers.\1.cross_attn.\2"),
-    (r"QUERY\.norms\.0\.(\w+)", rf"{DECODER}.layers.\1.cross_attn_layer_norm.\2"),
-    (r"QUERY\.norms\.1\.(\w+)", rf"{DECODER}.layers.\1.self_attn_layer_norm.\2"),
-    (r"QUERY\.norms\.2\.(\w+)", rf"{DECODER}.layers.\1.final_layer_norm.\2"),
-    (r"QUERY\.ffn\.layers\.0\.0\.(\w+)", rf"{DECODER}.layers.\1.fc1.\2"),
-    (r"QUERY\.ffn\.layers\.1\.(\w+)", rf"{DECODER}.layers.\1.fc2.\2"),
-    (r"panoptic_head\.transformer_decoder\.post_norm\.(\w+)", rf"{DECODER}.layernorm.\1"),
-    (r"panoptic_head\.query_embed\.weight", rf"{HEAD}.queries_embedder.weight"),
-    (r"panoptic_head\.query_feat\.weight", rf"{HEAD}.queries_features.weight"),
-    (r"panoptic_head\.level_embed\.weight", rf"{HEAD}.level_embed.weight"),
-    (r"panoptic_head\.cls_embed\.(\w+)", r"class_predictor.\1"),
-    (r"panoptic_head\.mask_embed\.0\.(\w+)", rf"{DECODER}.mask_predictor.mask_embedder.0.0.\1"),
-    (r"panoptic_head\.mask_embed\.2\.(\w+)", rf"{DECODER}.mask_predictor.mask_embedder.1.0.\1"),
-    (r"panoptic_head\.mask_embed\.4\.(\w+)", rf"{DECODER}.mask_predictor.mask_embedder.2.0.\1"),
-)
-"""mmdet's key (a whole-match pattern) -> transformers' key; `{}` stands for q, k and v of a matrix that is split."""
-ABBREVIATIONS: dict[str, str] = {
-    "BLOCK": r"backbone\.stages\.(\d+)\.blocks\.(\d+)",
-    "LAYER": rf"{SWIN}.swin.encoder.layers.\1.blocks.\2",
-    "PIXEL": r"panoptic_head\.pixel_decoder",
-    "QUERY": r"panoptic_head\.transformer_decoder\.layers\.(\d+)",
+SWIN, PIXELS = "model.pixel_level_module.encoder.", "model.pixel_level_module.decoder."
+HEAD, DECODER = "model.transformer_module.", "model.transformer_module.decoder."
+FFN = {r"ffn\.layers\.0\.0": "fc1", r"ffn\.layers\.1": "fc2"}
+MODULES: dict[tuple[str, str], dict[str, str]] = {
+    (r"backbone\.patch_embed\.", f"{SWIN}swin.embeddings."): {
+        "projection": "patch_embeddings.projection",
+        "norm": "norm",
+    },
+    (r"backbone\.", f"{SWIN}hidden_states_norms."): {f"norm{i}": f"stage{i + 1}" for i in range(4)},
+    (r"backbone\.stages\.(\d+)\.downsample\.", rf"{SWIN}swin.encoder.layers.\1.downsample."): {
+        "norm": "norm",
+        "reduction": "reduction",
+    },
+    (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.", rf"{SWIN}swin.encoder.layers.\1.blocks.\2."): {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        r"attn\.w_msa\.qkv": "attention.{}_proj",
+        r"attn\.w_msa\.proj": "attention.o_proj",
+        **{old: f"mlp.{new}" for old, new in FFN.items()},
+    },
+    (r"panoptic_head\.pixel_decoder\.", PIXELS): {
+        r"input_convs\.(\d)\.conv": r"input_projections.\1.0",
+        r"input_convs\.(\d)\.gn": r"input_projections.\1.1",
+        r"lateral_convs\.0\.conv": "adapter_1.0",
+        r"lateral_convs\.0\.gn": "adapter_1.1",
+        r"output_convs\.0\.conv": "layer_1.0",
+        r"output_convs\.0\.gn": "layer_1.1",
+        "mask_feature": "mask_projection",
+    },
+    (r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\.", rf"{PIXELS}encoder.layers.\1."): {
+        r"self_attn\.(\w+)": r"self_attn.\2",
+        r"norms\.0": "self_attn_layer_norm",
+        r"norms\.1": "final_layer_norm",
+        **FFN,
+    },
+    (r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.", rf"{DECODER}layers.\1."): {
+        r"self_attn\.attn\.in_proj": "self_attn.{}_proj",
+        r"(self|cross)_attn\.attn\.out_proj": r"\2_attn.out_proj",
+        r"norms\.0": "cross_attn_layer_norm",
+        r"norms\.1": "self_attn_layer_norm",
+        r"norms\.2": "final_layer_norm",
+        **FFN,
+    },
+    (r"panoptic_head\.", HEAD): {
+        "query_embed": "queries_embedder",
+        "query_feat": "queries_features",
+        "level_embed": "level_embed",
+        r"transformer_decoder\.post_norm": "decoder.layernorm",
+        **{rf"mask_embed\.{2 * i}": f"decoder.mask_predictor.mask_embedder.{i}.0" for i in range(3)},
+    },
+    (r"panoptic_head\.", ""): {"cls_embed": "class_predictor"},
 }
-WITHOUT_SOURCE = re.compile(rf"{re.escape(SWIN)}\.swin\.layernorm\.\w+|criterion\.empty_weight")
+NAMES: Rules = [
+    *(rule for (old, new), names in MODULES.items() for rule in module_rules(old, new, names)),
+    (
+        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.(relative_position_\w+)",
+        rf"{SWIN}swin.encoder.layers.\1.blocks.\2.attention.relative_position_bias.\3",
+    ),
+    (r"panoptic_head\.pixel_decoder\.level_encoding\.weight", f"{PIXELS}level_embed"),
+    (
+        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.cross_attn\.attn\.(in_proj_\w+)",
+        rf"{DECODER}layers.\1.cross_attn.\2",
+    ),
+]
+"""mmdet's tensor name -> transformers'."""
+WITHOUT_SOURCE = re.compile(rf"{re.escape(SWIN)}swin\.layernorm\.\w+|criterion\.empty_weight")
 """What transformers has and never uses here: a norm behind the last stage, and the class weights of the loss."""
 
 
@@ -102,32 +106,16 @@ def load_checkpoint(path: Path | str) -> dict[str, Tensor]:
     """The tensors of an mmdet checkpoint file, on the CPU.
 
     Raises:
-        UserError: if there is no such file, it is damaged (the published names end in the start of the file's SHA-256),
+        UserError: there is no such file, it is damaged (the published names end in the start of the file's SHA-256),
             holds more than tensors and plain data, or is no checkpoint.
     """
-    import torch
-
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; the official checkpoint is {OFFICIAL_URL}")
+        raise UserError(f"{path}: there is no such file; the upstream checkpoint is {UPSTREAM_URL}")
     published = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     if published and not sha256(path).startswith(published[1]):
         raise UserError(f"{path}: its SHA-256 does not begin with {published[1]}, as its name says; download it again")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file leads torch's reader to errors of any type
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise UserError(
-                f"{path}: holds more than tensors and plain data, and code in a file is not run; where you trust it, "
-                "reduce it to `meta` and `state_dict` with mmdet's tools/model_converters/publish_model.py"
-            ) from error
-        raise UserError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); download it again"
-        ) from error
-    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise UserError(f"{path}: has no state_dict; give the checkpoint of a Mask2Former of mmdet 3.x")
-    return dict(tensors)
+    return read_state(path, "checkpoint")
 
 
 def model_from_mmdet(tensors: Mapping[str, Tensor], source: str = "checkpoint") -> Any:
@@ -138,40 +126,24 @@ def model_from_mmdet(tensors: Mapping[str, Tensor], source: str = "checkpoint") 
         source: what error messages call it.
 
     Raises:
-        UserError: if a key is unknown or missing, or a shape does not fit.
+        UserError: a name is unknown or missing, or a shape does not fit.
     """
-    from transformers import Mask2FormerForUniversalSegmentation
-
-    if any(".attentions.0." in key or ".ffns.0." in key for key in tensors):
+    if any(".attentions.0." in name or ".ffns.0." in name for name in tensors):
         raise UserError(
-            f"{source}: has the key names of mmdet 2.x; take the 3.x file of the same weights, {OFFICIAL_URL}"
+            f"{source}: has the tensor names of mmdet 2.x; take the 3.x file of the same weights, {UPSTREAM_URL}"
         )
-    converted: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        for name, part in _converted(key, tensor, source).items():
-            converted[name] = part
-    model = Mask2FormerForUniversalSegmentation(_config(tensors, source)).eval()
+    unknown = f"{source}: {{name}} belongs to no Mask2Former with Swin; give a checkpoint of {UPSTREAM_NAME}"
+    converted = {
+        name: _merged_order(tensor) if ".downsample." in name else tensor
+        for name, tensor in renamed(tensors, NAMES, unknown).items()
+    }
+    config = _config(tensors, source)
+    fresh = Mask2FormerForUniversalSegmentation(config)
     for name in [name for name in converted if name.endswith("relative_position_index")]:
-        if not converted.pop(name).flatten().equal(model.get_buffer(name)):
-            raise UserError(
-                f"{source}: {name} differs from transformers' order of positions; this Swin cannot be converted"
-            )
-    places = model.state_dict()
-    missing = [name for name in places if name not in converted and not WITHOUT_SOURCE.fullmatch(name)]
-    surplus = [name for name in converted if name not in places]
-    if missing or surplus:
-        raise UserError(
-            f"{source}: is not a whole Mask2Former with Swin; without a tensor: {_some(missing)}; without a place: "
-            f"{_some(surplus)}; the official checkpoint is {OFFICIAL_URL}"
-        )
-    for name, tensor in converted.items():
-        if tensor.shape != places[name].shape:
-            wanted = tuple(places[name].shape)
-            raise UserError(
-                f"{source}: {name} has the shape {tuple(tensor.shape)}, not {wanted}; the file is inconsistent"
-            )
-    model.load_state_dict(converted, strict=False)
-    return model
+        if not converted.pop(name).flatten().equal(fresh.get_buffer(name)):
+            raise UserError(f"{source}: {name} differs from transformers' order of positions; another Swin")
+    converted |= {name: tensor for name, tensor in fresh.state_dict().items() if WITHOUT_SOURCE.fullmatch(name)}
+    return model_from_state(Mask2FormerForUniversalSegmentation, config, converted, source, "checkpoint")
 
 
 def convert(checkpoint: Path | str, folder: Path | str) -> Path:
@@ -190,7 +162,7 @@ def convert(checkpoint: Path | str, folder: Path | str) -> Path:
     try:
         model.save_pretrained(unfinished)
         origin = {"source": checkpoint.name, "sha256": sha256(checkpoint), "tensors": len(tensors)}
-        (unfinished / "conversion.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        write_json(unfinished / "conversion.json", origin)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -203,51 +175,34 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _converted(key: str, tensor: Tensor, source: str) -> dict[str, Tensor]:
-    """transformers' name and value of one tensor of mmdet; three of them for a matrix that is split."""
-    for pattern, target in NAMES:
-        for short, long in ABBREVIATIONS.items():
-            pattern, target = pattern.replace(short, long), target.replace(short, long)
-        match = re.fullmatch(pattern, key)
-        if match:
-            name = match.expand(target)
-            if "{}" in name:
-                return {name.format(part): rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
-            return {name: _merged_order(tensor) if ".downsample." in name else tensor}
-    raise UserError(
-        f"{source}: the key {key} belongs to no Mask2Former with Swin; give a checkpoint of {OFFICIAL_NAME}"
-    )
-
-
 def _merged_order(tensor: Tensor) -> Tensor:
     """Patch merging's input channels in transformers' order; [..., 4 * channels], the last axis is reordered."""
-    neighbours = tensor.unflatten(-1, (-1, 2, 2))  # channel, row, column
-    return neighbours.movedim(-3, -1).transpose(-3, -2).flatten(-3).contiguous()  # column, row, channel
+    neighbors = tensor.unflatten(-1, (-1, 2, 2))  # channel, row, column
+    return neighbors.movedim(-3, -1).transpose(-3, -2).flatten(-3).contiguous()  # column, row, channel
 
 
-def _config(tensors: Mapping[str, Tensor], source: str) -> Any:
+def _config(tensors: Mapping[str, Tensor], source: str) -> Mask2FormerConfig:
     """The transformers configuration whose sizes these tensors have."""
-    from transformers import Mask2FormerConfig, SwinConfig
 
-    def shape(key: str) -> tuple[int, ...]:
-        if key not in tensors:
-            raise UserError(f"{source}: has no {key}; give a checkpoint of {OFFICIAL_NAME}")
-        return tuple(tensors[key].shape)
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in tensors:
+            raise UserError(f"{source}: has no {name}; give a checkpoint of {UPSTREAM_NAME}")
+        return tuple(tensors[name].shape)
 
     def count(pattern: str) -> int:
-        return len({match[1] for key in tensors if (match := re.match(pattern, key))})
+        return len({match[1] for name in tensors if (match := re.match(pattern, name))})
 
     table = "backbone.stages.{}.blocks.0.attn.w_msa.relative_position_bias_table"
     stages = count(r"backbone\.stages\.(\d+)\.")
-    width = shape("backbone.patch_embed.projection.weight")
+    width, channels, patch, _ = shape("backbone.patch_embed.projection.weight")
     swin = SwinConfig(
-        embed_dim=width[0],
-        num_channels=width[1],
-        patch_size=width[2],
+        embed_dim=width,
+        num_channels=channels,
+        patch_size=patch,
         depths=[count(rf"backbone\.stages\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)],
         num_heads=[shape(table.format(stage))[1] for stage in range(stages)],
         window_size=(round(shape(table.format(0))[0] ** 0.5) + 1) // 2,
-        mlp_ratio=shape("backbone.stages.0.blocks.0.ffn.layers.0.0.weight")[0] / width[0],
+        mlp_ratio=shape("backbone.stages.0.blocks.0.ffn.layers.0.0.weight")[0] / width,
         out_features=[f"stage{stage + 1}" for stage in range(stages)],
     )
     pixels, decoder = "panoptic_head.pixel_decoder.encoder.layers", "panoptic_head.transformer_decoder.layers"
@@ -269,12 +224,8 @@ def _config(tensors: Mapping[str, Tensor], source: str) -> Any:
     )
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
-
-
 def main() -> int:
-    """The command; 0 when the folder is written, 2 for what the user can mend."""
+    """The command; 0 when the folder is written, 2 for what the user can fix."""
     if len(sys.argv) != 3:
         print("usage: python -m blip3o_rl.rewards.geneval.convert_mmdet CHECKPOINT.pth FOLDER", file=sys.stderr)
         return 2

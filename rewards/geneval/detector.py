@@ -1,7 +1,7 @@
-"""What GenEval's rules need to see: objects with scores and boxes, and the colours of those objects.
+"""What GenEval's rules need to see: objects with scores and boxes, and the colors of those objects.
 
-Detectors and colour classifiers are separate protocols because they are separate models in the reference (Mask2Former
-and CLIP) and one is far more expensive than the other: colours are asked for only where a rule needs them.
+Detectors and color classifiers are separate protocols because they are separate models in the reference (Mask2Former
+and CLIP) and one is far more expensive than the other: colors are asked for only where a rule needs them.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class ObjectDetector(Protocol):
 
 
 @dataclass(frozen=True)
-class ColourQuestion:
-    """Which colour has this object?
+class ColorQuestion:
+    """Which color has this object?
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
@@ -55,11 +55,19 @@ class ColourQuestion:
     class_name: str
 
 
-class ColourClassifier(Protocol):
-    """Names the colour of objects. `colours` are the names it can return."""
+class ColorClassifier(Protocol):
+    """Names the color of objects. `colors` are the names it can return."""
 
-    colours: tuple[str, ...]
+    colors: tuple[str, ...]
 
-    def classify(self, questions: Sequence[ColourQuestion]) -> list[str]:
-        """One colour name a question. All questions of a batch of images come in one call."""
+    def classify(self, questions: Sequence[ColorQuestion]) -> list[str]:
+        """One color name per question. All questions of a batch of images come in one call."""
         ...
+
+
+def tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 of a bool [H, W] mask, x2 and y2 exclusive; all 0 if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(rows) == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

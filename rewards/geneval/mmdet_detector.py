@@ -1,7 +1,7 @@
 """GenEval's detector by mmdet itself, for the environment that `environments/create_mmdet.sh` makes.
 
-It exists to check `mask2former` against the original and to reproduce numbers with nothing in between. mmdet is
-imported when a detector is made, never by this module: the trainer's environment has no mmdet.
+It exists to check `mask2former` against upstream and to reproduce numbers with nothing in between. mmdet is imported
+when a detector is made, never by this module: the trainer's environment has no mmdet.
 
 mmcv-lite has no compiled operators, and mmdet imports them all. Mask2Former calls only one, deformable attention, for
 which mmcv has a PyTorch version with the same result; it is used on the CPU anyway and chosen here on a GPU as well.
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.geneval.classes import CLASSES
-from blip3o_rl.rewards.geneval.convert_mmdet import OFFICIAL_NAME, load_checkpoint
+from blip3o_rl.rewards.geneval.classes import CLASSES, UPSTREAM_NAME
+from blip3o_rl.rewards.geneval.convert_mmdet import load_checkpoint
 from blip3o_rl.rewards.geneval.detector import Detection
-from blip3o_rl.rewards.geneval.mask2former import torch_device
+from blip3o_rl.rewards.weights import device_of
 
 CREATE = "rewards/geneval/environments/create_mmdet.sh"
 
@@ -33,9 +33,9 @@ class MmdetDetector:
     """An `ObjectDetector` for the 80 classes of GenEval that runs mmdet.
 
     Args:
-        checkpoint: mmdet 3.x checkpoint file (.pth) of the official configuration.
+        checkpoint: mmdet 3.x checkpoint file (.pth) of the upstream configuration.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
-        config: an mmdet configuration file; default the official one, which mmdet's wheel carries.
+        config: an mmdet configuration file; default the upstream one, which mmdet's wheel carries.
 
     Raises:
         UserError: if mmdet is not installed here or the checkpoint does not fit the configuration.
@@ -49,8 +49,8 @@ class MmdetDetector:
 
         tensors = load_checkpoint(checkpoint)
         if config is None:
-            config = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former" / f"{OFFICIAL_NAME}.py"
-        self.model = init_detector(str(config), checkpoint=None, device=str(torch_device(device)))
+            config = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former" / f"{UPSTREAM_NAME}.py"
+        self.model = init_detector(str(config), checkpoint=None, device=str(device_of(device)))
         try:
             self.model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
@@ -65,13 +65,9 @@ class MmdetDetector:
         for image in images:
             instances = inference_detector(self.model, np.ascontiguousarray(image[..., ::-1])).pred_instances
             instances = instances[instances.scores.argsort(descending=True, stable=True)].cpu().numpy()
+            rows = zip(instances.labels, instances.scores, instances.bboxes, instances.masks, strict=True)
             found.append(
-                [
-                    Detection(CLASSES[label], float(score), tuple(box.tolist()), mask)
-                    for label, score, box, mask in zip(
-                        instances.labels, instances.scores, instances.bboxes, instances.masks, strict=True
-                    )
-                ]
+                [Detection(CLASSES[label], float(score), tuple(box.tolist()), mask) for label, score, box, mask in rows]
             )
         return found
 

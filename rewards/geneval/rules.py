@@ -5,12 +5,8 @@ Four scorings of the same detections, because three of them are in use and diffe
     strict      1 if every clause holds with *exactly* the asked number of objects (Flow-GRPO's strict_correct);
     flow_grpo   Flow-GRPO's partial credit, number for number, including values below 0 and the extra 1.0 it appends
                 to a position clause (right 1, wrong 0.75, anchor missing 0.5);
-    partial     the same idea made fit for optimising: in [0, 1], and continuous where it can be. Default for training.
-The functions know no detector and no image: they take detections and a function that names colours.
-
-Thresholds: scores must exceed 0.3, or 0.9 for the tag "counting" (compared in float32, strictly), the 16 best of a
-class are kept (of equal scores the later detection comes first, as in the official evaluator), positions are judged
-with a dead zone of 0.1 times the summed box sizes. No overlap suppression.
+    partial     the same idea made fit for optimizing: in [0, 1], and continuous where it can be. Default for training.
+The functions know no detector and no image: they take selected objects and a function that names colors.
 """
 
 from __future__ import annotations
@@ -28,11 +24,10 @@ COUNTING_THRESHOLD = 0.9
 MAX_OBJECTS = 16
 POSITION_THRESHOLD = 0.1
 RELATION_COSINE = 0.5
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 MODES = ("partial", "official", "strict", "flow_grpo")
 
-ColourOf = Callable[[Sequence[Detection], str], list[str]]
-"""(detections, class name) -> one colour name a detection. What the rules ask never depends on earlier answers."""
+ColorOf = Callable[[Sequence[Detection], str], list[str]]
+"""(detections, class name) -> one color name per detection. What the rules ask never depends on earlier answers."""
 Objects = Mapping[str, Sequence[Detection]]
 Box = tuple[float, float, float, float]
 
@@ -46,15 +41,38 @@ class Verdict:
     terms: dict[str, float] = field(default_factory=dict)
 
 
-def select(detections: Iterable[Detection], tag: str) -> dict[str, list[Detection]]:
-    """Detections above the tag's threshold by class, best first, at most 16 a class."""
+def select(detections: Iterable[Detection], tag: str, nms: float = 1.0) -> dict[str, list[Detection]]:
+    """The objects that the rules see, by class, best first; as the upstream evaluator chooses them.
+
+    Scores must exceed 0.3, or 0.9 for the tag "counting" (compared in float32, strictly). The 16 best of a class are
+    kept; of equal scores the later detection comes first. Then, below `nms` = 1, an object is dropped that overlaps a
+    better one of its class with an intersection over union of at least `nms` (upstream's `max_overlap`).
+    """
     threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     objects: dict[str, list[Detection]] = {}
     for detection in sorted(reversed(list(detections)), key=lambda d: -np.float32(d.score)):
-        found = objects.setdefault(detection.class_name, [])
-        if np.float32(detection.score) > threshold and len(found) < MAX_OBJECTS:
-            found.append(detection)
-    return objects
+        if np.float32(detection.score) > threshold:
+            objects.setdefault(detection.class_name, []).append(detection)
+    return {name: _suppressed(found[:MAX_OBJECTS], nms) for name, found in objects.items()}
+
+
+def _suppressed(found: list[Detection], nms: float) -> list[Detection]:
+    kept: list[Detection] = []
+    for detection in found:
+        if nms == 1 or all(overlap(better.box, detection.box) < nms for better in kept):
+            kept.append(detection)
+    return kept
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union as upstream computes it: each side is counted one pixel longer."""
+
+    def area(x1: float, y1: float, x2: float, y2: float) -> float:
+        return max(x2 - x1 + 1, 0) * max(y2 - y1 + 1, 0)
+
+    shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    union = area(*a) + area(*b) - shared
+    return shared / union if union else 0.0
 
 
 def offsets(a: Box, b: Box) -> tuple[float, float]:
@@ -78,8 +96,7 @@ def relative_position(a: Box, b: Box) -> set[str]:
 
 
 def relation_degree(a: Box, b: Box, relation: str) -> float:
-    """How nearly a relation holds, 0..1: the direction's share along it over 0.5, cut to [0, 1]; 1 exactly if it holds
-    (up to equality)."""
+    """How nearly a relation holds, 0..1: the direction's share along it over 0.5, cut to [0, 1]; 1 if it holds."""
     return min(max(_along(a, b)[relation] / RELATION_COSINE, 0.0), 1.0)
 
 
@@ -88,32 +105,31 @@ def _along(a: Box, b: Box) -> dict[str, float]:
     return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
 
 
-def official(metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf) -> Verdict:
+def official(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -> Verdict:
     """The benchmark's verdict, 0 or 1.
 
-    Include clauses in order, on the `count` best detections of the class: enough of them; all of the asked colour;
+    Include clauses in order, on the `count` best detections of the class: enough of them; all of the asked color;
     every pair with the earlier clause's objects in the asked relation (checked only if the clause holds so far, wrong
     if the earlier clause failed). Exclude clauses: fewer than `count` detections of the class.
     """
-    objects = select(detections, metadata.get("tag", ""))
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []
-    for clause in metadata.get("include", []):
+    for clause in metadata["include"]:
         name, count = clause["class"], clause["count"]
         found = objects.get(name, [])[:count]
         wrong = ""
         if len(found) < count:
             wrong = f"expected {name}>={count}, found {len(found)}"
-        elif "color" in clause:
-            colours = colour_of(found, name)
-            if colours.count(clause["color"]) < count:
-                wrong = f"expected {clause['color']} {name}>={count}, found {', '.join(colours)}"
-        if not wrong and "position" in clause:
+        elif clause.get("color") is not None:
+            colors = color_of(found, name)
+            if colors.count(clause["color"]) < count:
+                wrong = f"expected {clause['color']} {name}>={count}, found {', '.join(colors)}"
+        if not wrong and clause.get("position") is not None:
             wrong = _position_fault(found, clause, groups)
         groups.append(None if wrong else found)
         if wrong:
             reasons.append(wrong)
-    for clause in metadata.get("exclude", []):
+    for clause in metadata.get("exclude") or []:
         number = len(objects.get(clause["class"], []))
         if number >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
@@ -132,41 +148,38 @@ def _position_fault(found: Sequence[Detection], clause: Mapping[str, Any], group
     return ""
 
 
-def flow_grpo(
-    metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf
-) -> tuple[Verdict, bool]:
+def flow_grpo(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -> tuple[Verdict, bool]:
     """Flow-GRPO's partial credit and its strict verdict.
 
-    The mean over these terms; n = *all* detections of the clause's class, k = those of the asked colour:
+    The mean over these terms; n = *all* detections of the clause's class, k = those of the asked color:
         1 - |count - n| / count                           every clause; below 0 when n > 2 * count
-        0                                                 if n != count and a colour or position is asked
-        1 - |count - k| / count                           if n == count and a colour is asked
+        0                                                 if n != count and a color or position is asked
+        1 - |count - k| / count                           if n == count and a color is asked
         0 if the relation or its anchor is missing, and 1 in any case      if a position is asked and all else held
     `exclude` is not looked at. No clause gives 0.
 
     Returns:
         the verdict, score in (-14, 1], and whether every clause holds with exactly the asked number.
     """
-    objects = select(detections, metadata.get("tag", ""))
     values: list[float] = []
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []
-    for clause in metadata.get("include", []):
+    for clause in metadata["include"]:
         name, count = clause["class"], clause["count"]
         found = objects.get(name, [])
         values.append(1 - abs(count - len(found)) / count)
         wrong = ""
         if len(found) != count:
             wrong = f"expected {name}=={count}, found {len(found)}"
-            if "color" in clause or "position" in clause:
+            if clause.get("color") is not None or clause.get("position") is not None:
                 values.append(0.0)
         else:
-            if "color" in clause:
-                right = colour_of(found, name).count(clause["color"])
+            if clause.get("color") is not None:
+                right = color_of(found, name).count(clause["color"])
                 values.append(1 - abs(count - right) / count)
                 if right != count:
                     wrong = f"expected {clause['color']} {name}=={count}, found {right}"
-            if "position" in clause and not wrong:
+            if clause.get("position") is not None and not wrong:
                 wrong = _position_fault(found, clause, groups)
                 values.extend([0.0, 1.0] if wrong else [1.0])
         groups.append(None if wrong else found)
@@ -176,36 +189,35 @@ def flow_grpo(
     return Verdict(score, "; ".join(reasons)), not reasons
 
 
-def partial(metadata: Mapping[str, Any], detections: Iterable[Detection], colour_of: ColourOf) -> Verdict:
+def partial(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -> Verdict:
     """Partial credit in [0, 1]: the mean over these terms, each in [0, 1].
 
-    n = all detections of the clause's class above the threshold, k = those of the asked colour:
+    n = all detections of the clause's class above the threshold, k = those of the asked color:
         count      max(0, 1 - |count - n| / count)                            every clause
-        colour     k / max(count, n)                                          if a colour is asked
+        color     k / max(count, n)                                          if a color is asked
         position   share * mean degree over all pairs with the anchor's objects,    if a position is asked
                    share = min(n, count) / max(n, count), degree = `relation_degree`; 0 if the anchor has no object
-    So, against Flow-GRPO: too many objects cost at most the term and never push the mean below 0; colour counts even
+    So, against Flow-GRPO: too many objects cost at most the term and never push the mean below 0; color counts even
     when the number is wrong; a wrong position has a slope towards the right one (0 in the mean at worst: two of three
     terms remain, 2/3); no constant is added. 1.0 exactly if every clause holds with exactly the asked number.
     `exclude` is not looked at, since equality is already demanded. No clause gives 0.
     """
-    objects = select(detections, metadata.get("tag", ""))
     terms: dict[str, list[float]] = {}
     reasons: list[str] = []
     groups: list[Sequence[Detection]] = []
-    for clause in metadata.get("include", []):
+    for clause in metadata["include"]:
         name, count = clause["class"], clause["count"]
         found = objects.get(name, [])
         terms.setdefault("count", []).append(max(0.0, 1 - abs(count - len(found)) / count))
         if len(found) != count:
             reasons.append(f"expected {name}=={count}, found {len(found)}")
-        if "color" in clause:
-            colours = colour_of(found, name) if found else []
-            right = colours.count(clause["color"])
-            terms.setdefault("colour", []).append(right / max(count, len(found)))
+        if clause.get("color") is not None:
+            colors = color_of(found, name) if found else []
+            right = colors.count(clause["color"])
+            terms.setdefault("color", []).append(right / max(count, len(found)))
             if found and right < len(found):
-                reasons.append(f"expected {clause['color']} {name}, found {', '.join(colours)}")
-        if "position" in clause:
+                reasons.append(f"expected {clause['color']} {name}, found {', '.join(colors)}")
+        if clause.get("position") is not None:
             relation, target = clause["position"]
             pairs = [relation_degree(a.box, b.box, relation) for a in found for b in groups[target]]
             share = min(len(found), count) / max(len(found), count)

@@ -1,8 +1,8 @@
-"""Calibration of the GenEval reward: for every tag it orders a good, a bad and a hacked picture, in every mode.
+"""Calibration of the GenEval reward: for every tag it orders a good, a bad and a hacked image, in every mode.
 
-Pictures are synthetic scenes read by their own detector, whose answers are known to be right (`test_geneval_scenes`),
+Images are synthetic scenes read by their own detector, whose answers are known to be right (`test_geneval_scenes`),
 so that what is calibrated here is the reward. The hacks are those that a policy finds: everything at once, the asked
-object again and again, one picture for all prompts, a blank.
+object again and again, one image for all prompts, a blank.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ PAIRS = 12
 PLACES = [(x, y) for y in (0.2, 0.5, 0.8) for x in (0.2, 0.5, 0.8)]
 
 
-def values(mode: str, metadata: list[dict], pictures: list[np.ndarray]) -> np.ndarray:
-    samples = [
-        Sample(str(i), "", picture, line) for i, (line, picture) in enumerate(zip(metadata, pictures, strict=True))
-    ]
+def values(mode: str, metadata: list[dict], images: list[np.ndarray]) -> np.ndarray:
+    samples = [Sample(str(i), "", image, line) for i, (line, image) in enumerate(zip(metadata, images, strict=True))]
     return np.array([score.value for score in GenEvalReward(mode=mode).score(samples)])
 
 
 def crowd() -> np.ndarray:
-    """Nine objects of all shapes and colours: whatever is asked for is there."""
-    shapes, colours = list(SHAPES), list(COLOURS)
+    """Nine objects of all shapes and colors: whatever is asked for is there."""
+    shapes, colors = list(SHAPES), list(COLOURS)
     objects = [
-        SceneObject(shapes[i % len(shapes)], colours[i % len(colours)], x, y, 0.22) for i, (x, y) in enumerate(PLACES)
+        SceneObject(shapes[i % len(shapes)], colors[i % len(colors)], x, y, 0.22) for i, (x, y) in enumerate(PLACES)
     ]
     return draw(Scene(tuple(objects)))
 
@@ -39,8 +37,8 @@ def crowd() -> np.ndarray:
 def repeated(metadata: dict) -> np.ndarray:
     """The first asked object nine times."""
     clause = metadata["include"][0]
-    colour = clause.get("color", next(iter(COLOURS)))
-    return draw(Scene(tuple(SceneObject(clause["class"], colour, x, y, 0.22) for x, y in PLACES)))
+    color = clause.get("color", next(iter(COLOURS)))
+    return draw(Scene(tuple(SceneObject(clause["class"], color, x, y, 0.22) for x, y in PLACES)))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def pairs() -> dict[str, list]:
 
 @pytest.mark.parametrize("mode", rules.MODES)
 @pytest.mark.parametrize("tag", TAGS)
-def test_the_right_picture_beats_another_prompts_picture_and_a_blank(pairs, tag, mode):
+def test_the_right_image_beats_another_prompts_image_and_a_blank(pairs, tag, mode):
     metadata, scenes = zip(*pairs[tag], strict=True)
     good = values(mode, list(metadata), [draw(scene) for scene in scenes])
     others = [i for i in range(PAIRS) if metadata[i]["prompt"] != metadata[(i + 1) % PAIRS]["prompt"]]
@@ -64,7 +62,7 @@ def test_the_right_picture_beats_another_prompts_picture_and_a_blank(pairs, tag,
 
 @pytest.mark.parametrize("mode", ["partial", "strict", "flow_grpo"])
 @pytest.mark.parametrize("tag", TAGS)
-def test_hacks_earn_less_than_the_right_picture(pairs, tag, mode):
+def test_hacks_earn_less_than_the_right_image(pairs, tag, mode):
     metadata, scenes = zip(*pairs[tag], strict=True)
     good = values(mode, list(metadata), [draw(scene) for scene in scenes]).mean()
     everything = values(mode, list(metadata), [crowd()] * PAIRS).mean()
@@ -75,25 +73,25 @@ def test_hacks_earn_less_than_the_right_picture(pairs, tag, mode):
 
 
 def test_official_pays_for_a_crowd_and_partial_does_not(pairs):
-    """Why `official` is a benchmark and no goal: "at least" lets a picture of everything pass."""
+    """Why `official` is a benchmark and no goal: "at least" lets an image of everything pass."""
     metadata = [line for line, _ in pairs["single_object"]]
-    pictures = [crowd()] * PAIRS
-    assert values("official", metadata, pictures).mean() > 0.9
-    assert values("partial", metadata, pictures).mean() < 0.3
+    images = [crowd()] * PAIRS
+    assert values("official", metadata, images).mean() > 0.9
+    assert values("partial", metadata, images).mean() < 0.3
 
 
 def test_partial_rises_on_the_way_to_the_right_number():
     line = {"tag": "counting", "include": [{"class": "circle", "count": 4}], "prompt": "a photo of four circles"}
-    pictures = [
+    images = [
         draw(Scene(tuple(SceneObject("circle", "red", x, y, 0.25) for x, y in PLACES[:number])))
         for number in range(1, 7)
     ]
-    earned = values("partial", [line] * 6, pictures)
+    earned = values("partial", [line] * 6, images)
     assert list(earned) == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.75, 0.5])
 
 
 def test_partial_never_leaves_its_range_where_flow_grpo_does():
     line = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a photo of a circle"}
-    picture = draw(Scene(tuple(SceneObject("circle", "red", x, y, 0.22) for x, y in PLACES)))
-    assert values("partial", [line], [picture])[0] == 0
-    assert values("flow_grpo", [line], [picture])[0] == -7
+    image = draw(Scene(tuple(SceneObject("circle", "red", x, y, 0.22) for x, y in PLACES)))
+    assert values("partial", [line], [image])[0] == 0
+    assert values("flow_grpo", [line], [image])[0] == -7

@@ -1,4 +1,4 @@
-"""transformers' Mask2Former against mmdet's on the same random weights, from picture to detections.
+"""transformers' Mask2Former against mmdet's on the same random weights, from image to detections.
 
 The stored reference (`data/mmdet_small.npz`) is mmdet's answer at a reduced size; `mmdet_reference.py` says how it is
 made. With BLIP3O_RL_MMDET_PYTHON set to the interpreter that `rewards/geneval/environments/create_mmdet.sh` makes, the
@@ -21,7 +21,8 @@ import torch
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.geneval import convert_mmdet, mask2former
 from blip3o_rl.rewards.geneval.classes import CLASSES
-from blip3o_rl.rewards.geneval.mask2former import Mask2FormerDetector, instances, network_input, tight_box
+from blip3o_rl.rewards.geneval.detector import tight_box
+from blip3o_rl.rewards.geneval.mask2former import Mask2FormerDetector, instances, network_input
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.scoring.api import Sample
 
@@ -129,7 +130,7 @@ def test_the_stored_reference_is_what_mmdet_answers(tmp_path, reference):
 @pytest.mark.timeout(3600)
 @needs_mmdet
 def test_the_reward_runs_on_mmdet(official, tmp_path):
-    """In mmdet's environment: colours by CLIP, detections by mmdet, the rules; random weights, hence any verdict."""
+    """In mmdet's environment: colors by CLIP, detections by mmdet, the rules; random weights, hence any verdict."""
     weights, clip = official[1], NETWORKS["write_clip"](tmp_path / "clip")
     program = f"""
 import numpy as np
@@ -146,12 +147,12 @@ print(reward.score([Sample("a", "", image, reward.example_metadata)])[0].value)
 # ---- the detector
 
 
-def test_batches_give_what_single_pictures_give(detector, images):
-    pictures = [images[0], images[1], images[0][::-1].copy(), images[0]]
-    single = [detector.detect([picture])[0] for picture in pictures]
+def test_batches_give_what_single_images_give(detector, images):
+    images = [images[0], images[1], images[0][::-1].copy(), images[0]]
+    single = [detector.detect([image])[0] for image in images]
     detector.batch_size = 3
     try:
-        together = detector.detect(pictures)
+        together = detector.detect(images)
     finally:
         detector.batch_size = 1
     for ours, alone in zip(together, single, strict=True):
@@ -161,21 +162,21 @@ def test_batches_give_what_single_pictures_give(detector, images):
     assert detector.detect([]) == []
 
 
-def test_least_score_leaves_out_only_what_scores_less(detector, images):
+def test_min_score_leaves_out_only_what_scores_less(detector, images):
     everything = detector.detect(images[:1])[0]
-    detector.least_score = 0.3
+    detector.min_score = 0.3
     try:
         some = detector.detect(images[:1])[0]
     finally:
-        detector.least_score = 0.0
+        detector.min_score = 0.0
     assert 0 < len(some) < 100
     expected = [(item.class_name, item.box) for item in everything if item.score > 0.3]
     assert [(item.class_name, item.box) for item in some if item.score > 0.3] == expected
 
 
-def test_nothing_is_left_above_a_high_least_score():
+def test_nothing_is_left_above_a_high_min_score():
     logits = torch.zeros(5, 81)
-    assert instances(logits, torch.ones(5, 8, 8), (32, 32), (32, 32), (16, 16), least_score=0.3) == []
+    assert instances(logits, torch.ones(5, 8, 8), (32, 32), (32, 32), (16, 16), min_score=0.3) == []
 
 
 def test_instances_by_hand():
@@ -195,7 +196,7 @@ def test_instances_by_hand():
 
 
 def test_padding_is_no_part_of_the_mask():
-    """A network input of 20 x 32 in 32 x 32: the rows from 20 on vanish before the mask is brought to the picture."""
+    """A network input of 20 x 32 in 32 x 32: the rows from 20 on vanish before the mask is brought to the image."""
     classes = torch.full((1, 81), -20.0)
     classes[0, 0] = 20.0
     masks = torch.full((1, 8, 8), -5.0)
@@ -210,7 +211,7 @@ def test_output_that_is_not_finite_is_no_answer(broken):
     logits = [torch.zeros(5, 81), torch.ones(5, 8, 8)]
     logits[broken][-1, -1] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
-        instances(*logits, (32, 32), (32, 32), (16, 16), least_score=0.3)
+        instances(*logits, (32, 32), (32, 32), (16, 16), min_score=0.3)
 
 
 def test_network_input_is_normalised_rgb():
@@ -233,7 +234,7 @@ def test_tight_box():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"checkpoint": "no/such/folder"}, "checkpoint: cannot load no/such/folder"),
+        ({"checkpoint": "no/such/folder"}, "checkpoint: there is no no/such/folder"),
         ({"checkpoint": "official.pth"}, "convert it once"),
         ({"checkpoint": "x", "device": "abacus"}, "device: is 'abacus'"),
         ({"checkpoint": "x", "device": "cuda:99"}, "device: is 'cuda:99'"),
@@ -259,18 +260,21 @@ def changed(checkpoint: Path, path: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("panoptic_head.query_embed.weight"), "without a tensor: .*queries_embedder"),
-        (lambda state: state.pop("backbone.stages.1.blocks.1.norm1.bias"), "without a tensor: .*layernorm_before"),
+        (lambda state: state.pop("panoptic_head.query_embed.weight"), "lacks 1 of .*queries_embedder"),
+        (lambda state: state.pop("backbone.stages.1.blocks.1.norm1.bias"), "lacks 1 of .*layernorm_before"),
         (lambda state: state.pop("panoptic_head.cls_embed.weight"), "has no panoptic_head.cls_embed.weight"),
         (lambda state: state.update({"panoptic_head.extra": torch.zeros(1)}), "panoptic_head.extra belongs to no"),
-        (lambda state: state.update({"backbone.norm0.weight": torch.zeros(9)}), "stage1.weight has the shape"),
+        (
+            lambda state: state.update({"backbone.norm0.weight": torch.zeros(9)}),
+            "another shape .first: .*stage1.weight",
+        ),
         (
             lambda state: state["backbone.stages.0.blocks.0.attn.w_msa.relative_position_index"].add_(1),
             "relative_position_index differs",
         ),
         (
             lambda state: state.update({"x.attentions.0.attn.in_proj_weight": torch.zeros(1)}),
-            "key names of mmdet 2.x; take the 3.x file",
+            "tensor names of mmdet 2.x; take the 3.x file",
         ),
     ],
 )
@@ -287,9 +291,9 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
         with pytest.raises(UserError, match=name):
             convert_mmdet.load_checkpoint(tmp_path / name)
     torch.save({"state_dict": {}}, tmp_path / "no_tensors.pth")
-    with pytest.raises(UserError, match="has no state_dict"):
+    with pytest.raises(UserError, match="holds no tensors"):
         convert_mmdet.load_checkpoint(tmp_path / "no_tensors.pth")
-    with pytest.raises(UserError, match="no such file; the official checkpoint is https"):
+    with pytest.raises(UserError, match="no such file; the upstream checkpoint is https"):
         convert_mmdet.load_checkpoint(tmp_path / "missing.pth")
 
 
@@ -302,7 +306,7 @@ class Greeting:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     torch.save({"meta": Greeting(), "state_dict": {"a": torch.zeros(1)}}, tmp_path / "hostile.pth")
-    with pytest.raises(UserError, match="holds more than tensors"):
+    with pytest.raises(UserError, match="cannot be read as plain tensors"):
         convert_mmdet.load_checkpoint(tmp_path / "hostile.pth")
     assert capsys.readouterr().out == ""
 
@@ -334,7 +338,7 @@ def test_there_is_no_mmdet_in_the_trainers_environment():
 
 
 def test_constants_are_mmdets():
-    assert (mask2former.LONG_SIDE, mask2former.SHORT_SIDE, mask2former.MOST_DETECTIONS) == (1333, 800, 100)
+    assert (mask2former.LONG_SIDE, mask2former.SHORT_SIDE, mask2former.MAX_DETECTIONS) == (1333, 800, 100)
     assert len(CLASSES) == len(set(CLASSES)) == 80
 
 
@@ -347,15 +351,15 @@ def networks(checkpoint, tmp_path_factory) -> dict[str, str]:
     return {"checkpoint": str(folder), "clip": str(NETWORKS["write_clip"](tmp_path_factory.mktemp("clip")))}
 
 
-def test_the_reward_asks_for_all_colours_of_a_batch_at_once(networks, images, monkeypatch):
+def test_the_reward_asks_for_all_colors_of_a_batch_at_once(networks, images, monkeypatch):
     reward = GenEvalReward(detector="mask2former", device="cpu", **networks)
     monkeypatch.setattr(reward.detector, "scale", REFERENCE["SCALES"]["small"])
     name = max(reward.detector.detect(images[:1])[0], key=lambda item: item.score).class_name
     metadata = {"tag": "colors", "include": [{"class": name, "count": 1, "color": "red"}]}
     samples = [Sample(str(index), "", image, metadata) for index, image in enumerate([*images, images[0]])]
     calls: list[int] = []
-    classify = reward.colours.classify
-    monkeypatch.setattr(reward.colours, "classify", lambda asked: calls.append(len(asked)) or classify(asked))
+    classify = reward.colors.classify
+    monkeypatch.setattr(reward.colors, "classify", lambda asked: calls.append(len(asked)) or classify(asked))
     scores = reward.score(samples)
     assert len(calls) == 1 and calls[0] >= 3
     assert all(0 <= score.value <= 1 for score in scores)
@@ -364,7 +368,7 @@ def test_the_reward_asks_for_all_colours_of_a_batch_at_once(networks, images, mo
     assert [score.value for score in scores] == pytest.approx(alone)
 
 
-def test_the_reward_knows_genevals_classes_and_colours(networks):
+def test_the_reward_knows_genevals_classes_and_colors(networks):
     reward = GenEvalReward(detector="mask2former", device="cpu", **networks)
     fine = {"tag": "colors", "include": [{"class": "computer mouse", "count": 1, "color": "purple"}]}
     assert reward.check_metadata(fine) == ""

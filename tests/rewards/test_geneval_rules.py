@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from blip3o_rl.rewards.geneval import rules
 from blip3o_rl.rewards.geneval.detector import Detection
+from blip3o_rl.rewards.geneval.metadata import TAGS
 
 LEFT, MIDDLE, RIGHT = (0.0, 10.0, 10.0, 20.0), (20.0, 10.0, 30.0, 20.0), (40.0, 10.0, 50.0, 20.0)
 
@@ -18,13 +19,25 @@ def seen(name: str, box=LEFT, score: float = 0.95) -> Detection:
     return Detection(name, score, box)
 
 
-def no_colours(detections, class_name):
-    raise AssertionError("no rule of this prompt asks for colours")
+def no_colors(detections, class_name):
+    raise AssertionError("no rule of this prompt asks for colors")
 
 
-def colours(*names: str):
-    """Colours by the order of the detections asked for."""
+def colors(*names: str):
+    """Colors by the order of the detections asked for."""
     return lambda detections, class_name: list(names[: len(detections)])
+
+
+def official(metadata, detections, colors):
+    return rules.official(metadata, rules.select(detections, metadata["tag"]), colors)
+
+
+def flow_grpo(metadata, detections, colors):
+    return rules.flow_grpo(metadata, rules.select(detections, metadata["tag"]), colors)
+
+
+def partial(metadata, detections, colors):
+    return rules.partial(metadata, rules.select(detections, metadata["tag"]), colors)
 
 
 def counting(count: int) -> dict:
@@ -37,7 +50,7 @@ def position(relation: str = "left of") -> dict:
     return {"tag": "position", "include": include}
 
 
-def colour_attr() -> dict:
+def color_attr() -> dict:
     include = [{"class": "cat", "count": 1, "color": "red"}, {"class": "dog", "count": 1, "color": "blue"}]
     return {"tag": "color_attr", "include": include}
 
@@ -79,7 +92,7 @@ def test_swapping_the_boxes_mirrors_the_relation(a, b):
 
 @settings(deadline=None)
 @given(boxes, boxes)
-def test_mirroring_the_picture_swaps_left_and_right_only(a, b):
+def test_mirroring_the_image_swaps_left_and_right_only(a, b):
     def mirror(box):
         return (-box[2], box[1], -box[0], box[3])
 
@@ -92,7 +105,7 @@ def test_mirroring_the_picture_swaps_left_and_right_only(a, b):
 
 @settings(deadline=None)
 @given(boxes, boxes)
-def test_transposing_the_picture_swaps_the_axes(a, b):
+def test_transposing_the_image_swaps_the_axes(a, b):
     def transpose(box):
         return (box[1], box[0], box[3], box[2])
 
@@ -129,7 +142,7 @@ def test_degree_rises_on_the_way_to_the_right_place():
 @pytest.mark.parametrize(("tag", "threshold"), [("two_object", 0.3), ("counting", 0.9)])
 def test_threshold_is_strict_in_float32(tag, threshold):
     below = [seen("cat", score=threshold), seen("cat", score=threshold + 1e-9)]
-    assert rules.select(below, tag)["cat"] == []
+    assert rules.select(below, tag) == {}
     assert len(rules.select([seen("cat", score=threshold + 1e-6)], tag)["cat"]) == 1
 
 
@@ -139,9 +152,23 @@ def test_at_most_sixteen_of_a_class_best_first():
 
 
 def test_of_equal_scores_the_later_detection_comes_first():
-    """As numpy's argsort, reversed, in the official evaluator."""
+    """As numpy's argsort, reversed, upstream."""
     first, second = seen("cat", LEFT), seen("cat", RIGHT)
     assert rules.select([first, second], "position")["cat"] == [second, first]
+
+
+def test_overlapping_objects_are_dropped_only_on_demand():
+    """As upstream's max_overlap: off at 1, sides one pixel longer, each class alone, a dropped object drops nothing."""
+    cats = [seen("cat", (0.0, 0.0, 10.0, 10.0), 0.9), seen("cat", (5.0, 0.0, 15.0, 10.0), 0.8)]
+    cats.append(seen("cat", (10.0, 0.0, 20.0, 10.0), 0.7))
+    dog = seen("dog", (0.0, 0.0, 10.0, 10.0), 0.6)
+    assert rules.select([*cats, dog], "two_object") == {"cat": cats, "dog": [dog]}
+    assert rules.overlap(cats[0].box, cats[1].box) == 66 / 176
+    assert rules.select([*cats, dog], "two_object", nms=66 / 176) == {"cat": [cats[0], cats[2]], "dog": [dog]}
+    assert rules.select(cats, "two_object", nms=66 / 176 + 1e-6) == {"cat": cats}
+    assert rules.select([cats[0], cats[0]], "two_object") == {"cat": [cats[0]] * 2}
+    crowd = [seen("cat", (0.0, 0.0, 9.0, 9.0))] * 16 + [seen("cat", (50.0, 0.0, 59.0, 9.0), 0.5)]
+    assert len(rules.select(crowd, "two_object", nms=0.5)["cat"]) == 1, "the sixteen best are taken first"
 
 
 # ---- official
@@ -149,39 +176,39 @@ def test_of_equal_scores_the_later_detection_comes_first():
 
 @pytest.mark.parametrize(("number", "expected"), [(2, 0.0), (3, 1.0), (4, 0.0)])
 def test_official_counting_is_exact(number, expected):
-    assert rules.official(counting(3), [seen("cat")] * number, no_colours).score == expected
+    assert official(counting(3), [seen("cat")] * number, no_colors).score == expected
 
 
 def test_official_allows_more_objects_outside_counting():
     metadata = {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}
-    assert rules.official(metadata, [seen("cat")] * 5, no_colours).score == 1
-    assert rules.official(metadata, [seen("dog")], no_colours).score == 0
+    assert official(metadata, [seen("cat")] * 5, no_colors).score == 1
+    assert official(metadata, [seen("dog")], no_colors).score == 0
 
 
 def test_official_judges_the_most_confident_only():
     metadata = {"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}]}
     found = [seen("cat", LEFT, 0.5), seen("cat", RIGHT, 0.8)]
 
-    def colour_of(detections, class_name):
+    def color_of(detections, class_name):
         return ["red" if d.box == LEFT else "blue" for d in detections]
 
-    assert rules.official(metadata, found, colour_of).score == 0
-    assert rules.official(metadata, list(reversed(found)), lambda d, n: ["red"] * len(d)).score == 1
+    assert official(metadata, found, color_of).score == 0
+    assert official(metadata, list(reversed(found)), lambda d, n: ["red"] * len(d)).score == 1
 
 
 def test_official_position():
-    assert rules.official(position(), [seen("cat", LEFT), seen("dog", RIGHT)], no_colours).score == 1
-    assert rules.official(position(), [seen("cat", RIGHT), seen("dog", LEFT)], no_colours).score == 0
-    assert rules.official(position("right of"), [seen("cat", RIGHT), seen("dog", LEFT)], no_colours).score == 1
-    missing = rules.official(position(), [seen("cat", LEFT)], no_colours)
+    assert official(position(), [seen("cat", LEFT), seen("dog", RIGHT)], no_colors).score == 1
+    assert official(position(), [seen("cat", RIGHT), seen("dog", LEFT)], no_colors).score == 0
+    assert official(position("right of"), [seen("cat", RIGHT), seen("dog", LEFT)], no_colors).score == 1
+    missing = official(position(), [seen("cat", LEFT)], no_colors)
     assert missing.score == 0 and "dog" in missing.reason
 
 
 def test_official_reads_exclude_of_another_class():
     exclude = [{"class": "dog", "count": 1}]
     metadata = {"tag": "two_object", "include": [{"class": "cat", "count": 1}], "exclude": exclude}
-    assert rules.official(metadata, [seen("cat")], no_colours).score == 1
-    assert rules.official(metadata, [seen("cat"), seen("dog")], no_colours).score == 0
+    assert official(metadata, [seen("cat")], no_colors).score == 1
+    assert official(metadata, [seen("cat"), seen("dog")], no_colors).score == 0
 
 
 # ---- flow_grpo: values computed by hand from the published formula
@@ -192,34 +219,34 @@ def test_official_reads_exclude_of_another_class():
     [(3, 2, 2 / 3), (3, 3, 1.0), (3, 7, -1 / 3), (1, 3, -1.0), (1, 16, -14.0), (2, 0, 0.0)],
 )
 def test_flow_grpo_counting(count, number, score):
-    verdict, strict = rules.flow_grpo(counting(count), [seen("cat")] * number, no_colours)
+    verdict, strict = flow_grpo(counting(count), [seen("cat")] * number, no_colors)
     assert verdict.score == pytest.approx(score)
     assert strict == (number == count)
 
 
 def test_flow_grpo_position_and_its_extra_one():
-    right, strict = rules.flow_grpo(position(), [seen("cat", LEFT), seen("dog", RIGHT)], no_colours)
+    right, strict = flow_grpo(position(), [seen("cat", LEFT), seen("dog", RIGHT)], no_colors)
     assert (right.score, strict) == (1.0, True)
-    wrong, strict = rules.flow_grpo(position(), [seen("cat", RIGHT), seen("dog", LEFT)], no_colours)
+    wrong, strict = flow_grpo(position(), [seen("cat", RIGHT), seen("dog", LEFT)], no_colors)
     assert (wrong.score, strict) == (0.75, False)
-    assert rules.flow_grpo(position(), [seen("cat", LEFT)], no_colours)[0].score == 0.5
+    assert flow_grpo(position(), [seen("cat", LEFT)], no_colors)[0].score == 0.5
     # The cat is missing: 1 for the dog, 0 for the cat's count, one 0 for its position.
-    assert rules.flow_grpo(position(), [seen("dog", LEFT)], no_colours)[0].score == pytest.approx(1 / 3)
+    assert flow_grpo(position(), [seen("dog", LEFT)], no_colors)[0].score == pytest.approx(1 / 3)
 
 
-def test_flow_grpo_colours():
+def test_flow_grpo_colors():
     single = {"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}]}
-    assert rules.flow_grpo(single, [seen("cat")], colours("blue"))[0].score == 0.5
-    assert rules.flow_grpo(single, [seen("cat")], colours("red"))[0].score == 1.0
-    one_wrong, strict = rules.flow_grpo(colour_attr(), [seen("cat"), seen("dog")], colours("red"))
+    assert flow_grpo(single, [seen("cat")], colors("blue"))[0].score == 0.5
+    assert flow_grpo(single, [seen("cat")], colors("red"))[0].score == 1.0
+    one_wrong, strict = flow_grpo(color_attr(), [seen("cat"), seen("dog")], colors("red"))
     assert (one_wrong.score, strict) == (0.75, False)
 
 
 def test_flow_grpo_strict_forbids_extra_objects_where_official_does_not():
     metadata = {"tag": "two_object", "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1}]}
     found = [seen("cat"), seen("dog"), seen("dog")]
-    verdict, strict = rules.flow_grpo(metadata, found, no_colours)
-    assert rules.official(metadata, found, no_colours).score == 1
+    verdict, strict = flow_grpo(metadata, found, no_colors)
+    assert official(metadata, found, no_colors).score == 1
     assert not strict and verdict.score == 0.5
 
 
@@ -227,28 +254,28 @@ def test_flow_grpo_strict_forbids_extra_objects_where_official_does_not():
 
 
 def test_partial_by_hand():
-    assert rules.partial(counting(3), [seen("cat")] * 2, no_colours).score == pytest.approx(2 / 3)
-    assert rules.partial(counting(1), [seen("cat")] * 3, no_colours).score == 0
-    wrong = rules.partial(position(), [seen("cat", RIGHT), seen("dog", LEFT)], no_colours)
+    assert partial(counting(3), [seen("cat")] * 2, no_colors).score == pytest.approx(2 / 3)
+    assert partial(counting(1), [seen("cat")] * 3, no_colors).score == 0
+    wrong = partial(position(), [seen("cat", RIGHT), seen("dog", LEFT)], no_colors)
     assert wrong.score == pytest.approx(2 / 3)
     assert wrong.terms == {"count": 1.0, "position": 0.0}
-    assert rules.partial(position(), [seen("cat", LEFT)], no_colours).score == pytest.approx(1 / 3)
-    # Two red cats where one is asked for: count 0, colour 2 / 2; blue dog: count 1, colour 1.
+    assert partial(position(), [seen("cat", LEFT)], no_colors).score == pytest.approx(1 / 3)
+    # Two red cats where one is asked for: count 0, color 2 / 2; blue dog: count 1, color 1.
     three = [seen("cat"), seen("cat"), seen("dog")]
-    score = rules.partial(colour_attr(), three, lambda d, n: ["red" if n == "cat" else "blue"] * len(d)).score
+    score = partial(color_attr(), three, lambda d, n: ["red" if n == "cat" else "blue"] * len(d)).score
     assert score == pytest.approx(3 / 4)
 
 
 def test_partial_is_one_without_more_objects_only():
     found = [seen("cat", LEFT), seen("dog", RIGHT)]
-    assert rules.partial(position(), found, no_colours).score == 1
-    assert rules.partial(position(), [*found, seen("cat", (0, 30, 10, 40))], no_colours).score < 1
+    assert partial(position(), found, no_colors).score == 1
+    assert partial(position(), [*found, seen("cat", (0, 30, 10, 40))], no_colors).score < 1
 
 
 def test_nothing_seen_is_zero():
-    for metadata in (counting(2), position(), colour_attr()):
-        assert rules.partial(metadata, [], no_colours).score == 0
-        assert rules.official(metadata, [], no_colours).score == 0
+    for metadata in (counting(2), position(), color_attr()):
+        assert partial(metadata, [], no_colors).score == 0
+        assert official(metadata, [], no_colors).score == 0
 
 
 names = st.sampled_from(["cat", "dog"])
@@ -266,7 +293,7 @@ def metadatas(draw):
             relation = draw(st.sampled_from(["left of", "right of", "above", "below"]))
             clause["position"] = [relation, draw(st.integers(0, index - 1))]
         include.append(clause)
-    return {"tag": draw(st.sampled_from(rules.TAGS)), "include": include}
+    return {"tag": draw(st.sampled_from(TAGS)), "include": include}
 
 
 def by_place(found, class_name):
@@ -276,15 +303,15 @@ def by_place(found, class_name):
 @settings(deadline=None)
 @given(metadatas(), detections)
 def test_bounds_and_order_of_the_four_scorings(metadata, found):
-    partial = rules.partial(metadata, found, by_place).score
-    official = rules.official(metadata, found, by_place).score
-    flow, strict = rules.flow_grpo(metadata, found, by_place)
-    assert 0 <= partial <= 1
-    assert official in (0.0, 1.0)
+    value = partial(metadata, found, by_place).score
+    correct = official(metadata, found, by_place).score
+    flow, strict = flow_grpo(metadata, found, by_place)
+    assert 0 <= value <= 1
+    assert correct in (0.0, 1.0)
     assert -14 <= flow.score <= 1
     if strict:
-        assert flow.score == 1 and official == 1 and partial == 1
-    if partial == 1:
+        assert flow.score == 1 and correct == 1 and value == 1
+    if value == 1:
         assert flow.score >= 0.5
     if flow.score < 0:
         assert not strict
@@ -296,8 +323,8 @@ def test_the_order_of_detections_does_not_matter(metadata, found, random):
     distinct = {d.score: d for d in found}
     shuffled = list(distinct.values())
     random.shuffle(shuffled)
-    before = rules.partial(metadata, list(distinct.values()), by_place).score
-    assert rules.partial(metadata, shuffled, by_place).score == pytest.approx(before)
+    before = partial(metadata, list(distinct.values()), by_place).score
+    assert partial(metadata, shuffled, by_place).score == pytest.approx(before)
 
 
 # ---- overall

@@ -1,4 +1,4 @@
-"""Calibration of the scene detector and of the reward built on it: good, bad and hacked pictures, and their order."""
+"""Calibration of the scene detector and of the reward built on it: good, bad and hacked images, and their order."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from blip3o_rl.data.synthetic.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, all_metadata, draw, sample
 from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.geneval.detector import ColourQuestion
+from blip3o_rl.rewards.geneval.detector import ColorQuestion
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
-from blip3o_rl.rewards.geneval.scenes import SceneColours, SceneDetector
+from blip3o_rl.rewards.geneval.scenes import SceneColors, SceneDetector
 from blip3o_rl.scoring.api import Sample
 
 DETECTOR = SceneDetector()
@@ -23,7 +23,7 @@ def score(metadata: dict, image: np.ndarray, mode: str = "partial"):
 
 
 def decoder_like(image: np.ndarray, rng: np.random.Generator, blur: float, noise: float, tint: float) -> np.ndarray:
-    """What a small neural decoder does to a picture: soft edges, grain, wrong colours."""
+    """What a small neural decoder does to an image: soft edges, grain, wrong colors."""
     pixels = image.astype(np.float32) + rng.uniform(-tint, tint, 3)
     pixels = cv2.GaussianBlur(pixels, (0, 0), blur) + rng.normal(0, noise, pixels.shape)
     return np.clip(pixels, 0, 255).astype(np.uint8)
@@ -51,7 +51,7 @@ def test_a_decoders_blur_noise_and_tint_are_tolerated(tag):
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_pictures_of_other_prompts_score_lower(tag):
+def test_images_of_other_prompts_score_lower(tag):
     rng = np.random.default_rng(9)
     lines = all_metadata(tag)
     right, wrong = [], []
@@ -66,28 +66,28 @@ def test_pictures_of_other_prompts_score_lower(tag):
     assert np.mean([v.parts["correct"] for v in wrong]) < 0.2
 
 
-def test_boxes_colours_and_confidence_of_every_shape_and_colour():
+def test_boxes_colors_and_confidence_of_every_shape_and_color():
     for shape in SHAPES:
-        for colour in COLOURS:
+        for color in COLOURS:
             for size in (0.24, 0.5):
-                image = draw(Scene((SceneObject(shape, colour, 0.45, 0.55, size),)))
+                image = draw(Scene((SceneObject(shape, color, 0.45, 0.55, size),)))
                 (found,) = DETECTOR.detect([image])[0]
                 assert found.class_name == shape
                 assert found.score > 0.9, "a clean object must count at the counting threshold"
-                assert SceneColours().classify([ColourQuestion(image, found, shape)]) == [colour]
+                assert SceneColors().classify([ColorQuestion(image, found, shape)]) == [color]
                 half = size / 2
                 expected = [64 * edge for edge in (0.45 - half, 0.55 - half, 0.45 + half, 0.55 + half)]
                 assert np.allclose(found.box, expected, atol=1.6)
 
 
-def test_nothing_is_seen_in_noise_and_in_blank_pictures():
+def test_nothing_is_seen_in_noise_and_in_blank_images():
     rng = np.random.default_rng(10)
     seen: list = []
     for _ in range(40):
         seen += DETECTOR.detect([rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)])[0]
         coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         seen += DETECTOR.detect([np.kron(coarse, np.ones((8, 8, 1), np.uint8))])[0]
-    assert sum(d.score > 0.3 for d in seen) <= 2, "80 pictures of noise"
+    assert sum(d.score > 0.3 for d in seen) <= 2, "80 images of noise"
     assert not any(d.score > 0.9 for d in seen)
     for level in (0, 127, 255):
         assert DETECTOR.detect([np.full((64, 64, 3), level, np.uint8)]) == [[]]
@@ -104,7 +104,7 @@ def test_noise_earns_nothing():
 
 
 @pytest.mark.parametrize("damage", ["blurred", "half faded", "half gone", "speckled"])
-def test_damaged_pictures_score_lower(damage):
+def test_damaged_images_score_lower(damage):
     rng = np.random.default_rng(12)
     whole, damaged = [], []
     for i in range(60):
@@ -139,7 +139,7 @@ def test_confidence_falls_as_an_object_is_deformed():
     assert scores[2] < 0.3
 
 
-def test_covering_the_picture_with_shapes_does_not_pay():
+def test_covering_the_image_with_shapes_does_not_pay():
     """The hack of a detector reward: draw everything, so that whatever is asked for is there."""
     grid = [(0.2, 0.2), (0.5, 0.2), (0.8, 0.2), (0.2, 0.5), (0.5, 0.5), (0.8, 0.5), (0.2, 0.8), (0.5, 0.8), (0.8, 0.8)]
     palette = list(COLOURS)
@@ -175,7 +175,7 @@ def test_what_the_detector_does_not_know_is_found_at_load():
     assert reward.check_metadata(fine) == ""
     assert "dog" in reward.check_metadata({"tag": "colors", "include": [{"class": "dog", "count": 1}]})
     assert "mauve" in reward.check_metadata({**fine, "include": [{"class": "circle", "count": 1, "color": "mauve"}]})
-    assert "colour" in reward.check_metadata({**fine, "tag": "colour"})
+    assert "color" in reward.check_metadata({**fine, "tag": "color"})
 
 
 @pytest.mark.parametrize(("keyword", "value"), [("mode", "official2"), ("detector", "mask2former-x")])
