@@ -1,10 +1,10 @@
-"""PaddleOCR 3.x behind the reader protocol: the original reward's engine, for an environment of its own.
+"""PaddleOCR 3.x behind the reader protocol: the engine of upstream's reward, for an environment of its own.
 
 paddlex pins numpy and PyYAML, brings a second opencv over the trainer's, and GPU builds of paddle and torch do not
 share a process; so nothing here is imported until a `PaddleReader` is made, and `environments/create_paddle.sh`
-creates a place for it. Two backends: `paddle` (paddlepaddle, models in Paddle's form) and `onnxruntime` (no
-paddlepaddle needed, models in ONNX form). Models come from local folders or from PaddleOCR's own download; the three
-document models (orientation, unwarping, text line orientation) are off, as in the original reward.
+creates a place for it. Two backends: `paddle` (paddlepaddle, models in Paddle's format) and `onnxruntime` (no
+paddlepaddle needed, models in ONNX format). Models come from local folders or from PaddleOCR's own download; the three
+document models (orientation, unwarping, text line orientation) are off, as in upstream's reward.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PaddleReader:
         backend: "paddle" or "onnxruntime".
         detection_folder, recognition_folder: model folders with inference.yml and the backend's weights, both or
             neither. Without them PaddleOCR downloads (or takes from ~/.paddlex/official_models) the models below.
-        language, version: which models to download: "en" and "PP-OCRv5" are the original reward's choice.
+        language, version: which models to download: "en" and "PP-OCRv5" are upstream's choice.
         device: "cpu", "gpu:0", ...
         threads: CPU threads of one reader.
 
@@ -105,7 +105,7 @@ class PaddleReader:
 
 
 def _model_name(folder: Path, backend: str) -> str:
-    """The model's name as its folder gives it; PaddleOCR wants it said beside the folder, and the two to agree."""
+    """The model's name as its folder gives it; PaddleOCR wants it next to the folder, and the two to agree."""
     import yaml
 
     weights, _ = BACKENDS[backend]

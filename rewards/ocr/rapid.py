@@ -1,8 +1,8 @@
 """RapidOCR: PP-OCR models in ONNX form that ship inside the wheel, so that this reader needs no network and no paddle.
 
 The embedded default. Orientation classification is off, as in the original reward: text that stands upside down or on
-its side is read badly and earns less. Detection runs at the picture's own size up to `longest_side`; RapidOCR's own
-setting enlarges every small picture to 736 pixels, which costs several times as much and reads no better.
+its side is read badly and earns less. Detection runs at the image's own size up to `longest_side`; RapidOCR's own
+setting enlarges every small image to 736 pixels, which costs several times as much and reads no better.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class RapidReader:
     """Reads text with RapidOCR's packaged PP-OCRv6 models (Latin and Chinese letters).
 
     Args:
-        longest_side: larger pictures are reduced to this for finding text, in pixels; letters are recognised at the
-            picture's own size. The default is the side of the released model's pictures.
-        threads: CPU threads of one reader. Rewards run beside a trainer: raise it only where cores are free.
+        longest_side: larger images are reduced to this for finding text, in pixels; letters are recognized at the
+            image's own size. The default is the side of the 3B model's images.
+        threads: CPU threads of one reader. Rewards run next to a trainer: raise it only where cores are free.
 
     Raises:
         UserError: rapidocr or onnxruntime is not installed.
@@ -57,7 +57,7 @@ class RapidReader:
         if result.boxes is None:
             return []
         if result.txts is None:
-            raise RuntimeError("RapidOCR found text but its recogniser gave nothing back")
+            raise RuntimeError("RapidOCR found text but its recognizer gave nothing back")
         return [
             TextLine(text, float(confidence), np.asarray(polygon, np.float64))
             for text, confidence, polygon in zip(result.txts, result.scores, result.boxes, strict=True)

@@ -1,9 +1,9 @@
-"""What the OCR rules need to see: lines of text, each with a confidence and a place.
+"""What the OCR rules see: lines of text, each with a confidence and a place; and the embedded engine, RapidOCR.
 
-A reader is an OCR engine behind one method, so that the rules do not know which one reads. Readers return every line
-they recognised, whatever its confidence: what counts is the rules' decision, and the statistic of covered area wants
-all of it. Two functions over lines belong to no engine and stand here too: the order in which a person reads them
-(engines sort by fixed numbers of pixels, which fits no 64-pixel picture), and the share of the picture they cover.
+A reader is an OCR engine behind one method. Readers return every line they recognized, whatever its confidence: what
+counts is the rules' decision, and the statistic of covered area needs all of it. Two functions over lines belong to no
+engine and stand here too: the order in which a person reads them (engines sort by fixed numbers of pixels, which fits
+no 64-pixel image), and the share of the image they cover.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import cv2
 import numpy as np
 
 SAME_ROW = 0.5
-"""Two lines are in one row if their vertical extents overlap by at least this share of the lower one's height."""
+"""Two lines are in one row if their vertical extents overlap by at least this share of the shorter one's height."""
 
 
 @dataclass(frozen=True)
 class TextLine:
-    """One recognised line.
+    """One recognized line.
 
     Attributes:
-        text: as recognised, not empty.
-        confidence: the recogniser's mean character probability, 0..1.
+        text: as recognized, not empty.
+        confidence: the recognizer's mean character probability, 0..1.
         polygon: float [N, 2], N >= 3: corners in pixels, x to the right and y down, clockwise from the top left.
     """
 
@@ -57,7 +57,7 @@ def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
 
 
 def _overlap(a: TextLine, b: TextLine) -> float:
-    """How much of the lower one's height both lines share, at most 1; negative if there is a gap."""
+    """How much of the shorter one's height both lines share, at most 1; negative if there is a gap."""
     top_a, bottom_a = float(a.polygon[:, 1].min()), float(a.polygon[:, 1].max())
     top_b, bottom_b = float(b.polygon[:, 1].min()), float(b.polygon[:, 1].max())
     height = max(min(bottom_a - top_a, bottom_b - top_b), 1e-6)
@@ -65,9 +65,9 @@ def _overlap(a: TextLine, b: TextLine) -> float:
 
 
 def text_area(lines: Sequence[TextLine], height: int, width: int) -> float:
-    """Share of the picture that lies inside the lines' polygons, 0 (no text) .. 1 (all of it); overlaps count once.
+    """Share of the image inside the lines' polygons, 0 (no text) .. 1 (all of it); overlaps count once.
 
-    A guard statistic: it rises when a policy fills the picture with writing, whatever the reward says.
+    A monitored statistic: it rises when a policy fills the image with writing, whatever the reward says.
 
     Args:
         lines: lines of one image, of any confidence.

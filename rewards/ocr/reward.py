@@ -1,7 +1,7 @@
 """The OCR reward: a text reader and the rules, as one Reward.
 
-The value is the rules' score in the chosen mode. The original score, the strict one and the share of the picture that
-text covers are always parts, whatever is optimised: when the original rises and the other two say why, it was gamed.
+The value is the rules' score in the chosen mode. The original score, the strict one and the share of the image that
+text covers are always components: when the original rises and the other two say why, it was gamed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.rewards.ocr import rules
 from blip3o_rl.rewards.ocr.paddle import PaddleReader
 from blip3o_rl.rewards.ocr.rapid import RapidReader
@@ -30,11 +30,12 @@ class OCRReward:
         min_confidence: lines below it do not count in the strict score, 0..1. The original score takes every line.
         confidence_weighting: right characters count as much as their confidence (strict only).
 
-    Range: [0, 1]. Parts: original and strict (the two scores; strict as configured), exact (1 if the image says the
-    wanted text and nothing else, else 0), text_area (share of the image covered by text).
+    Range: [0, 1]. Components: original and strict (the two scores; strict as configured), exact (1 if the image says
+    the wanted text and nothing else, else 0), text_area (share of the image covered by text).
     """
 
     required_metadata: tuple[str, ...] = ()
+    optional_metadata: tuple[str, ...] = ("text",)
     example_metadata: Mapping[str, Any] = {"prompt": 'a sign that says "OPEN"'}
 
     def __init__(
@@ -67,7 +68,7 @@ class OCRReward:
         return ""
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """One Score a sample; the reader sees all images at once.
+        """One Score per sample; the reader sees all images at once.
 
         Raises:
             ValueError: a sample has no wanted text (its prompt file was not checked).
@@ -84,14 +85,14 @@ class OCRReward:
     def _score(self, sample: Sample, wanted: list[str], lines: list[TextLine]) -> Score:
         clear = reading_order([line for line in lines if line.confidence >= self.min_confidence])
         height, width = sample.image.shape[:2]
-        parts = {
+        components = {
             "original": rules.original(wanted[0], [line.text for line in lines]),
             "strict": rules.strict(wanted, clear, self.confidence_weighting),
             "exact": float(rules.strict(wanted, clear) == 1),
             "text_area": text_area(lines, height, width),
         }
         counted = [line.text for line in (lines if self.mode == "original" else clear)]
-        return Score(parts[self.mode], parts, f"wanted {_quoted(wanted)}, read {_quoted(counted)}")
+        return Score(components[self.mode], components, f"wanted {_quoted(wanted)}, read {_quoted(counted)}")
 
 
 def _quoted(texts: Sequence[str]) -> str:
@@ -111,6 +112,7 @@ def _reader(reader: str | TextReader, options: dict[str, Any]) -> TextReader:
     for option in options:
         if option not in known:
             raise UserError(
-                f"reader_options.{option}: the reader {reader} has no such option; it takes {', '.join(known)}"
+                f"reader_options.{option}: the reader {reader} has no such option{did_you_mean(option, known)}; "
+                f"it takes {', '.join(known)}"
             )
     return READERS[reader](**options)

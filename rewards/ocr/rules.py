@@ -1,10 +1,10 @@
 """The OCR rules: from what was wanted and what was read to a score in [0, 1].
 
 Two scorings, because one is in use and can be gamed:
-    original  BLIP3o-NEXT's reward and, but for its confidence filter, Flow-GRPO's (`flow_grpo/ocr.py`), number for
-              number: only the first quoted span; s = all recognised text, t = the span, both in lower case without
-              blanks; d = 0 if t occurs anywhere in s, else min(Levenshtein(s, t), |t|); score = 1 - d / |t|.
-    strict    the default. R = all recognised text in reading order, T = all wanted texts in whichever order fits
+    original  BLIP3o-NEXT's reward and, but for its confidence filter, Flow-GRPO's (`flow_grpo/ocr.py`): only the first
+              quoted span; s = all recognized text, t = the span, both in lower case without blanks; d = 0 if t occurs
+              anywhere in s, else min(Levenshtein(s, t), |t|); score = 1 - d / |t|.
+    strict    the default. R = all recognized text in reading order, T = all wanted texts in whichever order fits
               best, both as characters after NFKC, case folding and removal of white space;
               d = the cheapest way to turn R into T, where an extra, a missing and a wrong character cost 1 each;
               score = 1 - d / max(|R|, |T|).
@@ -15,9 +15,8 @@ side keeps the score in [0, 1] without cutting it off, so nearly right beats far
 samples needs to differ.
 
 With confidence weighting (strict only) a right character read with confidence c costs 1 - c instead of 0: an image
-with exactly the wanted text scores its mean confidence a character. Surplus text costs 1 a character at any confidence.
-
-Punctuation counts in both. Positions are not judged, and neither is which of several texts is where.
+with exactly the wanted text scores its mean confidence per character. Surplus text costs 1 per character at any
+confidence. Punctuation counts in both. Positions are not judged, and neither is which of several texts is where.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ def wanted_texts(prompt: str, metadata: Mapping[str, Any], mode: str) -> list[st
     else:
         texts = [straight or curly for straight, curly in QUOTED.findall(prompt)]
         if re.search('["“”]', QUOTED.sub("", prompt)):
-            raise ValueError("its quotation marks do not pair up; mend them or add the field 'text'")
+            raise ValueError("its quotation marks do not pair up; fix them or add the field 'text'")
     if not texts:
-        raise ValueError("it says no text to draw; put it in double quotes (\"OPEN\") or add the field 'text'")
+        raise ValueError("it names no text to write; put it in double quotes (\"OPEN\") or add the field 'text'")
     if not all(folded(text) for text in texts):
         raise ValueError("one of its wanted texts is blank; write what the image should say")
     if len(texts) > MAX_TEXTS:
@@ -74,7 +73,7 @@ def original(wanted: str, read: Sequence[str]) -> float:
 
     Args:
         wanted: the first wanted text, not blank.
-        read: recognised texts in the engine's order, of any confidence.
+        read: recognized texts in the engine's order, of any confidence.
     """
     t = wanted.replace(" ", "").lower()
     s = "".join(read).replace(" ", "").lower()
@@ -88,7 +87,7 @@ def strict(wanted: Sequence[str], lines: Sequence[TextLine], confidence_weightin
 
     Args:
         wanted: the wanted texts, one to MAX_TEXTS, none blank, in any order.
-        lines: recognised lines in reading order, those of too little confidence left out.
+        lines: recognized lines in reading order, those of too little confidence left out.
         confidence_weighting: right characters count as much as their line's confidence.
     """
     targets = [folded(text) for text in wanted]
@@ -130,6 +129,6 @@ def _append(row: np.ndarray, target: str, letters: np.ndarray, confidence: np.nd
         missing = row + 1
         kept_or_wrong = row[:-1] + np.where(letters == letter, 1 - confidence, 1.0)
         row = np.append(missing[:1], np.minimum(missing[1:], kept_or_wrong))
-        # An extra letter costs 1: the least of row[j] + (i - j) over all j <= i.
+        # An extra letter costs 1: the minimum of row[j] + (i - j) over all j <= i.
         row = np.minimum.accumulate(row - step) + step
     return row
