@@ -26,7 +26,7 @@ from blip3o_rl.checkpoint.source import Source
 from blip3o_rl.checkpoint.staging import gigabytes
 from blip3o_rl.checkpoint.ta_tok import TaTokFile
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, read_config
-from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, KEPT, LM_HEAD, TOWER, Architecture, Shape
+from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, KEPT, LM_HEAD, TOWER, Shape
 from blip3o_rl.checkpoint.weights import Checkpoint, compact, dtype_name, size_of
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
@@ -106,17 +106,16 @@ def make_plan(source: Source, configs: dict[str, dict[str, Any]], ta_tok: TaTokF
         eos_token_id=fields.get("eos_token_id", tokenizer.eos_token_id),
         pad_token_id=tokenizer.pad_token_id,
     )
-    modules = Architecture(
-        policy=policy,
-        sana=configs.get("sana", upstream_config.SANA),
-        vae=configs.get("vae", upstream_config.DC_AE),
-        image_tokenizer=image_tokenizer,
-        reference=upstream_config.reference_flags(fields, stored),
-    ).modules()
+    modules = upstream_keys.build_modules(
+        policy,
+        configs.get("sana", upstream_config.SANA),
+        configs.get("vae", upstream_config.DC_AE),
+        image_tokenizer,
+        upstream_config.reference_flags(fields, stored),
+    )
     manifest = upstream_keys.manifest(modules)
     own = {key: shape for key, shape in manifest.items() if has_tower or not key.startswith(TOWER)}
-    differences = upstream_keys.compare(own, stored)
-    if differences:
+    if differences := upstream_keys.differences(own, stored):
         raise UserError(
             f"{source.folder}: its weights are not those of its configs: {differences}; "
             "give a whole checkpoint, and the configs of its SANA and autoencoder if they are not the published ones"

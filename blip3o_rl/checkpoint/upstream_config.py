@@ -8,7 +8,6 @@ the 375 tensors of the published weights.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,10 +59,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a config.json")
-    try:
-        fields = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: not readable as a JSON object ({error}); give a config.json") from error
+    fields = read_json(file)
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: holds no JSON object; give a config.json")
     return {name: value for name, value in fields.items() if not name.startswith("_")}
 
 

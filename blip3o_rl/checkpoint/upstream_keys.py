@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,39 +68,35 @@ def kept_folder(model: Path) -> Path:
     return before if before.is_dir() else model / KEPT
 
 
-@dataclass
-class Architecture:
-    """Everything that decides which keys and shapes a checkpoint has. None: the checkpoint has no such part."""
+def build_modules(
+    policy: Blip3oNextConfig,
+    sana: dict[str, Any],
+    vae: dict[str, Any],
+    image_tokenizer: dict[str, Any] | None,
+    reference: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Part of the model folder -> module on the meta device, without memory for weights.
 
-    policy: Blip3oNextConfig
-    sana: dict[str, Any]
-    vae: dict[str, Any]
-    image_tokenizer: dict[str, Any] | None
-    reference: dict[str, Any] | None = None
-    """Config of the reference's connector."""
+    Args:
+        policy, sana, vae, image_tokenizer: configs; None if the checkpoint has no such part.
+        reference: config of an editing model's connector for the reference image.
 
-    def modules(self) -> dict[str, Any]:
-        """Part of the model folder -> module on the meta device, without memory for weights.
-
-        Raises:
-            UserError: one of the configs does not describe such a module.
-        """
-        sana = _on_meta("renderer/transformer", SanaTransformer2DModel.from_config, self.sana)
-        vae = _on_meta("renderer/vae", AutoencoderDC.from_config, self.vae)
-        width = sana.config.caption_channels
-        modules = {
-            "policy": _on_meta("policy", Blip3oNextForCausalLM, self.policy),
-            "renderer/connector": _on_meta("renderer/connector", Connector, self.policy.hidden_size, width),
-            "renderer/transformer": sana,
-            "renderer/vae": vae,
-        }
-        if self.reference is not None:
-            channels = vae.config.latent_channels
-            part = "renderer/reference_connector"
-            modules[part] = _on_meta(part, ReferenceConnector, channels, width, **self.reference)
-        if self.image_tokenizer is not None:
-            modules["image_tokenizer"] = _on_meta("image_tokenizer", TATok.from_config, self.image_tokenizer)
-        return modules
+    Raises:
+        UserError: one of the configs does not describe such a module.
+    """
+    modules = {
+        "policy": _on_meta("policy", Blip3oNextForCausalLM, policy),
+        "renderer/transformer": _on_meta("renderer/transformer", SanaTransformer2DModel.from_config, sana),
+        "renderer/vae": _on_meta("renderer/vae", AutoencoderDC.from_config, vae),
+    }
+    width = modules["renderer/transformer"].config.caption_channels
+    modules["renderer/connector"] = _on_meta("renderer/connector", Connector, policy.hidden_size, width)
+    if reference is not None:
+        part, channels = "renderer/reference_connector", modules["renderer/vae"].config.latent_channels
+        modules[part] = _on_meta(part, ReferenceConnector, channels, width, **reference)
+    if image_tokenizer is not None:
+        modules["image_tokenizer"] = _on_meta("image_tokenizer", TATok.from_config, image_tokenizer)
+    return modules
 
 
 def _on_meta(part: str, build: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
@@ -157,49 +152,31 @@ def upstream_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found | (weights.open_file(unused)[0] if unused.is_file() else {})
 
 
-@dataclass
-class Differences:
-    """How a checkpoint differs from what its configs ask for. Empty lists: it does not."""
+def differences(used: Mapping[str, Shape], stored: Mapping[str, torch.Tensor]) -> str:
+    """How a checkpoint differs from the manifest; empty if it does not.
 
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    wrong: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
-    """Key -> shape found, shape expected."""
-    dtypes: dict[str, str] = field(default_factory=dict)
-    """Key -> dtype that is none of a weight (quantized)."""
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.wrong or self.dtypes)
-
-    def __str__(self) -> str:
-        """Every key, in one line; keys that differ only in a layer's number share an entry."""
-        listed = []
-        if self.missing:
-            listed.append(f"{len(self.missing)} missing: {compact(self.missing)}")
-        if self.unexpected:
-            listed.append(f"{len(self.unexpected)} unexpected: {compact(self.unexpected)}")
-        if self.wrong:
-            kinds: dict[tuple[Shape, Shape], list[str]] = {}
-            for key, pair in self.wrong.items():
-                kinds.setdefault(pair, []).append(key)
-            shapes = [f"{compact(keys)} {list(a)} instead of {list(b)}" for (a, b), keys in kinds.items()]
-            listed.append(f"{len(self.wrong)} of the wrong shape: {', '.join(shapes)}")
-        if self.dtypes:
-            listed.append(f"{len(self.dtypes)} of dtype {sorted(set(self.dtypes.values()))}: {compact(self.dtypes)}")
-        return "; ".join(listed)
-
-
-def compare(used: Mapping[str, Shape], stored: Mapping[str, torch.Tensor]) -> Differences:
-    """Differences between the manifest and a checkpoint; see `Differences`."""
+    Every key is named, in one line; keys that differ only in a layer's number share an entry.
+    """
     expected = dict(used) | ({LM_HEAD: used[EMBEDDING]} if LM_HEAD in stored else {})
-    common = [key for key in expected if key in stored]
-    shapes = {key: tuple(stored[key].shape) for key in common}
-    return Differences(
-        missing=[key for key in expected if key not in stored],
-        unexpected=[key for key in stored if place(key, used) is None],
-        wrong={key: (shapes[key], expected[key]) for key in common if shapes[key] != expected[key]},
-        dtypes={key: weights.dtype_name(stored[key]) for key in common if stored[key].dtype not in _DTYPES},
-    )
+    missing = [key for key in expected if key not in stored]
+    unexpected = [key for key in stored if place(key, used) is None]
+    shapes: dict[str, list[str]] = {}
+    dtypes: dict[str, list[str]] = {}
+    for key in expected.keys() & stored.keys():
+        tensor = stored[key]
+        if tuple(tensor.shape) != expected[key]:
+            shapes.setdefault(f"{list(tensor.shape)} instead of {list(expected[key])}", []).append(key)
+        if tensor.dtype not in _DTYPES:
+            dtypes.setdefault(weights.dtype_name(tensor), []).append(key)
+    found = [
+        f"{len(keys)} {what}: {compact(keys)}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected))
+        if keys
+    ]
+    if shapes:
+        listed = sorted(f"{compact(keys)} {what}" for what, keys in shapes.items())
+        found.append(f"{sum(map(len, shapes.values()))} of the wrong shape: {', '.join(listed)}")
+    return "; ".join([*found, *(f"{len(keys)} of dtype {name}: {compact(keys)}" for name, keys in dtypes.items())])
 
 
 def lm_head_kind(stored: Mapping[str, torch.Tensor]) -> tuple[str, int]:

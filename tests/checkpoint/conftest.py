@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blip3o_rl.checkpoint.upstream_config import DC_AE, SANA
-from blip3o_rl.checkpoint.upstream_keys import Architecture
+from blip3o_rl.checkpoint.upstream_keys import build_modules
 from blip3o_rl.model.policy import Blip3oNextConfig
 
 POLICY = {
@@ -27,4 +27,4 @@ def full_size_policy() -> Blip3oNextConfig:
 def full_size(full_size_policy: Blip3oNextConfig) -> dict[str, Any]:
     """Part of the model folder -> module on the meta device, of an editing model."""
     reference = {"cross_attention": True, "noise_injection": True}
-    return Architecture(full_size_policy, SANA, DC_AE, {}, reference).modules()
+    return build_modules(full_size_policy, SANA, DC_AE, {}, reference)
