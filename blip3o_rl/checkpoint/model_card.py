@@ -21,7 +21,7 @@ from blip3o_rl.io import read_json
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.checkpoints import step_of
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.report.summary import summarise
+from blip3o_rl.report.summary import summarize
 
 CARD = "README.md"
 _TEMPLATE = Path(__file__).with_suffix(".md")
@@ -50,7 +50,7 @@ def training_of(checkpoint: Path) -> Training | None:
         return None
     folder = RunFolder.open(found[0])
     config: Any = OmegaConf.load(folder.config)
-    summary = summarise(folder)
+    summary = summarize(folder)
     step = step_of(checkpoint) or summary.steps
     if "reward" not in config:
         trained = f"the policy and the renderer ({config.train.trainable}) were trained"

@@ -1,4 +1,4 @@
-"""Verbs that draw pictures, turn pictures into tokens and back, and judge them."""
+"""Commands that generate images, and turn images into tokens and back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from blip3o_rl.cli.options import (
     Backend,
@@ -34,8 +32,6 @@ from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from blip3o_rl.evaluation.held_out import EvaluationResult
 
 Out = Annotated[Path, typer.Option(help="folder for the pictures")]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="picture files: PNG, JPEG, WebP, ...")]
@@ -167,49 +163,6 @@ def reconstruct(
         print(file)
 
 
-def evaluate(
-    suite: Annotated[
-        str, typer.Argument(help="shapes (scenes, GenEval's rules) or words (two letters, read by RapidOCR)")
-    ],
-    model: Model = "mini",
-    out: Annotated[Path, typer.Option(help="the result, JSON")] = Path("outputs/eval.json"),
-    prompts: Annotated[int | None, typer.Option(min=1, help="held-out prompts; default: 64 shapes, 22 words")] = None,
-    images: Annotated[int, typer.Option(min=1, help="pictures a prompt")] = 4,
-    seed: Seed = 0,
-    scale: Scale = 2,
-    steps: Steps = 8,
-    guidance: Guidance = 2.0,
-) -> None:
-    """Scores a model folder on held-out prompts with fixed seeds."""
-    from blip3o_rl.evaluation import held_out, suites
-    from blip3o_rl.report.gallery import Tile, save_grid
-
-    chosen = suites.suite_of(suite)
-    try:
-        rows = chosen.prompts(prompts or chosen.default_prompts)
-    except ValueError as error:
-        raise UserError(f"--prompts {prompts}: {error}") from error
-    result = held_out.evaluate(
-        load_pipeline(model),
-        rows,
-        suite,
-        images_per_prompt=images,
-        seed=seed,
-        scale=scale,
-        steps=steps,
-        guidance=guidance,
-        output=out,
-    )
-    Console().print(_scores(result))
-    shown = [
-        Tile(pixels, image.prompt, image.partial) for pixels, image in zip(result.pixels, result.images, strict=True)
-    ]
-    save_grid(
-        out.with_suffix(".png"), shown[:32], f"{model}   ·   mean score {result.overall:.3f} of {len(shown)} images"
-    )
-    print(out, out.with_suffix(".png"))
-
-
 def _tokenize(paths: list[Path], model: str, scale: int, batch_size: int, device: str) -> Any:
     """Codebook indices of picture files, int64 [B, n]; every file is checked before the model is loaded."""
     from blip3o_rl.model import folder
@@ -242,21 +195,6 @@ def _check_size(model: str, size: int | None) -> None:
     from blip3o_rl.model import denoising, folder
 
     denoising.check_size(folder.check(model) / "renderer", size)
-
-
-def _scores(result: EvaluationResult) -> Table:
-    """The numbers of an evaluation."""
-    rows = Table(box=None, pad_edge=False)
-    for column in ("", "partial credit", "all right", "images"):
-        rows.add_column(column, justify="left" if not column else "right")
-    for tag, numbers in result.per_tag.items():
-        rows.add_row(tag, f"{numbers['partial']:.3f}", f"{numbers['official']:.3f}", f"{numbers['images']:.0f}")
-    error = f" ± {result.standard_error:.3f}" if result.standard_error == result.standard_error else ""
-    rows.add_row(
-        "overall", f"{result.overall:.3f}{error}", f"{result.official:.3f}", str(len(result.images)), style="bold"
-    )
-    rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s an image"
-    return rows
 
 
 def _slug(prompt: str) -> str:

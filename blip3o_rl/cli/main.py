@@ -14,7 +14,9 @@ from rich.console import Console
 
 from blip3o_rl.cli import convert, export, mini, rewards, rewards_author, sft
 from blip3o_rl.cli import doctor as machine
+from blip3o_rl.cli import eval as evaluation
 from blip3o_rl.cli import generate as pictures
+from blip3o_rl.cli import report as run_report
 from blip3o_rl.cli import train as runs
 from blip3o_rl.errors import UserError
 
@@ -37,10 +39,10 @@ app.command()(pictures.reconstruct)
 app.command()(runs.train)
 app.command()(runs.submit)
 app.command()(sft.sft)
-app.command("eval")(pictures.evaluate)
+app.command("eval")(evaluation.evaluate)
 app.command()(convert.convert)
 app.command()(export.export)
-app.command()(runs.report)
+app.command()(run_report.report)
 app.add_typer(rewards_app, name="rewards")
 rewards_app.command("list")(rewards.list_rewards)
 rewards_app.command()(rewards_author.new)

@@ -1,4 +1,4 @@
-"""Verbs that start training runs and report on them."""
+"""Commands that start training runs."""
 
 from __future__ import annotations
 
@@ -68,15 +68,3 @@ def submit(
 
     find_recipe(recipe)
     raise typer.Exit(submit_job(recipe, overrides or [], address, runs, wait))
-
-
-def report(
-    folder: Annotated[Path | None, typer.Argument(help="run folder; by default the latest in runs/")] = None,
-) -> None:
-    """Writes report.html of a run: curves, time by stage, image grids, guard statistics, configuration."""
-    from blip3o_rl.report import page, summary
-    from blip3o_rl.report.run_folder import RunFolder
-
-    run = RunFolder.latest() if folder is None else RunFolder.open(folder)
-    Console().print(summary.table(summary.summarise(run)))
-    print(page.write(run))

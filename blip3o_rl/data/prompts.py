@@ -1,8 +1,8 @@
-"""Prompt files (JSONL) -> checked rows -> the parquet table that verl reads.
+"""Prompt files -> checked rows -> the parquet table that verl reads.
 
-A prompt file has one JSON object a line with at least `prompt`; the rest of the object is the metadata that rewards
-read. The format is GenEval's (tag, include, exclude), and where these fields are present they are checked here, with
-the file's line in the message, because a wrong field would otherwise show up as a puzzling reward in a long run.
+A prompt is an object with at least `prompt`; its other fields are the metadata that rewards read. The format is
+GenEval's (tag, include, exclude), and where these fields are present they are checked here, with the file's line in the
+message, because a wrong field would otherwise show up as a puzzling reward in a long run.
 
 verl wants `prompt` as a chat; nested metadata is stored as a JSON string, because a parquet struct column would give
 every row the union of all rows' keys, filled with nulls.
@@ -11,7 +11,7 @@ every row the union of all rows' keys, filled with nulls.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts, train_prompts
 from blip3o_rl.data.text_files import read_records
 from blip3o_rl.errors import UserError
 
@@ -60,7 +59,7 @@ def check_row(data: Any, where: str) -> PromptRow:
     if not isinstance(data, dict):
         raise UserError(f"{where}: is {_kind(data)}; write a JSON object with the field 'prompt'")
     if "prompt" not in data:
-        raise UserError(f"{where}: field 'prompt' is missing; add the text to draw")
+        raise UserError(f"{where}: field 'prompt' is missing; add the text to generate from")
     if not isinstance(data["prompt"], str) or not data["prompt"].strip():
         raise UserError(f"{where}: field 'prompt' is {_kind(data['prompt'])}; write a non-empty string")
     if "tag" in data and not isinstance(data["tag"], str):
@@ -106,14 +105,6 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {json.dumps(value)[:40]}"
 
 
-def write_prompts(path: str | Path, metadata: Iterable[Mapping[str, Any]]) -> list[PromptRow]:
-    """Writes a JSONL prompt file and returns its rows."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(dict(line)) + "\n" for line in metadata), encoding="utf-8")
-    return read_prompts(path)
-
-
 def write_parquet(
     rows: Sequence[PromptRow], path: str | Path, data_source: str, ability: str = "text_to_image"
 ) -> Path:
@@ -138,35 +129,3 @@ def write_parquet(
         )
     pq.write_table(pa.Table.from_pylist(table), path)
     return path
-
-
-def prompts_to_parquet(source: str | Path, target: str | Path, data_source: str = "") -> list[PromptRow]:
-    """Reads a prompt file, writes the table and returns the rows (for the rubric's `check_prompts`)."""
-    rows = read_prompts(source)
-    write_parquet(rows, target, data_source or Path(source).stem)
-    return rows
-
-
-def build_shapes(folder: str | Path, n_train: int = 2048, n_held_out: int = 64, seed: int = 0) -> dict[str, Path]:
-    """Writes the mini shapes data set: train and held_out, each as .jsonl and .parquet.
-
-    The two sides share no prompt, except the `single_object` ones (see `mini.prompts`).
-
-    Returns:
-        {"train": ..., "held_out": ...}: the parquet files.
-
-    Raises:
-        UserError: a size below 1, or more held-out prompts than there are.
-    """
-    if n_train < 1 or n_held_out < 1:
-        raise UserError(f"shapes: {n_train} training and {n_held_out} held-out prompts; ask for at least one of each")
-    folder = Path(folder)
-    try:
-        sides = {"train": train_prompts(n_train, seed), "held_out": held_out_prompts(n_held_out)}
-    except ValueError as error:
-        raise UserError(f"shapes: {error}; ask for fewer") from error
-    files = {}
-    for side, metadata in sides.items():
-        rows = write_prompts(folder / f"{side}.jsonl", metadata)
-        files[side] = write_parquet(rows, folder / f"{side}.parquet", "shapes")
-    return files

@@ -1,13 +1,15 @@
-"""The held-out evaluation of a model: the pictures it draws for a suite's prompts, scored by the suite's judge.
+"""The held-out evaluation of a model: images for a source's held-out prompts, scored by the source's judge.
 
-Every image has its own seed (`seed` + its number in the list), so that two evaluations with the same arguments see the
-same noise and differ by the weights alone. The main number is the mean partial credit over images, because it moves
-before whole images become right; the benchmark's own number, the mean of the per-tag accuracies, stands beside it.
-Rewards can be gamed, so the evaluation also says how much the images differ and carries the guard statistics.
+Every image has its own seed (`seed` + its number in the list), so that two evaluations with the same settings see the
+same noise and differ by the weights alone. The result stores the settings, and `report.evaluations` compares only
+results whose settings are equal. The main number is the mean partial credit over images, because it moves before whole
+images become right; the mean of the per-tag accuracies, as GenEval reports it, is next to it. Rewards can be gamed, so
+the result also says how much the images differ, and carries the monitors' statistics.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -16,19 +18,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from blip3o_rl.data.prompts import PromptRow, check_row
+from blip3o_rl.data.sources import source_of
 from blip3o_rl.errors import UserError
-from blip3o_rl.evaluation.suites import suite_of
+from blip3o_rl.io import replacing, write_json
 from blip3o_rl.monitoring.image_statistics import image_guards, pixel_distances
-from blip3o_rl.rewards.geneval.rules import overall as mean_of_tags
 from blip3o_rl.scoring.api import Sample
-from blip3o_rl.scoring.rubric import Rubric
+from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.rubric import Rubric, RubricScore
+
+SAVED = 12
+"""Prompts whose first image is saved with the result: enough to look at, in the order of the list."""
+SCORED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class JudgedImage:
-    """One image's verdicts; `reward` is the rubric's value, None without a rubric or if a reward failed."""
+    """One image's verdicts.
+
+    Attributes:
+        partial: the judge's value, 0..1.
+        correct: whether everything that was asked for is right.
+        reward: the value of the rewards that were given; None without any, or if one failed.
+        file: the saved image, relative to the result's file; empty if it was not saved.
+    """
 
     prompt: str
     tag: str
@@ -37,6 +52,7 @@ class JudgedImage:
     correct: bool
     reason: str
     reward: float | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,15 +62,15 @@ class EvaluationResult:
     Attributes:
         overall: mean partial credit over images, 0..1.
         standard_error: of `overall`, from the spread of the per-prompt means (nan for one prompt).
-        official: GenEval's overall score, the unweighted mean of the per-tag accuracies, 0..1.
+        official: the unweighted mean of the per-tag accuracies, 0..1.
         per_tag: tag -> {partial, official, images}.
         distinct_share: number of different token sequences over the number of images, 0..1.
-        pixel_distance: mean absolute pixel difference between images of one prompt, 0..1; nan for one image a prompt.
-        guards: means of `reward.guards.image_guards`.
-        reward: mean of the rubric's value over the images that it could score; None without a rubric.
-        reward_parts: means of the rubric's parts, each over the images that have it.
-        reward_failed: number of images the rubric could not score.
-        settings: the arguments.
+        pixel_distance: mean absolute pixel difference between images of one prompt, 0..1; nan for one image per prompt.
+        monitors: means of the image statistics.
+        reward: mean of the rewards' value over the images that they could score; None without rewards.
+        reward_parts: means of the rewards' components, each over the images that have it.
+        reward_failed: number of images the rewards could not score.
+        settings: what two results must have in common to be compared.
         seconds_per_image: wall time of the pipeline.
         images: every image's verdict, in order: all images of the first prompt, then the second ...
         pixels: uint8 [n, H, W, 3], same order; not written to the file.
@@ -66,7 +82,7 @@ class EvaluationResult:
     per_tag: dict[str, dict[str, float]]
     distinct_share: float
     pixel_distance: float
-    guards: dict[str, float]
+    monitors: dict[str, float]
     reward: float | None
     reward_parts: dict[str, float]
     reward_failed: int
@@ -81,13 +97,6 @@ class EvaluationResult:
         del data["pixels"]
         return _without_nan(data)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes `to_json` to a file; its folder is made if needed."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-        return path
-
 
 def evaluate(
     pipe: Any,
@@ -98,23 +107,23 @@ def evaluate(
     scale: int = 2,
     steps: int = 10,
     guidance: float = 2.0,
-    rubric: Rubric | None = None,
-    output: str | Path | None = None,
+    rewards: Mapping[str, Any] | None = None,
+    output: Path | None = None,
 ) -> EvaluationResult:
-    """Draws `images_per_prompt` images for each prompt and judges them.
+    """Renders `images_per_prompt` images for each prompt and judges them.
 
     Args:
         pipe: callable as `Blip3oPipeline`: (prompts, seeds, scale=, steps=, guidance=) -> .images uint8 [B, H, W, 3]
             and .tokens [B, n].
-        prompts: metadata as the suite's `prompts` gives it, or the rows of a prompt file.
-        suite: one of `suites.SUITES`: who judges.
+        prompts: held-out prompts as `data.sources` gives them.
+        suite: the source whose judge scores.
         images_per_prompt: at least 1.
         seed: of the first image; the following ones count up.
         scale: 0, 1, 2 for 729, 169, 81 tokens.
         steps: renderer steps.
         guidance: renderer guidance.
-        rubric: rewards to report beside the judge's; they do not change the other numbers.
-        output: a JSON file to write, if given.
+        rewards: configuration of rewards to report next to the judge's; they do not change the other numbers.
+        output: a JSON file to write, if given, with the first images in a folder of the same name.
 
     Raises:
         UserError: no prompts, images_per_prompt below 1, an unknown suite, or a prompt that its judge cannot score.
@@ -122,77 +131,118 @@ def evaluate(
     rows = [row if isinstance(row, PromptRow) else check_row(dict(row), f"prompt {i}") for i, row in enumerate(prompts)]
     if not rows or images_per_prompt < 1:
         raise UserError(f"evaluation: {len(rows)} prompts x {images_per_prompt} images; give at least one of each")
-    rules = suite_of(suite)
-    judge = rules.judge()
-    Rubric.of(judge).check_prompts(rows)
+    source = source_of(suite, f"eval {suite}")
+    judge = build_rubric({name: {**entry, "on_error": "stop"} for name, entry in source.judge.items()})
+    judge.check_prompts(rows)
 
     repeated = [row for row in rows for _ in range(images_per_prompt)]
-    seeds = [seed + i for i in range(len(repeated))]
+    seeds = [seed + number for number in range(len(repeated))]
     start = time.perf_counter()
-    drawn = pipe([row.prompt for row in repeated], seeds, scale=scale, steps=steps, guidance=guidance)
+    generated = pipe([row.prompt for row in repeated], seeds, scale=scale, steps=steps, guidance=guidance)
     seconds = time.perf_counter() - start
-    pixels = np.asarray(drawn.images)
+    pixels = np.asarray(generated.images)
     if len(pixels) != len(repeated):
         raise ValueError(f"the pipeline returned {len(pixels)} images for {len(repeated)} prompts")
 
     samples = [
-        Sample(f"{row.id}/{seed_}", row.prompt, image, row.metadata, group=row.id)
-        for row, seed_, image in zip(repeated, seeds, pixels, strict=True)
+        Sample(f"{row.id}/{number}", row.prompt, image, row.metadata, group=row.id)
+        for row, number, image in zip(repeated, seeds, pixels, strict=True)
     ]
-    verdicts = judge.score(samples)
-    results = rubric.score(samples) if rubric is not None else []
-    rewards = [None if result.failed else result.value for result in results] or [None] * len(samples)
+    verdicts = _scored(judge, samples)
+    scores = _scored(build_rubric(rewards), samples) if rewards else []
+    values = [None if score.failed else score.value for score in scores] or [None] * len(samples)
+    files = _save_images(pixels, images_per_prompt, output) if output else {}
     images = [
         JudgedImage(
             prompt=row.prompt,
-            tag=row.metadata["tag"],
-            seed=seed_,
-            partial=verdict.value,
-            correct=verdict.parts[rules.correct] == 1,
-            reason=verdict.reason,
-            reward=reward,
+            tag=row.metadata.get("tag", ""),
+            seed=seeds[i],
+            partial=verdicts[i].value,
+            correct=verdicts[i].parts[source.correct] == 1,
+            reason=verdicts[i].reason,
+            reward=values[i],
+            file=files.get(i, ""),
         )
-        for row, seed_, verdict, reward in zip(repeated, seeds, verdicts, rewards, strict=True)
+        for i, row in enumerate(repeated)
     ]
     partial = np.array([image.partial for image in images])
     prompt_means = partial.reshape(len(rows), images_per_prompt).mean(1)
-    official, official_by_tag = mean_of_tags((image.tag, float(image.correct)) for image in images)
-    _, partial_by_tag = mean_of_tags((image.tag, image.partial) for image in images)
-    scored = [reward for reward in rewards if reward is not None]
+    per_tag = _by_tag(images)
+    known = [value for value in values if value is not None]
     result = EvaluationResult(
         overall=float(partial.mean()),
         standard_error=float(prompt_means.std(ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else float("nan"),
-        official=official,
-        per_tag={
-            tag: {
-                "partial": partial_by_tag[tag],
-                "official": official_by_tag[tag],
-                "images": sum(image.tag == tag for image in images),
-            }
-            for tag in partial_by_tag
-        },
-        distinct_share=len({tuple(tokens) for tokens in drawn.tokens.tolist()}) / len(images),
+        official=float(np.mean([numbers["official"] for numbers in per_tag.values()])),
+        per_tag=per_tag,
+        distinct_share=len({tuple(tokens) for tokens in generated.tokens.tolist()}) / len(images),
         pixel_distance=_distance_within_prompts(pixels, images_per_prompt),
-        guards=_means([image_guards(image) for image in pixels]),
-        reward=float(np.mean(scored)) if scored else None,
-        reward_parts=_means([result.parts for result in results]),
-        reward_failed=len(results) - len(scored),
+        monitors=_means([image_guards(image) for image in pixels]),
+        reward=float(np.mean(known)) if known else None,
+        reward_parts=_means([score.parts for score in scores]),
+        reward_failed=len(scores) - len(known),
         settings={
             "suite": suite,
             "prompts": len(rows),
+            "prompts_sha256": _digest([dict(row.metadata) for row in rows]),
             "images_per_prompt": images_per_prompt,
             "seed": seed,
             "scale": scale,
             "steps": steps,
             "guidance": guidance,
+            "rewards_sha256": _digest(_what_scores(rewards)) if rewards else None,
         },
         seconds_per_image=seconds / len(images),
         images=images,
         pixels=pixels,
     )
     if output is not None:
-        result.save(output)
+        write_json(output, result.to_json())
     return result
+
+
+def _scored(rubric: Rubric, samples: Sequence[Sample]) -> list[RubricScore]:
+    """Scores in batches, so that a reward's time limit does not depend on the number of prompts."""
+    starts = range(0, len(samples), SCORED_AT_ONCE)
+    return [score for start in starts for score in rubric.score(samples[start : start + SCORED_AT_ONCE])]
+
+
+def _save_images(pixels: np.ndarray, images_per_prompt: int, output: Path) -> dict[int, str]:
+    """Writes the first image of the first prompts; image number -> file, relative to `output`."""
+    names = {}
+    for number in range(0, len(pixels), images_per_prompt)[:SAVED]:
+        names[number] = f"{output.stem}/{number:04d}.png"
+        with replacing(output.parent / names[number]) as file:
+            Image.fromarray(pixels[number]).save(file)
+    return names
+
+
+def _by_tag(images: Sequence[JudgedImage]) -> dict[str, dict[str, float]]:
+    found = {}
+    for tag in sorted({image.tag for image in images}):
+        own = [image for image in images if image.tag == tag]
+        found[tag] = {
+            "partial": float(np.mean([image.partial for image in own])),
+            "official": float(np.mean([image.correct for image in own])),
+            "images": len(own),
+        }
+    return found
+
+
+def _what_scores(rewards: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the rewards' values: their entries without how and where they are run; own files by content."""
+    how = ("service", "on_error", "retries", "timeout_s", "concurrency")
+    found = {}
+    for name, entry in rewards.items():
+        kept = {key: value for key, value in (entry or {}).items() if key not in how}
+        if kept.get("path") is not None:
+            file, _, function = str(kept["path"]).rpartition(":")
+            kept["path"] = [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest(), function]
+        found[name] = kept
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _distance_within_prompts(pixels: np.ndarray, images_per_prompt: int) -> float:

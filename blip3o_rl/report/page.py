@@ -19,7 +19,7 @@ from blip3o_rl.report import charts
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import KL, REWARD, STAGES, WINDOW, duration, moving_average, stage_seconds, values
-from blip3o_rl.report.summary import Summary, summarise
+from blip3o_rl.report.summary import Summary, summarize
 
 MAX_GRIDS = 8
 HELD_OUT = "reward/held_out/"
@@ -47,14 +47,14 @@ class Chart:
     legend: tuple[tuple[str, str], ...] = ()
 
 
-def write(folder: RunFolder) -> Path:
+def write(folder: RunFolder, summary: Summary | None = None) -> Path:
     """Writes the page of a run folder and returns its path; a run without steps gets a page that says so."""
     lines = folder.read_metrics()
     grids = folder.grids()
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
     text = page.render(
         run=folder.name,
-        summary=_facts(summarise(folder)),
+        summary=_facts(summary or summarize(folder)),
         charts=_charts(lines),
         warnings=_warnings(folder),
         held_out=_named(lines, HELD_OUT),

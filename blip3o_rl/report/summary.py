@@ -25,7 +25,7 @@ SCORE, REWARD_OF_RUN = "overall", "reward"
 
 @dataclass
 class Summary:
-    """What `summarise` found; None where the run has no such number."""
+    """What `summarize` found; None where the run has no such number."""
 
     run: str
     steps: int
@@ -47,7 +47,7 @@ class Summary:
         return None if self.before is None or self.after is None else self.after - self.before
 
 
-def summarise(folder: RunFolder) -> Summary:
+def summarize(folder: RunFolder) -> Summary:
     """Reads a run folder; a run that made no step yields a summary of 0 steps."""
     lines = folder.read_metrics()
     rewards = [value for _, value in values(lines, REWARD)]
@@ -111,7 +111,7 @@ def table(summary: Summary) -> Table:
 
 def write(folder: RunFolder, summary: Summary | None = None) -> Summary:
     """Writes summary.json and summary.txt, and returns the summary."""
-    summary = summary or summarise(folder)
+    summary = summary or summarize(folder)
     gain = None if summary.gain is None else round(summary.gain, 6)
     write_json(folder.summary_json, {**asdict(summary), "gain": gain})
     console = Console(width=120, record=True, file=io.StringIO(), legacy_windows=False)

@@ -240,7 +240,6 @@ def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path,
     """The evaluation itself."""
     from blip3o_rl.evaluation.held_out import evaluate
     from blip3o_rl.model.pipeline import Blip3oPipeline
-    from blip3o_rl.scoring.registry import build_rubric
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
@@ -253,6 +252,6 @@ def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path,
         scale=config.model.scale,
         steps=config.render.steps,
         guidance=config.render.guidance,
-        rubric=build_rubric(rewards),
+        rewards=rewards,
         output=target,
     )

@@ -10,12 +10,9 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl.config.train import TrainSettings, read_settings
-from blip3o_rl.data import prompts as prompt_data
-from blip3o_rl.data.synthetic.scene_prompts import train_prompts
-from blip3o_rl.data.synthetic.text_prompts import train_text_prompts
-from blip3o_rl.data.synthetic.words import train_words
+from blip3o_rl.data import sources
+from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
-from blip3o_rl.evaluation.suites import SUITES
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.monitoring.drift import Limits, read_limits
@@ -35,8 +32,8 @@ class Checked:
     model: Path
     layout: TokenLayout
     render: RenderOptions
-    rows: list[prompt_data.PromptRow]
-    held_out: list[prompt_data.PromptRow]
+    rows: list[PromptRow]
+    held_out: list[PromptRow]
     limits: Limits
     algorithm: dict[str, Any]
     """What `reward.aggregation` sets in verl's `algorithm` group."""
@@ -55,7 +52,7 @@ def check(config: DictConfig) -> Checked:
     render = render_options(config, model)
     guards: Any = OmegaConf.to_container(config.guards, resolve=True)
     limits = read_limits(guards)
-    rows = _prompt_rows(config)
+    rows = sources.training_rows(config.prompts, config.run.seed)
     if len(rows) < config.data.train_batch_size:
         raise UserError(
             f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={config.data.train_batch_size}; "
@@ -83,22 +80,7 @@ def render_options(config: DictConfig, model: Path) -> RenderOptions:
     return RenderOptions(folder=str(model), **fields)
 
 
-def _prompt_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
-    if config.prompts.file is not None:
-        return prompt_data.read_prompts(config.prompts.file)
-    source, count, seed = config.prompts.source, config.prompts.train, config.run.seed
-    if source == "shapes":
-        metadata = train_prompts(count, seed, dict(config.prompts.shares))
-    elif source == "words":
-        metadata = train_words(count, seed)
-    elif source == "text":
-        metadata = train_text_prompts(count, seed)
-    else:
-        raise UserError(f"prompts.source={source}: use one of shapes, words, text; or set prompts.file")
-    return [prompt_data.check_row(line, f"{source}:{number}") for number, line in enumerate(metadata, start=1)]
-
-
-def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
+def held_out_rows(config: DictConfig) -> list[PromptRow]:
     """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`.
 
     Raises:
@@ -106,21 +88,16 @@ def held_out_rows(config: DictConfig) -> list[prompt_data.PromptRow]:
     """
     if not config.run.evaluate:
         return []
-    source = config.prompts.source
-    if config.prompts.file is not None or source not in SUITES:
+    if config.prompts.file is not None:
         raise UserError(
-            f"run.evaluate=true: the built-in evaluations are of the {' and '.join(SUITES)} prompts, and this run has "
-            "others; set run.evaluate=false"
+            f"run.evaluate=true: prompts.file has no held-out prompts, only the sources {', '.join(sources.SOURCES)} "
+            "have; set run.evaluate=false"
         )
-    suite = SUITES[source]
-    try:
-        metadata = suite.prompts(config.run.eval_prompts or suite.default_prompts)
-    except ValueError as error:
-        raise UserError(f"run.eval_prompts={config.run.eval_prompts}: {error}") from error
-    return [prompt_data.check_row(line, f"{source}-held-out:{number}") for number, line in enumerate(metadata, start=1)]
+    count = config.run.eval_prompts
+    return sources.held_out_rows(config.prompts.source, count, f"run.eval_prompts={count}")
 
 
-def _check_lengths(config: DictConfig, model: Path, layout: TokenLayout, rows: list[prompt_data.PromptRow]) -> None:
+def _check_lengths(config: DictConfig, model: Path, layout: TokenLayout, rows: list[PromptRow]) -> None:
     tokenizer = model_folder.load_tokenizer(model)
     for row in rows:
         length = len(encode_prompt(tokenizer, row.prompt, config.model.scale, layout))

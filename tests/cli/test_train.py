@@ -27,7 +27,7 @@ from blip3o_rl.training import submit
         (["submit", "recipes/shapez"], "recipes/shapez"),
         (["submit", "recipes/shapes", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
         (["evl"], "No such command 'evl'"),
-        (["eval", "faces"], "there is no such suite; known: shapes"),
+        (["eval", "faces"], "there is no such source of prompts; known: shapes"),
         (["eval", "shapes", "--scale", "7"], "--scale"),
         (["eval", "shapes", "--model", "/nowhere"], "/nowhere: no such folder"),
         (["generate"], "Missing argument"),

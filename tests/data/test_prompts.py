@@ -7,9 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from blip3o_rl.data.prompts import build_shapes, prompts_to_parquet, read_prompts
+from blip3o_rl.data.prompts import read_prompts, write_parquet
 from blip3o_rl.errors import UserError
-from blip3o_rl.scoring.registry import build_rubric
 
 GOOD = {
     "tag": "position",
@@ -81,7 +80,7 @@ def test_missing_empty_and_binary_files(tmp_path):
 
 def test_parquet_has_what_verl_reads(tmp_path):
     path = write(tmp_path, GOOD, {"prompt": "free", "target": "abc"})
-    prompts_to_parquet(path, tmp_path / "deep" / "t.parquet", "shapes")
+    write_parquet(read_prompts(path), tmp_path / "deep" / "t.parquet", "shapes")
     table = pd.read_parquet(tmp_path / "deep" / "t.parquet")
     assert list(table.columns) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
     first = table.iloc[0]
@@ -92,24 +91,3 @@ def test_parquet_has_what_verl_reads(tmp_path):
     assert json.loads(first["extra_info"]["metadata"]) == GOOD
     assert list(table["extra_info"].map(lambda e: e["index"])) == [0, 1]
     assert table.iloc[1]["extra_info"]["id"] == "prompts.jsonl:2"
-
-
-def test_shapes_data_set_is_disjoint_repeatable_and_scorable(tmp_path):
-    files = build_shapes(tmp_path / "a", n_train=300, n_held_out=48, seed=1)
-    again = build_shapes(tmp_path / "b", n_train=300, n_held_out=48, seed=1)
-    other = build_shapes(tmp_path / "c", n_train=300, n_held_out=48, seed=2)
-    for side, number in (("train", 300), ("held_out", 48)):
-        assert len(pd.read_parquet(files[side])) == number
-        jsonl = [f.with_suffix(".jsonl").read_text() for f in (files[side], again[side], other[side])]
-        assert jsonl[0] == jsonl[1]
-        assert (jsonl[0] == jsonl[2]) == (side == "held_out")
-        build_rubric({"geneval": {}}).check_prompts(read_prompts(files[side].with_suffix(".jsonl")))
-    train, held_out = (read_prompts(files[side].with_suffix(".jsonl")) for side in ("train", "held_out"))
-    shared = {row.prompt for row in train} & {row.prompt for row in held_out}
-    assert shared <= {row.prompt for row in train if row.metadata["tag"] == "single_object"}
-
-
-@pytest.mark.parametrize(("n_train", "n_held_out"), [(0, 10), (10, 0), (10, 100000)])
-def test_impossible_sizes(tmp_path, n_train, n_held_out):
-    with pytest.raises(UserError, match="shapes"):
-        build_shapes(tmp_path, n_train, n_held_out)

@@ -13,7 +13,6 @@ from blip3o_rl.data.synthetic.scenes import TAGS, draw, realise
 from blip3o_rl.data.synthetic.words import held_out_words, write
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation.held_out import evaluate
-from blip3o_rl.scoring.registry import build_rubric
 
 PROMPTS = held_out_prompts(24)
 BY_TEXT = {line["prompt"]: line for line in PROMPTS}
@@ -60,7 +59,7 @@ def test_a_collapsed_pipeline_shows_in_the_diversity():
 def test_a_blank_pipeline_scores_zero():
     result = evaluate(pipeline(lambda p, s: np.full((64, 64, 3), 238, np.uint8)), PROMPTS)
     assert result.overall == 0 and result.official == 0
-    assert result.guards["flat_share"] == 1
+    assert result.monitors["flat_share"] == 1
     assert all(image.reason for image in result.images)
 
 
@@ -86,15 +85,15 @@ def test_seeds_are_distinct_and_repeatable():
     assert first.images == again.images and np.array_equal(first.pixels, again.pixels)
 
 
-def test_rubric_is_reported_beside_and_failures_are_counted(tmp_path):
+def test_rewards_are_reported_next_to_the_judge_and_failures_are_counted(tmp_path):
     (tmp_path / "r.py").write_text(
         "def f(image, sample):\n"
         "    if sample.id.endswith('/1'):\n"
         "        raise ValueError('bad image')\n"
         "    return image.mean() / 255\n"
     )
-    rubric = build_rubric({"light": {"path": f"{tmp_path / 'r.py'}:f", "on_error": "skip_sample"}})
-    result = evaluate(pipeline(right), PROMPTS[:3], images_per_prompt=2, rubric=rubric)
+    rewards = {"light": {"path": f"{tmp_path / 'r.py'}:f", "on_error": "skip_sample"}}
+    result = evaluate(pipeline(right), PROMPTS[:3], images_per_prompt=2, rewards=rewards)
     assert result.reward_failed == 1
     assert result.images[1].reward is None
     assert 0.5 < result.reward < 1 and result.reward_parts["light"] == pytest.approx(result.reward)
@@ -126,5 +125,5 @@ def test_words_are_judged_by_what_can_be_read() -> None:
 
 
 def test_an_unknown_suite_is_refused() -> None:
-    with pytest.raises(UserError, match="known: shapes, words"):
+    with pytest.raises(UserError, match="eval poems: .*known: shapes, words, text"):
         evaluate(pipeline(right), PROMPTS, "poems")

@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_without_evaluations_the_training_reward_is_compared(folder):
-    found = summary.summarise(folder)
+    found = summary.summarize(folder)
     assert found.steps == 10
     assert found.before == pytest.approx(0.3) and found.after == pytest.approx(0.8)
     assert found.measured_by == "the training reward, first and last 5 steps"

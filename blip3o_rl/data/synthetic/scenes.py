@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from blip3o_rl.data.synthetic.splits import Metadata
+
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
@@ -41,8 +43,6 @@ CELLS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (3, 4), 3: (3, 4), 4: (3, 3)}
 FILL = 0.94
 """An object's part of its cells' side, so that none touches the picture's border."""
 SUPERSAMPLING = 4
-
-Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True)

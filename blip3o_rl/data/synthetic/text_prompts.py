@@ -1,9 +1,9 @@
-"""Prompts that ask for text in a picture: `a chalkboard that says "FRESH BREAD"`, with words that training never sees.
+"""Prompts that ask for text in an image: `a chalkboard that says "FRESH BREAD"`, with words that training never sees.
 
 Words are split once, by a fixed shuffle, into training and held-out ones. A held-out prompt consists of held-out words
 only, so a gain on it means better spelling and not remembered words; the scenes around the text are the same on both
 sides. Three tags, in equal shares, from easy to hard: `word` (one word), `phrase` (an adjective and a noun) and
-`two_texts` (two quoted words in one picture). The quoted text is also in the field `text`, which the OCR reward reads
+`two_texts` (two quoted words in one image). The quoted text is also in the field `text`, which the OCR reward reads
 first, so that a scene may use quotation marks of its own.
 
 The words are common, four to nine letters long and differ in several letters, so that a near miss is not another one.
@@ -13,13 +13,11 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import permutations, product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from blip3o_rl.data.prompts import write_parquet, write_prompts
-from blip3o_rl.errors import UserError
+from blip3o_rl.data.synthetic import splits
+from blip3o_rl.data.synthetic.splits import Metadata
 
 TAGS = ("word", "phrase", "two_texts")
 ADJECTIVES = """
@@ -56,17 +54,14 @@ TWO_TEXT_SCENES = (
 HELD_OUT_SHARE = 0.2
 SPLIT_SEED = 20251015
 
-Metadata = dict[str, Any]
-
 
 @cache
 def split_words(held_out: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The (adjectives, nouns) of one side; the two sides share no word."""
     sides = []
     for number, words in enumerate((ADJECTIVES.split(), NOUNS.split())):
-        order = np.random.default_rng(SPLIT_SEED + number).permutation(len(words))
         count = round(HELD_OUT_SHARE * len(words))
-        sides.append(tuple(words[i] for i in (order[:count] if held_out else order[count:])))
+        sides.append(splits.split(words, count, SPLIT_SEED + number)[1 if held_out else 0])
     return sides[0], sides[1]
 
 
@@ -89,44 +84,13 @@ def all_text_prompts(tag: str, held_out: bool) -> tuple[Metadata, ...]:
 
 
 def train_text_prompts(n: int, seed: int = 0) -> list[Metadata]:
-    """`n` training prompts, drawn with replacement, tags in equal shares. The same seed gives the same list."""
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for number in range(n):
-        lines = all_text_prompts(TAGS[number % len(TAGS)], held_out=False)
-        chosen.append(lines[int(rng.integers(len(lines)))])
-    return chosen
+    """`n` training prompts, drawn with replacement, tags in equal shares."""
+    return splits.draw_prompts([all_text_prompts(tag, held_out=False) for tag in TAGS], n, seed)
 
 
 def held_out_text_prompts(n: int = 64) -> list[Metadata]:
-    """`n` different held-out prompts, tags in equal shares; the first m of them are the list for m < n.
-
-    Raises:
-        UserError: more are asked for than exist.
-    """
+    """The first `n` held-out prompts, all different, tags in equal shares; as many as there are if `n` is larger."""
     rng = np.random.default_rng(SPLIT_SEED)
     pools = [all_text_prompts(tag, held_out=True) for tag in TAGS]
-    orders = [rng.permutation(len(pool)) for pool in pools]
-    most = len(TAGS) * min(map(len, pools))
-    if n > most:
-        raise UserError(f"text prompts: only {most} held-out prompts exist, {n} were asked for; ask for fewer")
-    return [pools[k % len(TAGS)][orders[k % len(TAGS)][k // len(TAGS)]] for k in range(n)]
-
-
-def build_text(folder: str | Path, n_train: int = 2048, n_held_out: int = 64, seed: int = 0) -> dict[str, Path]:
-    """Writes the text data set: train and held_out, each as .jsonl and .parquet.
-
-    Returns:
-        {"train": ..., "held_out": ...}: the parquet files.
-
-    Raises:
-        UserError: a size below 1, or more held-out prompts than exist.
-    """
-    if n_train < 1 or n_held_out < 1:
-        raise UserError(f"text: {n_train} training and {n_held_out} held-out prompts; ask for at least one of each")
-    sides = {"train": train_text_prompts(n_train, seed), "held_out": held_out_text_prompts(n_held_out)}
-    files = {}
-    for side, metadata in sides.items():
-        rows = write_prompts(Path(folder) / f"{side}.jsonl", metadata)
-        files[side] = write_parquet(rows, Path(folder) / f"{side}.parquet", "text")
-    return files
+    shuffled = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
+    return [line for turn in zip(*shuffled, strict=False) for line in turn][:n]

@@ -18,6 +18,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image, ImageDraw
 
+from blip3o_rl.data.synthetic import splits
 from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLOURS, RASTER, SUPERSAMPLING, Metadata
 
 TAG = "text"
@@ -69,26 +70,18 @@ class Writing:
 @cache
 def split() -> tuple[tuple[Metadata, ...], tuple[Metadata, ...]]:
     """All prompts as (training, held out). Treat the entries as read-only."""
-    words = ["".join(letters) for letters in permutations(LETTERS, LENGTH)]
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(words))
-    lines = tuple(_line(words[i]) for i in order)
-    return lines[HELD_OUT:], lines[:HELD_OUT]
-
-
-def _line(text: str) -> Metadata:
-    return {"tag": TAG, "text": text, "prompt": f'a photo of the text "{text}"'}
+    texts = ["".join(letters) for letters in permutations(LETTERS, LENGTH)]
+    lines = [{"tag": TAG, "text": text, "prompt": f'a photo of the text "{text}"'} for text in texts]
+    return splits.split(lines, HELD_OUT, SPLIT_SEED)
 
 
 def train_words(n: int, seed: int = 0) -> list[Metadata]:
-    """`n` training prompts, drawn with replacement. The same arguments give the same list."""
-    lines, _ = split()
-    return [lines[i] for i in np.random.default_rng(seed).integers(len(lines), size=n)]
+    """`n` training prompts, drawn with replacement."""
+    return splits.draw_prompts([split()[0]], n, seed)
 
 
 def held_out_words(n: int = HELD_OUT) -> list[Metadata]:
-    """The first `n` held-out prompts. Raises ValueError when fewer than `n` exist."""
-    if n > HELD_OUT:
-        raise ValueError(f"only {HELD_OUT} held-out prompts exist, {n} were asked for")
+    """The first `n` held-out prompts; all of them if `n` is larger."""
     return list(split()[1][:n])
 
 

@@ -6,22 +6,16 @@ import itertools
 import re
 
 import numpy as np
-import pytest
 
-from blip3o_rl.data.prompts import read_prompts
 from blip3o_rl.data.synthetic.text_prompts import (
     ADJECTIVES,
     NOUNS,
     TAGS,
-    build_text,
     held_out_text_prompts,
     split_words,
     train_text_prompts,
 )
-from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.ocr.reward import OCRReward
 from blip3o_rl.rewards.ocr.rules import edits, wanted_texts
-from blip3o_rl.scoring.rubric import Rubric
 
 
 def words_of(lines):
@@ -58,15 +52,3 @@ def test_same_seed_same_prompts_and_tags_in_equal_shares():
     for lines in (train_text_prompts(60), held_out_text_prompts(60)):
         assert [[line["tag"] for line in lines].count(tag) for tag in TAGS] == [20, 20, 20]
     assert held_out_text_prompts(60)[:12] == held_out_text_prompts(12)
-
-
-def test_data_set_on_disk_is_scorable(tmp_path):
-    files = build_text(tmp_path, n_train=30, n_held_out=12)
-    for side in ("train", "held_out"):
-        Rubric.of(OCRReward()).check_prompts(read_prompts(files[side].with_suffix(".jsonl")))
-
-
-@pytest.mark.parametrize(("n_train", "n_held_out", "word"), [(0, 5, "at least one"), (5, 10**5, "ask for fewer")])
-def test_impossible_sizes_are_refused(tmp_path, n_train, n_held_out, word):
-    with pytest.raises(UserError, match=word):
-        build_text(tmp_path, n_train, n_held_out)

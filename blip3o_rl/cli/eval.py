@@ -1,0 +1,77 @@
+"""`blip3o-rl eval`: scores a model folder on the held-out prompts of a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from blip3o_rl.cli.options import Guidance, Model, Scale, Seed, Steps, load_pipeline
+
+if TYPE_CHECKING:
+    from blip3o_rl.evaluation.held_out import EvaluationResult
+
+SHOWN = 32
+
+
+def evaluate(
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR"
+        ),
+    ],
+    model: Model = "mini",
+    out: Annotated[Path, typer.Option(help="the result, JSON")] = Path("outputs/eval.json"),
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="held-out prompts; default: 64 shapes, 22 words, 64 text")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="images per prompt")] = 4,
+    seed: Seed = 0,
+    scale: Scale = 2,
+    steps: Steps = 8,
+    guidance: Guidance = 2.0,
+) -> None:
+    """Scores a model folder on held-out prompts with fixed seeds."""
+    from blip3o_rl.data.sources import held_out_rows, source_of
+    from blip3o_rl.evaluation import held_out
+    from blip3o_rl.report.gallery import Tile, save_grid
+
+    source_of(suite, f"eval {suite}")
+    rows = held_out_rows(suite, prompts, f"--prompts {prompts}")
+    result = held_out.evaluate(
+        load_pipeline(model),
+        rows,
+        suite,
+        images_per_prompt=images,
+        seed=seed,
+        scale=scale,
+        steps=steps,
+        guidance=guidance,
+        output=out,
+    )
+    Console().print(_table(result))
+    tiles = [
+        Tile(pixels, image.prompt, image.partial) for pixels, image in zip(result.pixels, result.images, strict=True)
+    ]
+    header = f"{model}   ·   mean score {result.overall:.3f} of {len(tiles)} images"
+    print(out, save_grid(out.with_suffix(".png"), tiles[:SHOWN], header))
+
+
+def _table(result: EvaluationResult) -> Table:
+    """The numbers of an evaluation."""
+    rows = Table(box=None, pad_edge=False)
+    for column in ("", "partial credit", "all right", "images"):
+        rows.add_column(column, justify="left" if not column else "right")
+    for tag, numbers in result.per_tag.items():
+        rows.add_row(Text(tag), f"{numbers['partial']:.3f}", f"{numbers['official']:.3f}", f"{numbers['images']:.0f}")
+    error = f" ± {result.standard_error:.3f}" if result.standard_error == result.standard_error else ""
+    rows.add_row(
+        "overall", f"{result.overall:.3f}{error}", f"{result.official:.3f}", str(len(result.images)), style="bold"
+    )
+    rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s per image"
+    return rows

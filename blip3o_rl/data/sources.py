@@ -1,0 +1,112 @@
+"""Where prompts come from: the built-in sources, each with training prompts, held-out prompts and a judge.
+
+A source is one entry of `SOURCES`; recipes, checks and evaluations find it there by its name. Its held-out side is the
+evaluation of the same name (`blip3o-rl eval words`), so that a run is scored on the other side of the split that it was
+trained on. The judge is a configuration as in `reward.rewards` and does not depend on what a run was trained with.
+
+A file of the user's own (`prompts.file`) takes the place of a source and has no held-out side.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from blip3o_rl.data.prompts import PromptRow, check_row, read_prompts
+from blip3o_rl.data.synthetic import scene_prompts, scenes, text_prompts, words
+from blip3o_rl.errors import UserError, did_you_mean
+
+Metadata = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One built-in source of prompts.
+
+    Attributes:
+        train: (number, seed, **shares=) -> training prompts, drawn with replacement.
+        held_out: number -> the first held-out prompts, never trained on; fewer if there are not so many.
+        size: held-out prompts of an evaluation by default.
+        judge: reward name -> entry, as in `reward.rewards`: who scores the held-out images.
+        correct: the judge's component that is 1 where all of an image is right.
+        tags: those that `prompts.shares` can weight.
+    """
+
+    train: Callable[..., list[Metadata]]
+    held_out: Callable[[int], list[Metadata]]
+    size: int
+    judge: Mapping[str, Any]
+    correct: str
+    tags: tuple[str, ...] = field(default=())
+
+
+SOURCES: dict[str, Source] = {
+    "shapes": Source(
+        scene_prompts.train_prompts,
+        scene_prompts.held_out_prompts,
+        size=64,
+        judge={"geneval": {"mode": "partial", "detector": "scenes"}},
+        correct="geneval/correct",
+        tags=scenes.TAGS,
+    ),
+    "words": Source(
+        words.train_words, words.held_out_words, size=words.HELD_OUT, judge={"ocr": {}}, correct="ocr/exact"
+    ),
+    "text": Source(
+        text_prompts.train_text_prompts,
+        text_prompts.held_out_text_prompts,
+        size=64,
+        judge={"ocr": {}},
+        correct="ocr/exact",
+    ),
+}
+
+
+def source_of(name: str, given: str) -> Source:
+    """The source of a name.
+
+    Raises:
+        UserError: there is none; starts with `given`, what the user wrote ("prompts.source=poems").
+    """
+    if name not in SOURCES:
+        hint = did_you_mean(name, SOURCES)
+        raise UserError(f"{given}: there is no such source of prompts{hint}; known: {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def training_rows(prompts: Mapping[str, Any], seed: int) -> list[PromptRow]:
+    """The training prompts of a run.
+
+    Args:
+        prompts: the configuration's group: source, train (how many), shares, file.
+        seed: of the draw.
+
+    Raises:
+        UserError: naming the key or the file and line.
+    """
+    if prompts["file"] is not None:
+        return read_prompts(prompts["file"])
+    name = prompts["source"]
+    source = source_of(name, f"prompts.source={name}")
+    shares = {"shares": dict(prompts["shares"])} if source.tags else {}
+    return _rows(source.train(prompts["train"], seed, **shares), name)
+
+
+def held_out_rows(name: str, count: int | None, given: str) -> list[PromptRow]:
+    """The first `count` held-out prompts of a source; None for its usual number.
+
+    Raises:
+        UserError: there is no such source, or it has fewer; starts with `given`.
+    """
+    source = source_of(name, given)
+    wanted = source.size if count is None else count
+    found = source.held_out(sys.maxsize)
+    if not 1 <= wanted <= len(found):
+        raise UserError(f"{given}: {name} has {len(found)} held-out prompts; ask for 1 to {len(found)}")
+    return _rows(found[:wanted], f"{name}-held-out")
+
+
+def _rows(lines: list[Metadata], where: str) -> list[PromptRow]:
+    return [check_row(line, f"{where}:{number}") for number, line in enumerate(lines, start=1)]

@@ -1,0 +1,27 @@
+"""How every synthetic source divides and draws its prompts: one fixed split, one way of drawing from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+Metadata = dict[str, Any]
+Item = TypeVar("Item")
+
+
+def split(items: Sequence[Item], held_out: int, seed: int) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """The items in a shuffled order that `seed` fixes, as (training, the first `held_out`)."""
+    shuffled = tuple(items[i] for i in np.random.default_rng(seed).permutation(len(items)))
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def draw_prompts(pools: Sequence[Sequence[Metadata]], n: int, seed: int) -> list[Metadata]:
+    """`n` prompts with replacement, one from each pool in turn. The same arguments give the same list."""
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for number in range(n):
+        pool = pools[number % len(pools)]
+        chosen.append(pool[int(rng.integers(len(pool)))])
+    return chosen

@@ -1,0 +1,55 @@
+"""The built-in sources: disjoint sides, repeatable draws, and a judge that can score every prompt."""
+
+from __future__ import annotations
+
+import pytest
+
+from blip3o_rl.data.sources import SOURCES, held_out_rows, training_rows
+from blip3o_rl.errors import UserError
+from blip3o_rl.scoring.registry import build_rubric
+
+SHARES = dict.fromkeys(SOURCES["shapes"].tags, 1)
+
+
+def settings(**change):
+    return {"source": "shapes", "train": 200, "shares": SHARES, "file": None, **change}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_sides_of_a_source_share_nothing_but_single_objects(name):
+    train, held_out = training_rows(settings(source=name, train=2000), 1), held_out_rows(name, None, "x")
+    assert len(train) == 2000 and len(held_out) == SOURCES[name].size
+    shared = {row.prompt for row in train} & {row.prompt for row in held_out}
+    assert shared <= {row.prompt for row in held_out if row.metadata["tag"] == "single_object"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_draw_follows_its_seed_and_the_held_out_side_is_fixed(name):
+    first, again, other = (training_rows(settings(source=name), seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert held_out_rows(name, 5, "x") == held_out_rows(name, 9, "x")[:5]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_judge_can_score_every_prompt_and_has_the_component_of_all_right(name):
+    source = SOURCES[name]
+    judge = build_rubric(source.judge)
+    judge.check_prompts([*training_rows(settings(source=name), 1), *held_out_rows(name, None, "x")])
+    assert source.correct.split("/")[0] in judge.names
+
+
+def test_a_file_takes_the_place_of_a_source(tmp_path):
+    (tmp_path / "mine.txt").write_text("a red circle\na blue square\n")
+    rows = training_rows(settings(source="nothing", file=str(tmp_path / "mine.txt")), 1)
+    assert [row.prompt for row in rows] == ["a red circle", "a blue square"]
+
+
+def test_an_unknown_source_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="prompts.source=shape: there is no such source of prompts; did you mean 'sha"):
+        training_rows(settings(source="shape"), 1)
+
+
+@pytest.mark.parametrize("count", [0, 10**6])
+def test_more_held_out_prompts_than_there_are_are_refused(count):
+    with pytest.raises(UserError, match=f"--prompts {count}: words has 22 "):
+        held_out_rows("words", count, f"--prompts {count}")
