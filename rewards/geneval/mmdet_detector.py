@@ -35,7 +35,6 @@ class MmdetDetector:
     Args:
         checkpoint: mmdet 3.x checkpoint file (.pth) of the upstream configuration.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
-        config: an mmdet configuration file; default the upstream one, which mmdet's wheel carries.
 
     Raises:
         UserError: if mmdet is not installed here or the checkpoint does not fit the configuration.
@@ -43,19 +42,18 @@ class MmdetDetector:
 
     classes: tuple[str, ...] = CLASSES
 
-    def __init__(self, checkpoint: str | Path, device: str = "auto", config: str | Path | None = None):
+    def __init__(self, checkpoint: str | Path, device: str = "auto"):
         mmdet = import_mmdet()
         from mmdet.apis import init_detector
 
         tensors = load_checkpoint(checkpoint)
-        if config is None:
-            config = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former" / f"{UPSTREAM_NAME}.py"
+        config = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former" / f"{UPSTREAM_NAME}.py"
         self.model = init_detector(str(config), checkpoint=None, device=str(device_of(device)))
         try:
             self.model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[1].strip()
-            raise UserError(f"checkpoint: {checkpoint} does not fit {Path(config).name} ({first[:200]})") from error
+            raise UserError(f"checkpoint: {checkpoint} does not fit {config.name} ({first[:200]})") from error
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """The 100 detections per image (uint8 [H, W, 3], RGB), best first. mmdet takes one image at a time, as BGR."""
@@ -105,8 +103,6 @@ class _NoOperators(ModuleType):
             raise AttributeError(name)
 
         def refuse(*_: Any, **__: Any) -> None:
-            raise RuntimeError(
-                f"mmcv's operator {name} was called, and mmcv-lite has none; install the full mmcv 2.1.0"
-            )
+            raise RuntimeError(f"mmcv-lite has no operator {name}; install the full mmcv 2.1.0")
 
         return refuse

@@ -1,9 +1,8 @@
 """What the judges share: one image and one question go to an OpenAI-compatible chat endpoint, a score comes back.
 
 The `openai` client does the traffic: connections, proxies of the environment, attempts with growing pauses, the
-server's Retry-After. What is not worth a second attempt (a wrong model name, a refused key) fails at once with the
-server's words. Two things differ from the client's defaults. Redirects are refused, because they would carry image and
-key to another host. Addresses of this machine never go through a proxy, which could not reach them.
+server's Retry-After. Two things differ from its defaults. Redirects are refused, because they would carry image and key
+to another host. Addresses of this machine never go through a proxy, which could not reach them.
 
 A sample without a usable answer gets a RewardError, never a 0: an answer that nobody understands says nothing about
 the image. Its neighbors keep their scores. Images travel as PNG, without loss.
@@ -72,13 +71,9 @@ class ChatJudge:
     """A reward that asks a chat endpoint about each image; a subclass reads the answers.
 
     Args:
-        settings: where and how.
-        question: the question with {prompt}, for want of a `question_file`.
+        question: used unless the settings have a `question_file`; with {prompt}.
         values: what else stands in braces in the question.
         extra: further fields of the request, e.g. response_format.
-
-    Raises:
-        UserError: the question's file cannot be read.
     """
 
     required_metadata: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ import sys
 import paddle
 
 class Dark(paddle.nn.Layer):
-    """1 where a picture of values -1..1 is dark; its one weight is there because a folder needs weights."""
+    """1 where an image of values -1..1 is dark; its one weight is there because a folder needs weights."""
 
     def __init__(self):
         super().__init__()

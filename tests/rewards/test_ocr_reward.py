@@ -1,4 +1,4 @@
-"""The OCR reward with RapidOCR on pictures of text that the tests draw; no network, no stand-in for the engine."""
+"""The OCR reward with RapidOCR on images of text that the tests draw; no network, no stand-in for the engine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_batch_gives_each_image_its_own_lines(reader):
 
 def test_calibration_good_nearly_bad_and_hacked(reader):
     reward = OCRReward(reader=reader)
-    pictures = {
+    images = {
         "good": picture("OPEN", size=30),
         "nearly": picture("OPEM", size=30),
         "bad": picture("QUIZ", size=30),
@@ -85,12 +85,12 @@ def test_calibration_good_nearly_bad_and_hacked(reader):
         "amid junk": picture("xk OPEN zz", "lorem ipsum", "dolor sit", "amet OPEN"),
         "covered": picture(*["ABCDEFGHIJKL", "MNOPQRSTUVW", "XYZ OPEN 012", "3456789 THE A", "SALE MORE"] * 2, size=12),
     }
-    scores = {name: score(reward, image) for name, image in pictures.items()}
+    scores = {name: score(reward, image) for name, image in images.items()}
     value = {name: result.value for name, result in scores.items()}
     assert value["good"] == 1
     assert value["good"] > value["nearly"] > value["repeated"] > value["amid junk"] > value["covered"]
     assert value["covered"] < 0.1 and value["bad"] == 0 and value["blank"] == 0
-    # What the original pays for the same pictures is why it is not the default.
+    # What the original pays for the same images is why it is not the default.
     assert all(scores[name].parts["original"] == 1 for name in ("good", "repeated", "amid junk", "covered"))
     area = {name: result.parts["text_area"] for name, result in scores.items()}
     assert area["blank"] == 0 and 0 < area["good"] < area["repeated"] and area["covered"] > 0.4

@@ -144,8 +144,8 @@ def cropped(image):
     short = min(height, width)
     size = int(SIDE * width / short), int(SIDE * height / short)
     left, top = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).crop((left, top, left + SIDE, top + SIDE))
-    return torch.tensor((np.asarray(picture) / 255 - MEAN) / STD).permute(2, 0, 1).float()
+    image = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).crop((left, top, left + SIDE, top + SIDE))
+    return torch.tensor((np.asarray(image) / 255 - MEAN) / STD).permute(2, 0, 1).float()
 
 
 def tower(state, at, x, mask, activation):
@@ -283,7 +283,7 @@ def test_hpsv2_is_the_plain_cosine_from_the_open_clip_checkpoint(tmp_path, folde
     np.testing.assert_allclose(values(scores), cosines(state, preprocess=padded), rtol=0, atol=1e-4)
 
 
-def test_hpsv2_without_averaging_differs_for_shrunk_pictures_only(tmp_path, folder, state):
+def test_hpsv2_without_averaging_differs_for_shrunk_images_only(tmp_path, folder, state):
     torch.save({"state_dict": state}, tmp_path / "HPS_v2.1_compressed.pt")
     large, exact = Sample("0", "cat", IMAGES[0]), Sample("1", "cat", IMAGES[3])
     old = values(HPSv2(str(tmp_path), folder, antialias=False, device="cpu").score([large, exact]))
@@ -293,7 +293,7 @@ def test_hpsv2_without_averaging_differs_for_shrunk_pictures_only(tmp_path, fold
 
 
 @pytest.mark.filterwarnings("error")
-def test_pictures_may_be_read_only_or_flipped_views(pickscore, tmp_path, folder, state):
+def test_images_may_be_read_only_or_flipped_views(pickscore, tmp_path, folder, state):
     torch.save({"state_dict": state}, tmp_path / "HPS_v2.1_compressed.pt")
     frozen = IMAGES[1].copy()
     frozen.flags.writeable = False
@@ -331,23 +331,23 @@ GOOD, HACKED, BAD = 0.9, 0.5, 0.1
 
 
 def test_each_clip_reward_keeps_a_known_order(tmp_path, state):
-    """The text projection is solved for a text embedding whose cosines with three pictures are in a chosen order."""
-    pictures = IMAGES[:3]
+    """The text projection is solved for a text embedding whose cosines with three images are in a chosen order."""
+    images = IMAGES[:3]
     for name, preprocess in (("pick", cropped), ("hps", padded)):
-        images = torch.stack([image_embedding(state, preprocess(picture)) for picture in pictures])
-        target = torch.linalg.lstsq(images, torch.tensor([[BAD], [GOOD], [HACKED]])).solution[:, 0]
+        embedded = torch.stack([image_embedding(state, preprocess(image)) for image in images])
+        target = torch.linalg.lstsq(embedded, torch.tensor([[BAD], [GOOD], [HACKED]])).solution[:, 0]
         read = text_state(state, "cat")
         built = state | {"text_projection": torch.outer(read, target) / (read @ read)}
         hub = save_hub_folder(tmp_path / name, "gelu", built)
         torch.save({"state_dict": built}, tmp_path / name / "HPS_v2.1_compressed.pt")
         reward = PickScore(hub, hub, device="cpu") if name == "pick" else HPSv2(hub, hub, device="cpu")
-        bad, good, hacked = values(reward.score([Sample(str(i), "cat", p) for i, p in enumerate(pictures)]))
+        bad, good, hacked = values(reward.score([Sample(str(i), "cat", p) for i, p in enumerate(images)]))
         assert bad < hacked < good
         assert good / hacked == pytest.approx(GOOD / HACKED, rel=1e-3)
 
 
 def test_aesthetic_keeps_a_known_order(tmp_path, folder, state):
-    images = torch.stack([image_embedding(state, cropped(picture)) for picture in IMAGES[:3]])
+    images = torch.stack([image_embedding(state, cropped(image)) for image in IMAGES[:3]])
     direction = torch.linalg.lstsq(images, torch.tensor([[BAD], [GOOD], [HACKED]])).solution.T
     head = {f"layers.{n}.weight": torch.ones(1, 1) for n in (2, 4, 6, 7)} | {"layers.0.weight": direction}
     head |= {f"layers.{n}.bias": torch.zeros(1) for n in (0, 2, 4, 6, 7)}

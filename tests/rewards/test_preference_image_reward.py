@@ -182,8 +182,8 @@ def pixels(image):
     short = min(height, width)
     size = int(SIDE * width / short), int(SIDE * height / short)
     left, top = round((size[0] - SIDE) / 2), round((size[1] - SIDE) / 2)
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).crop((left, top, left + SIDE, top + SIDE))
-    return torch.tensor((np.asarray(picture) / 255 - MEAN) / STD).permute(2, 0, 1).float()
+    image = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).crop((left, top, left + SIDE, top + SIDE))
+    return torch.tensor((np.asarray(image) / 255 - MEAN) / STD).permute(2, 0, 1).float()
 
 
 def test_the_port_gives_the_published_network_s_numbers(reward, state):
@@ -205,7 +205,7 @@ def test_a_weights_file_finds_its_config_beside_it(folder, reward):
 
 
 def test_a_known_order_is_kept(tmp_path, state):
-    """The head's first layer is solved for three values on what the text tower reads off three pictures."""
+    """The head's first layer is solved for three values on what the text tower reads off three images."""
     read = torch.stack([Blip(state).read("a cat", image) for image in IMAGES[:3]]).double()
     direction = torch.linalg.lstsq(read, torch.tensor([[-1.0], [1.5], [0.2]]).double()).solution.T.float()
     head = {f"mlp.layers.{number}.weight": torch.ones(1, 1) for number in (2, 4, 6, 7)}

@@ -107,13 +107,13 @@ def text_of(request):
     return request["messages"][0]["content"][1]["text"]
 
 
-def picture_of(request):
+def image_of(request):
     url = request["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
 
 
-def test_the_request_carries_question_and_exact_picture(endpoint, monkeypatch):
+def test_the_request_carries_question_and_exact_image(endpoint, monkeypatch):
     monkeypatch.setenv("JUDGE_TOKEN", "secret")
     prompt = 'a {low} "cat" {prompt}'
     scored(judge(endpoint, api_key_env="JUDGE_TOKEN", max_tokens=99), [Sample("0", prompt, IMAGES[0])])
@@ -124,7 +124,7 @@ def test_the_request_carries_question_and_exact_picture(endpoint, monkeypatch):
     assert request["response_format"]["type"] == "json_schema"
     assert prompt in text_of(request)
     assert "from 0 (worst) to 10 (best)" in text_of(request)
-    np.testing.assert_array_equal(picture_of(request), IMAGES[0])
+    np.testing.assert_array_equal(image_of(request), IMAGES[0])
     assert endpoint.headers[0]["authorization"] == "Bearer secret"
 
 
@@ -135,11 +135,11 @@ def test_question_range_size_and_form_can_be_set(endpoint, tmp_path):
     assert text_of(endpoint.requests[0]) == "Is cat number 0 cute? 1-9"
     assert "response_format" not in endpoint.requests[0]
     assert "authorization" not in endpoint.headers[0]
-    assert picture_of(endpoint.requests[0]).shape == (16, 16, 3)
+    assert image_of(endpoint.requests[0]).shape == (16, 16, 3)
     assert score == Score(0.75, {"raw": 7.0}, "fine")
 
 
-def test_answers_stay_with_their_pictures(endpoint):
+def test_answers_stay_with_their_images(endpoint):
     numbers = {f"cat number {i}": i for i in range(8)}
 
     def reply(request):
@@ -357,20 +357,20 @@ def test_unified_reward_answers_in_another_form_are_errors(version, answer):
         UnifiedReward(version=version).read(answer)
 
 
-def test_unified_reward_asks_its_model_about_a_512_px_picture(endpoint):
+def test_unified_reward_asks_its_model_about_a_512_px_image(endpoint):
     endpoint.reply = lambda request: "Final Score: 4"
     assert scored(UnifiedReward(url=endpoint.url)) == [Score(0.8, {"raw": 4.0})]
     request = endpoint.requests[0]
     assert request["model"] == "CodeGoat24/UnifiedReward-7b-v1.5"
     assert "Text Caption: [cat number 0]" in text_of(request)
     assert "<image>" not in text_of(request)
-    assert picture_of(request).shape == (512, 512, 3)
+    assert image_of(request).shape == (512, 512, 3)
 
 
 def looks(request):
-    """A judge with eyes: how near the picture is to one of the good ones, 0 to 1."""
-    picture = picture_of(request).astype(float)
-    return max(1 - np.abs(picture - case.good).mean() / 255 for case in drawn_cases(2, 64))
+    """A judge with eyes: how near the image is to one of the good ones, 0 to 1."""
+    image = image_of(request).astype(float)
+    return max(1 - np.abs(image - case.images["good"]).mean() / 255 for case in drawn_cases(2, 64))
 
 
 @pytest.mark.parametrize("kind", ["judge", "1.5", "2.0"])
@@ -384,7 +384,7 @@ def test_calibration_orders_good_bad_and_hacked(endpoint, kind):
         reward = UnifiedReward(version=kind, url=endpoint.url, side=None)
     results = calibrate(reward, drawn_cases(2, 64))
     assert [failure for result in results for failure in result.failures] == []
-    assert all(result.good == pytest.approx(1.0) for result in results)
+    assert all(result.values["good"] == pytest.approx(1.0) for result in results)
 
 
 @pytest.mark.parametrize(
@@ -396,12 +396,12 @@ def test_calibration_orders_good_bad_and_hacked(endpoint, kind):
         (lambda: VlmJudge(model="m", url="http://user:word@host/v1"), "url: has a user name or password"),
         (lambda: VlmJudge(model="m", api_key_env="NO_SUCH_VARIABLE"), "NO_SUCH_VARIABLE is not set"),
         (lambda: VlmJudge(model="m", low=5, high=5), "low: is 5, high is 5"),
-        (lambda: VlmJudge(model="m", request_timeout_s=0), "request_timeout_s=0: input should be greater than 0"),
-        (lambda: VlmJudge(model="m", request_retries=-1), "request_retries=-1: input should be greater than or equal"),
-        (lambda: VlmJudge(model="m", max_requests=0), "max_requests=0: input should be"),
+        (lambda: VlmJudge(model="m", request_timeout_s=0), "request_timeout_s=0: .*greater than 0"),
+        (lambda: VlmJudge(model="m", request_retries=-1), "request_retries=-1: .*greater than or equal"),
+        (lambda: VlmJudge(model="m", max_requests=0), "max_requests=0: "),
         (lambda: VlmJudge(model="m", max_request=1), "max_request: there is no such key; did you mean 'max_requests'"),
         (lambda: VlmJudge(model="m", question_file="/no/such/file"), "question_file: /no/such/file cannot be read"),
-        (lambda: UnifiedReward(version="3"), "version=3: input should be '1.5' or '2.0'"),
+        (lambda: UnifiedReward(version="3"), "version=3: .* '1.5' or '2.0'"),
     ],
 )
 def test_wrong_settings_are_named(build, message):
