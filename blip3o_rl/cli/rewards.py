@@ -59,7 +59,7 @@ def served_rewards(words: list[str]) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: a word cannot be read, or its key is of no use in a service.
     """
-    from blip3o_rl.scoring.remote.service_options import CALLER_KEYS
+    from blip3o_rl.config.reward import CALLER_KEYS
 
     rewards = reward_config(words, "serve")
     for name, entry in rewards.items():

@@ -157,7 +157,7 @@ def bench(
 
 
 def _rubric(config: Mapping[str, Any]) -> Rubric:
-    from blip3o_rl.scoring.registry import build_rubric
+    from blip3o_rl.scoring.build import build_rubric
 
     return build_rubric(config)
 

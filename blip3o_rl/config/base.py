@@ -6,10 +6,10 @@ nearest known one, renamed keys with their new name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Tag, ValidationError
 
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -58,10 +58,9 @@ def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
 def _explained(model: type[Settings], error: ValidationError, key: str) -> str:
     # An unknown key explains a missing one, so it is reported first.
     problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    place = [str(part) for part in problem["loc"]]
+    owner, place = _located(model, problem["loc"])
     full = ".".join(part for part in [key, *place] if part)
     if problem["type"] == "extra_forbidden":
-        owner = _owner(model, problem["loc"][:-1])
         name = place[-1]
         if name in owner.renamed:
             return f"{full}: was renamed; write {owner.renamed[name]}"
@@ -73,16 +72,32 @@ def _explained(model: type[Settings], error: ValidationError, key: str) -> str:
         return f"{full}: is missing; set it"
     if problem["type"] in ("value_error", "assertion_error"):
         return f"{full}: {text}" if full else text
-    return f"{full}={problem['input']}: {text[:1].lower()}{text[1:]}"
+    value = "null" if problem["input"] is None else problem["input"]
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{full}={value}: is not a mapping; write {full}.<key>=<value>"
+    return f"{full}={value}: {text[:1].lower()}{text[1:]}"
 
 
-def _owner(model: type[Settings], path: tuple[int | str, ...]) -> type[Settings]:
-    """The settings model that holds the last part of a path of field names; unions and mappings end the search."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
-        if not nested:
-            break
-        model = nested[0]
-    return model
+def _located(model: type[Settings], path: tuple[int | str, ...]) -> tuple[type[Settings], list[str]]:
+    """The settings model that holds the last part of a path, and the path without the tags that pydantic puts into it
+    for the members of a union."""
+    place: list[str] = []
+    members: dict[str, type[Settings]] = {}
+    for part in map(str, path):
+        if part in members:
+            model = members[part]
+            continue
+        place.append(part)
+        if part in model.model_fields:
+            members = dict(_nested(model.model_fields[part].annotation))
+            model = members.get("", model)
+    return model, place
+
+
+def _nested(kind: Any, tag: str = "") -> Iterator[tuple[str, type[Settings]]]:
+    """The settings models in an annotation, each with its tag in a union."""
+    if isinstance(kind, type) and not get_args(kind) and issubclass(kind, Settings):
+        yield tag, kind
+    tags = [extra.tag for extra in getattr(kind, "__metadata__", ()) if isinstance(extra, Tag)]
+    for argument in get_args(kind):
+        yield from _nested(argument, tags[0] if tags else tag)

@@ -26,7 +26,7 @@ from blip3o_rl.rollout import recorder, render_service
 from blip3o_rl.rollout.recorder import Rollout
 from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
 from blip3o_rl.scoring.api import RewardError, Sample
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric, RubricScore, token_rewards
 
 

@@ -19,13 +19,14 @@ does the slow part once a process (see `entry`), `score(samples)` or `async def 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.config.reward import unknown_keyword
+from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.scoring import sync
 from blip3o_rl.scoring.api import Sample
 
 SINGLE: dict[str, Callable[[Sample], Any]] = {
@@ -55,12 +56,6 @@ VERL: dict[str, Callable[[Sample], Any]] = {
 }
 
 
-def suggestion(word: str, known: list[str]) -> str:
-    """ " (did you mean 'x'?)" or nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 class FunctionReward:
     """A reward made of a function; built by `reward_from`."""
 
@@ -80,7 +75,7 @@ def reward_from(thing: Any, name: str, keywords: Mapping[str, Any], key: str) ->
         key: config key for messages, e.g. "reward.rewards.mine".
 
     Raises:
-        UserError: unknown or missing keyword, a parameter nobody fills, or not a reward at all.
+        UserError: unknown or missing keyword, a parameter that nothing fills, or not a reward at all.
     """
     if inspect.isclass(thing):
         return _from_class(thing, name, keywords, key)
@@ -127,14 +122,14 @@ def _from_function(function: Callable[..., Any], name: str, keywords: Mapping[st
     label = getattr(function, "__name__", type(function).__name__)
     if open_names:
         raise UserError(
-            f"{key}: nothing fills the parameter '{open_names[0]}' of {label}{suggestion(open_names[0], list(table))}; "
+            f"{key}: nothing fills the parameter '{open_names[0]}' of {label}{did_you_mean(open_names[0], table)}; "
             f"use the names {', '.join(SINGLE)} (or {', '.join(BATCHED)} for batches), "
             f"annotate it with Sample, or set {key}.{open_names[0]}"
         )
     if not filled:
         raise UserError(f"{key}: {label} has no parameter that takes the sample; use {', '.join(SINGLE)} or samples")
     required = tuple(getattr(function, "required_metadata", ()))
-    return FunctionReward(name, _score_method(function, filled, table, dict(keywords), table is BATCHED), required)
+    return FunctionReward(name, _score_method(function, filled, table, dict(keywords)), required)
 
 
 def _score_method(
@@ -142,22 +137,23 @@ def _score_method(
     filled: list[str],
     table: Mapping[str, Callable[[Any], Any]],
     keywords: dict[str, Any],
-    batched: bool,
 ) -> Callable[[list[Sample]], Any]:
+    """`score(samples)` of a function; a coroutine function if that is one."""
+
     def arguments(subject: Any) -> dict[str, Any]:
         return {**{n: table[n](subject) for n in filled}, **keywords}
 
     async def score_async(samples: list[Sample]) -> Any:
-        if batched:
-            return await function(**arguments(samples))
-        return [await function(**arguments(sample)) for sample in samples]
+        if table is BATCHED:
+            return await sync.call(function, **arguments(samples))
+        return [await sync.call(function, **arguments(sample)) for sample in samples]
 
     def score(samples: list[Sample]) -> Any:
-        if batched:
+        if table is BATCHED:
             return function(**arguments(samples))
         return [function(**arguments(sample)) for sample in samples]
 
-    return score_async if inspect.iscoroutinefunction(function) else score
+    return score_async if sync.is_async(function) else score
 
 
 def _check_keywords(
@@ -170,12 +166,10 @@ def _check_keywords(
     for n, p in parameters.items():
         if p.kind is p.POSITIONAL_ONLY:
             raise UserError(f"{key}: parameter '{n}' is positional-only; rewards are called by name, remove the '/'")
-    for word in keywords:
-        if word not in named and (not accepts_any or word in reserved):
-            raise UserError(
-                f"{key}.{word}: {getattr(thing, '__name__', 'the reward')} has no such keyword"
-                f"{suggestion(word, named)}; it takes {', '.join(named) or 'none'}"
-            )
+    for keyword in keywords:
+        if keyword not in named and (not accepts_any or keyword in reserved):
+            label = getattr(thing, "__name__", "the reward")
+            raise UserError(f"{key}.{keyword}: {label} has no such keyword{unknown_keyword(keyword, named)}")
     if inspect.isclass(thing):
         for n in named:
             if parameters[n].default is inspect.Parameter.empty and n not in keywords:

@@ -57,7 +57,9 @@ class Reward(Protocol):
     """Anything with these three. `score` may be a coroutine function; it returns one Score a sample, in order."""
 
     name: str
-    required_metadata: tuple[str, ...]
+
+    @property
+    def required_metadata(self) -> tuple[str, ...]: ...
 
     def score(self, samples: list[Sample]) -> Any: ...
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import graphlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from blip3o_rl.errors import UserError
-from blip3o_rl.scoring.adapters import suggestion
+from blip3o_rl.config.reward import KEY
+from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.scoring.api import Score
 from blip3o_rl.scoring.entry import Outcome, RubricEntry
 
@@ -28,15 +28,15 @@ def check_gates(entries: Sequence[RubricEntry]) -> None:
     """
     by_name = {entry.name: entry for entry in entries}
     for entry in entries:
-        for gate in entry.only_if:
-            key = f"reward.rewards.{entry.name}.only_if.{gate}"
+        for gate in entry.settings.gates:
+            key = f"{KEY}.{entry.name}.only_if.{gate}"
             others = [name for name in by_name if name != entry.name]
             if gate == entry.name:
                 raise UserError(f"{key}: a reward cannot be its own gate; name another one")
             if gate not in by_name:
-                hint = suggestion(gate, others)
+                hint = did_you_mean(gate, others)
                 raise UserError(f"{key}: there is no such reward{hint}; this run has {', '.join(others) or 'no other'}")
-            if by_name[gate].held_out:
+            if by_name[gate].settings.held_out:
                 raise UserError(f"{key}: '{gate}' is held out, and a gate would train on it; gate by another reward")
     order(entries)
 
@@ -47,13 +47,13 @@ def order(entries: Iterable[RubricEntry]) -> list[str]:
     Raises:
         UserError: two rewards wait for each other.
     """
-    graph = {entry.name: list(entry.only_if) for entry in entries}
+    graph = {entry.name: list(entry.settings.gates) for entry in entries}
     try:
         return list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
         circle = list(reversed(error.args[1]))
         raise UserError(
-            f"reward.rewards.{circle[0]}.only_if: the gates form a circle, {' -> '.join(circle)}; take one of them out"
+            f"{KEY}.{circle[0]}.only_if: the gates form a circle, {' -> '.join(circle)}; take one of them out"
         ) from error
 
 
@@ -64,8 +64,8 @@ def is_open(entry: RubricEntry, outcomes: Mapping[str, Outcome | None]) -> bool:
         entry: the gated reward.
         outcomes: by gate, what it made of the sample; None where it was itself not asked.
     """
-    for gate, least in entry.only_if.items():
+    for gate, minimum in entry.settings.gates.items():
         outcome = outcomes[gate]
-        if not isinstance(outcome, Score) or outcome.value < least:
+        if not isinstance(outcome, Score) or outcome.value < minimum:
             return False
     return True

@@ -20,18 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blip3o_rl.config.reward import RewardEntry
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring import sync
 from blip3o_rl.scoring.api import Reward, RewardError, Sample, Score
-from blip3o_rl.scoring.entry import DEFAULT_TIMEOUT_S, ON_ERROR, Outcome, RubricEntry
+from blip3o_rl.scoring.entry import Outcome, RubricEntry
 from blip3o_rl.scoring.gates import check_gates, is_open, order
 
 if TYPE_CHECKING:
     from blip3o_rl.data.prompts import PromptRow
-
-__all__ = ["AGGREGATIONS", "DEFAULT_TIMEOUT_S", "ON_ERROR", "Rubric", "RubricEntry", "RubricScore"]
-
-AGGREGATIONS = ("weighted_sum", "gdpo")
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Rubric:
             if names.count(name) > 1:
                 raise UserError(f"reward.rewards.{name}: there are two rewards of this name; rename one")
         check_gates(self.entries)
-        if self.entries and all(entry.held_out for entry in self.entries):
+        if self.entries and all(entry.settings.held_out for entry in self.entries):
             raise UserError(
                 "reward.rewards: all rewards are held out, which leaves nothing to train on; add one that is not"
             )
@@ -91,7 +88,7 @@ class Rubric:
     @property
     def weights(self) -> dict[str, float]:
         """Name -> weight of the trained rewards: what `RubricScore.terms` belong to, in order."""
-        return {entry.name: entry.weight for entry in self.entries if entry.trained}
+        return {entry.name: entry.settings.weight for entry in self.entries if entry.settings.trained}
 
     def score(self, samples: Sequence[Sample]) -> list[RubricScore]:
         """`score_async` for callers without an event loop (and for those that happen to be inside one)."""
@@ -128,7 +125,7 @@ class Rubric:
         self, entry: RubricEntry, samples: list[Sample], columns: Mapping[str, asyncio.Task[list[Outcome | None]]]
     ) -> list[Outcome | None]:
         """One reward's outcome for each sample; None where its gate is closed."""
-        gates = {gate: await columns[gate] for gate in entry.only_if}
+        gates = {gate: await columns[gate] for gate in entry.settings.gates}
         rows = [
             row for row in range(len(samples)) if is_open(entry, {gate: column[row] for gate, column in gates.items()})
         ]
@@ -144,19 +141,19 @@ class Rubric:
         terms: list[float] = []
         for entry in self.entries:
             outcome = outcomes[entry.name]
-            if entry.only_if:
+            if entry.settings.gates:
                 parts[f"{entry.log_name}/open"] = float(outcome is not None)
-            if entry.held_out and outcome is not None:
+            if entry.settings.held_out and outcome is not None:
                 parts[f"{entry.log_name}/failed"] = float(isinstance(outcome, RewardError))
             if isinstance(outcome, RewardError):
-                (reasons if entry.held_out else failures).append(str(outcome))
+                (reasons if entry.settings.held_out else failures).append(str(outcome))
                 continue
             if isinstance(outcome, Score):
                 parts.update(_logged(entry.log_name, outcome, sample.metadata))
                 if outcome.reason:
                     reasons.append(f"{entry.name}: {outcome.reason}")
-            if entry.trained:
-                terms.append(entry.weight * (entry.otherwise if outcome is None else outcome.value))
+            if entry.settings.trained:
+                terms.append(entry.settings.weight * (entry.settings.otherwise if outcome is None else outcome.value))
         if failures:
             return RubricScore(sample.id, math.nan, True, "; ".join(failures), parts)
         return RubricScore(sample.id, sum(terms, 0.0), False, "; ".join(reasons), parts, tuple(terms))
@@ -177,7 +174,9 @@ class Rubric:
             blank = [
                 Sample(f"self-check-{i}", prompt, np.zeros((64, 64, 3), np.uint8), dict(metadata)) for i in range(2)
             ]
-            strict = RubricEntry(entry.name, entry.reward, 1.0, "stop", 0, entry.timeout_s)
+            strict = RubricEntry(
+                entry.name, entry.reward, RewardEntry(on_error="stop", timeout_s=entry.settings.timeout_s)
+            )
             try:
                 Rubric([strict]).score(blank)
             except RewardError as error:
@@ -207,7 +206,7 @@ class Rubric:
                     raise UserError(f"{row.where}: reward '{entry.name}' cannot score this prompt: {problem}")
 
     def _available(self) -> list[RubricEntry]:
-        return [entry for entry in self.entries if getattr(entry.reward, "available", True)]
+        return [entry for entry in self.entries if entry.available]
 
 
 def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl.config.reward import is_deployed, token_variables
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.scoring.remote.service_options import is_deployed, token_variables
 from blip3o_rl.training import preflight
 
 
@@ -68,7 +68,7 @@ def start_rewards(config: DictConfig, checked: preflight.Checked) -> None:
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     if not any(is_deployed(entry) for entry in rewards.values()):
         return
-    from blip3o_rl.scoring.registry import build_rubric
+    from blip3o_rl.scoring.build import build_rubric
     from blip3o_rl.scoring.remote import deployment
 
     on_gpu = config.trainer.device != "cpu"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl.config.reward import is_deployed, name_applications
 from blip3o_rl.config.train import compose_recipe, compose_run
 from blip3o_rl.data.prompts import write_parquet
 from blip3o_rl.errors import UserError
@@ -29,7 +30,6 @@ from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.scoring.remote.service_options import is_deployed, name_applications
 from blip3o_rl.training import cluster, preflight
 from blip3o_rl.training.export import export
 

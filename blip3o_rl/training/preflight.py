@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl.config.reward import read_reward_group
 from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data import sources
 from blip3o_rl.data.prompts import PromptRow
@@ -17,7 +18,7 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.monitoring.drift import Limits, read_limits
 from blip3o_rl.rollout.render_service import RenderOptions
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training.advantage import algorithm_options
 
 OVERHEAD_GIB = 5.0
@@ -60,13 +61,12 @@ def check(config: DictConfig) -> Checked:
         )
     held_out = held_out_rows(config)
     _check_lengths(config, model, layout, [*rows, *held_out])
-    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
-    if not rewards:
-        raise UserError("reward.rewards: empty; name at least one reward, such as reward.rewards.geneval.weight=1.0")
-    rubric = build_rubric(rewards)
+    reward: Any = OmegaConf.to_container(config.reward, resolve=True)
+    aggregation = read_reward_group(reward).aggregation
+    rubric = build_rubric(reward["rewards"])
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check()
-    algorithm = algorithm_options(config.reward.aggregation, rubric.weights, config.algorithm)
+    algorithm = algorithm_options(aggregation, rubric.weights, config.algorithm)
     _check_memory(model, str(config.trainer.device))
     return Checked(settings, model, layout, render, rows, held_out, limits, algorithm)
 

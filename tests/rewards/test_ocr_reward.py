@@ -12,7 +12,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reward import OCRReward
 from blip3o_rl.scoring.api import Sample
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
 
 PROMPT = 'a sign that says "OPEN"'

@@ -11,7 +11,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.preference.calibration import calibrate, drawn_cases, folder_cases
 from blip3o_rl.scoring.adapters import FunctionReward
 from blip3o_rl.scoring.api import RewardError
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 
 CASES = drawn_cases(3, 96)
 GOOD = {case.prompt: case.images["good"] for case in CASES}

@@ -21,7 +21,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.preference.aesthetic import AestheticScore
 from blip3o_rl.rewards.preference.clip import CLIPScore, HPSv2, PickScore, from_open_clip
 from blip3o_rl.scoring.api import Sample
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 
 SIDE, PATCH, CONTEXT, DIM = 32, 8, 12, 16
 HEADS = {"visual.": 3, "": 2}

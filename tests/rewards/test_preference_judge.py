@@ -18,7 +18,7 @@ from blip3o_rl.rewards.preference.calibration import calibrate, drawn_cases
 from blip3o_rl.rewards.preference.judge import VlmJudge
 from blip3o_rl.rewards.preference.unified import UnifiedReward
 from blip3o_rl.scoring.api import RewardError, Sample, Score
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
 
 

@@ -12,7 +12,7 @@ from blip3o_rl.data.prompts import PromptRow, check_row
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring import registry
 from blip3o_rl.scoring.api import Sample
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 
 FILE = """
 import json
@@ -137,7 +137,7 @@ def test_built_in_by_key_by_name_and_by_dotted_name():
 def test_entry_points(monkeypatch):
     point = EntryPoint("plugged", "blip3o_rl.rewards.geneval.reward:GenEvalReward", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
-    assert build_rubric({"plugged": {"weight": 0.5}}).entries[0].weight == 0.5
+    assert build_rubric({"plugged": {"weight": 0.5}}).entries[0].settings.weight == 0.5
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_entry_points(monkeypatch):
         ({}, ["reward.rewards", "no reward"]),
         (None, ["reward.rewards", "no reward"]),
         ({"genevl": {}}, ["reward.rewards.genevl", "did you mean 'geneval'", "known: "]),
-        ({"geneval": 1.0}, ["reward.rewards.geneval", "not a mapping"]),
-        ({"geneval": {"weight": "much"}}, ["reward.rewards.geneval.weight", "'much'", "number"]),
+        ({"geneval": 1.0}, ["reward.rewards.geneval=1.0", "not a mapping"]),
+        ({"geneval": {"weight": "much"}}, ["reward.rewards.geneval.weight=much", "number"]),
         ({"geneval": {"weight": True}}, ["reward.rewards.geneval.weight"]),
         ({"geneval": {"weight": float("nan")}}, ["reward.rewards.geneval.weight"]),
         ({"geneval": {"on_error": "ignore"}}, ["reward.rewards.geneval.on_error", "skip_sample"]),
@@ -159,11 +159,12 @@ def test_entry_points(monkeypatch):
         ({"x": {"name": "json:nothing"}}, ["reward.rewards.x.name", "json", "nothing"]),
         ({"x": {"path": "my_reward.py"}}, ["reward.rewards.x.path", "file.py:function"]),
         ({"x": {"path": "/no/such/file.py:f"}}, ["reward.rewards.x.path", "/no/such/file.py"]),
-        ({"x": {"path": "a.py:f", "name": "geneval"}}, ["reward.rewards.x", "both"]),
+        ({"x": {"path": "a.py:f", "name": "geneval"}}, ["reward.rewards.x", "path and name"]),
         ({"geneval": {"held_out": True, "weight": 1}}, ["reward.rewards.geneval.weight", "never trained on"]),
         ({"geneval": {"held_out": True}}, ["reward.rewards", "nothing to train on"]),
         ({"geneval": {"only_if": {"ocr": 0.5}}}, ["reward.rewards.geneval.only_if.ocr", "no such reward"]),
         ({"geneval": {"service": {"port": 1}}}, ["reward.rewards.geneval.service.port", "replicas"]),
+        ({"geneval": None}, ["reward.rewards", "geneval is null", "~reward.rewards.geneval", "weight=0"]),
         (
             {"geneval": {"service": {"url": "http://x"}, "mode": "strict"}},
             ["reward.rewards.geneval.mode", "rewards serve"],
@@ -224,7 +225,7 @@ def test_where_a_reward_is_scored_is_said_beside_its_options(file, monkeypatch):
     }
     rubric = build_rubric(config)
     near, far, own = rubric.entries
-    assert far.is_async and far.reward.remote == "geneval" and far.only_if == {"near": 0.5}
+    assert far.is_async and far.reward.remote == "geneval" and far.settings.only_if == {"near": 0.5}
     assert rubric.weights == {"near": 1.0, "far": 1.0, "own": 0.5}
     assert not own.reward.available
     with pytest.raises(UserError, match=r"reward\.rewards\.far\.service: .*127\.0\.0\.1:9 gave no answer in 1 try"):

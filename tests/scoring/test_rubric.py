@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blip3o_rl.config.reward import RewardEntry
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample, Score, as_score
-from blip3o_rl.scoring.options import read_options
 from blip3o_rl.scoring.rubric import Rubric, RubricEntry
 
 
@@ -38,7 +38,7 @@ def samples(n: int = 3) -> list[Sample]:
 
 
 def entry(function, name: str = "made", **options) -> RubricEntry:
-    return RubricEntry(name, Made(function, name), **options)
+    return RubricEntry(name, Made(function, name), RewardEntry(**options))
 
 
 def ones(batch):
@@ -117,7 +117,7 @@ def test_a_gate_that_failed_is_closed_and_the_sample_fails():
         ([entry(ones, "a", only_if={"b": 1.0}), entry(ones, "b", held_out=True)], ["a.only_if.b", "held out"]),
         ([entry(ones, n, only_if={m: 1.0}) for n, m in ("ab", "bc", "ca")], [".only_if", "circle", "a", "b", "c"]),
         ([entry(ones, "a"), entry(ones, "a")], ["rewards.a", "two rewards of this name"]),
-        ([entry(ones, "a", held_out=True, weight=0.0)], ["nothing to train on"]),
+        ([entry(ones, "a", held_out=True)], ["nothing to train on"]),
     ],
 )
 def test_rubrics_that_cannot_work(entries, words):
@@ -131,7 +131,7 @@ def test_held_out_rewards_are_logged_and_change_nothing():
     def flaky(batch):
         return [math.nan if s.id == "s1" else Score(100.0, {"x": 1.0}, "nice") for s in batch]
 
-    held = entry(flaky, "taste", held_out=True, weight=0.0, on_error="skip_sample")
+    held = entry(flaky, "taste", held_out=True, on_error="skip_sample")
     plain = Rubric([entry(level, "a")]).score(samples())
     rubric = Rubric([held, entry(level, "a")])
     results = rubric.score(samples())
@@ -152,7 +152,7 @@ def test_each_reward_is_logged_by_the_prompts_tag():
         Sample(s.id, s.prompt, s.image, {**s.metadata, "tag": tag})
         for s, tag in zip(samples(), ("counting", "position", "counting"), strict=True)
     ]
-    results = Rubric([entry(level, "a"), entry(ones, "b", held_out=True, weight=0.0)]).score(tagged)
+    results = Rubric([entry(level, "a"), entry(ones, "b", held_out=True)]).score(tagged)
     assert [r.parts["a/tag_counting"] for r in results[::2]] == [0.0, 2.0]
     assert results[1].parts["a/tag_position"] == 1.0 and "a/tag_counting" not in results[1].parts
     assert results[1].parts["held_out/b/tag_position"] == 1.0
@@ -185,42 +185,6 @@ def test_a_reward_that_stops_the_run_does_not_wait_for_the_others():
     slow.score = endless
     with pytest.raises(RewardError, match="no such thing"):
         Rubric([RubricEntry("slow", slow), entry(explode, on_error="stop")]).score(samples(1))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"held_out": True, "weight": 1.0}, ["mine.weight", "never trained on"]),
-        ({"held_out": "yes"}, ["mine.held_out", "true or false"]),
-        ({"only_if": "geneval"}, ["mine.only_if", "least value"]),
-        ({"only_if": {}}, ["mine.only_if"]),
-        ({"only_if": {"geneval": "high"}}, ["mine.only_if.geneval", "number"]),
-        ({"only_if": {"geneval": math.nan}}, ["mine.only_if.geneval", "number"]),
-        ({"otherwise": 1.0}, ["mine.otherwise", "no only_if"]),
-        ({"only_if": {"geneval": 1}, "otherwise": None}, ["mine.otherwise", "number"]),
-        ({"service": {"urll": "http://x"}}, ["mine.service.urll"]),
-    ],
-)
-def test_mistakes_in_an_entrys_options(options, words):
-    with pytest.raises(UserError) as caught:
-        read_options(options, "reward.rewards.mine")
-    assert str(caught.value).startswith("reward.rewards.mine") and "\n" not in str(caught.value)
-    assert all(word in str(caught.value) for word in words)
-
-
-def test_options_of_an_entry():
-    options = read_options(
-        {"only_if": {"geneval": 0.5}, "otherwise": -1, "weight": 2, "mode": "strict", "name": "x"},
-        "reward.rewards.mine",
-    )
-    made = RubricEntry("mine", Made(ones), **options.rubric)
-    assert (made.weight, made.only_if, made.otherwise, made.trained) == (2.0, {"geneval": 0.5}, -1.0, True)
-    assert options.keywords == {"mode": "strict"} and options.service is None
-    held = RubricEntry("mine", Made(ones), **read_options({"held_out": True}, "k").rubric)
-    assert not held.trained and held.log_name == "held_out/mine"
-    service = read_options({"service": {"url": "http://x", "timeout_s": 10, "retries": 1}}, "k")
-    assert service.rubric["timeout_s"] > 20 and service.service is not None
-    assert read_options({"service": {"url": "http://x"}, "timeout_s": 7}, "k").rubric["timeout_s"] == 7
 
 
 def test_no_samples():
@@ -355,7 +319,7 @@ class Judge:
 @pytest.mark.parametrize(("concurrency", "most"), [(None, 8), (3, 3)])
 def test_asynchronous_rewards_run_side_by_side_up_to_the_limit(concurrency, most):
     judge = Judge()
-    rubric = Rubric([RubricEntry("judge", judge, concurrency=concurrency)])
+    rubric = Rubric([RubricEntry("judge", judge, RewardEntry(concurrency=concurrency))])
 
     async def run():
         return await asyncio.gather(*(rubric.score_async([sample]) for sample in samples(8)))

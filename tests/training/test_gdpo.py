@@ -172,7 +172,6 @@ def test_dr_grpo_is_a_switch_of_both() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("mean", {"a": 1.0}, PLAIN), "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
         (("gdpo", {"a": 1.0}, {**PLAIN, "adv_estimator": "rloo"}), "algorithm.adv_estimator=rloo: reward.aggregation"),
         (("gdpo", {}, PLAIN), "reward.aggregation=gdpo: every reward has weight 0"),
         (("gdpo", {"a": 1.0}, {**PLAIN, "use_kl_in_reward": True}), "algorithm.use_kl_in_reward=true"),

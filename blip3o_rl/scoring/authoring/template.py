@@ -76,7 +76,7 @@ import numpy as np
 
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.authoring.check import check
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 
 CONFIG = {"NAME": {"path": f"{Path(__file__).with_name('NAME.py')}:NAME"}}
 PROMPT = "a photo of a red square"

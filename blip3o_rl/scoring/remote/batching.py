@@ -39,7 +39,7 @@ class BatchQueue:
         mine: list[Waiting] = [(sample, loop.create_future()) for sample in samples]
         self._waiting.extend(mine)
         # A worker that has just ended leaves the set one turn of the loop later.
-        if sum(not worker.done() for worker in self._workers) < (self.entry.concurrency or 1):
+        if sum(not worker.done() for worker in self._workers) < (self.entry.settings.concurrency or 1):
             worker = loop.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)

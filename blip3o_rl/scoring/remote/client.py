@@ -15,18 +15,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
+from blip3o_rl.config.reward import RemoteService, UrlService
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring import sync
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 from blip3o_rl.scoring.remote import wire
 from blip3o_rl.scoring.remote.limits import MEGA, Limits
-from blip3o_rl.scoring.remote.service_options import Patience, UrlService
 
 REQUEST_PIXELS = 16 * MEGA
 """Pixels that the client puts into one request (48 MiB raw)."""
@@ -119,7 +119,13 @@ class RemoteReward:
     """
 
     def __init__(
-        self, name: str, remote: str, transport: Transport, patience: Patience, raw: bool = True, key: str = "service"
+        self,
+        name: str,
+        remote: str,
+        transport: Transport,
+        patience: RemoteService,
+        raw: bool = True,
+        key: str = "service",
     ):
         self.name = name
         self.remote = remote
@@ -136,7 +142,7 @@ class RemoteReward:
             UserError: the token's variable is not set.
         """
         transport = HttpTransport(service.url, service.token(key))
-        return cls(name, remote, transport, service.patience, service.encoding == "raw", key)
+        return cls(name, remote, transport, service, service.encoding == "raw", key)
 
     @property
     def available(self) -> bool:
@@ -214,7 +220,7 @@ class RemoteReward:
 
     def _ask(self, method: str, path: str, body: bytes = b"") -> bytes:
         """A request outside scoring; every failure is the user's to mend."""
-        patience = replace(self.patience, retries=min(START_RETRIES, self.patience.retries))
+        patience = self.patience.model_copy(update={"retries": min(START_RETRIES, self.patience.retries)})
         try:
             reply = sync.run(self._send(method, path, "application/json", body, patience))
         except RewardError as error:
@@ -223,7 +229,7 @@ class RemoteReward:
             raise UserError(f"{self.key}: {self.transport.where} refuses {path}: {_words(reply)}")
         return reply.body
 
-    async def _send(self, method: str, path: str, content_type: str, body: bytes, patience: Patience) -> Reply:
+    async def _send(self, method: str, path: str, content_type: str, body: bytes, patience: RemoteService) -> Reply:
         """A request with its tries; the reply has a status that another try would not change.
 
         Raises:

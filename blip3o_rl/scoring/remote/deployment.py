@@ -21,10 +21,10 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from blip3o_rl.config.reward import CALLER_KEYS, DeployedService, read_rewards
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.remote import asgi
 from blip3o_rl.scoring.remote.client import RemoteReward, Reply, Unreachable
-from blip3o_rl.scoring.remote.service_options import CALLER_KEYS, DeployedService, is_deployed, read_service
 
 HEALTH_EVERY_S = 5.0
 
@@ -82,7 +82,7 @@ class HandleTransport:
 def remote_reward(service: DeployedService, name: str, remote: str, key: str) -> RemoteReward:
     """The reward of a deployment, for callers in its cluster."""
     transport = HandleTransport(service.app or "")
-    return RemoteReward(name, remote, transport, service.patience, service.encoding == "raw", key)
+    return RemoteReward(name, remote, transport, service, service.encoding == "raw", key)
 
 
 def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
@@ -98,12 +98,8 @@ def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
     Raises:
         UserError: one cannot be started, or the cluster is too small for all of them.
     """
-    services = {}
-    for name, entry in rewards.items():
-        if is_deployed(entry):
-            service = read_service(entry["service"], f"reward.rewards.{name}.service")
-            assert isinstance(service, DeployedService) and service.app is not None
-            services[name] = service
+    asked = {name: entry.service for name, entry in read_rewards(rewards).items()}
+    services = {name: service for name, service in asked.items() if isinstance(service, DeployedService)}
     _check_resources(list(services.values()), gpus_taken)
     started: list[str] = []
     for name, service in services.items():

@@ -27,13 +27,14 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from blip3o_rl import __version__
+from blip3o_rl.config.reward import read_rewards
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.registry import local_reward
 from blip3o_rl.scoring.remote import wire
 from blip3o_rl.scoring.remote.batching import BatchQueue
 from blip3o_rl.scoring.remote.limits import MEGA, Limits, WireError
-from blip3o_rl.scoring.rubric import RubricEntry, metadata_problems, missing_metadata
+from blip3o_rl.scoring.rubric import Rubric, RubricEntry, metadata_problems, missing_metadata
 
 PENDING_PIXELS = 128 * MEGA
 """Pixels that may wait for a reward, over all requests (384 MiB); beyond that the service is busy."""
@@ -59,7 +60,8 @@ class RewardService:
     """
 
     def __init__(self, rewards: Mapping[str, Any], limits: Limits | None = None, batch: int = BATCH):
-        rubric = build_rubric(rewards)
+        entries = read_rewards(rewards)
+        rubric = Rubric([RubricEntry(name, local_reward(name, entry), entry) for name, entry in entries.items()])
         rubric.self_check()
         self.limits = limits or Limits()
         self.queues = {entry.name: BatchQueue(entry, batch) for entry in rubric.entries}

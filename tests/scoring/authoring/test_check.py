@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from blip3o_rl.config.reward import RewardEntry
 from blip3o_rl.errors import UserError
-from blip3o_rl.scoring import registry
+from blip3o_rl.scoring import build, registry
 from blip3o_rl.scoring.api import RewardError, Sample
 from blip3o_rl.scoring.authoring.check import check, known_samples, measure
 from blip3o_rl.scoring.authoring.image_folder import read_folder
@@ -92,7 +93,7 @@ def test_equal_values_are_remarked():
 
 
 def test_the_drawn_scene_satisfies_geneval():
-    found = check(registry.build_rubric({"geneval": {}}).entries[0], side=64)
+    found = check(build.build_rubric({"geneval": {}}).entries[0], side=64)
     assert found.problems == []
     assert found.scores["scene"].value == 1 > found.scores["noise"].value
 
@@ -150,7 +151,9 @@ def samples(n: int = 2) -> list[Sample]:
 
 def test_setup_runs_once_before_the_first_score_also_when_many_threads_begin():
     reward = Prepared()
-    rubric = Rubric([RubricEntry("a", reward, concurrency=4), RubricEntry("b", reward, concurrency=4)])
+    rubric = Rubric(
+        [RubricEntry("a", reward, RewardEntry(concurrency=4)), RubricEntry("b", reward, RewardEntry(concurrency=4))]
+    )
     rubric.self_check()
     threads = [threading.Thread(target=rubric.score, args=(samples(),)) for _ in range(4)]
     for thread in threads:
@@ -161,13 +164,15 @@ def test_setup_runs_once_before_the_first_score_also_when_many_threads_begin():
 
 
 def test_setup_is_outside_of_the_time_limit():
-    result = Rubric([RubricEntry("a", Prepared(), timeout_s=0.02, on_error="skip_sample")]).score(samples(1))[0]
+    result = Rubric([RubricEntry("a", Prepared(), RewardEntry(timeout_s=0.02, on_error="skip_sample"))]).score(
+        samples(1)
+    )[0]
     assert not result.failed
 
 
 def test_a_setup_that_fails_fails_the_samples_and_is_tried_again():
     reward = Prepared(broken=1)
-    results = Rubric([RubricEntry("a", reward, on_error="skip_sample")]).score(samples())
+    results = Rubric([RubricEntry("a", reward, RewardEntry(on_error="skip_sample"))]).score(samples())
     assert all(r.failed and "raised OSError in setup: no weights" in r.reason for r in results)
     assert reward.log == ["setup"]
     assert not Rubric([RubricEntry("a", reward)]).score(samples())[0].failed
@@ -211,7 +216,7 @@ instance = Asynchronous(0.25)
 )
 def test_asynchronous_rewards_of_every_form(tmp_path, what, keywords, expected):
     (tmp_path / "forms.py").write_text(FORMS)
-    rubric = registry.build_rubric({"mine": {"path": f"{tmp_path / 'forms.py'}:{what}", **keywords}})
+    rubric = build.build_rubric({"mine": {"path": f"{tmp_path / 'forms.py'}:{what}", **keywords}})
     assert [result.value for result in rubric.score(samples())] == [expected, expected]
 
 
@@ -224,7 +229,7 @@ def test_a_module_on_the_path_and_an_entry_point_of_a_package(tmp_path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     assert registry.known_rewards()["plugged"] == "plugged_rewards:Asynchronous"
     config = {"plugged": {"bonus": 1}, "dotted": {"name": "plugged_rewards:batched"}}
-    assert registry.build_rubric(config).score(samples(1))[0].parts == {"plugged": 1.5, "dotted": 1.0}
+    assert build.build_rubric(config).score(samples(1))[0].parts == {"plugged": 1.5, "dotted": 1.0}
 
 
 def save(file: Path, prompt: str | None = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from blip3o_rl.config.reward import RewardEntry
 from blip3o_rl.scoring.api import Sample, Score
 from blip3o_rl.scoring.entry import RubricEntry
 from blip3o_rl.scoring.remote.batching import BatchQueue
@@ -14,7 +15,7 @@ from blip3o_rl.scoring.remote.batching import BatchQueue
 class Gated:
     """An entry whose first batch ends when the gate opens; it notes the sizes of its batches."""
 
-    is_async, concurrency = False, 1
+    is_async, settings = False, RewardEntry(concurrency=1)
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()

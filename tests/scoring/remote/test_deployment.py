@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
+from blip3o_rl.config.reward import (
+    DeployedService,
+    RemoteService,
+    RewardEntry,
+    name_applications,
+    read_rewards,
+    token_variables,
+)
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.remote import deployment
-from blip3o_rl.scoring.remote.service_options import (
-    DeployedService,
-    Patience,
-    name_applications,
-    read_service,
-    token_variables,
-)
 from blip3o_rl.scoring.rubric import Rubric, RubricEntry
 
 
@@ -40,8 +41,7 @@ def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
 
 
 def test_without_ray_a_deployed_reward_waits_to_be_checked() -> None:
-    service = read_service({"replicas": 1}, "service")
-    assert isinstance(service, DeployedService)
+    service = DeployedService(replicas=1)
     reward = deployment.remote_reward(service, "a", "a", "reward.rewards.a.service")
     rubric = Rubric([RubricEntry("a", reward)])
     assert not reward.available
@@ -72,11 +72,11 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
         with pytest.raises(UserError, match=r"ask for 0\.25 and training reserves 1, but the cluster has 0 GPU"):
             deployment.start({"greedy": greedy}, gpus_taken=1)
         assert deployment.start(config) == ["blip3o-reward-run-slow"]
-        service = read_service(config["slow"]["service"], "reward.rewards.slow.service")
+        service = read_rewards(config)["slow"].service
         assert isinstance(service, DeployedService)
         reward = deployment.remote_reward(service, "slow", "slow", "reward.rewards.slow.service")
-        reward.patience = Patience(timeout_s=60.0, retries=200, first_pause_s=0.05, longest_pause_s=1.0)
-        rubric = Rubric([RubricEntry("slow", reward, retries=0, concurrency=4, timeout_s=600.0)])
+        reward.patience = RemoteService(timeout_s=60.0, retries=200, backoff_s=0.05, max_backoff_s=1.0)
+        rubric = Rubric([RubricEntry("slow", reward, RewardEntry(retries=0, concurrency=4, timeout_s=600.0))])
         rubric.self_check()
         with pytest.raises(UserError, match="f:1: reward 'slow' cannot score this prompt"):
             rubric.check_prompts([PromptRow("p", {"target": "A"}, "f:1")])

@@ -26,7 +26,7 @@ import pytest
 from blip3o_rl.cli import rewards as commands
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.remote import asgi, wire
 from blip3o_rl.scoring.remote.limits import Limits
 from blip3o_rl.scoring.remote.service import RewardService, create_app

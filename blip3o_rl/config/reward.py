@@ -1,0 +1,289 @@
+"""The `reward` group: which rewards score an image, how they are combined, and where each of them is computed.
+
+    reward:
+      aggregation: weighted_sum
+      rewards:
+        geneval:    {weight: 1.0}
+        aesthetic:  {weight: 0.2, only_if: {geneval: 0.5}}
+        mine:       {path: my_reward.py:brightness, target: 0.4}
+        hpsv2:      {held_out: true, service: {url: "http://gpu7:18085"}}
+        detector:   {service: {replicas: 2, num_gpus: 0.25, python: /envs/mmdet/bin/python}}
+
+A key of an entry is a field of `RewardEntry`; every other key is a keyword argument of the reward itself. Without
+`service` a reward is computed in the process that asks for it. `service.url` is a service started with
+`blip3o-rl rewards serve`; a `service` without url is a Ray Serve deployment that starts and ends with the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from blip3o_rl.config.base import Settings, validate
+from blip3o_rl.errors import UserError, did_you_mean
+
+TIMEOUT_S = 120.0
+KEY = "reward.rewards"
+
+
+class Strict(Settings):
+    """Settings that take a number for a number: neither a string nor true."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class RemoteService(Strict):
+    """How a reward in another process is asked."""
+
+    timeout_s: float = Field(default=60.0, ge=1e-3)
+    """Limit of one request, seconds."""
+    retries: int = Field(default=8, ge=0)
+    """Requests after the first, when nobody answered or the service was busy."""
+    backoff_s: float = Field(default=0.5, ge=0)
+    """Pause before the first retry, seconds; it doubles each time."""
+    max_backoff_s: float = Field(default=30.0, ge=0)
+    """Longest pause, seconds."""
+    encoding: Literal["raw", "png"] = "raw"
+    """Pixels on the wire: raw is faster, png a third of the size."""
+
+    def pause_s(self, retry: int) -> float:
+        """Seconds before retry number `retry` (the first is 0), without the random part."""
+        return min(self.max_backoff_s, self.backoff_s * 2**retry)
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds after which the last attempt has ended, whatever happens."""
+        return (self.retries + 1) * self.timeout_s + sum(self.pause_s(retry) for retry in range(self.retries))
+
+
+class UrlService(RemoteService):
+    """A service at an address."""
+
+    url: str
+    token_env: str | None = None
+    """Environment variable that holds the bearer token."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_deployed(cls, values: Any) -> Any:
+        for key in values if isinstance(values, Mapping) else ():
+            if key in DeployedService.model_fields and key not in cls.model_fields:
+                raise ValueError(f"{key} is a key of a deployed service, and url excludes it; remove one of them")
+        return values
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(f"is {url!r}; write http://host:port")
+        if parts.username or parts.password:
+            raise ValueError("carries a name or password; put the service's token into token_env")
+        return url.rstrip("/")
+
+    @field_validator("token_env")
+    @classmethod
+    def _variable(cls, name: str | None) -> str | None:
+        if name is not None and not name.isidentifier():
+            raise ValueError(f"is {name!r}; give the name of an environment variable, not the token")
+        return name
+
+    def token(self, key: str = "service") -> str | None:
+        """The bearer token.
+
+        Raises:
+            UserError: the variable is not set.
+        """
+        if self.token_env is None:
+            return None
+        token = os.environ.get(self.token_env)
+        if not token:
+            raise UserError(f"{key}.token_env: the environment variable {self.token_env} is not set; export it")
+        return token
+
+
+class DeployedService(RemoteService):
+    """A Ray Serve deployment in the run's own cluster.
+
+    By default it reserves no CPU, like the renderer: verl reserves the cores it needs, and a small machine has no
+    others.
+    """
+
+    replicas: int = Field(default=1, ge=1)
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs per replica."""
+    num_cpus: float = Field(default=0.0, ge=0)
+    """CPUs per replica that Ray reserves."""
+    runtime_env: dict[str, Any] = {}
+    """Ray's runtime_env: pip, env_vars, working_dir ..."""
+    python: str | None = None
+    """Interpreter of an environment that exists on every node."""
+    app: str | None = None
+    """Name of the Serve application; set by the launcher."""
+
+    @field_validator("python")
+    @classmethod
+    def _interpreter(cls, python: str | None) -> str | None:
+        if python is None:
+            return None
+        python = os.path.expanduser(python)
+        if not os.access(python, os.X_OK):
+            raise ValueError(f"there is no interpreter {python}; give the path of an environment's bin/python")
+        return python
+
+
+def _kind(service: Any) -> str:
+    has_url = "url" in service if isinstance(service, Mapping) else isinstance(service, UrlService)
+    return "a service with a url" if has_url else "a deployed service"
+
+
+Service = Annotated[
+    Annotated[UrlService, Tag("a service with a url")] | Annotated[DeployedService, Tag("a deployed service")],
+    Discriminator(_kind),
+]
+
+
+class RewardEntry(Strict):
+    """One reward of a run. Keys that are no field are the reward's own keyword arguments (`keywords`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    path: str | None = None
+    """`my_reward.py:brightness`, a function or class in a file, relative to the working directory."""
+    name: str | None = None
+    """A built-in reward, an installed entry point, or `package.module:thing`; by default the entry's own key."""
+    held_out: bool = False
+    """Logged and never trained on; its failure does not fail the sample."""
+    weight: float = 1.0
+    """In the sum; 0 logs the reward without training on it."""
+    only_if: dict[str, float] | None = None
+    """Other reward -> min value; the reward counts, and is asked, only where all of them are reached."""
+    otherwise: float = 0.0
+    """The value where `only_if` is not met."""
+    on_error: Literal["retry", "skip_sample", "stop"] = "retry"
+    """What a failure means: see `scoring.entry`."""
+    retries: int | None = Field(default=None, ge=0)
+    """Calls after the first that failed; by default 2 with retry and 0 otherwise."""
+    service: Service | None = None
+    """Where else than in this process it is computed."""
+    timeout_s: float = Field(
+        default_factory=lambda data: TIMEOUT_S + (data["service"].budget_s if data.get("service") else 0.0), ge=1e-3
+    )
+    """Limit of one call, seconds."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Calls at a time; by default 1 for a synchronous reward and 64 for an asynchronous one."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_place(cls, name: str | None, info: Any) -> str | None:
+        if name is not None and info.data.get("path") is not None:
+            raise ValueError("path and name both say where the reward is; remove one")
+        return name
+
+    @field_validator("weight")
+    @classmethod
+    def _trained(cls, weight: float, info: Any) -> float:
+        if info.data.get("held_out"):
+            raise ValueError("a held-out reward is never trained on; remove weight or held_out")
+        return weight
+
+    @field_validator("only_if")
+    @classmethod
+    def _some_gate(cls, gates: dict[str, float] | None) -> dict[str, float] | None:
+        if gates == {}:
+            raise ValueError("is empty; write {other_reward: 0.5}, the min value from which this reward counts")
+        return gates
+
+    @field_validator("otherwise")
+    @classmethod
+    def _behind_a_gate(cls, otherwise: float, info: Any) -> float:
+        if not info.data.get("only_if"):
+            raise ValueError("is the value where only_if is not met, and there is no only_if; remove it")
+        return otherwise
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The reward's own keyword arguments."""
+        return dict(self.model_extra or {})
+
+    @property
+    def gates(self) -> dict[str, float]:
+        return self.only_if or {}
+
+    @property
+    def trained(self) -> bool:
+        """Whether its value enters the number that is optimized."""
+        return not self.held_out and self.weight != 0
+
+
+CALLER_KEYS = ("weight", "on_error", "retries", "held_out", "only_if", "otherwise", "service")
+"""Keys of an entry that concern the run alone, and not the process that computes the reward."""
+
+
+class RewardSettings(Strict):
+    """The `reward` group."""
+
+    rewards: dict[str, RewardEntry] = {}
+    aggregation: Literal["weighted_sum", "gdpo"] = "weighted_sum"
+    """gdpo: each reward is normalized within its group before the weighted sum (arXiv 2601.05242)."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _no_nulls(cls, rewards: Any) -> Any:
+        for name, entry in rewards.items() if isinstance(rewards, Mapping) else ():
+            if entry is None:
+                raise ValueError(
+                    f"{name} is null; switch a reward off with ~{KEY}.{name}, log it without training on it with "
+                    f"{KEY}.{name}.weight=0, or write {{}} for its defaults"
+                )
+        return rewards
+
+
+def read_reward_group(group: Mapping[str, Any]) -> RewardSettings:
+    """This package's keys of the `reward` group; verl has others there.
+
+    Raises:
+        UserError: no reward at all, or the first thing that is wrong with its full key.
+    """
+    if not group.get("rewards"):
+        raise UserError(f"{KEY}: no reward is configured; add one, for example {KEY}.geneval.weight=1.0")
+    return validate(RewardSettings, {key: group[key] for key in RewardSettings.model_fields if key in group}, "reward")
+
+
+def read_rewards(rewards: Any) -> dict[str, RewardEntry]:
+    """The entries of the mapping under `reward.rewards`; raises as `read_reward_group`."""
+    return read_reward_group({"rewards": rewards}).rewards
+
+
+def unknown_keyword(keyword: str, takes: list[str]) -> str:
+    """The end of a message about a keyword argument that a reward does not take."""
+    return f"{did_you_mean(keyword, [*takes, *RewardEntry.model_fields])}; it takes {', '.join(takes) or 'none'}"
+
+
+def name_applications(rewards: Any, run_folder: str) -> None:
+    """Gives every deployed reward of a raw configuration the name of its Serve application, in place: the run's, so
+    that several runs may share a cluster. Every process of the run finds the deployment by it."""
+    for name, entry in rewards.items():
+        if is_deployed(entry):
+            entry["service"]["app"] = f"blip3o-reward-{Path(run_folder).name}-{name}"
+
+
+def is_deployed(entry: Any) -> bool:
+    """Whether a raw entry asks for a deployment in the run's cluster."""
+    service = (entry or {}).get("service")
+    return service is not None and "url" not in service
+
+
+def token_variables(rewards: Any) -> list[str]:
+    """The environment variables that hold services' tokens, of raw entries: each process of a run needs them."""
+    services = [(entry or {}).get("service") or {} for entry in rewards.values()]
+    return [service["token_env"] for service in services if service.get("token_env") is not None]
