@@ -12,7 +12,18 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from blip3o_rl.cli import convert, export, mini, rewards, rewards_author, sft
+from blip3o_rl.cli import (
+    bench,
+    convert,
+    export,
+    mini,
+    rewards_check,
+    rewards_list,
+    rewards_new,
+    rewards_score,
+    rewards_serve,
+    sft,
+)
 from blip3o_rl.cli import doctor as machine
 from blip3o_rl.cli import eval as evaluation
 from blip3o_rl.cli import generate as pictures
@@ -44,13 +55,13 @@ app.command()(convert.convert)
 app.command()(export.export)
 app.command()(run_report.report)
 app.add_typer(rewards_app, name="rewards")
-rewards_app.command("list")(rewards.list_rewards)
-rewards_app.command()(rewards_author.new)
-rewards_app.command()(rewards_author.check)
-rewards_app.command()(rewards_author.score)
-rewards_app.command()(rewards.serve)
+rewards_app.command("list")(rewards_list.list_rewards)
+rewards_app.command()(rewards_new.new)
+rewards_app.command()(rewards_check.check)
+rewards_app.command()(rewards_score.score)
+rewards_app.command()(rewards_serve.serve)
 app.add_typer(bench_app, name="bench")
-bench_app.command("rewards")(rewards_author.bench)
+bench_app.command("rewards")(bench.bench_rewards)
 app.add_typer(mini_app, name="mini")
 mini_app.command("build")(mini.build)
 

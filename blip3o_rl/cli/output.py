@@ -1,4 +1,4 @@
-"""What the verbs that draw have in common: a progress bar, and PNG files that know how they were made."""
+"""What commands print and write: tables, a progress bar, and PNG files that know how they were made."""
 
 from __future__ import annotations
 
@@ -10,12 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import whole_characters
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+def plain(text: object) -> Text:
+    """Any text as it is: brackets are no markup and `:smile:` is no emoji for rich; half an emoji becomes U+FFFD."""
+    return Text(whole_characters(str(text)))
+
+
+class PlainTable(Table):
+    """A table without lines that shows every string as it is."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+def table(first: str, *others: str) -> PlainTable:
+    """An empty table: a bold first column, numbers on the right, and a column "prompt" or "" on the left."""
+    rows = PlainTable(box=None, pad_edge=False)
+    rows.add_column(plain(first), style="bold", no_wrap=True)
+    for name in others:
+        rows.add_column(plain(name), justify="left" if name in ("", "prompt") else "right", overflow="fold")
+    return rows
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash for none."""
+    return "-" if value is None else f"{value:.4g}"
 
 
 class PictureProgress:

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 
 from blip3o_rl.errors import UserError
 
+FORM = "NAME|FILE:FUNCTION|NAME.KEY=VALUE"
 
-def reward_config(words: Sequence[str], verb: str) -> dict[str, dict[str, Any]]:
-    """`geneval geneval.mode=strict my_goal.py:my_goal my_goal.wanted=0.4` as a mapping like `reward.rewards`.
+Rewards = Annotated[list[str], typer.Argument(metavar=f"{FORM}...", help="rewards, and their keys as in a recipe")]
+Metadata = Annotated[
+    str | None, typer.Option(metavar="JSON", help="metadata of the prompt, for rewards that need some of their own")
+]
+Side = Annotated[int, typer.Option(min=16, max=4096, help="side of the images in pixels")]
 
-    A reward of a file or a module is called like its function.
+
+def reward_config(arguments: Sequence[str], command: str) -> dict[str, dict[str, Any]]:
+    """The arguments as a mapping like `reward.rewards`. A reward of a file or a module is called like its function.
+
+    Args:
+        arguments: as above.
+        command: for messages, such as `rewards check`.
 
     Raises:
-        UserError: a word is none of these, or two rewards have one name.
+        UserError: an argument is none of these, or two rewards have one name.
     """
     rewards: dict[str, dict[str, Any]] = {}
-    for word in words:
-        option = re.fullmatch(r"(\w+)\.(\w+)=(.*)", word, re.DOTALL)
+    for argument in arguments:
+        option = re.fullmatch(r"(\w+)\.(\w+)=(.*)", argument, re.DOTALL)
         if option:
             name, key, text = option.groups()
             try:
                 rewards.setdefault(name, {})[key] = yaml.safe_load(text)
             except yaml.YAMLError as error:
-                raise UserError(f"rewards {verb} {word}: the value is not readable; quote it") from error
+                raise UserError(f"{command} {argument}: the value is not readable; quote it") from error
             continue
-        place, colon, function = word.rpartition(":")
-        if not re.fullmatch(r"\w+", function if colon else word) or (colon and not place):
+        place, colon, function = argument.rpartition(":")
+        if not re.fullmatch(r"\w+", function if colon else argument) or (colon and not place):
             raise UserError(
-                f"rewards {verb} {word}: neither a reward's name, FILE:FUNCTION, MODULE:FUNCTION nor NAME.KEY=VALUE; "
+                f"{command} {argument}: neither a reward's name, FILE:FUNCTION, MODULE:FUNCTION nor NAME.KEY=VALUE; "
                 "for example my_goal.py:my_goal"
             )
         entry = rewards.setdefault(function, {})
         if "path" in entry or "name" in entry:
-            raise UserError(f"rewards {verb} {word}: there are two rewards called {function}; rename one")
+            raise UserError(f"{command} {argument}: there are two rewards called {function}; rename one")
         if colon:
-            entry["path" if place.endswith(".py") else "name"] = word
+            entry["path" if place.endswith(".py") else "name"] = argument
     return rewards
+
+
+def read_metadata(text: str | None) -> dict[str, Any] | None:
+    """The value of `--metadata`.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    if text is None:
+        return None
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--metadata {text}: is not JSON ({error.msg}); write '{{\"target\": 3}}'") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"--metadata {text}: is not a JSON object; write '{{\"target\": 3}}'")
+    return fields

@@ -48,17 +48,10 @@ class RemoteService(Strict):
     """Pause before the first retry, seconds; it doubles each time."""
     max_backoff_s: float = Field(default=30.0, ge=0)
     """Longest pause, seconds."""
-    encoding: Literal["raw", "png"] = "raw"
-    """Pixels on the wire: raw is faster, png a third of the size."""
 
     def pause_s(self, retry: int) -> float:
         """Seconds before retry number `retry` (the first is 0), without the random part."""
         return min(self.max_backoff_s, self.backoff_s * 2**retry)
-
-    @property
-    def budget_s(self) -> float:
-        """Seconds after which the last attempt has ended, whatever happens."""
-        return (self.retries + 1) * self.timeout_s + sum(self.pause_s(retry) for retry in range(self.retries))
 
 
 class UrlService(RemoteService):
@@ -175,10 +168,8 @@ class RewardEntry(Strict):
     """Calls after the first that failed; by default 2 with retry and 0 otherwise."""
     service: Service | None = None
     """Where else than in this process it is computed."""
-    timeout_s: float = Field(
-        default_factory=lambda data: TIMEOUT_S + (data["service"].budget_s if data.get("service") else 0.0), ge=1e-3
-    )
-    """Limit of one call, seconds."""
+    timeout_s: float | None = Field(default_factory=lambda data: None if data.get("service") else TIMEOUT_S, ge=1e-3)
+    """Limit of one call, seconds; by default 120, and none with a service, which has a limit per request."""
     concurrency: int | None = Field(default=None, ge=1)
     """Calls at a time; by default 1 for a synchronous reward and 64 for an asynchronous one."""
 

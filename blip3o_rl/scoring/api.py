@@ -22,6 +22,10 @@ class RewardError(Exception):
     """A reward did not deliver a usable score: it raised, timed out, or returned something else than finite numbers."""
 
 
+class Unreachable(RewardError):
+    """A service did not answer, or was too busy to: the same call may succeed later."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One rendered rollout.

@@ -15,6 +15,7 @@ from blip3o_rl.scoring.api import Reward
 from blip3o_rl.scoring.entry import RubricEntry
 from blip3o_rl.scoring.registry import find_reward, local_reward
 from blip3o_rl.scoring.remote.client import RemoteReward
+from blip3o_rl.scoring.remote.endpoints import endpoint_of
 from blip3o_rl.scoring.rubric import Rubric
 
 
@@ -33,14 +34,14 @@ def _reward(name: str, entry: RewardEntry) -> Reward:
         return local_reward(name, entry)
     key = f"{KEY}.{name}.service"
     if isinstance(entry.service, DeployedService):
-        from blip3o_rl.scoring.remote import deployment  # Ray is heavy
-
         if not entry.service.runtime_env and entry.service.python is None:
             find_reward(name, entry)  # a wrong name is found here, before anything is deployed
-        return deployment.remote_reward(entry.service, name, name, key)
-    for word in (*entry.keywords, *(["path"] if entry.path is not None else [])):
-        raise UserError(
-            f"{KEY}.{name}.{word}: belongs to the service at the url; give it to blip3o-rl rewards serve there, "
-            f"as {name}.{word}=..."
-        )
-    return RemoteReward.at(entry.service, name, entry.name or name, key)
+        remote = name
+    else:
+        remote = entry.name or name
+        for setting in (*entry.keywords, *(["path"] if entry.path is not None else [])):
+            raise UserError(
+                f"{KEY}.{name}.{setting}: belongs to the service at the url; give it to blip3o-rl rewards serve "
+                f"there, as {name}.{setting}=..."
+            )
+    return RemoteReward(name, remote, endpoint_of(entry.service, key), entry.service.timeout_s, key)

@@ -5,6 +5,7 @@ with a reason, or stops the run; it never makes a 0. `on_error` chooses:
     retry        call again up to `retries` times (default 2), then the sample fails;
     skip_sample  the sample fails at once (unless `retries` is given);
     stop         RewardError, which ends the run (after `retries`, default 0).
+A service that is `Unreachable` is asked again up to its own `retries` times, with growing pauses, under every policy.
 When a batch raises, its samples are scored one by one first, so that one bad image cannot fail its neighbors.
 
 Synchronous rewards run in daemon threads: the event loop stays free, and a reward that hangs cannot keep the process
@@ -18,6 +19,8 @@ samples fail, and it is called again at the next attempt.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -27,7 +30,7 @@ from typing import Any, TypeAlias
 from blip3o_rl.config.reward import KEY, RewardEntry
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring import sync
-from blip3o_rl.scoring.api import Reward, RewardError, Sample, Score, as_scores
+from blip3o_rl.scoring.api import Reward, RewardError, Sample, Score, Unreachable, as_scores
 
 DEFAULT_RETRIES = {"retry": 2, "skip_sample": 0, "stop": 0}
 SYNC_CONCURRENCY, ASYNC_CONCURRENCY = 1, 64
@@ -100,18 +103,19 @@ class RubricEntry:
         Raises:
             RewardError: a sample failed and `on_error` is stop.
         """
-        policy = self.settings.on_error
-        retries = DEFAULT_RETRIES[policy] if self.settings.retries is None else self.settings.retries
         outcomes = await self.attempt(samples)
-        for _ in range(retries):
-            again = [row for row, outcome in enumerate(outcomes) if isinstance(outcome, RewardError)]
+        for retry in itertools.count():
+            again = [row for row, outcome in enumerate(outcomes) if retry < self._retries(outcome)]
             if not again:
                 break
+            if self.settings.service and any(isinstance(outcomes[row], Unreachable) for row in again):
+                # Spread at random, so that a service that comes back is not asked by all processes at once.
+                await asyncio.sleep(self.settings.service.pause_s(retry) * random.uniform(0.5, 1.0))
             repeated = await self.attempt([samples[row] for row in again])
             for row, outcome in zip(again, repeated, strict=True):
                 outcomes[row] = outcome
         failures = [outcome for outcome in outcomes if isinstance(outcome, RewardError)]
-        if failures and policy == "stop":
+        if failures and self.settings.on_error == "stop":
             raise failures[0]
         return outcomes
 
@@ -137,11 +141,20 @@ class RubricEntry:
             else:
                 outcomes = [_caused(f"raised {type(error).__name__}: {error}", error)]
         return [
-            _caused(f"reward '{self.name}' {outcome} (sample {sample.id})", outcome.__cause__ or outcome)
+            _caused(f"reward '{self.name}' {outcome} (sample {sample.id})", outcome.__cause__ or outcome, type(outcome))
             if isinstance(outcome, RewardError)
             else outcome
             for sample, outcome in zip(samples, outcomes, strict=True)
         ]
+
+    def _retries(self, outcome: Outcome) -> int:
+        """How often an attempt with this outcome is repeated."""
+        if isinstance(outcome, Score):
+            return 0
+        if isinstance(outcome, Unreachable) and self.settings.service:
+            return self.settings.service.retries
+        own = self.settings.retries
+        return DEFAULT_RETRIES[self.settings.on_error] if own is None else own
 
     def _turn(self) -> asyncio.Semaphore:
         """The semaphore that limits concurrent calls, one per event loop."""
@@ -161,7 +174,7 @@ class RubricEntry:
             raise _caused(f"raised {type(error).__name__} in setup: {error}", error) from error
 
 
-def _caused(text: str, cause: BaseException) -> RewardError:
-    error = RewardError(text)
+def _caused(text: str, cause: BaseException, kind: type[RewardError] = RewardError) -> RewardError:
+    error = kind(text)
     error.__cause__ = cause
     return error

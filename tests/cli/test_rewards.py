@@ -1,4 +1,4 @@
-"""The verbs for reward authors, from the starting file to the table."""
+"""The commands for reward authors, from the starting file to the table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from blip3o_rl.cli import rewards_author
+from blip3o_rl.cli import bench, reward_arguments, rewards_check, rewards_new, rewards_score
 from blip3o_rl.errors import UserError
 
 app = typer.Typer()
-for verb in (rewards_author.new, rewards_author.check, rewards_author.score, rewards_author.bench):
-    app.command()(verb)
+for command in (rewards_new.new, rewards_check.check, rewards_score.score):
+    app.command()(command)
+app.command("bench")(bench.bench_rewards)
 
 
 def run(*arguments: str | Path) -> int:
@@ -51,7 +52,7 @@ def test_new_writes_a_reward_that_passes_its_own_test_and_the_check(tmp_path, mo
     assert run("check", "my_goal.py:my_goal") == 0
     assert run("check", "my_goal.py:my_goal", "my_goal.wanted=0.4") == 0
     before = (tmp_path / "my_goal.py").read_text()
-    with pytest.raises(UserError, match=r"my_goal\.py: is there already"):
+    with pytest.raises(UserError, match=r"my_goal\.py: exists already"):
         run("new", "my_goal")
     assert (tmp_path / "my_goal.py").read_text() == before
 
@@ -143,7 +144,7 @@ def test_bench_prints_a_table_and_keeps_the_numbers(tmp_path, reward_file, capsy
     assert {row["name"]: row["images"] for row in result["rewards"]} == {"geneval": 6, "bright": 6}
     assert all(row["images_per_s"] > 0 for row in result["rewards"]) and result["cores"] >= 1
     assert result["not_measured"] == {}
-    assert "pictures/s" in capsys.readouterr().out
+    assert "images/s" in capsys.readouterr().out
 
 
 def test_bench_of_all_says_what_could_not_be_measured(tmp_path, monkeypatch, capsys):
@@ -171,13 +172,13 @@ def test_bench_of_all_says_what_could_not_be_measured(tmp_path, monkeypatch, cap
     ],
 )
 def test_words_are_a_configuration(words, expected):
-    assert rewards_author.reward_config(words, "check") == expected
+    assert reward_arguments.reward_config(words, "rewards check") == expected
 
 
 @pytest.mark.parametrize("words", [["my.py"], [":f"], ["a.py:f", "b.py:f"], ["f.x=[1"], ["a b"], [""]])
 def test_bad_words_are_one_line(words):
     with pytest.raises(UserError, match="rewards check") as caught:
-        rewards_author.reward_config(words, "check")
+        reward_arguments.reward_config(words, "rewards check")
     assert "\n" not in str(caught.value)
 
 

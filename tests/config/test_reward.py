@@ -37,7 +37,6 @@ from blip3o_rl.errors import UserError
         ({"service": {"url": "http://a", "timeout_s": 0}}, [".service.timeout_s"]),
         ({"service": {"url": "http://a", "retries": -1}}, [".service.retries"]),
         ({"service": {"url": "http://a", "retries": 1.5}}, [".service.retries", "integer"]),
-        ({"service": {"url": "http://a", "encoding": "jpeg"}}, [".service.encoding", "'raw' or 'png'"]),
         ({"service": {"replica": 2}}, [".service.replica", "did you mean 'replicas'"]),
         ({"service": {"replicas": 0}}, [".service.replicas", "greater than or equal to 1"]),
         ({"service": {"num_gpus": -0.5}}, [".service.num_gpus"]),
@@ -61,10 +60,10 @@ def test_an_entry() -> None:
     assert [entry.trained for entry in entries.values()] == [True, False, False]
 
 
-def test_the_time_limit_leaves_a_service_its_retries() -> None:
+def test_a_service_has_a_limit_per_request() -> None:
     service = {"url": "http://x/", "timeout_s": 10, "retries": 1}
     entries = read_rewards({"a": {"service": service}, "b": {"service": service, "timeout_s": 7}, "c": {"service": {}}})
-    assert entries["a"].timeout_s == 120 + 20.5 and entries["b"].timeout_s == 7
+    assert entries["a"].timeout_s is None and entries["b"].timeout_s == 7
     assert isinstance(entries["a"].service, UrlService) and entries["a"].service.url == "http://x"
     assert isinstance(entries["c"].service, DeployedService)
 

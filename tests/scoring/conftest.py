@@ -100,12 +100,12 @@ class Served:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.arguments = {"words": words, "port": self.port, "token_env": None if token is None else "SERVED_TOKEN"}
+        self.arguments = {"rewards": words, "port": self.port, "token_env": None if token is None else "SERVED_TOKEN"}
         self.environment = {**os.environ, "SERVED_TOKEN": token or ""}
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Served:
-        code = "import json, sys; from blip3o_rl.cli.rewards import serve; serve(**json.loads(sys.argv[1]))"
+        code = "import json, sys; from blip3o_rl.cli.rewards_serve import serve; serve(**json.loads(sys.argv[1]))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(self.arguments)],
             stdout=subprocess.PIPE,

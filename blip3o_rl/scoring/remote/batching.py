@@ -1,8 +1,8 @@
 """Collects the samples of concurrent requests into batches for a synchronous reward.
 
-Rollouts come one by one, detectors are faster in batches. There is no waiting for a batch to fill: while one batch is
-being scored the next one gathers, so a lone sample is scored at once and a busy service scores in large batches.
-Asynchronous rewards wait for somebody else anyway and are called as the requests come.
+Rollouts come one by one, detectors are faster in batches. Nothing waits for a batch to fill: while one batch is scored
+the next one gathers, so a lone sample is scored at once and a busy service scores in large batches. An asynchronous
+reward spends its time waiting and is called for each request.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class BatchQueue:
 
     Args:
         entry: the reward; its `concurrency` (default 1) is the number of batches at a time.
-        most: samples in a batch.
+        max_batch: samples per batch.
     """
 
-    def __init__(self, entry: RubricEntry, most: int):
+    def __init__(self, entry: RubricEntry, max_batch: int):
         self.entry = entry
-        self.most = most
+        self.max_batch = max_batch
         self._waiting: deque[Waiting] = deque()
         self._workers: set[asyncio.Task[None]] = set()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """One try at each sample, together with what others have asked for meanwhile; outcomes in order."""
+        """One attempt at each sample, in batches with those of other requests; outcomes in order."""
         if self.entry.is_async:
             return await self.entry.attempt(samples)
         loop = asyncio.get_running_loop()
@@ -47,7 +47,7 @@ class BatchQueue:
 
     async def _work(self) -> None:
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
+            batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
             batch = [(sample, future) for sample, future in batch if not future.cancelled()]
             try:
                 outcomes = await self.entry.attempt([sample for sample, _ in batch])

@@ -1,9 +1,8 @@
 """A reward as a Ray Serve deployment in the trainer's own cluster, with its own environment, replicas and GPUs.
 
-The replica runs the very app of `service`, and callers send it the very bytes of `wire` through a Serve handle: the
-limits, checks and answers are those of the HTTP service, and nothing but bytes crosses between environments, whose
-versions of numpy need not agree. Placing, restarting and health checks are Serve's; a request that a dying replica
-did not answer is sent again by the client.
+The replica runs the very app of `service`, and callers send it the very bytes of `wire` through a Serve handle
+(`endpoints`): limits, checks and answers are those of the HTTP service, and nothing but bytes crosses between
+environments, whose versions of numpy need not agree. Placing, restarting and health checks are Serve's.
 
 The replica's environment is Ray's `runtime_env` (pip, env_vars, working_dir ...) or `python`, the interpreter of an
 environment that exists already on every node. Either needs this package and the same Ray.
@@ -11,20 +10,14 @@ environment that exists already on every node. Either needs this package and the
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
-from blip3o_rl.config.reward import CALLER_KEYS, DeployedService, read_rewards
+from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, read_rewards
 from blip3o_rl.errors import UserError
-from blip3o_rl.scoring.remote import asgi
-from blip3o_rl.scoring.remote.client import RemoteReward, Reply, Unreachable
 
 HEALTH_EVERY_S = 5.0
 
@@ -44,45 +37,12 @@ class RewardReplica:
 
     async def send(self, method: str, path: str, content_type: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the app's answer."""
-        return await asgi.request(self.app, method, path, {"content-type": content_type}, body)
+        import httpx
 
-
-class HandleTransport:
-    """Requests through the Serve handle of an application in the caller's cluster.
-
-    The handle ends with the connection to the cluster, so it belongs to the transport and not to the process: a run
-    connects up to three times, and its applications have the same names each time.
-    """
-
-    def __init__(self, app: str):
-        self.where = f"deployment {app}"
-        self.app = app
-
-    @property
-    def available(self) -> bool:
-        return ray.is_initialized()
-
-    @cached_property
-    def _handle(self) -> Any:
-        return serve.get_app_handle(self.app)
-
-    async def send(self, method: str, path: str, content_type: str, body: bytes, timeout_s: float) -> Reply:
-        if not self.available:  # Serve would start a cluster of its own
-            raise Unreachable("Ray is not running in this process")
-        try:
-            answer = self._handle.send.remote(method, path, content_type, body)
-            status, received = await asyncio.wait_for(answer, timeout_s)
-        except TimeoutError as error:
-            raise Unreachable(f"no answer within {timeout_s:g} s") from error
-        except (RayError, RayServeException) as error:
-            raise Unreachable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}") from error
-        return Reply(status, received)
-
-
-def remote_reward(service: DeployedService, name: str, remote: str, key: str) -> RemoteReward:
-    """The reward of a deployment, for callers in its cluster."""
-    transport = HandleTransport(service.app or "")
-    return RemoteReward(name, remote, transport, service, service.encoding == "raw", key)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://replica", timeout=None) as client:
+            answer = await client.request(method, path, content=body, headers={"content-type": content_type})
+            return answer.status_code, answer.content
 
 
 def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
@@ -104,34 +64,34 @@ def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
     started: list[str] = []
     for name, service in services.items():
         assert service.app is not None
-        key = f"reward.rewards.{name}.service"
-        own = {word: value for word, value in rewards[name].items() if word not in CALLER_KEYS}
+        own = {key: value for key, value in rewards[name].items() if key not in CALLER_KEYS}
         serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
         try:
             serve.run(_deployment(service).bind({name: own}), name=service.app, route_prefix=None)
         except Exception as error:
             stop([service.app])
-            raise UserError(f"{key}: could not be started, {' '.join(str(error).split())[:500]}") from error
+            reason = " ".join(str(error).split())[:500]
+            raise UserError(f"{KEY}.{name}.service: could not be started, {reason}") from error
         started.append(service.app)
     return started
-
-
-def _check_resources(services: list[DeployedService], gpus_taken: float) -> None:
-    """Serve would wait without a word for what the cluster does not have."""
-    cluster = ray.cluster_resources()
-    for resource, key, taken in (("GPU", "num_gpus", gpus_taken), ("CPU", "num_cpus", 0)):
-        asked = sum(service.replicas * getattr(service, key) for service in services)
-        if asked > 0 and asked + taken > cluster.get(resource, 0):
-            raise UserError(
-                f"reward.rewards.*.service.{key}: the rewards ask for {asked:g} and training reserves {taken:g}, but "
-                f"the cluster has {cluster.get(resource, 0):g} {resource}; ask for less, or serve them elsewhere (url)"
-            )
 
 
 def stop(applications: list[str]) -> None:
     """Ends deployments; those that are gone already are passed over."""
     for name in applications:
         serve.delete(name)
+
+
+def _check_resources(services: list[DeployedService], gpus_taken: float) -> None:
+    """Serve would wait silently for what the cluster does not have."""
+    cluster = ray.cluster_resources()
+    for resource, key, taken in (("GPU", "num_gpus", gpus_taken), ("CPU", "num_cpus", 0)):
+        asked = sum(service.replicas * getattr(service, key) for service in services)
+        if asked > 0 and asked + taken > cluster.get(resource, 0):
+            raise UserError(
+                f"{KEY}.*.service.{key}: the rewards ask for {asked:g} and training reserves {taken:g}, but "
+                f"the cluster has {cluster.get(resource, 0):g} {resource}; ask for less, or serve them elsewhere (url)"
+            )
 
 
 def _deployment(service: DeployedService) -> Any:

@@ -17,8 +17,10 @@ from blip3o_rl.config.reward import RewardEntry
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring import build, registry
 from blip3o_rl.scoring.api import RewardError, Sample
-from blip3o_rl.scoring.authoring.check import check, known_samples, measure
+from blip3o_rl.scoring.authoring.check import check
 from blip3o_rl.scoring.authoring.image_folder import read_folder
+from blip3o_rl.scoring.authoring.known_images import known_samples
+from blip3o_rl.scoring.authoring.throughput import measure
 from blip3o_rl.scoring.entry import RubricEntry
 from blip3o_rl.scoring.rubric import Rubric
 
@@ -65,9 +67,9 @@ counter = itertools.count()
         (lambda batch: 1 / 0, "raised ZeroDivisionError"),
         (lambda batch: [float("nan") if s.image.max() == 0 else 1.0 for s in batch], "nan as the value (blank)"),
         (lambda batch: [float(next(counter)) for _ in batch], "not deterministic"),
-        (lambda batch: sorted(brightness(batch)), "wrong pictures"),
-        (relative, "depends on the other pictures"),
-        (darken, "writes into the picture"),
+        (lambda batch: sorted(brightness(batch)), "wrong images"),
+        (relative, "depends on the other images"),
+        (darken, "writes into the image"),
     ],
 )
 def test_a_reward_that_misbehaves_is_found(function, words):
@@ -92,7 +94,7 @@ def test_equal_values_are_remarked():
     assert "no signal" in check(entry(lambda batch: [1.0] * len(batch))).remarks[0]
 
 
-def test_the_drawn_scene_satisfies_geneval():
+def test_the_synthetic_scene_satisfies_geneval():
     found = check(build.build_rubric({"geneval": {}}).entries[0], side=64)
     assert found.problems == []
     assert found.scores["scene"].value == 1 > found.scores["noise"].value
@@ -115,10 +117,10 @@ def test_metadata_come_from_the_scene_from_the_caller_or_from_the_reward():
     assert {sample.prompt for sample in known_samples(RubricEntry("target", Target()))} == {'a sign "OK"'}
 
 
-def test_measuring_counts_pictures_and_stops_in_time():
+def test_measuring_counts_images_and_stops_in_time():
     found = measure(entry(brightness), images=10, batch=4, side=32)
     assert (found.images, found.batch, found.side) == (10, 4, 32) and found.images_per_s > 0
-    slow = measure(entry(lambda batch: time.sleep(0.02) or brightness(batch)), images=50, batch=2, most_s=0.0)
+    slow = measure(entry(lambda batch: time.sleep(0.02) or brightness(batch)), images=50, batch=2, max_s=0.0)
     assert slow.images == 2 and slow.images_per_s < 100
     with pytest.raises(RewardError, match="nan"):
         measure(entry(lambda batch: [float("nan")] * len(batch)), images=2)

@@ -34,7 +34,7 @@ def sample(number: int) -> Sample:
 def test_requests_that_come_during_a_batch_make_the_next_one() -> None:
     async def main() -> tuple[list[Any], list[int]]:
         entry = Gated()
-        queue = BatchQueue(cast(RubricEntry, entry), most=3)
+        queue = BatchQueue(cast(RubricEntry, entry), max_batch=3)
         requests = [asyncio.create_task(queue.score([sample(n)])) for n in range(6)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -49,7 +49,7 @@ def test_requests_that_come_during_a_batch_make_the_next_one() -> None:
 def test_a_request_in_the_turn_in_which_the_worker_ends_is_not_forgotten() -> None:
     async def main() -> list[Any]:
         entry = Gated()
-        queue = BatchQueue(cast(RubricEntry, entry), most=4)
+        queue = BatchQueue(cast(RubricEntry, entry), max_batch=4)
         first = asyncio.create_task(queue.score([sample(1)]))
         while not entry.sizes:
             await asyncio.sleep(0)

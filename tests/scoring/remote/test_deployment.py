@@ -13,18 +13,11 @@ from typing import Any
 
 import pytest
 
-from blip3o_rl.config.reward import (
-    DeployedService,
-    RemoteService,
-    RewardEntry,
-    name_applications,
-    read_rewards,
-    token_variables,
-)
+from blip3o_rl.config.reward import name_applications, token_variables
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
+from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.remote import deployment
-from blip3o_rl.scoring.rubric import Rubric, RubricEntry
 
 
 def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
@@ -40,11 +33,9 @@ def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
     assert token_variables(rewards) == ["TOKEN"]
 
 
-def test_without_ray_a_deployed_reward_waits_to_be_checked() -> None:
-    service = DeployedService(replicas=1)
-    reward = deployment.remote_reward(service, "a", "a", "reward.rewards.a.service")
-    rubric = Rubric([RubricEntry("a", reward)])
-    assert not reward.available
+def test_without_ray_a_deployed_reward_waits_to_be_checked(reward_file: Path) -> None:
+    rubric = build_rubric({"a": {"path": f"{reward_file}:brightness", "service": {"replicas": 1, "app": "x"}}})
+    assert not rubric.entries[0].available
     rubric.self_check()
     rubric.check_prompts([PromptRow("p", {}, "f:1")])
     assert rubric.weights == {"a": 1.0}
@@ -61,7 +52,15 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
             "path": f"{reward_file}:SlowTarget",
             "folder": str(tmp_path),
             "weight": 2.0,
-            "service": {"python": sys.executable, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+            "service": {
+                "python": sys.executable,
+                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
+                "retries": 200,
+                "backoff_s": 0.05,
+                "max_backoff_s": 1.0,
+            },
+            "retries": 0,
+            "concurrency": 4,
         },
         "near": {"path": f"{reward_file}:brightness"},
     }
@@ -72,11 +71,7 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
         with pytest.raises(UserError, match=r"ask for 0\.25 and training reserves 1, but the cluster has 0 GPU"):
             deployment.start({"greedy": greedy}, gpus_taken=1)
         assert deployment.start(config) == ["blip3o-reward-run-slow"]
-        service = read_rewards(config)["slow"].service
-        assert isinstance(service, DeployedService)
-        reward = deployment.remote_reward(service, "slow", "slow", "reward.rewards.slow.service")
-        reward.patience = RemoteService(timeout_s=60.0, retries=200, backoff_s=0.05, max_backoff_s=1.0)
-        rubric = Rubric([RubricEntry("slow", reward, RewardEntry(retries=0, concurrency=4, timeout_s=600.0))])
+        rubric = build_rubric({"slow": config["slow"]})
         rubric.self_check()
         with pytest.raises(UserError, match="f:1: reward 'slow' cannot score this prompt"):
             rubric.check_prompts([PromptRow("p", {"target": "A"}, "f:1")])

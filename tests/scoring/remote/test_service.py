@@ -14,25 +14,32 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 
-from blip3o_rl.cli import rewards as commands
+from blip3o_rl.cli import rewards_serve as commands
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.build import build_rubric
-from blip3o_rl.scoring.remote import asgi, wire
-from blip3o_rl.scoring.remote.limits import Limits
+from blip3o_rl.scoring.remote import wire
+from blip3o_rl.scoring.remote.admission import RequestLimits
 from blip3o_rl.scoring.remote.service import RewardService, create_app
-from blip3o_rl.scoring.remote.wire_images import encode_png
 
 Ask = Callable[..., tuple[int, Any]]
+
+
+async def send(app: Any, method: str, path: str, **request: Any) -> tuple[int, Any]:
+    """Status and JSON of one request to an app in this process."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.request(method, path, **request)
+        return answer.status_code, answer.json()
 
 
 @pytest.fixture
@@ -43,19 +50,13 @@ def config(reward_file: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def ask(config: dict[str, dict[str, Any]]) -> Ask:
-    """`ask(path, content_type, body)` posts to the app in this process; without body it gets."""
+    """`ask(method, path, ...)` sends a request to the app in this process."""
     app = create_app(RewardService(config))
-
-    def post(path: str, content_type: str = "application/json", body: bytes | None = None) -> tuple[int, Any]:
-        method = "GET" if body is None else "POST"
-        status, answer = asyncio.run(asgi.request(app, method, path, {"Content-Type": content_type}, body or b""))
-        return status, json.loads(answer)
-
-    return post
+    return lambda method, path, **request: asyncio.run(send(app, method, path, **request))
 
 
 def score(ask: Ask, samples: list[Sample], rewards: list[str]) -> dict[str, list[dict[str, Any]]]:
-    status, answer = ask("/score", *wire.encode_request(samples, rewards, raw=False))
+    status, answer = ask("POST", "/score", **wire.encode_request(samples, rewards))
     assert status == 200, answer
     return answer["scores"]
 
@@ -86,40 +87,40 @@ def test_a_sample_that_cannot_be_scored_is_an_error_in_its_place(ask: Ask) -> No
 
 
 def test_metadata_are_checked_before_anything_is_scored(ask: Ask, pictures) -> None:  # type: ignore[no-untyped-def]
-    status, answer = ask("/score", *wire.encode_request(pictures(2), ["target"], True))
+    status, answer = ask("POST", "/score", **wire.encode_request(pictures(2), ["target"]))
     assert (status, answer["detail"]) == (422, "sample 0: reward 'target': the metadata field 'target' is missing")
-    status, answer = ask("/score", *wire.encode_request(pictures(2, target="A"), ["target"], True))
+    status, answer = ask("POST", "/score", **wire.encode_request(pictures(2, target="A"), ["target"]))
     assert status == 422 and "'A' is not lower case" in answer["detail"]
-    status, answer = ask("/score", *wire.encode_request(pictures(2, target=7), ["target"], True))
+    status, answer = ask("POST", "/score", **wire.encode_request(pictures(2, target=7), ["target"]))
     assert status == 422 and "not readable (AttributeError" in answer["detail"]
     asked = {"rewards": ["target", "judge"], "metadata": [{"target": "a"}, {"target": "A"}, {}]}
-    status, answer = ask("/check", "application/json", json.dumps(asked).encode())
+    status, answer = ask("POST", "/check", json=asked)
     assert status == 200 and answer["problems"]["judge"] == ["", "", ""]
     assert [bool(problem) for problem in answer["problems"]["target"]] == [False, True, True]
 
 
 def test_unknown_rewards_and_paths(ask: Ask, pictures) -> None:  # type: ignore[no-untyped-def]
-    status, answer = ask("/score", *wire.encode_request(pictures(1), ["beauty"], True))
+    status, answer = ask("POST", "/score", **wire.encode_request(pictures(1), ["beauty"]))
     assert status == 422 and "'beauty'" in answer["detail"] and "brightness" in answer["detail"]
-    assert ask("/nothing")[0] == 404
-    assert ask("/score")[0] == 405
-    assert ask("/health", "text/plain", b"x")[0] == 405
+    assert ask("GET", "/nothing")[0] == 404
+    assert ask("GET", "/score")[0] == 405
+    assert ask("POST", "/health", content=b"x")[0] == 405
 
 
 def test_what_is_served_is_described(ask: Ask) -> None:
-    assert ask("/health") == (200, {"status": "ok"})
-    assert ask("/ready") == (200, {"status": "ready"})
-    status, served = ask("/rewards")
+    assert ask("GET", "/health") == (200, {"status": "ok"})
+    assert ask("GET", "/ready") == (200, {"status": "ready"})
+    status, served = ask("GET", "/rewards")
     assert status == 200 and served[-1] == {
         "name": "target",
         "required_metadata": ["target"],
         "example_metadata": {"target": "x"},
     }
-    status, schema = ask("/openapi.json")
+    status, schema = ask("GET", "/openapi.json")
     assert status == 200
-    body = schema["paths"]["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert body["properties"]["request"] == {"$ref": "#/components/schemas/ScoreRequest"}
+    assert list(schema["paths"]["/score"]["post"]["requestBody"]["content"]) == ["multipart/form-data"]
     text = json.dumps(schema)
+    assert "#/components/schemas/ScoreRequest" in text and "#/components/schemas/SampleSpec" in text
     for reference in (part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]):
         assert reference in schema["components"]["schemas"]
     assert "no pickle" not in text and "nothing that can run code" in schema["info"]["description"]
@@ -129,8 +130,8 @@ def test_without_the_token_nothing_is_told(config) -> None:  # type: ignore[no-u
     app = create_app(RewardService({"brightness": config["brightness"]}), token="sésame")
 
     def status(path: str, authorization: str | None, method: str = "GET") -> int:
-        headers = {} if authorization is None else {"Authorization": authorization}
-        return asyncio.run(asgi.request(app, method, path, headers))[0]
+        headers = {} if authorization is None else {b"Authorization": authorization.encode("latin-1")}
+        return asyncio.run(send(app, method, path, headers=headers))[0]
 
     right = "Bearer sésame".encode().decode("latin-1")
     for wrong in (None, "", "Bearer", "Bearer ", "Bearer sesame", "Basic sésame", right + "x", "Bearer \xff\xfe"):
@@ -138,176 +139,162 @@ def test_without_the_token_nothing_is_told(config) -> None:  # type: ignore[no-u
         assert status("/check", wrong, "POST") == 401
         assert status("/rewards", wrong) == 401
     assert status("/rewards", right) == 200
-    assert status("/score", right, "POST") == 415
+    assert status("/score", right, "POST") == 422
     assert [status(path, None) for path in ("/health", "/ready", "/openapi.json")] == [200] * 3
 
 
-def test_a_busy_service_refuses_before_it_reads(config, pictures) -> None:  # type: ignore[no-untyped-def]
-    service = RewardService({"brightness": config["brightness"]})
-    service.pending_pixels = 10**9
-    app = create_app(service)
-    content_type, body = wire.encode_request(pictures(1), None, True)
+def test_a_busy_service_refuses_before_it_reads(config, reward_file, tmp_path, pictures) -> None:  # type: ignore[no-untyped-def]
+    """While a body takes the memory that is allowed, scoring is refused; afterwards it is not."""
+    keywords = {"path": f"{reward_file}:slow", "folder": str(tmp_path), "seconds": 0.2}
+    app = create_app(RewardService({"slow": keywords}), limits=RequestLimits(pending_bytes=1000))
 
-    async def ask() -> list[int]:
-        asked = [asgi.request(app, "GET", "/ready"), asgi.request(app, "GET", "/health")]
-        asked.append(asgi.request(app, "POST", "/score", {"Content-Type": content_type}, body))
-        return [status for status, _ in await asyncio.gather(*asked)]
+    async def main() -> list[int]:
+        request = wire.encode_request(pictures(1))
+        first = asyncio.create_task(send(app, "POST", "/score", **request))
+        before = (tmp_path / "calls").stat().st_size
+        while not first.done() and (await send(app, "GET", "/ready"))[0] == 200:
+            await asyncio.sleep(0)
+        assert (tmp_path / "calls").stat().st_size == before, "it was scored before it was busy"
+        others = [send(app, "GET", "/ready"), send(app, "GET", "/health"), send(app, "POST", "/score", **request)]
+        statuses = [status for status, _ in await asyncio.gather(*others)]
+        return [*statuses, (await first)[0], (await send(app, "POST", "/score", **request))[0]]
 
-    assert asyncio.run(ask()) == [503, 200, 503]
-    service.pending_pixels = 0
-    assert asyncio.run(ask()) == [200, 200, 200]
-    assert service.pending_pixels == 0
+    assert asyncio.run(main()) == [503, 200, 503, 200, 200]
 
 
 def test_concurrent_requests_share_batches(reward_file: Path, tmp_path: Path, pictures) -> None:  # type: ignore[no-untyped-def]
     keywords = {"path": f"{reward_file}:slow", "folder": str(tmp_path), "seconds": 0.2}
-    service = RewardService({"slow": keywords}, batch=5)
-    app = create_app(service)
+    app = create_app(RewardService({"slow": keywords}, batch=5))
     (tmp_path / "calls").unlink()  # the self-check's
 
-    async def ask() -> list[tuple[int, bytes]]:
-        requests = [wire.encode_request([sample], None, True) for sample in pictures(9)]
-        return await asyncio.gather(
-            *(asgi.request(app, "POST", "/score", {"Content-Type": kind}, body) for kind, body in requests)
-        )
+    async def main() -> list[tuple[int, Any]]:
+        requests = [wire.encode_request([sample]) for sample in pictures(9)]
+        return await asyncio.gather(*(send(app, "POST", "/score", **request) for request in requests))
 
-    answers = [json.loads(body)["scores"]["slow"][0]["value"] for _, body in asyncio.run(ask())]
+    answers = [answer["scores"]["slow"][0]["value"] for _, answer in asyncio.run(main())]
     assert answers == [sample.image.mean() / 255 for sample in pictures(9)]
     batches = [len(line.split()) - 1 for line in (tmp_path / "calls").read_text().splitlines()]
     assert sum(batches) == 9 and max(batches) <= 5 and len(batches) <= 5
 
 
-def test_a_body_that_is_too_long_is_not_read(config) -> None:  # type: ignore[no-untyped-def]
-    app = create_app(RewardService({"brightness": config["brightness"]}, Limits(body_bytes=1000)))
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-length": "1001"}, 413),
+        ({"content-length": "9" * 5000}, 413),
+        ({"content-length": "-1"}, 411),
+        ({"content-length": "\u00b2"}, 411),
+        ({}, 411),
+        ({"content-length": "10", "transfer-encoding": "chunked"}, 411),
+    ],
+)
+def test_a_body_that_may_be_too_long_is_not_read(config, headers: dict[str, str], status: int) -> None:  # type: ignore[no-untyped-def]
+    app = create_app(RewardService({"brightness": config["brightness"]}), limits=RequestLimits(score_bytes=1000))
+    sent: list[dict[str, Any]] = []
 
-    async def send(length: str | None) -> tuple[int, int]:
-        """Status, and how many chunks of 100 bytes were taken."""
-        taken, status = 0, 0
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body is read")
 
-        async def receive() -> dict[str, Any]:
-            nonlocal taken
-            taken += 1
-            return {"type": "http.request", "body": bytes(100), "more_body": True}
+    async def collect(message: dict[str, Any]) -> None:
+        sent.append(message)
 
-        async def answer(message: dict[str, Any]) -> None:
-            nonlocal status
-            status = message.get("status", status)
-
-        headers = [(b"content-type", b"multipart/form-data; boundary=X")]
-        headers += [] if length is None else [(b"content-length", length.encode())]
-        scope = {"type": "http", "method": "POST", "path": "/score", "headers": headers, "query_string": b""}
-        await app(scope, receive, answer)
-        return status, taken
-
-    assert asyncio.run(send(None)) == (413, 11)
-    assert asyncio.run(send("1001")) == (413, 0)
-    assert asyncio.run(send("9" * 5000)) == (413, 0)
-    assert asyncio.run(send("-1")) == (413, 0)
-
-
-def png_header(width: int, height: int, rows: int = 1) -> bytes:
-    """A PNG that announces width x height."""
-    good = encode_png(np.zeros((1, 1, 3), np.uint8))
-    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    data = b"IDAT" + zlib.compress(bytes(min(rows * (3 * width + 1), 2**20)))
-    chunks = [len(c[4:]).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in (header, data, b"IEND")]
-    return good[:8] + b"".join(chunks)
+    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": pairs, "query_string": b""}
+    asyncio.run(app(scope, receive, collect))
+    assert sent[0]["status"] == status
 
 
-def malformed(number: int, good: tuple[str, bytes], pictures: list[bytes]) -> tuple[str, str, bytes]:
+def test_a_body_that_does_not_arrive_is_given_up(config) -> None:  # type: ignore[no-untyped-def]
+    app = create_app(RewardService({"brightness": config["brightness"]}), limits=RequestLimits(read_s=0.05))
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"--X"
+        await asyncio.Event().wait()
+
+    headers = {"content-type": "multipart/form-data; boundary=X", "content-length": "1000"}
+    status, answer = asyncio.run(send(app, "POST", "/score", content=body(), headers=headers))
+    assert (status, answer["detail"]) == (408, "the body did not arrive within 0.05 s")
+
+
+def malformed(number: int, good: tuple[str, bytes], pixels: bytes) -> tuple[str, str, bytes]:
     """Path, content type and body of a request that must be refused; `number` chooses the kind and seeds it."""
     draw = random.Random(number)
     kind, body = good
-    text = json.dumps({"samples": [{"id": "0", "prompt": "p"}]}).encode()
+    sample = {"id": "0", "prompt": "p", "height": 24, "width": 16}
 
     def multipart(request: bytes, *images: bytes) -> tuple[str, str, bytes]:
-        parts = [(b"request", request), *((b"image", image) for image in images)]
-        joined = b"".join(b'--X\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % part for part in parts)
+        parts = [(b"request", b"", request), *((b"image", b'; filename="image"', image) for image in images)]
+        joined = b"".join(b'--X\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % part for part in parts)
         return "/score", "multipart/form-data; boundary=X", joined + b"--X--\r\n"
 
-    picture = draw.choice(pictures)
+    def request(**changes: Any) -> bytes:
+        return json.dumps({"samples": [{**sample, **changes}]}).encode()
+
     wrong_types = [None, True, -1, 1.5, "x", [], {}, [[]], {"a": None}, 10**400, "\0", "é" * 600, float("nan")]
-    choice = number % 14
+    choice = number % 11
     if choice == 0:
         return "/score", kind, draw.randbytes(draw.randrange(3000))
-    if choice == 1:
-        return "/score", kind, body[: draw.randrange(len(body) - 2)]
+    if choice == 1:  # the last boundary missing or cut: the last image has no end
+        return "/score", kind, body[: draw.randrange(len(body) - 60)]
     if choice == 2:
-        return multipart(text, picture[: draw.randrange(len(picture))])
+        return multipart(request(), pixels[: draw.randrange(len(pixels))])
     if choice == 3:
-        at = draw.randrange(len(picture))
-        return multipart(text, picture[:at] + bytes([picture[at] ^ (1 << draw.randrange(8))]) + picture[at + 1 :])
+        sizes = [0, -1, 10**9, 10**30, 7]
+        return multipart(request(height=draw.choice(sizes), width=draw.choice(sizes)), pixels)
     if choice == 4:
-        size = 2 ** draw.randrange(13, 31)
-        return multipart(text, png_header(size, size))
-    if choice == 5:
-        return multipart(text, png_header(draw.randrange(64, 4096), draw.randrange(64, 2048)))
-    if choice == 6:
-        image = {
-            "encoding": "raw",
-            "height": draw.choice([0, -1, 10**9, 10**30, 7]),
-            "width": draw.choice([0, 10**9, 7]),
-        }
-        return multipart(json.dumps({"samples": [{"id": "0", "prompt": "p", "image": image}]}).encode(), bytes(10))
-    if choice == 7:
-        key = draw.choice(["id", "prompt", "image", "group", "metadata", "step", "unknown"])
+        key = draw.choice(["id", "prompt", "image", "group", "metadata", "step", "unknown", "height"])
         fine = {"id": [str], "prompt": [str], "group": [str, type(None)], "step": [int, type(None)], "metadata": [dict]}
-        value = draw.choice([v for v in wrong_types if type(v) not in fine.get(key, []) and (key, v) != ("image", {})])
-        return multipart(json.dumps({"samples": [{"id": "0", "prompt": "p", key: value}]}).encode(), picture)
+        value = draw.choice([value for value in wrong_types if type(value) not in fine.get(key, [])])
+        return multipart(request(**{key: value}), pixels)
+    if choice == 5:
+        return multipart(draw.randbytes(draw.randrange(1, 200)), pixels)
+    if choice == 6:
+        odd = draw.choice([b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud83d"])
+        return multipart(request().replace(b'"p"', b'"' + odd + b'"'))
+    if choice == 7:
+        return multipart(b"[" * draw.randrange(1, 50_000) + b"]" * draw.randrange(1000), pixels)
     if choice == 8:
-        return multipart(draw.randbytes(draw.randrange(1, 200)), picture)
+        kinds = ["", "text/plain", "multipart/form-data", "application/octet-stream", "é/\x7f"]
+        return "/score", draw.choice(kinds), body
     if choice == 9:
-        return multipart(
-            text.replace(b'"p"', b'"' + draw.choice([b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud83d"]) + b'"')
-        )
-    if choice == 10:
-        return multipart(b"[" * draw.randrange(1, 50_000) + b"]" * draw.randrange(1000), picture)
-    if choice == 11:
-        return (
-            "/score",
-            draw.choice(["", "text/plain", "multipart/form-data", "application/octet-stream", "é/\x7f"]),
-            body,
-        )
-    if choice == 12:
-        return "/score", kind, draw.choice([pickle.dumps({"images": [picture]}), gzip.compress(body), body[::-1]])
-    bad = [
-        b"",
-        b"null",
-        b"{}",
-        b'{"metadata": [1]}',
-        b'{"metadata": {}}',
-        draw.randbytes(40),
-        b'{"metadata": ' + b"[" * 5000,
-    ]
+        return "/score", kind, draw.choice([pickle.dumps({"images": [pixels]}), gzip.compress(body), body[::-1]])
+    bad = [b"", b"null", b"{}", b'{"metadata": [1]}', b'{"metadata": {}}', b'{"metadata": [{"a": NaN}]}']
+    bad += [draw.randbytes(40), b'{"metadata": ' + b"[" * 5000]
     return "/check", "application/json", draw.choice(bad)
 
 
-def refused(count: int, config: dict[str, Any], pictures: list[Sample]) -> float:
+def raw_request(samples: list[Sample]) -> tuple[str, bytes]:
+    """Content type and body of a good request."""
+    request = httpx.Request("POST", "http://test", **wire.encode_request(samples))
+    return request.headers["content-type"], request.read()
+
+
+def refused(count: int, config: dict[str, Any], samples: list[Sample]) -> float:
     """Sends `count` malformed requests to an app in this process; growth of its memory in MiB."""
     app = create_app(RewardService({"brightness": config["brightness"]}))
-    good = wire.encode_request(pictures, None, raw=False)
-    files = [encode_png(sample.image) for sample in pictures]
+    good = raw_request(samples)
 
     async def attack() -> float:
         before = psutil.Process().memory_info().rss
-        most = before
+        peak = before
         for number in range(count):
-            path, kind, body = malformed(number, good, files)
-            status, answer = await asgi.request(app, "POST", path, {"Content-Type": kind}, body)
+            path, kind, content = malformed(number, good, samples[0].image.tobytes())
+            headers = {b"content-type": kind.encode("latin-1")}
+            status, answer = await send(app, "POST", path, content=content, headers=headers)
             assert 400 <= status < 500, (number, status, answer)
-            assert json.loads(answer)["detail"] and len(answer) < 1000, (number, answer)
+            assert answer["detail"] and len(json.dumps(answer)) < 1000, (number, answer)
             if number % 100 == 0:
-                most = max(most, psutil.Process().memory_info().rss)
-        status, answer = await asgi.request(app, "POST", "/score", {"Content-Type": good[0]}, good[1])
-        assert status == 200 and len(json.loads(answer)["scores"]["brightness"]) == len(pictures)
-        return (most - before) / 2**20
+                peak = max(peak, psutil.Process().memory_info().rss)
+        status, answer = await send(app, "POST", "/score", content=good[1], headers={"content-type": good[0]})
+        assert status == 200 and len(answer["scores"]["brightness"]) == len(samples)
+        return (peak - before) / 2**20
 
     gc.collect()
     return asyncio.run(attack())
 
 
 def test_malformed_requests_are_refused_and_harm_nobody(config, pictures) -> None:  # type: ignore[no-untyped-def]
-    assert refused(2000, config, pictures(3)) < 200
+    assert refused(1000, config, pictures(3)) < 200
 
 
 @pytest.mark.long
@@ -329,7 +316,7 @@ def test_a_process_of_its_own(serving, reward_file: Path, pictures) -> None:  # 
     assert fetch(f"{served.url}/health")[0] == fetch(f"{served.url}/ready")[0] == 200
     assert fetch(f"{served.url}/rewards")[0] == 401
     samples = pictures(2)
-    content_type, body = wire.encode_request(samples, None, raw=True)
+    content_type, body = raw_request(samples)
     headers = {"Content-Type": content_type, "Authorization": "Bearer secret"}
     request = urllib.request.Request(f"{served.url}/score", body, headers)
     status, answer = fetch(request)
@@ -337,13 +324,11 @@ def test_a_process_of_its_own(serving, reward_file: Path, pictures) -> None:  # 
     assert [e["value"] for e in json.loads(answer)["scores"]["brightness"]] == [s.image.mean() / 255 for s in samples]
     process = psutil.Process(served.process.pid)
     before = process.memory_info().rss
-    good = wire.encode_request(samples, None, raw=False)
-    files = [encode_png(sample.image) for sample in samples]
     for number in range(200):
-        path, kind, body = malformed(number, good, files)
+        path, kind, content = malformed(number, (content_type, body), samples[0].image.tobytes())
         if kind.isascii() and kind.isprintable():
             headers = {"Content-Type": kind, "Authorization": "Bearer secret"}
-            status, answer = fetch(urllib.request.Request(served.url + path, body, headers))
+            status, answer = fetch(urllib.request.Request(served.url + path, content, headers))
             assert 400 <= status < 500, (number, status, answer)
     for garbage in (
         os.urandom(500),
@@ -391,10 +376,10 @@ def test_words_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"words": ["genevl"]}, "did you mean 'geneval'"),
-        ({"words": ["geneval", "geneval.mode=lenient"]}, "reward.rewards.geneval"),
-        ({"words": ["geneval"], "host": "0.0.0.0"}, "--host 0.0.0.0"),
-        ({"words": ["geneval"], "token_env": "NO_SUCH_VARIABLE"}, "--token-env NO_SUCH_VARIABLE"),
+        ({"rewards": ["genevl"]}, "did you mean 'geneval'"),
+        ({"rewards": ["geneval", "geneval.mode=lenient"]}, "reward.rewards.geneval"),
+        ({"rewards": ["geneval"], "host": "0.0.0.0"}, "--host 0.0.0.0"),
+        ({"rewards": ["geneval"], "token_env": "NO_SUCH_VARIABLE"}, "--token-env NO_SUCH_VARIABLE"),
     ],
 )
 def test_what_cannot_be_served_is_said_before_it_listens(arguments: dict[str, Any], message: str) -> None:

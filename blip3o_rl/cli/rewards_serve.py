@@ -1,4 +1,4 @@
-"""Verbs about rewards."""
+"""`blip3o-rl rewards serve`."""
 
 from __future__ import annotations
 
@@ -6,35 +6,15 @@ import os
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from blip3o_rl.cli.reward_arguments import reward_config
+from blip3o_rl.cli.reward_arguments import Rewards, reward_config
 from blip3o_rl.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-def list_rewards() -> None:
-    """The built-in rewards and those of installed packages."""
-    from blip3o_rl.scoring.registry import BUILT_IN, ENTRY_POINT_GROUP, known_rewards
-
-    rows = Table(box=None, pad_edge=False)
-    for column in ("name", "where", "from"):
-        rows.add_column(column, style="bold" if column == "name" else None, overflow="fold")
-    for name, where in sorted(known_rewards().items()):
-        rows.add_row(name, where, "built in" if name in BUILT_IN else f"entry point {ENTRY_POINT_GROUP}")
-    Console().print(rows)
-    print("your own: reward.rewards.mine.path=my_reward.py:function reward.rewards.mine.weight=1.0")
-
-
 def serve(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="(NAME | FILE:FUNCTION | NAME.KEY=VALUE)...", help="rewards, and their keys as under reward.rewards"
-        ),
-    ],
+    rewards: Rewards,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and prints it")] = 18085,
     host: Annotated[str, typer.Option(help="address to listen on; other than loopback needs a token")] = "127.0.0.1",
     token_env: Annotated[
@@ -43,9 +23,10 @@ def serve(
 ) -> None:
     """Serves rewards over HTTP; a run names the address with reward.rewards.NAME.service.url=http://HOST:PORT."""
     token = _token(host, token_env)
+    config = served_rewards(rewards)
     from blip3o_rl.scoring.remote.service import RewardService, listen
 
-    service = RewardService(served_rewards(words))
+    service = RewardService(config)
 
     def announce(address: str) -> None:
         print(f"{address} serves {', '.join(service.queues)}; description at {address}/openapi.json", flush=True)
@@ -53,15 +34,15 @@ def serve(
     listen(service, host, port, token, announce)
 
 
-def served_rewards(words: list[str]) -> dict[str, dict[str, Any]]:
+def served_rewards(arguments: list[str]) -> dict[str, dict[str, Any]]:
     """The mapping of `reward_config`, for a service.
 
     Raises:
-        UserError: a word cannot be read, or its key is of no use in a service.
+        UserError: an argument cannot be read, or its key is of no use in a service.
     """
     from blip3o_rl.config.reward import CALLER_KEYS
 
-    rewards = reward_config(words, "serve")
+    rewards = reward_config(arguments, "rewards serve")
     for name, entry in rewards.items():
         for key in entry:
             if key in CALLER_KEYS:

@@ -1,0 +1,73 @@
+"""Images whose content is known, for trying a reward: all black, noise, a synthetic scene that shows its prompt, and
+the prompt's text in letters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from blip3o_rl.data.synthetic import scenes
+from blip3o_rl.errors import UserError
+from blip3o_rl.scoring.api import Sample
+from blip3o_rl.scoring.entry import RubricEntry
+from blip3o_rl.scoring.rubric import metadata_problems, missing_metadata
+
+SIDE = 256
+NAMES = ("blank", "noise", "scene", "lettering")
+
+
+def known_samples(entry: RubricEntry, metadata: Mapping[str, Any] | None = None, side: int = SIDE) -> list[Sample]:
+    """One sample per name in `NAMES`, which is its id, with a prompt and metadata that the reward can score.
+
+    Args:
+        entry: of a rubric.
+        metadata: of the prompt; by default a scene's, or the reward's `example_metadata` where it needs other fields.
+        side: of the images, px.
+
+    Raises:
+        UserError: it can score neither the scene's prompt nor its own example.
+    """
+    rng = np.random.default_rng(0)
+    scene_metadata, scene = scenes.sample(rng, "color_attr")
+    fields = _fitting(entry, metadata, scene_metadata)
+    prompt = str(fields.get("prompt", scene_metadata["prompt"]))
+    images = (
+        np.zeros((side, side, 3), np.uint8),
+        rng.integers(0, 256, (side, side, 3), np.uint8),
+        scenes.draw(scene, side),
+        lettering(prompt.split('"')[1] if prompt.count('"') >= 2 else prompt, side),
+    )
+    return [Sample(name, prompt, image, dict(fields)) for name, image in zip(NAMES, images, strict=True)]
+
+
+def lettering(text: str, side: int) -> np.ndarray:
+    """Black letters on white, nothing else; uint8 [side, side, 3]."""
+    image = Image.new("RGB", (side, side), "white")
+    font = ImageFont.load_default(side / 10)
+    ImageDraw.Draw(image).multiline_text((side / 12, side / 6), fill(text, 14), fill="black", font=font)
+    return np.array(image)
+
+
+def _fitting(
+    entry: RubricEntry, metadata: Mapping[str, Any] | None, scene_metadata: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The first metadata that the reward can score: those given on top of the scene's, or its own example."""
+    example = getattr(entry.reward, "example_metadata", None)
+    candidates = [{**scene_metadata, **(metadata or {})}]
+    if metadata is None and example is not None:
+        candidates.append(dict(example))
+    problems = []
+    for candidate in candidates:
+        missing = missing_metadata(entry.reward, candidate)
+        problem = f"field '{missing}' is missing" if missing else metadata_problems(entry.reward, [candidate])[0]
+        if not problem:
+            return candidate
+        problems.append(problem)
+    raise UserError(
+        f"reward '{entry.name}' cannot score the prompt of the check: {problems[0]}; give --metadata '{{\"field\": "
+        "value}', or the class an attribute example_metadata"
+    )

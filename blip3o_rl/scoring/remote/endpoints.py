@@ -1,0 +1,105 @@
+"""How a request gets to a reward service: over HTTP to an address, or through a Serve handle to a deployment.
+
+Either is an httpx transport, so the client above does not know which. Each request has a transport of its own:
+rewards are scored from several event loops, and an open connection belongs to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ssl import SSLContext
+from typing import Any
+
+import httpx
+
+from blip3o_rl.config.reward import DeployedService, UrlService
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A service.
+
+    Attributes:
+        where: the service, for messages.
+        transport: makes the transport of a request.
+        url: prefix of all paths.
+        headers: of each request.
+        available: whether the service can be asked already; a deployment cannot before Ray runs.
+    """
+
+    where: str
+    transport: Callable[[], httpx.AsyncBaseTransport]
+    url: str = "http://reward"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    available: Callable[[], bool] = lambda: True
+
+
+def endpoint_of(service: UrlService | DeployedService, key: str) -> Endpoint:
+    """The endpoint that a configuration describes.
+
+    Args:
+        service: where the reward is scored.
+        key: its config key, for messages.
+
+    Raises:
+        UserError: the variable with the token is not set.
+    """
+    if isinstance(service, DeployedService):
+        return HandleTransport(service.app or "").endpoint()
+    token = service.token(key)
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    # Proxies of the environment are not asked: a service is on this machine or in this cluster.
+    return Endpoint(f"service {service.url}", lambda: httpx.AsyncHTTPTransport(_certificates()), service.url, headers)
+
+
+@lru_cache
+def _certificates() -> SSLContext:
+    """Reading the certificates takes longer than most requests."""
+    return httpx.create_ssl_context()
+
+
+class HandleTransport(httpx.AsyncBaseTransport):
+    """Requests through the Serve handle of an application in the caller's cluster.
+
+    The handle ends with the connection to the cluster, so it belongs to the transport and not to the process: a run
+    connects up to three times, and its applications have the same names each time.
+
+    Args:
+        app: the application's name.
+    """
+
+    def __init__(self, app: str):
+        self.app = app
+        self._handle: Any = None
+
+    def endpoint(self) -> Endpoint:
+        """The deployment; its requests share the handle."""
+        import ray
+
+        return Endpoint(f"deployment {self.app}", lambda: self, available=ray.is_initialized)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends method, path, content type and body, and returns status and body.
+
+        Raises:
+            httpx.TransportError: no answer.
+        """
+        import ray
+        from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        if not ray.is_initialized():  # Serve would start a cluster of its own
+            raise httpx.ConnectError("Ray is not running in this process")
+        body = await request.aread()
+        content_type = request.headers.get("content-type", "")
+        try:
+            if self._handle is None:
+                self._handle = serve.get_app_handle(self.app)
+            answer = self._handle.send.remote(request.method, request.url.path, content_type, body)
+            status, received = await answer
+        except (RayError, RayServeException) as error:
+            raise httpx.ReadError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}") from error
+        return httpx.Response(status, content=received)
