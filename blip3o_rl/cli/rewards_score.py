@@ -54,7 +54,7 @@ def score(
     write_lines(out, lines)
     Console().print(_table(lines, rubric.names))
     if left_out:
-        print(f"left out, with no prompt: {', '.join(file.name for file in left_out)}")
+        print(f"left out, with no prompt: {', '.join(left_out)}")
     failed = [line for line in lines if line["score"] is None]
     for line in failed:
         print(f"{line['image']}: no score: {line['reason']}")

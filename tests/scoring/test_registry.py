@@ -228,7 +228,9 @@ def test_where_a_reward_is_scored_is_said_beside_its_options(file, monkeypatch):
     assert far.is_async and far.reward.remote == "geneval" and far.settings.only_if == {"near": 0.5}
     assert rubric.weights == {"near": 1.0, "far": 1.0, "own": 0.5}
     assert not own.reward.available
-    with pytest.raises(UserError, match=r"reward\.rewards\.far\.service: .*127\.0\.0\.1:9 gave no answer: All connection"):
+    with pytest.raises(
+        UserError, match=r"reward\.rewards\.far\.service: .*127\.0\.0\.1:9 gave no answer: All connection"
+    ):
         rubric.self_check()
 
 

@@ -1,90 +1,139 @@
-"""Picture files and their prompts, for scoring pictures that no run has just drawn.
+"""Image files and their prompts, for scoring images that were generated earlier or elsewhere.
 
-A picture's prompt comes from a prompt file, whose lines name it (`{"image": "a.png", "prompt": ...}`) or have the very
-prompt that the PNG carries; or, without a prompt file, from the PNG alone: `blip3o-rl generate` writes it there.
-Metadata such as GenEval's `include` come from prompt files only.
+What an image was meant to show comes, in this order, from
+    a line of the prompt file that names it, `{"image": "cats/a.png", "prompt": ...}`, relative to the folder;
+    the line of the prompt file with the very prompt that the PNG carries;
+    without a prompt file, GenEval's layout, `00001/samples/0000.png` with its prompt in `00001/metadata.jsonl`;
+    or the PNG alone: `blip3o-rl generate` writes the prompt there.
+Sub-folders are read, too. Hidden files are not: macOS leaves `._a.png` next to `a.png` in archives.
 """
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip3o_rl.data.images import read_image, read_text_chunks
+from blip3o_rl.data.images import SUFFIXES, read_image, read_text_chunks
 from blip3o_rl.data.prompts import PromptRow, read_prompts
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
 
 @dataclass(frozen=True)
-class Picture:
-    """A file and the prompt it is to show."""
+class FolderImage:
+    """An image file and the prompt it is to show; `name` is its path in the folder."""
 
     file: Path
+    name: str
     row: PromptRow
 
     def sample(self) -> Sample:
-        """Reads the picture.
+        """Reads the image.
 
         Raises:
-            UserError: it is none.
+            UserError: it is not readable.
         """
-        return Sample(self.file.name, self.row.prompt, read_image(self.file), self.row.metadata)
+        return Sample(self.name, self.row.prompt, read_image(self.file), self.row.metadata)
 
 
-def read_folder(folder: Path, prompts: Path | None = None) -> tuple[list[Picture], list[Path]]:
-    """The pictures of a folder by name, and those left out because nothing says what they show.
+def read_folder(folder: Path, prompts: Path | None = None) -> tuple[list[FolderImage], list[str]]:
+    """The images of a folder, and the names of those left out because nothing says what they show.
+
+    An image that several lines name is there once for each of them.
 
     Args:
-        folder: with PNG, JPEG or WebP files; sub-folders are not read.
-        prompts: JSONL prompt file.
+        folder: with image files, also in sub-folders.
+        prompts: prompt file.
 
     Raises:
-        UserError: no such folder, no picture with a prompt in it, a picture that cannot be read, or a line that names
-            a picture that is not there.
+        UserError: no such folder, no image with a prompt in it, an image that cannot be read, a line that names an
+            image that is not there, or two different lines for the prompt that an image carries.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give one with pictures")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+        raise UserError(f"{folder}: there is no such folder; give one with images")
+    files = {_key(str(file.relative_to(folder))): file for file in _image_files(folder)}
     if not files:
-        raise UserError(f"{folder}: has no pictures ({', '.join(SUFFIXES)}); give a folder that has")
+        raise UserError(f"{folder}: has no images ({', '.join(SUFFIXES)}); give a folder that has")
     rows = read_prompts(prompts) if prompts is not None else []
-    by_file = _named_files(rows, folder)
-    by_prompt = {row.prompt: row for row in rows}
-    found, left_out = [], []
-    for file in files:
-        carried = _carried_prompt(file)
-        row = by_file.get(file.name) or by_prompt.get(carried)
-        if row is None and prompts is None and carried:
-            row = PromptRow(carried, {"prompt": carried}, str(file))
-        if row is None:
-            left_out.append(file)
+    found, named = [], set()
+    for row in rows:
+        if row.metadata.get("image") is not None:
+            file = _named_file(row, folder, files)
+            found.append(FolderImage(file, _name(file, folder), row))
+            named.add(file)
+    by_prompt: dict[str, list[PromptRow]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt.strip(), []).append(row)
+    left_out = []
+    for file in files.values():
+        if file in named:
+            continue
+        its_row = _by_prompt(file, by_prompt) if prompts is not None else _alone(file)
+        if its_row is None:
+            left_out.append(_name(file, folder))
         else:
-            found.append(Picture(file, row))
+            found.append(FolderImage(file, _name(file, folder), its_row))
     if not found:
         remedy = (
-            'name each in a line of it, {"image": "' + files[0].name + '", "prompt": ...}'
+            'name each in a line of it, {"image": "' + left_out[0] + '", "prompt": ...}'
             if prompts is not None
-            else "give --prompts; pictures made by `blip3o-rl generate` carry their own"
+            else "give --prompts; images made by `blip3o-rl generate` carry their own"
         )
-        raise UserError(f"{folder}: nothing says what its {len(files)} pictures show; {remedy}")
-    return found, left_out
+        raise UserError(f"{folder}: nothing says what its {len(files)} images show; {remedy}")
+    return sorted(found, key=lambda image: image.name), left_out
 
 
-def _named_files(rows: list[PromptRow], folder: Path) -> dict[str, PromptRow]:
-    named: dict[str, PromptRow] = {}
-    for row in rows:
-        name = row.metadata.get("image")
-        if name is None:
-            continue
-        if not isinstance(name, str) or not (folder / name).is_file():
-            raise UserError(f"{row.where}: field 'image' is {name!r}, and {folder} has no such picture; mend the name")
-        named[name] = row
-    return named
+def _image_files(folder: Path) -> Iterable[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield Path(parent, name)
+
+
+def _key(name: str) -> str:
+    """A path in the folder, however it is written: `./a.png`, `a\\b.png`, composed and decomposed accents."""
+    return unicodedata.normalize("NFC", os.path.normpath(name.replace("\\", "/")))
+
+
+def _name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+
+
+def _named_file(row: PromptRow, folder: Path, files: dict[str, Path]) -> Path:
+    name = row.metadata["image"]
+    file = files.get(_key(name)) if isinstance(name, str) else None
+    if file is None and isinstance(name, str) and (folder / name).is_file():
+        file = folder / name  # outside of the folder, hidden, or with an unusual suffix
+    if file is None:
+        raise UserError(f"{row.where}: field 'image' is {name!r}, and {folder} has no such image; fix the name")
+    return file
 
 
 def _carried_prompt(file: Path) -> str:
     """The prompt in a PNG's text chunks; empty if there is none."""
     return read_text_chunks(file).get("prompt", "").strip()
+
+
+def _by_prompt(file: Path, by_prompt: dict[str, list[PromptRow]]) -> PromptRow | None:
+    """The line with the prompt that a PNG carries."""
+    fitting = by_prompt.get(_carried_prompt(file), [])
+    for row in fitting[1:]:
+        if row.metadata != fitting[0].metadata:
+            raise UserError(
+                f"{row.where}: has the same prompt as {fitting[0].where} and other fields, and {file} carries this "
+                "prompt; name the images in the lines"
+            )
+    return fitting[0] if fitting else None
+
+
+def _alone(file: Path) -> PromptRow | None:
+    """The prompt of an image without a prompt file."""
+    benchmark = file.parent.parent / "metadata.jsonl"
+    if file.parent.name == "samples" and benchmark.is_file():
+        return read_prompts(benchmark)[0]
+    carried = _carried_prompt(file)
+    return PromptRow(carried, {"prompt": carried}, str(file)) if carried else None

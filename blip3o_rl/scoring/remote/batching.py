@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.entry import Outcome, RubricEntry
 
-Waiting = tuple[Sample, "asyncio.Future[Outcome]"]
-
 
 class BatchQueue:
     """The queue before one reward; belongs to one event loop.
@@ -28,7 +26,7 @@ class BatchQueue:
     def __init__(self, entry: RubricEntry, max_batch: int):
         self.entry = entry
         self.max_batch = max_batch
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[tuple[Sample, asyncio.Future[Outcome]]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
@@ -36,26 +34,20 @@ class BatchQueue:
         if self.entry.is_async:
             return await self.entry.attempt(samples)
         loop = asyncio.get_running_loop()
-        mine: list[Waiting] = [(sample, loop.create_future()) for sample in samples]
-        self._waiting.extend(mine)
-        # A worker that has just ended leaves the set one turn of the loop later.
-        if sum(not worker.done() for worker in self._workers) < (self.entry.settings.concurrency or 1):
-            worker = loop.create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
-        return list(await asyncio.gather(*(future for _, future in mine)))
+        futures: list[asyncio.Future[Outcome]] = [loop.create_future() for _ in samples]
+        self._waiting.extend(zip(samples, futures, strict=True))
+        if len(self._workers) < (self.entry.settings.concurrency or 1):
+            self._workers.add(loop.create_task(self._work()))
+        return await asyncio.gather(*futures)
 
     async def _work(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
-            batch = [(sample, future) for sample, future in batch if not future.cancelled()]
-            try:
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
                 outcomes = await self.entry.attempt([sample for sample, _ in batch])
-            except BaseException as error:
-                for _, future in batch:
+                for (_, future), outcome in zip(batch, outcomes, strict=True):
                     if not future.done():
-                        future.set_exception(error)
-                raise
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                if not future.done():
-                    future.set_result(outcome)
+                        future.set_result(outcome)
+        finally:
+            # Not in a callback, which runs a turn of the loop later and would lose a request that comes in between.
+            self._workers.discard(asyncio.current_task())  # type: ignore[arg-type]

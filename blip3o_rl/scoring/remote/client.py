@@ -27,9 +27,9 @@ from blip3o_rl.scoring.remote.admission import MIB, RequestLimits
 from blip3o_rl.scoring.remote.endpoints import Endpoint
 
 REQUEST_BYTES = 48 * MIB
-"""Pixels that the client puts into one request."""
+"""Pixels per request."""
 CHECKED_AT_ONCE = 1000
-"""Prompts whose metadata are checked in one request."""
+"""Prompts per request for a check."""
 ANSWER_BYTES = 64 * MIB
 TRANSIENT = (408, 425, 429)
 """With every 5xx the statuses that may be different the next time."""

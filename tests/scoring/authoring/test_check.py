@@ -247,13 +247,13 @@ def test_prompts_come_from_the_png_or_from_a_file(tmp_path):
     save(tmp_path / "grid.png")
     found, left_out = read_folder(tmp_path)
     assert [(p.file.name, p.row.prompt) for p in found] == [("a.png", "a blue square"), ("b.png", "a red círcle")]
-    assert left_out == [tmp_path / "grid.png"]
+    assert left_out == ["grid.png"]
     assert found[0].sample().image.shape == (8, 8, 3)
     lines = [{"prompt": "a red círcle", "tag": "colors"}, {"image": "grid.png", "prompt": "a grid"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found, left_out = read_folder(tmp_path, tmp_path / "p.jsonl")
     assert {p.file.name: p.row.metadata.get("tag") for p in found} == {"b.png": "colors", "grid.png": None}
-    assert left_out == [tmp_path / "a.png"]
+    assert left_out == ["a.png"]
 
 
 def test_bad_folders_are_one_line(tmp_path):
@@ -265,11 +265,56 @@ def test_bad_folders_are_one_line(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"image": "y.png", "prompt": "p"}')
     for folder, prompts, words in (
         ("absent", None, "no such folder"),
-        ("empty", None, "has no pictures"),
+        ("empty", None, "has no images"),
         ("mute", None, "give --prompts"),
-        ("mute", "p.jsonl", "has no such picture"),
+        ("mute", "p.jsonl", "has no such image"),
         ("broken", None, "not readable as an image"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             read_folder(tmp_path / folder, prompts and tmp_path / prompts)
         assert "\n" not in str(caught.value)
+
+
+def write_lines(file: Path, *lines: dict) -> Path:
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return file
+
+
+def test_names_reach_sub_folders_however_they_are_written(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "pics" / "deep").mkdir(parents=True)
+    for name in ("pics/a.png", "b.png", "pics/deep/b.png", "e\u0301.png", "._b.png"):
+        save(folder / name)
+    save(tmp_path / "outside.png")
+    names = ["pics/a.png", "./b.png", "pics\\deep\\b.png", "\u00e9.png", "../outside.png", "b.png"]
+    prompts = write_lines(tmp_path / "p.jsonl", *({"image": name, "prompt": f"p{i}"} for i, name in enumerate(names)))
+    found, left_out = read_folder(folder, prompts)
+    assert sorted(image.row.prompt for image in found) == ["p0", "p1", "p2", "p3", "p4", "p5"]
+    assert [image.name for image in found].count("b.png") == 2, "an image is scored for each line that names it"
+    assert left_out == [] and len({image.sample().id for image in found}) == 5
+
+
+def test_the_benchmarks_folder_layout(tmp_path):
+    for number, prompt in enumerate(("a cat", "a dog")):
+        samples = tmp_path / f"{number:05}" / "samples"
+        samples.mkdir(parents=True)
+        write_lines(samples.parent / "metadata.jsonl", {"prompt": prompt, "tag": "single_object", "include": []})
+        for seed in range(2):
+            save(samples / f"{seed:05}.png")
+    save(tmp_path / "00000" / "grid.png")
+    found, left_out = read_folder(tmp_path)
+    assert [(image.name, image.row.prompt, image.row.metadata["tag"]) for image in found] == [
+        (f"{number:05}/samples/{seed:05}.png", prompt, "single_object")
+        for number, prompt in enumerate(("a cat", "a dog"))
+        for seed in range(2)
+    ]
+    assert left_out == ["00000/grid.png"]
+
+
+def test_a_carried_prompt_that_two_lines_have_is_ambiguous_if_they_differ(tmp_path):
+    save(tmp_path / "a.png", "a cat")
+    same, other = {"prompt": "a cat", "target": 1}, {"prompt": "a cat", "target": 2}
+    found, _ = read_folder(tmp_path, write_lines(tmp_path / "p.jsonl", same, same))
+    assert [image.row.metadata["target"] for image in found] == [1]
+    with pytest.raises(UserError, match=r"p\.jsonl:2: has the same prompt as .*p\.jsonl:1 and other fields"):
+        read_folder(tmp_path, write_lines(tmp_path / "p.jsonl", same, other))
