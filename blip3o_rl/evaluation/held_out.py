@@ -26,7 +26,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import replacing, write_json
 from blip3o_rl.monitoring.image_statistics import image_guards, pixel_distances
 from blip3o_rl.scoring.api import Sample
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric, RubricScore
 
 SAVED = 12

@@ -6,7 +6,7 @@ import pytest
 
 from blip3o_rl.data.sources import SOURCES, held_out_rows, training_rows
 from blip3o_rl.errors import UserError
-from blip3o_rl.scoring.registry import build_rubric
+from blip3o_rl.scoring.build import build_rubric
 
 SHARES = dict.fromkeys(SOURCES["shapes"].tags, 1)
 
