@@ -15,8 +15,9 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import CLIPImageProcessorPil
 
+from blip3o_rl.model.devices import device_of
 from blip3o_rl.model.pixels import middle_square
-from blip3o_rl.rewards.weights import device_of, dtype_of, pretrained
+from blip3o_rl.rewards.weights import dtype_of, pretrained
 
 VIT_L = "openai/clip-vit-large-patch14"
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

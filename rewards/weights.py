@@ -25,23 +25,6 @@ Rules = Sequence[tuple[str, str]]
 """Pattern of a whole tensor name -> its new name; `{}` there stands for q, k and v of a matrix that is split."""
 
 
-def device_of(name: str) -> torch.device:
-    """The device of a config entry; "auto" is the GPU if there is one.
-
-    Raises:
-        UserError: torch does not know the name, or there is no such GPU.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device: is {name!r}; use auto, cpu, cuda or cuda:<number>") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: is {name!r}, and torch sees {torch.cuda.device_count()} GPUs; use auto or cpu")
-    return device
-
-
 def dtype_of(name: str) -> torch.dtype:
     """The number type of a config entry."""
     if name not in DTYPES:

@@ -116,8 +116,8 @@ def _write(plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
         },
     }
     write_json(folder / model_folder.INDEX, index)
-    model_folder.check(folder, tuple(part for part in model_folder.PARTS if (folder / part).is_dir()))
-    model_folder.load_tokenizer(folder)
+    present = [part for part in model_folder.PARTS if (folder / part).is_dir()]
+    model_folder.ModelFolder(folder, *present).load_tokenizer()
 
 
 def _write_policy_files(plan: Plan, folder: Path) -> None:

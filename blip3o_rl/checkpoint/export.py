@@ -60,7 +60,7 @@ def export(
     if format not in writers:
         raise UserError(f"format {format}: there is no such format; choose one of {', '.join(writers)}")
     require_unused(Path(target))
-    source = model_folder.check(folder)
+    source = model_folder.ModelFolder(folder, *model_folder.GENERATING).path
     embedding = weights.open_folder(source / "policy").tensors.get(EMBEDDING)
     copied = 0 if embedding is None else embedding.nbytes  # lm_head may be a copy of it
     with staged(Path(target), folder_size(source) + copied) as partial:

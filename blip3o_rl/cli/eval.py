@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blip3o_rl.cli.options import Guidance, Model, Scale, Seed, Steps, load_pipeline
+from blip3o_rl.cli import options
+from blip3o_rl.model.generation import DEFAULTS
 
 if TYPE_CHECKING:
     from blip3o_rl.evaluation.held_out import EvaluationResult
@@ -25,16 +27,16 @@ def evaluate(
             help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR"
         ),
     ],
-    model: Model = "mini",
+    model: options.Model = "mini",
     out: Annotated[Path, typer.Option(help="the result, JSON")] = Path("outputs/eval.json"),
     prompts: Annotated[
         int | None, typer.Option(min=1, help="held-out prompts; default: 64 shapes, 22 words, 64 text")
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="images per prompt")] = 4,
-    seed: Seed = 0,
-    scale: Scale = 2,
-    steps: Steps = 8,
-    guidance: Guidance = 2.0,
+    seed: options.Seed = 0,
+    scale: options.Scale = 2,
+    steps: options.Steps = 8,
+    guidance: options.Guidance = DEFAULTS.guidance,
 ) -> None:
     """Scores a model folder on held-out prompts with fixed seeds."""
     from blip3o_rl.data.sources import held_out_rows, source_of
@@ -44,7 +46,7 @@ def evaluate(
     source_of(suite, f"eval {suite}")
     rows = held_out_rows(suite, prompts, f"--prompts {prompts}")
     result = held_out.evaluate(
-        load_pipeline(model),
+        options.Placement.of().load_pipeline(model, ExitStack(), DEFAULTS.batch_size),
         rows,
         suite,
         images_per_prompt=images,

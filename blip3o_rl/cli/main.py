@@ -1,7 +1,7 @@
-"""The command line: puts the verbs of `blip3o_rl.commands` together.
+"""The command line: puts the commands of this package together.
 
-Each verb imports what it needs inside its function, so that `blip3o-rl --help` answers at once. A problem that the
-user can mend is one line on standard error and exit code 2; any other exception keeps its traceback.
+Each command imports what it needs inside its function, so that `blip3o-rl --help` answers at once. A problem that the
+user can fix is one line on standard error and exit code 2; any other exception keeps its traceback.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from blip3o_rl.cli import (
     sft,
 )
 from blip3o_rl.cli import doctor as machine
-from blip3o_rl.cli import eval as evaluation
-from blip3o_rl.cli import generate as pictures
 from blip3o_rl.cli import report as run_report
 from blip3o_rl.cli import train as runs
+from blip3o_rl.cli.eval import evaluate
+from blip3o_rl.cli.generate import generate
+from blip3o_rl.cli.reconstruct import reconstruct
+from blip3o_rl.cli.tokenize import tokenize
 from blip3o_rl.errors import UserError
 
 app = typer.Typer(
@@ -44,13 +46,13 @@ bench_app = typer.Typer(help="How fast things are on this machine.", no_args_is_
 mini_app = typer.Typer(help="The small model that ships with the package.", no_args_is_help=True)
 
 app.command()(machine.doctor)
-app.command()(pictures.generate)
-app.command()(pictures.tokenize)
-app.command()(pictures.reconstruct)
+app.command()(generate)
+app.command()(tokenize)
+app.command()(reconstruct)
 app.command()(runs.train)
 app.command()(runs.submit)
 app.command()(sft.sft)
-app.command("eval")(evaluation.evaluate)
+app.command("eval")(evaluate)
 app.command()(convert.convert)
 app.command()(export.export)
 app.command()(run_report.report)

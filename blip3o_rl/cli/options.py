@@ -1,29 +1,37 @@
-"""Options that several verbs share, and the model parts they ask for."""
+"""Options that several commands share, and what they choose: device, dtype, sampler, pipeline."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from blip3o_rl.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+    from blip3o_rl.model.pipeline import Blip3oPipeline
+
 Model = Annotated[str, typer.Option(help="model folder, or `mini` for the packaged model")]
-Scale = Annotated[int, typer.Option(min=0, max=2, help="0, 1, 2 for 729, 169, 81 tokens a picture")]
+Out = Annotated[Path, typer.Option(help="folder for the images")]
+ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files: PNG, JPEG, WebP, ...")]
+Scale = Annotated[int, typer.Option(min=0, max=2, help="0, 1, 2 for 729, 169, 81 tokens per image")]
 Steps = Annotated[int, typer.Option(min=1, help="Euler steps of the renderer")]
 Guidance = Annotated[float, typer.Option(min=0.0, help="classifier-free guidance of the renderer; 1 is none")]
-Seed = Annotated[int, typer.Option(min=0, help="of the first picture; the others count up from it")]
+Seed = Annotated[int, typer.Option(min=0, help="of the first image; the others count up from it")]
 Size = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="side of the picture in pixels, a multiple of the autoencoder's factor (32 in released models); by "
-        "default the size the model was trained at (1024). `mini` has a positional embedding and draws 64 only",
+        help="side of the image in pixels, a multiple of the autoencoder's factor (32 in upstream models); by "
+        "default the size the model was trained at (1024). `mini` has a positional embedding and renders 64 only",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="pictures at a time; bounds the memory")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at a time; bounds the memory")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: bfloat16 on a GPU, float32 on a CPU")
 ]
@@ -32,37 +40,49 @@ Backend = Annotated[
     Literal["auto", "vllm", "transformers"],
     typer.Option(
         help="what samples the tokens; auto: vLLM where it is installed and there is a GPU. On a CPU vLLM pays for "
-        "many pictures only: its engine takes about a minute to start. A seed gives other tokens in each"
+        "many images only: its engine takes about a minute to start. A seed gives other tokens in each"
     ),
 ]
 
 
-def placement(dtype: str = "auto", device: str = "auto") -> tuple[Any, str]:
-    """The torch dtype and the device that two options stand for.
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a command computes, from the values of its options."""
 
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    import torch
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+    """vllm or transformers."""
 
-    found = torch.cuda.is_available()
-    if device == "cuda" and not found:
-        raise UserError("--device cuda: torch sees no GPU; use --device cpu, or see blip3o-rl doctor")
-    place = ("cuda" if found else "cpu") if device == "auto" else device
-    name = ("bfloat16" if place == "cuda" else "float32") if dtype == "auto" else dtype
-    return getattr(torch, name), place
+    @classmethod
+    def of(cls, dtype: str = "auto", device: str = "auto", backend: str = "transformers") -> Placement:
+        """Resolves "auto".
+
+        Raises:
+            UserError: there is no such device, or vLLM is asked for and cannot be used.
+        """
+        from blip3o_rl.model.devices import device_of, dtype_of
+
+        place = device_of(device, "--device")
+        return cls(place, dtype_of(dtype, place, "--dtype"), _backend(backend, place.type))
+
+    def settings(self) -> dict[str, str]:
+        """For the text chunks of an image."""
+        return {"backend": self.backend, "dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+
+    def load_pipeline(self, model: str, stack: ExitStack, batch_size: int, editing: bool = False) -> Blip3oPipeline:
+        """The pipeline of a model folder; a vLLM engine in it ends with `stack`."""
+        from blip3o_rl.model.pipeline import Blip3oPipeline
+
+        sampler: Any = None
+        if self.backend == "vllm":
+            from blip3o_rl.rollout.offline import OfflineSampler
+
+            sampler = stack.enter_context(OfflineSampler(model, self.dtype, max_num_seqs=batch_size))
+        return Blip3oPipeline.from_pretrained(model, self.dtype, self.device, sampler, editing)
 
 
-def chosen_backend(backend: str, device: str) -> str:
-    """ "vllm" or "transformers".
-
-    Args:
-        backend: the option's value.
-        device: "cpu" or "cuda", as `placement` gives it.
-
-    Raises:
-        UserError: vLLM is asked for and cannot be used.
-    """
+def _backend(backend: str, device: str) -> str:
     if backend == "transformers":
         return backend
     from blip3o_rl.rollout import offline
@@ -76,39 +96,3 @@ def chosen_backend(backend: str, device: str) -> str:
     if device == "cpu" and torch.cuda.is_available():
         raise UserError("--backend vllm: it samples on the GPU of this machine; leave --device cpu out")
     return backend
-
-
-def load_pipeline(model: str, dtype: str = "auto", device: str = "auto", **parts: Any) -> Any:
-    """The pipeline of a model folder.
-
-    Args:
-        model: folder or packaged name.
-        dtype, device: values of the options.
-        parts: `sampler` and `editing` of `Blip3oPipeline.from_pretrained`.
-    """
-    from blip3o_rl.model import folder
-
-    folder.check(model)
-    torch_dtype, place = placement(dtype, device)
-    from blip3o_rl.model.pipeline import Blip3oPipeline
-
-    return Blip3oPipeline.from_pretrained(model, dtype=torch_dtype, device=place, **parts)
-
-
-def load_sampler(model: str, backend: str, dtype: str, device: str, batch_size: int, stack: ExitStack) -> Any:
-    """The vLLM sampler, ended with `stack`, or None where transformers is to sample."""
-    torch_dtype, place = placement(dtype, device)
-    if chosen_backend(backend, place) == "transformers":
-        return None
-    from blip3o_rl.rollout.offline import OfflineSampler
-
-    return stack.enter_context(OfflineSampler(model, torch_dtype, max_num_seqs=batch_size))
-
-
-def free_path(wanted: Path, taken: set[Path]) -> Path:
-    """`wanted`, or the same with a number where this command has already written it; notes it in `taken`."""
-    path, number = wanted, 2
-    while path in taken:
-        path, number = wanted.with_stem(f"{wanted.stem}-{number}"), number + 1
-    taken.add(path)
-    return path

@@ -1,8 +1,11 @@
-"""What commands print and write: tables, a progress bar, and PNG files that know how they were made."""
+"""What commands print and write: tables, a progress bar, and PNG files that carry how they were made."""
 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +18,13 @@ from rich.text import Text
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import whole_characters
+from blip3o_rl.io import replacing, whole_characters
 
 if TYPE_CHECKING:
     import numpy as np
+
+MAX_NAME_BYTES = 150
+"""Of a file name made from a prompt; file systems allow 255, and a seed, a counter and a suffix follow."""
 
 
 def plain(text: object) -> Text:
@@ -47,24 +53,24 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-class PictureProgress:
-    """A bar over pictures, fed by the pipeline; a batch counts by how far its stages are.
+class ImageProgress:
+    """A bar over images, fed by the pipeline; a batch counts by how far its stages are.
 
     Args:
         bar: where it is shown.
-        pictures: in all.
-        batch_size: pictures in every batch but the last.
+        images: in all.
+        batch_size: images in every batch but the last.
         stages: those that a batch goes through, in order; each counts the same.
     """
 
-    def __init__(self, bar: Progress, pictures: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")):
-        self.bar, self.pictures, self.batch_size, self.stages = bar, pictures, batch_size, stages
+    def __init__(self, bar: Progress, images: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")):
+        self.bar, self.images, self.batch_size, self.stages = bar, images, batch_size, stages
         self.finished = 0
-        self.task = bar.add_task("starting", total=pictures)
+        self.task = bar.add_task("starting", total=images)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """See `model.sampling.Progress`."""
-        batch = min(self.batch_size, self.pictures - self.finished)
+        """See `model.generation.Progress`."""
+        batch = min(self.batch_size, self.images - self.finished)
         share = (self.stages.index(stage) + done / total) / len(self.stages)
         self.bar.update(self.task, completed=self.finished + batch * share, description=f"{stage} {done}/{total}")
         if stage == self.stages[-1] and done == total:
@@ -72,15 +78,17 @@ class PictureProgress:
 
 
 @contextmanager
-def watched(pictures: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")) -> Iterator[PictureProgress]:
+def progress_bar(
+    images: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")
+) -> Iterator[ImageProgress]:
     """A progress bar on standard error, gone when the block ends; nothing where that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield PictureProgress(bar, pictures, batch_size, stages)
+        yield ImageProgress(bar, images, batch_size, stages)
 
 
 def output_folder(path: Path) -> Path:
-    """Makes the folder for pictures, before anything heavy starts.
+    """Makes the folder for images, before anything heavy starts.
 
     Raises:
         UserError: it cannot be written.
@@ -94,17 +102,33 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def save_png(image: np.ndarray, file: Path, settings: Mapping[str, Any]) -> None:
-    """Writes uint8 [H, W, 3] with `settings` and the version as text chunks; a broken-off write leaves no file."""
+def slug(prompt: str) -> str:
+    """The start of a file name from a prompt: its first letters and digits, of any script; a checksum without any."""
+    name = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", prompt).lower()).strip("-")[:60]
+    name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore").rstrip("-")
+    return name or f"image-{zlib.crc32(prompt.encode(errors='surrogatepass')):08x}"
+
+
+def free_path(wanted: Path) -> Path:
+    """`wanted`, or the same with a number where there is such a file, of another prompt or an earlier command."""
+    path, number = wanted, 2
+    while path.exists():
+        path, number = wanted.with_stem(f"{wanted.stem}-{number}"), number + 1
+    return path
+
+
+def save_png(image: np.ndarray, wanted: Path, settings: Mapping[str, Any]) -> Path:
+    """Writes uint8 [H, W, 3] with `settings` and the version as text chunks.
+
+    An existing file is kept and a broken-off write leaves none. Returns the path that was written.
+    """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     for key, value in {**settings, "blip3o_rl": __version__}.items():
-        info.add_itxt(key, str(value))
-    temporary = file.with_name(f".{file.name}.part")
-    try:
+        info.add_itxt(key, whole_characters(str(value)))
+    file = free_path(wanted)
+    with replacing(file) as temporary:
         Image.fromarray(image).save(temporary, format="PNG", pnginfo=info)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return file

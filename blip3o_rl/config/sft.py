@@ -197,8 +197,8 @@ def check(settings: Settings) -> Path:
     ):
         if value not in known:
             raise UserError(f"{key}={value}: must be {' or '.join(known)}")
-    model = model_folder.check(settings.model.folder, model_folder.PARTS)
-    layout = model_folder.load_layout(model)
+    model = model_folder.ModelFolder(settings.model.folder, *model_folder.PARTS)
+    layout = model.layout
     if not settings.model.scales:
         raise UserError("model.scales=[]: name at least one of 0, 1, 2")
     for scale in settings.model.scales:
@@ -209,7 +209,7 @@ def check(settings: Settings) -> Path:
                 "raise it, or use another scale"
             )
     check_first(find_files(settings.data.files), settings.fields)
-    return model
+    return model.path
 
 
 def _check_numbers(settings: Settings) -> None:

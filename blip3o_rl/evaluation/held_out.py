@@ -24,6 +24,7 @@ from blip3o_rl.data.prompts import PromptRow, check_row
 from blip3o_rl.data.sources import source_of
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import replacing, write_json
+from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 from blip3o_rl.monitoring.image_statistics import image_guards, pixel_distances
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.build import build_rubric
@@ -106,14 +107,14 @@ def evaluate(
     seed: int = 0,
     scale: int = 2,
     steps: int = 10,
-    guidance: float = 2.0,
+    guidance: float = DEFAULTS.guidance,
     rewards: Mapping[str, Any] | None = None,
     output: Path | None = None,
 ) -> EvaluationResult:
     """Renders `images_per_prompt` images for each prompt and judges them.
 
     Args:
-        pipe: callable as `Blip3oPipeline`: (prompts, seeds, scale=, steps=, guidance=) -> .images uint8 [B, H, W, 3]
+        pipe: callable as `Blip3oPipeline`: (prompts, seeds, GenerationConfig) -> .images uint8 [B, H, W, 3]
             and .tokens [B, n].
         prompts: held-out prompts as `data.sources` gives them.
         suite: the source whose judge scores.
@@ -138,7 +139,8 @@ def evaluate(
     repeated = [row for row in rows for _ in range(images_per_prompt)]
     seeds = [seed + number for number in range(len(repeated))]
     start = time.perf_counter()
-    generated = pipe([row.prompt for row in repeated], seeds, scale=scale, steps=steps, guidance=guidance)
+    config = GenerationConfig(scale=scale, steps=steps, guidance=guidance)
+    generated = pipe([row.prompt for row in repeated], seeds, config)
     seconds = time.perf_counter() - start
     pixels = np.asarray(generated.images)
     if len(pixels) != len(repeated):

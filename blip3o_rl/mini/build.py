@@ -36,9 +36,11 @@ from blip3o_rl.mini import parts
 from blip3o_rl.mini.autoencoders import train_image_tokenizer, train_vae
 from blip3o_rl.mini.images import save_grid, to_pixels
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
+from blip3o_rl.model.rendering import render
 from blip3o_rl.model.token_layout import encode_prompt
 from blip3o_rl.sft.loop import CHECKPOINT, generator_for, save_atomically
 from blip3o_rl.sft.losses import Batch, SFTConfig, collate, image_states, train
@@ -167,9 +169,11 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
         with torch.inference_mode():
             states = image_states(policy, batch_of(torch.arange(16), 2))
             true = renderer.decode(data["latents"][:16].float())
-        forced = renderer.render(states, list(range(16)), steps=8)
+        forced = render(renderer, states, list(range(16)), GenerationConfig(steps=8))
         prompts = [line["prompt"] for line in (*held_out_prompts(32), *held_out_words(16))]
-        free = Blip3oPipeline(policy, tokenizer, renderer)(prompts, list(range(48)), scale=2, steps=8).images
+        free = Blip3oPipeline(policy, tokenizer, renderer)(
+            prompts, list(range(48)), GenerationConfig(scale=2, steps=8)
+        ).images
         save_grid(to_pixels(np.concatenate([true.numpy(), forced, free])), work / name / "samples.png")
         policy.train()
 

@@ -1,4 +1,4 @@
-"""The model folder: one directory that holds everything needed to draw.
+"""The model folder: one directory that holds everything needed to generate images.
 
     policy/            config.json (model_type blip3o_next), tokenizer, safetensors; a plain Qwen3 layout
     renderer/          connector/ transformer/ vae/, each with its config; in editing models reference_connector/ too
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,8 +24,10 @@ from transformers import AutoTokenizer
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import write_json
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
+from blip3o_rl.model.renderer import PARTS as RENDERER_PARTS
 from blip3o_rl.model.renderer import REFERENCE_CONNECTOR, Renderer
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer
 
@@ -31,16 +35,10 @@ FORMAT = 1
 INDEX = "model_index.json"
 MINI = "mini"
 PARTS = ("policy", "renderer", "image_tokenizer")
-_FILES = {
-    "policy": ("config.json", "tokenizer.json"),
-    "renderer": ("connector/config.json", "transformer/config.json", "vae/config.json"),
-    "image_tokenizer": ("config.json",),
-}
-_WEIGHTS = {
-    "policy": ("",),
-    "renderer": ("connector", "transformer", "vae"),
-    "image_tokenizer": ("",),
-}
+GENERATING = ("policy", "renderer")
+"""The parts that text-to-image needs."""
+_FOLDERS = {"policy": ("",), "renderer": RENDERER_PARTS, "image_tokenizer": ("",)}
+"""Where each part has a config.json and weights."""
 _EDITING = f"renderer/{REFERENCE_CONNECTOR}"
 """The part that only editing models have. The index lists it, so that a copy without it is incomplete."""
 
@@ -59,114 +57,110 @@ def resolve(name_or_path: str | Path) -> Path:
     return path.resolve()
 
 
-def check(folder: str | Path, parts: tuple[str, ...] = ("policy", "renderer")) -> Path:
-    """Checks that `folder` is a complete model folder, without loading a weight.
+class ModelFolder:
+    """A model folder that was checked when it was opened, without loading a weight; it loads its parts.
 
-    Args:
-        folder: path or packaged name.
-        parts: the parts that the caller is going to load.
-
-    Returns:
-        The resolved path.
-
-    Raises:
-        UserError: naming the first missing or unreadable file.
+    Attributes:
+        path: absolute.
+        index: the content of `model_index.json`.
     """
-    path = resolve(folder)
-    index = path / INDEX
-    if not index.is_file():
-        raise UserError(f"{index}: missing, so {path} is no complete model folder; write it again")
-    try:
-        fields = json.loads(index.read_text())
-        written, listed = fields["format"], fields.get("parts", ())
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{index}: not readable as a model index ({error}); write the model folder again") from error
-    if written != FORMAT:
-        raise UserError(f"{index}: format {written}, this version reads {FORMAT}; write the model folder again")
-    for part in parts:
-        editing = part == "renderer" and (_EDITING in listed or (path / _EDITING).exists())
-        _check_part(path / part, part, (REFERENCE_CONNECTOR,) if editing else ())
-    return path
 
+    def __init__(self, folder: str | Path, *parts: str):
+        """Opens a folder.
 
-def check_editing(folder: str | Path) -> Path:
-    """Checks, without loading a weight, that `folder` is a complete model folder that can edit pictures.
+        Args:
+            folder: path, or name of the packaged model.
+            parts: of `PARTS`, those that the caller is going to load; a part that is loaded is checked in any case.
 
-    Raises:
-        UserError: the model draws from text only, or a file is missing.
-    """
-    path = check(folder, ("policy", "renderer"))
-    if not (path / _EDITING).exists():
-        raise UserError(
-            f"model folder {path}: has no {_EDITING}, so it draws from text only and takes no reference picture; "
-            "use the folder of an editing model"
-        )
-    return check(path, ("image_tokenizer",))
+        Raises:
+            UserError: naming the first missing or unreadable file.
+        """
+        self.path = resolve(folder)
+        file = self.path / INDEX
+        if not file.is_file():
+            raise UserError(f"{file}: missing, so {self.path} is not a complete model folder; write it again")
+        try:
+            self.index = json.loads(file.read_text())
+            written = self.index["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not readable as a model index ({error}); write the model folder again") from error
+        if written != FORMAT:
+            raise UserError(f"{file}: format {written}, this version reads {FORMAT}; write the model folder again")
+        for part in parts:
+            self._check(part)
 
+    @property
+    def can_edit(self) -> bool:
+        return (self.path / _EDITING).exists()
 
-def _check_part(path: Path, part: str, optional: tuple[str, ...] = ()) -> None:
-    for name in (*_FILES[part], *(f"{sub}/config.json" for sub in optional)):
-        if not (path / name).is_file():
-            raise UserError(f"{path / name}: missing from the model folder; write or copy it again")
-    for sub in (*_WEIGHTS[part], *optional):
-        weights = sorted((path / sub).glob("*.safetensors"))
-        if not weights:
-            raise UserError(f"{path / sub}: no .safetensors file; write or copy the model folder again")
-        for file in weights:
-            if file.stat().st_size < 8:
-                raise UserError(f"{file}: truncated ({file.stat().st_size} bytes); copy the model folder again")
-    if part == "policy":
-        config = json.loads((path / "config.json").read_text())
-        TokenLayout.from_config(_Fields(config))
+    @cached_property
+    def layout(self) -> TokenLayout:
+        """The token layout, from the policy's config alone."""
+        return TokenLayout.from_config(self.policy_config)
 
+    @cached_property
+    def policy_config(self) -> Blip3oNextConfig:
+        self._check("policy")
+        return Blip3oNextConfig.from_pretrained(self.path / "policy")
 
-class _Fields:
-    """Attribute access to a parsed config.json; absent fields are None."""
+    def check_editing(self) -> None:
+        """Checks that the model can edit images and has all parts for it.
 
-    def __init__(self, fields: dict[str, Any]):
-        self._fields = fields
+        Raises:
+            UserError: the model generates from text only, or a file is missing.
+        """
+        if not self.can_edit:
+            raise UserError(
+                f"model folder {self.path}: has no {_EDITING}, so it generates from text only and takes no reference "
+                "image; use the folder of an editing model"
+            )
+        for part in PARTS:
+            self._check(part)
 
-    def __getattr__(self, name: str) -> Any:
-        return self._fields.get(name)
+    def load_policy(
+        self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> Blip3oNextForCausalLM:
+        """The policy in evaluation mode."""
+        self._check("policy")
+        return Blip3oNextForCausalLM.from_pretrained(self.path / "policy", dtype=dtype).to(device).eval()
 
+    def load_tokenizer(self) -> Any:
+        """The text tokenizer, left-padding, checked against the policy's layout."""
+        self._check("policy")
+        tokenizer = AutoTokenizer.from_pretrained(self.path / "policy", padding_side="left")
+        check_tokenizer(tokenizer, self.layout)
+        return tokenizer
 
-def load_policy(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> Blip3oNextForCausalLM:
-    """The policy in evaluation mode."""
-    path = check(folder, ("policy",))
-    return Blip3oNextForCausalLM.from_pretrained(path / "policy", dtype=dtype).to(device).eval()
+    def load_renderer(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Renderer:
+        """The frozen renderer in evaluation mode."""
+        self._check("renderer")
+        return Renderer.from_pretrained(self.path / "renderer", dtype=dtype).to(device).eval().requires_grad_(False)
 
+    def load_image_tokenizer(self, device: str | torch.device = "cpu") -> TATok:
+        """The frozen image tokenizer in evaluation mode, always float32."""
+        self._check("image_tokenizer")
+        tokenizer = TATok.from_pretrained(self.path / "image_tokenizer", torch_dtype=torch.float32)
+        return tokenizer.to(device).eval().requires_grad_(False)
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """The text tokenizer, left-padding, checked against the policy's layout."""
-    path = check(folder, ("policy",))
-    tokenizer = AutoTokenizer.from_pretrained(path / "policy", padding_side="left")
-    check_tokenizer(tokenizer, load_layout(path))
-    return tokenizer
-
-
-def load_layout(folder: str | Path) -> TokenLayout:
-    """The token layout, from the policy's config alone."""
-    path = check(folder, ("policy",))
-    return TokenLayout.from_config(Blip3oNextConfig.from_pretrained(path / "policy"))
-
-
-def load_renderer(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> Renderer:
-    """The frozen renderer in evaluation mode."""
-    path = check(folder, ("renderer",))
-    return Renderer.from_pretrained(path / "renderer", dtype=dtype).to(device).eval().requires_grad_(False)
-
-
-def load_image_tokenizer(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> TATok:
-    """The frozen image tokenizer in evaluation mode."""
-    path = check(folder, ("image_tokenizer",))
-    tokenizer = TATok.from_pretrained(path / "image_tokenizer", torch_dtype=dtype)
-    return tokenizer.to(device).eval().requires_grad_(False)
+    def _check(self, part: str) -> None:
+        folders = _FOLDERS[part]
+        if part == "renderer" and (self.can_edit or _EDITING in self.index.get("parts", ())):
+            folders = (*folders, REFERENCE_CONNECTOR)
+        files = [self.path / part / folder / "config.json" for folder in folders]
+        if part == "policy":
+            files.append(self.path / part / "tokenizer.json")
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"{file}: missing from the model folder; write or copy it again")
+        for folder in folders:
+            weights = sorted((self.path / part / folder).glob("*.safetensors"))
+            if not weights:
+                raise UserError(f"{self.path / part / folder}: no .safetensors file; write or copy the folder again")
+            for file in weights:
+                if file.stat().st_size < 8:
+                    raise UserError(f"{file}: truncated ({file.stat().st_size} bytes); copy the model folder again")
+        if part == "policy":
+            TokenLayout.from_config(SimpleNamespace(**json.loads(files[0].read_text())))
 
 
 def save(
@@ -199,15 +193,37 @@ def save(
     _forget_origins(path)
     parts = [part for part in (*PARTS, _EDITING) if (path / part).is_dir()]
     index = {"format": FORMAT, "parts": parts, "source": source, "blip3o_rl": __version__, "torch": torch.__version__}
-    temporary = path / (INDEX + ".part")
-    temporary.write_text(json.dumps(index, indent=2) + "\n")
-    temporary.replace(path / INDEX)
+    write_json(path / INDEX, index)
     return path
 
 
 def _forget_origins(path: Path) -> None:
-    """Takes out of every config where on this machine its weights were loaded from, which diffusers writes there."""
+    """Removes from every config the path its weights were loaded from, which diffusers writes there."""
     for file in path.rglob("config.json"):
         fields = json.loads(file.read_text())
         if fields.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(fields, indent=2) + "\n")
+            write_json(file, fields)
+
+
+def check(folder: str | Path, parts: tuple[str, ...] = GENERATING) -> Path:
+    return ModelFolder(folder, *parts).path
+
+
+def load_policy(folder: str | Path, *args: Any, **kwargs: Any) -> Blip3oNextForCausalLM:
+    return ModelFolder(folder).load_policy(*args, **kwargs)
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    return ModelFolder(folder).load_tokenizer()
+
+
+def load_layout(folder: str | Path) -> TokenLayout:
+    return ModelFolder(folder).layout
+
+
+def load_renderer(folder: str | Path, *args: Any, **kwargs: Any) -> Renderer:
+    return ModelFolder(folder).load_renderer(*args, **kwargs)
+
+
+def load_image_tokenizer(folder: str | Path, *args: Any, **kwargs: Any) -> TATok:
+    return ModelFolder(folder).load_image_tokenizer(*args, **kwargs)

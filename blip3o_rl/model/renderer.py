@@ -1,22 +1,27 @@
-"""The renderer: hidden states of the policy to pictures.
+"""The renderer: hidden states of the policy to images.
 
 Connector (two linear layers and a norm), SANA (a diffusion transformer that meets the connector's output in
-cross-attention) and DC-AE (a convolutional autoencoder). Flow matching: x(sigma) = (1 - sigma) x0 + sigma noise, the
-network predicts the velocity noise - x0, and Euler steps lead from sigma 1 to 0. Every stage is a method of its own
-that works on given inputs, so that a service can batch them and a test can compare them one by one.
+cross-attention) and DC-AE (a convolutional autoencoder). Flow matching: x(sigma) = (1 - sigma) x0 + sigma noise, and
+the network predicts the velocity noise - x0. This module is the networks, each stage a method that works on given
+inputs; the way from noise to an image is `rendering`.
 
 Facts kept from BLIP3o-NEXT, each of which is easy to get wrong:
-- the condition is the *post-norm* states of the scale token and all image tokens;
+- the condition is the *post-norm* hidden states of the scale token and all image tokens;
 - the null condition of the guidance is the connector applied to zeros, not zeros;
-- sigmas are evenly spaced (shift 1), and the network's timestep is sigma * 1000;
+- the network's timestep is sigma * 1000;
 - latents are divided by the autoencoder's scaling factor before decoding; there is no shift.
 
 The null condition's rows are all equal, and attention over n equal rows is attention over one of them, so one row is
 used.
 
-A model that was trained to edit has a second connector, for the latents of a reference picture. What is done with
-it, and all that follows for condition, null condition and input, is in `reference.py`; text-to-image samples are drawn
-here in such a model too.
+A model that was trained to edit has a second connector, for the autoencoder's latent of a reference image. It uses the
+latent in two places, each of which its config can switch off:
+- in cross-attention: one row per position, row-major, through that connector, *after* the rows of the tokens;
+- in the network's input: the clean latent next to the noisy one, [noisy | reference], concatenated along the *width*
+  (the upstream flag is called CONCAT_AS_HEIGHT). Both halves have the timestep of the noise, and only the noisy half
+  of the prediction is used.
+This follows upstream's inference where it differs from its training: the null condition has plain zeros, not a
+connector of zeros, for the reference's rows, and guidance keeps the reference in the input of both branches.
 """
 
 from __future__ import annotations
@@ -24,7 +29,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderDC, ConfigMixin, ModelMixin, SanaTransformer2DModel
 from diffusers.configuration_utils import register_to_config
@@ -35,14 +39,16 @@ from blip3o_rl.errors import UserError
 
 TIMESTEPS = 1000
 NORM_START = 5.5**0.5
-"""Initial weight of the connector's norm, as in the original."""
+"""Initial weight of the connector's norm, as upstream."""
 PARTS = ("connector", "transformer", "vae")
 REFERENCE_CONNECTOR = "reference_connector"
 """The part that only editing models have."""
+DECODE_PIXELS = 2 * 1024**2
+"""Pixels decoded at a time: the autoencoder needs 1.8 GB per megapixel, so that larger batches run out of memory."""
 
 
 class Connector(ModelMixin, ConfigMixin):
-    """Hidden states [..., in_features] to condition rows [..., out_features]. The defaults are the released model's."""
+    """Hidden states [..., in_features] to condition rows [..., out_features]. The defaults are the upstream model's."""
 
     config_name = "config.json"
 
@@ -63,15 +69,15 @@ class Connector(ModelMixin, ConfigMixin):
 
 
 class ReferenceConnector(Connector):
-    """Latents of a reference picture, one row a position, to condition rows; and how the model uses references.
+    """Latents of a reference image, one row per position, to condition rows; and how the model uses references.
 
-    The weights are `und_image_vae_connector` of the original. The defaults are the released editing model's.
+    The weights are `und_image_vae_connector` upstream. The defaults are the upstream editing model's.
 
     Args:
         in_features: channels of a latent.
         out_features: channels of a condition row.
-        cross_attention: the rows are appended to the condition (original: not `only_use_und_image_vae_as_noise`).
-        noise_injection: the latent stands beside the noise in the transformer's input (original:
+        cross_attention: the rows are appended to the condition (upstream: not `only_use_und_image_vae_as_noise`).
+        noise_injection: the latent stands next to the noise in the transformer's input (upstream:
             `use_und_image_vae_as_noise`).
     """
 
@@ -153,35 +159,56 @@ class Renderer(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of a picture in pixels."""
+        """Side of an image in pixels."""
         return self.latent_shape[1] * self.vae.spatial_compression_ratio
 
-    def condition(self, states: torch.Tensor) -> torch.Tensor:
-        """Condition of pictures, from the post-norm states of the scale token and the image tokens.
+    def editing_connector(self) -> ReferenceConnector:
+        """The second connector.
+
+        Raises:
+            UserError: the model was not trained to edit.
+        """
+        if self.reference_connector is None:
+            raise UserError(
+                "reference image: this model folder has no renderer/reference_connector, it generates from text only; "
+                "use the folder of an editing model, or leave the reference out"
+            )
+        return self.reference_connector
+
+    def condition(self, states: torch.Tensor, latents: torch.Tensor | None = None) -> torch.Tensor:
+        """Condition of images.
 
         Args:
-            states: [B, n + 1, hidden], any dtype and device.
+            states: post-norm hidden states of the scale token and the image tokens, [B, n + 1, hidden], any dtype and
+                device.
+            latents: of the references, [B, c, h, w]; None for text-to-image.
 
         Returns:
-            [B, n + 1, C] in the renderer's dtype.
+            [B, n + 1, C] in the renderer's dtype; with references [B, n + 1 + h * w, C] if the model appends rows.
         """
-        return self.connector(states.to(self.device, self.dtype))
+        rows = self.connector(states.to(self.device, self.dtype))
+        if latents is None:
+            return rows
+        connector = self.editing_connector()
+        self._check_latents(latents, len(states))
+        if not connector.config.cross_attention:
+            return rows
+        return torch.cat([rows, connector(latents.to(rows).movedim(1, -1).flatten(1, 2))], dim=1)
 
-    def null_condition(self, n: int = 1) -> torch.Tensor:
-        """Condition without content: the connector applied to zeros, [1, n, C] with n equal rows."""
+    def null_condition(self, n: int = 1, editing: bool = False) -> torch.Tensor:
+        """Condition without content: the connector applied to zeros, [1, n, C] with n equal rows.
+
+        Args:
+            n: rows of the tokens. When editing they weigh against the reference's rows, so there one row does not
+                stand for all of them.
+            editing: append the zeros that stand for the reference's rows, if the model appends rows.
+        """
         zeros = torch.zeros(1, 1, self.connector.config.in_features, device=self.device, dtype=self.dtype)
-        return self.connector(zeros).expand(1, n, -1)
-
-    def sigmas(self, steps: int) -> torch.Tensor:
-        """Noise levels 1, 1 - 1/steps, ..., 1/steps, 0: float32 [steps + 1] on the CPU."""
-        if steps < 1:
-            raise UserError(f"steps={steps}: the renderer needs at least one step")
-        return torch.cat([torch.linspace(1, 1 / steps, steps), torch.zeros(1)])
-
-    def initial_noise(self, seeds: list[int]) -> torch.Tensor:
-        """Standard normal latents, float32 [B, c, h, w]; each follows from its own seed, whatever the batch."""
-        noise = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(noise).to(self.device)
+        rows = self.connector(zeros).expand(1, n, -1)
+        if not editing or not self.editing_connector().config.cross_attention:
+            return rows
+        _, height, width = self.latent_shape
+        return torch.cat([rows, rows.new_zeros(1, height * width, rows.shape[-1])], dim=1)
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: torch.Tensor) -> torch.Tensor:
         """The network's velocity for one condition, without guidance.
@@ -204,48 +231,61 @@ class Renderer(nn.Module):
         return out.float()
 
     def velocity(
-        self, x: torch.Tensor, sigma: torch.Tensor | float, condition: torch.Tensor, null: torch.Tensor, guidance: float
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor | float,
+        condition: torch.Tensor,
+        null: torch.Tensor,
+        guidance: float,
+        latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Velocity with classifier-free guidance: u + g (c - u), float32 [B, c, h, w].
 
-        `null` may have fewer rows than `condition`; with g = 1 it is not evaluated.
+        `null` may have fewer rows than `condition`; with g = 1 it is not evaluated. `latents` [B, c, h, w] of the
+        references are in the network's input for both conditions.
         """
-        conditioned = self.predict(x, sigma, condition)
-        if guidance == 1:
-            return conditioned
-        unconditioned = self.predict(x, sigma, null)
-        return unconditioned + guidance * (conditioned - unconditioned)
+        width = x.shape[-1]
+        if latents is not None:
+            self._check_latents(latents, len(x))
+            if self.editing_connector().config.noise_injection:
+                x = torch.cat([x, latents.to(x)], dim=-1)
+        velocity = self.predict(x, sigma, condition)
+        if guidance != 1:
+            unconditioned = self.predict(x, sigma, null)
+            velocity = unconditioned + guidance * (velocity - unconditioned)
+        return velocity[..., :width]
 
-    def euler_step(
-        self, x: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor | float, following: torch.Tensor | float
-    ) -> torch.Tensor:
-        """x at noise level `following`, from x at `sigma`: x + (following - sigma) v."""
-        return x + (following - sigma) * velocity
+    def decode_pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [B, c, h, w] to images before rounding: float32 [B, 3, H, W] in [0, 1]."""
+        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        pixels_per_image = latents.shape[-2] * latents.shape[-1] * self.vae.spatial_compression_ratio**2
+        chunks = scaled.split(max(1, DECODE_PIXELS // pixels_per_image))
+        return torch.cat([(self.vae.decode(chunk).sample.float() / 2 + 0.5).clamp(0, 1) for chunk in chunks])
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, c, h, w] to pictures, uint8 [B, H, W, 3] on the latents' device."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        pixels = self.vae.decode(scaled).sample.float()
-        return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        """Latents [B, c, h, w] to images, uint8 [B, H, W, 3] on the latents' device."""
+        return (self.decode_pixels(latents) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
-    @torch.inference_mode()
-    def render(self, states: torch.Tensor, seeds: list[int], steps: int = 30, guidance: float = 2.0) -> np.ndarray:
-        """Draws one picture per row of states.
+    @torch.no_grad()
+    def encode_latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Autoencoder latents of images times the scaling factor; DC-AE's encoder is deterministic.
 
         Args:
-            states: post-norm states of the scale token and the image tokens, [B, n + 1, hidden].
-            seeds: B seeds of the initial noise.
-            steps: Euler steps.
-            guidance: 1 is none.
+            pixels: [B, 3, S, S] in [-1, 1] with S = `image_size`.
 
         Returns:
-            uint8 [B, H, W, 3].
+            float32 [B, c, h, w].
+
+        Raises:
+            UserError: images of another size.
         """
-        if len(states) != len(seeds):
-            raise UserError(f"{len(states)} rows of states and {len(seeds)} seeds: give one seed per picture")
-        condition, null = self.condition(states), self.null_condition()
-        x = self.initial_noise(seeds)
-        sigmas = self.sigmas(steps).tolist()
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-            x = self.euler_step(x, self.velocity(x, sigma, condition, null, guidance), sigma, following)
-        return self.decode(x).cpu().numpy()
+        size = self.image_size
+        if pixels.shape[1:] != (3, size, size):
+            raise UserError(f"reference pixels of shape {list(pixels.shape)}: this model needs [B, 3, {size}, {size}]")
+        latents = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent
+        return latents.float() * self.vae.config.scaling_factor
+
+    def _check_latents(self, latents: torch.Tensor, count: int) -> None:
+        expected = [count, *self.latent_shape]
+        if list(latents.shape) != expected:
+            raise UserError(f"reference latents of shape {list(latents.shape)}: this model and batch need {expected}")

@@ -1,11 +1,11 @@
-"""Sampling image tokens with transformers, and the states of given tokens.
+"""Sampling image tokens with transformers, and the hidden states of given tokens.
 
-A left-padded batch with its attention mask is sampled token by token with a cache. The post-norm states met on the
+A left-padded batch with its attention mask is sampled token by token with a cache. The post-norm hidden states on the
 way are the renderer's condition; the state of the last token costs one more step, never a second prefill.
-`hidden_states` is the plain forward pass over given tokens without a cache: what the states of every sampler are
-checked against, and the way to draw tokens that nobody sampled.
+`hidden_states` is the plain forward pass over given tokens without a cache: the oracle for the states of every
+sampler, and the way to render tokens that were not sampled.
 
-Two samplers draw different tokens from one seed; for the same tokens they have the same states.
+Two samplers give different tokens for one seed; for the same tokens they have the same states.
 """
 
 from __future__ import annotations
@@ -16,38 +16,28 @@ import torch
 from transformers import DynamicCache
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.generation import GenerationConfig, Progress, silent
 from blip3o_rl.model.policy import image_logits
 from blip3o_rl.model.token_layout import TokenLayout
 
 
-class Progress(Protocol):
-    """Is told how far a batch is."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`stage` is "tokens" or "steps"; `done` of `total` are made."""
-
-
 class Sampler(Protocol):
-    """Draws image tokens for prompts."""
+    """Samples image tokens for prompts."""
 
     def __call__(
-        self, prompts: list[list[int]], seeds: list[int], scale: int, progress: Progress
+        self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and states of one picture a prompt.
+        """Tokens and hidden states of one image per prompt.
 
         Args:
             prompts: token ids of B prompts, each ending with `<im_start>` and the scale token.
-            seeds: one a prompt.
-            scale: 0, 1, 2 for n = 729, 169, 81 tokens.
-            progress: told the tokens that are sampled.
+            seeds: one per prompt.
+            config: its scale: 0, 1, 2 for n = 729, 169, 81 tokens.
+            progress: receives the number of tokens that are sampled.
 
         Returns:
             Token ids int64 [B, n] and the post-norm states of the scale token and the n tokens, [B, n + 1, hidden].
         """
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """The `Progress` that nobody watches."""
 
 
 class PolicySampler:
@@ -60,11 +50,11 @@ class PolicySampler:
 
     @torch.inference_mode()
     def __call__(
-        self, prompts: list[list[int]], seeds: list[int], scale: int, progress: Progress = silent
+        self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and states of one picture a prompt; see `Sampler`."""
+        """Tokens and hidden states of one image per prompt; see `Sampler`."""
         ids, mask = self._padded(prompts)
-        count = self.layout.tokens_per_image(scale)
+        count = self.layout.tokens_per_image(config.scale)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         positions = _positions(mask)
         cache = DynamicCache(config=self.policy.config)
@@ -78,7 +68,7 @@ class PolicySampler:
             progress("tokens", step, count)
             if step == count:
                 break
-            ids = self._draw(image_logits(self.policy, state), generators)[:, None]
+            ids = self._choose(image_logits(self.policy, state), generators)[:, None]
             tokens.append(ids)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             positions = positions[:, -1:] + 1
@@ -86,18 +76,18 @@ class PolicySampler:
 
     @torch.inference_mode()
     def hidden_states(self, prompts: list[list[int]], tokens: torch.Tensor, scale: int) -> torch.Tensor:
-        """Post-norm states of given image tokens, by one forward pass without a cache.
+        """Post-norm hidden states of given image tokens, by one forward pass without a cache.
 
         Args:
             prompts: token ids of B prompts of any lengths, each ending with `<im_start>` and the scale token.
-            tokens: token ids of the pictures, int64 [B, n].
+            tokens: token ids of the images, int64 [B, n].
             scale: 0, 1, 2 for n = 729, 169, 81.
 
         Returns:
-            [B, n + 1, hidden]: the scale token's state, then one a token.
+            [B, n + 1, hidden]: the scale token's state, then one per token.
 
         Raises:
-            UserError: an id is no image token, or the shape does not fit prompts and scale.
+            UserError: an id is not an image token, or the shape does not fit prompts and scale.
         """
         shape = (len(prompts), self.layout.tokens_per_image(scale))
         if tuple(tokens.shape) != shape:
@@ -118,8 +108,8 @@ class PolicySampler:
         ids, mask = pad_left(prompts, self.pad_token_id)
         return ids.to(self.policy.device), mask.to(self.policy.device)
 
-    def _draw(self, logits: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        """One token id a row [B], by the Gumbel-max trick with each row's own generator."""
+    def _choose(self, logits: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        """One token id per row [B], by the Gumbel-max trick with each row's own generator."""
         uniform = torch.stack([torch.rand(logits.shape[-1], generator=g) for g in generators]).to(logits.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
         return self.layout.to_ids((logits.float() + gumbel).argmax(-1))

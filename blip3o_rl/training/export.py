@@ -17,7 +17,7 @@ from blip3o_rl.checkpoint.convert import keep_origin
 from blip3o_rl.checkpoint.model_card import CARD, card, training_of
 from blip3o_rl.checkpoint.staging import folder_size, require_unused, staged
 from blip3o_rl.errors import UserError
-from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.folder import GENERATING, ModelFolder, save
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.report.checkpoints import require_complete
 from blip3o_rl.training import lora
@@ -47,19 +47,20 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None
     config_file = source.parents[1] / "config.yaml"
     if not config_file.is_file():
         raise UserError(f"{config_file}: missing; it names the model that the run started from")
-    base = model_folder.check(OmegaConf.load(config_file).model.folder)
+    base = ModelFolder(OmegaConf.load(config_file).model.folder, *GENERATING)
+    image_tokenizer = base.path / "image_tokenizer"
     policy = _policy(weights, source / "actor", dtype)
-    size = sum(value.nbytes for value in policy.parameters()) + folder_size(base)
+    size = sum(value.nbytes for value in policy.parameters()) + folder_size(base.path)
     with staged(target, size) as partial:
-        model_folder.save(
+        save(
             partial,
             policy=policy,
-            tokenizer=model_folder.load_tokenizer(base),
-            renderer=base / "renderer",
-            image_tokenizer=base / "image_tokenizer" if (base / "image_tokenizer").is_dir() else None,
-            source=f"{source.parents[1].name}/{source.name}, from {base.name}",
+            tokenizer=base.load_tokenizer(),
+            renderer=base.path / "renderer",
+            image_tokenizer=image_tokenizer if image_tokenizer.is_dir() else None,
+            source=f"{source.parents[1].name}/{source.name}, from {base.path.name}",
         )
-        keep_origin(base, partial)
+        keep_origin(base.path, partial)
         (partial / CARD).write_text(card(partial, "folder", training_of(source)))
     return target
 

@@ -239,12 +239,12 @@ def _evaluate(config: DictConfig, checked: preflight.Checked, folder: RunFolder,
 def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path, target: Path) -> None:
     """The evaluation itself."""
     from blip3o_rl.evaluation.held_out import evaluate
+    from blip3o_rl.model.devices import device_of
     from blip3o_rl.model.pipeline import Blip3oPipeline
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     evaluate(
-        Blip3oPipeline.from_pretrained(model, device=device),
+        Blip3oPipeline.from_pretrained(model, device=device_of("auto")),
         checked.held_out,
         config.prompts.source,
         images_per_prompt=config.run.eval_images,

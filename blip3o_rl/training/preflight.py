@@ -14,7 +14,7 @@ from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data import sources
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
-from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.monitoring.drift import Limits, read_limits
 from blip3o_rl.rollout.render_service import RenderOptions
@@ -47,8 +47,8 @@ def check(config: DictConfig) -> Checked:
         UserError: the first thing that is wrong.
     """
     settings = read_settings(config)
-    model = model_folder.check(settings.model.folder)
-    layout = model_folder.load_layout(model)
+    folder = ModelFolder(settings.model.folder, *GENERATING)
+    model, layout = folder.path, folder.layout
     layout.tokens_per_image(config.model.scale)
     render = render_options(config, model)
     guards: Any = OmegaConf.to_container(config.guards, resolve=True)
@@ -98,7 +98,7 @@ def held_out_rows(config: DictConfig) -> list[PromptRow]:
 
 
 def _check_lengths(config: DictConfig, model: Path, layout: TokenLayout, rows: list[PromptRow]) -> None:
-    tokenizer = model_folder.load_tokenizer(model)
+    tokenizer = ModelFolder(model).load_tokenizer()
     for row in rows:
         length = len(encode_prompt(tokenizer, row.prompt, config.model.scale, layout))
         if length > config.data.max_prompt_length:

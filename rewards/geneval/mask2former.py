@@ -25,10 +25,11 @@ from torch.nn.functional import interpolate
 from transformers import Mask2FormerForUniversalSegmentation
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.devices import device_of
 from blip3o_rl.rewards.clip import batches
 from blip3o_rl.rewards.geneval.classes import CLASSES, CONVERT
 from blip3o_rl.rewards.geneval.detector import Detection, tight_box
-from blip3o_rl.rewards.weights import device_of, pretrained_model
+from blip3o_rl.rewards.weights import pretrained_model
 
 LONG_SIDE, SHORT_SIDE = 1333, 800
 """Largest long and short side of the network's input, pixels (mmdet's `scale`)."""

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.devices import device_of
 from blip3o_rl.rewards.geneval.classes import CLASSES, UPSTREAM_NAME
 from blip3o_rl.rewards.geneval.convert_mmdet import load_checkpoint
 from blip3o_rl.rewards.geneval.detector import Detection
-from blip3o_rl.rewards.weights import device_of
 
 CREATE = "rewards/geneval/environments/create_mmdet.sh"
 

@@ -17,11 +17,11 @@ import torch
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.devices import device_of
 from blip3o_rl.rewards.clip import batches, cropped
 from blip3o_rl.rewards.preference.aesthetic import linear_head
 from blip3o_rl.rewards.weights import (
     Rules,
-    device_of,
     dtype_of,
     find_file,
     model_from_state,

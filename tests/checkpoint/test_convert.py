@@ -25,6 +25,7 @@ from blip3o_rl.checkpoint.weights import sha256
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.policy import Blip3oNextConfig
 
@@ -55,7 +56,7 @@ def test_a_converted_checkpoint_holds_the_weights_and_draws(upstream: Callable, 
         for name, value in loaded.state_dict().items():
             assert torch.equal(value, given[prefix + name]), prefix + name
     assert pipe.policy.lm_head.weight is pipe.policy.model.embed_tokens.weight
-    assert pipe([PROMPT], [1], scale=2, steps=2).images.shape == (1, 64, 64, 3)
+    assert pipe([PROMPT], [1], GenerationConfig(scale=2, steps=2)).images.shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -21,6 +21,8 @@ from blip3o_rl.checkpoint.export import export
 from blip3o_rl.checkpoint.model_card import Training
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.model.rendering import initial_noise, render
 
 
 @pytest.fixture
@@ -153,11 +155,11 @@ def test_diffusers_draws_what_the_renderer_draws(converted: Callable, tmp_path: 
     pipe.set_progress_bar_config(disable=True)
     rendered = pipe(
         prompt_embeds=condition, prompt_attention_mask=ones, negative_prompt_embeds=null,
-        negative_prompt_attention_mask=ones, negative_prompt=None, latents=renderer.initial_noise(seeds),
+        negative_prompt_attention_mask=ones, negative_prompt=None, latents=initial_noise(renderer, seeds),
         sigmas=[1 - i / steps for i in range(steps)], num_inference_steps=steps, guidance_scale=2.0,
         height=64, width=64, use_resolution_binning=False, output_type="np",
     ).images  # fmt: skip
-    expected = renderer.render(states, seeds, steps=steps, guidance=2.0)
+    expected = render(renderer, states, seeds, GenerationConfig(steps=steps))
     assert np.abs(rendered * 255 - expected).max() <= 1.01
     policy = AutoModelForCausalLM.from_pretrained(out / "policy")
     assert type(policy) is Qwen3ForCausalLM and (out / "connector" / "config.json").is_file()

@@ -13,13 +13,18 @@ import torch
 from PIL import Image
 
 from blip3o_rl import __version__
-from blip3o_rl.cli import generate as pictures
 from blip3o_rl.cli import main as cli
-from blip3o_rl.cli import output as drawing
+from blip3o_rl.cli import options, output
+from blip3o_rl.cli.reconstruct import reconstruct
+from blip3o_rl.cli.tokenize import tokenize
 from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.folder import ModelFolder
+from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.model.pipeline import Blip3oPipeline
+from blip3o_rl.model.rendering import render
 
 PROMPTS = ["a photo of a red circle", "a photo of two blue squares left of a star"]
 FEW = ["--scale", "2", "--steps", "2"]
@@ -87,9 +92,28 @@ def test_pictures_do_not_depend_on_the_batch_size(model: str, tmp_path: Path) ->
     assert len({image.tobytes() for image in one.values()}) == 4, "each seed and prompt has a picture of its own"
 
 
-def test_the_same_prompt_twice_overwrites_nothing(model: str, tmp_path: Path) -> None:
-    assert cli.run(["generate", "a cat", "A cat!", "--model", model, "--out", str(tmp_path), *FEW]) == 0
-    assert drawn(tmp_path).keys() == {"a-cat-seed0.png", "a-cat-seed0-2.png"}
+def test_nothing_is_overwritten(model: str, tmp_path: Path) -> None:
+    """Two prompts with one name, and a second command with other settings in the same folder."""
+    for steps in ("1", "2"):
+        command = ["generate", "a cat", "A cat!", "--model", model, "--out", str(tmp_path), "--scale", "2"]
+        assert cli.run([*command, "--steps", steps]) == 0
+    names = ["a-cat-seed0.png", *(f"a-cat-seed0-{n}.png" for n in (2, 3, 4))]
+    assert {file.name for file in tmp_path.iterdir()} == {*names, "grid.png", "grid-2.png"}
+    assert [Image.open(tmp_path / name).text["steps"] for name in names] == ["1", "1", "2", "2"]
+    assert [Image.open(tmp_path / name).text["prompt"] for name in names] == ["a cat", "A cat!"] * 2
+
+
+def test_names_of_prompts_in_any_script() -> None:
+    prompts = ["一只狗", "一只猫", "кошка", "🐕", "🐈", "Ein Hündchen, bitte", "\ud83d", "x" * 500, "狗" * 500]
+    names = [output.slug(prompt) for prompt in prompts]
+    assert names[:3] == prompts[:3] and names[5] == "ein-hündchen-bitte"
+    assert len(set(names)) == len(names)
+    assert max(len(name.encode()) for name in names) <= output.MAX_NAME_BYTES
+
+
+def test_half_an_emoji_is_written(tmp_path: Path) -> None:
+    file = output.save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png", {"prompt": "half \ud83d"})
+    assert Image.open(file).text["prompt"] == "half \ufffd"
 
 
 def test_other_dtypes(model: str, tmp_path: Path) -> None:
@@ -105,7 +129,7 @@ def test_other_dtypes(model: str, tmp_path: Path) -> None:
         (["--dtype", "int8"], "--dtype"),
         (["--backend", "tgi"], "--backend"),
         (["--batch-size", "0"], "--batch-size"),
-        (["--reference", "a.png"], "takes no reference picture"),
+        (["--reference", "a.png"], "takes no reference image"),
     ],
 )
 def test_generate_refuses_in_one_line(
@@ -131,12 +155,12 @@ def test_references_reach_the_pipeline(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def pipe(prompts: list[str], seeds: list[int], **settings: Any) -> Any:
-        asked.update(settings)
+    def pipe(prompts: list[str], seeds: list[int], config: Any, references: Any, progress: Any) -> Any:
+        asked["references"] = references
         return types.SimpleNamespace(images=np.zeros((len(prompts), 64, 64, 3), np.uint8))
 
-    monkeypatch.setattr(model_folder, "check_editing", lambda folder: folder)
-    monkeypatch.setattr(pictures, "load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr(ModelFolder, "check_editing", lambda folder: None)
+    monkeypatch.setattr(options.Placement, "load_pipeline", lambda *_, **__: pipe)
     assert generate(model, tmp_path / "o", "--reference", str(picture), "--device", "cpu") == 0
     assert len(asked["references"]) == len(PROMPTS)
     assert all(np.array_equal(given, read_image(picture)) for (given,) in asked["references"])
@@ -150,12 +174,12 @@ def test_a_failed_write_leaves_nothing_half_written(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        drawing.save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png", {})
+        output.save_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png", {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_bar_counts_batches_by_their_stages() -> None:
-    with drawing.watched(3, batch_size=2) as progress:
+    with output.progress_bar(3, batch_size=2) as progress:
         seen = []
         for stage, done, total in [("tokens", 1, 2), ("tokens", 2, 2), ("steps", 1, 1), ("tokens", 2, 2)]:
             progress(stage, done, total)
@@ -166,10 +190,10 @@ def test_the_bar_counts_batches_by_their_stages() -> None:
 def test_tokenize_prints_json(model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.open(picture).rotate(90, expand=True).save(tmp_path / "turned.png")
     files = [picture, tmp_path / "turned.png"]
-    pictures.tokenize(files, model, scale=1)
+    tokenize(files, model, scale=1)
     found = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in found] == [str(file) for file in files]
-    tokenizer = model_folder.load_image_tokenizer(model)
+    tokenizer = ModelFolder(model).load_image_tokenizer()
     for row, file in zip(found, files, strict=True):
         assert row["scale"] == 1
         assert row["ids"] == tokenizer.tokenize([read_image(file)], 1)[0].tolist()
@@ -181,26 +205,26 @@ def test_reconstruct_draws_the_tokens_of_the_picture(
     again = tmp_path / "sub" / "picture.png"
     again.parent.mkdir()
     Image.open(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(again)
-    pictures.reconstruct([picture, again], model, tmp_path / "o", seed=3, scale=2, steps=2, device="cpu")
+    reconstruct([picture, again], model, tmp_path / "o", seed=3, scale=2, steps=2, device="cpu")
     files = [Path(line) for line in capsys.readouterr().out.split()]
     assert [file.name for file in files] == ["picture-reconstructed.png", "picture-reconstructed-2.png"]
     made = [Image.open(file) for file in files]
     assert made[1].text["image"] == str(again) and made[1].text["seed"] == "4" and made[1].text["prompt"] == ""
 
-    pipe = pictures.load_pipeline(model, device="cpu")
-    indices = model_folder.load_image_tokenizer(model).tokenize([read_image(picture)], 2)
+    pipe = Blip3oPipeline.from_pretrained(model)
+    indices = ModelFolder(model).load_image_tokenizer().tokenize([read_image(picture)], 2)
     rows = pipe.prompt_ids([""], 2)
     states = pipe.hidden_states(rows, pipe.layout.to_ids(indices), 2)
-    expected = pipe.renderer.render(states, [3], steps=2)[0]
+    expected = render(pipe.renderer, states, [3], GenerationConfig(steps=2))[0]
     assert np.abs(np.asarray(made[0]).astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("verb", [pictures.tokenize, pictures.reconstruct])
+@pytest.mark.parametrize("verb", [tokenize, reconstruct])
 def test_bad_pictures_are_named_before_anything_is_loaded(
     model: str, verb: Any, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_folder, "load_image_tokenizer", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(ModelFolder, "load_image_tokenizer", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "text.png").write_text("no picture")
     for bad, words in (("text.png", "text.png: not readable as an image"), ("none.png", "none.png: no such file")):
         with pytest.raises(UserError, match=words):
@@ -213,4 +237,4 @@ def test_a_folder_without_image_tokenizer_is_named(model: str, picture: Path, tm
     for name in ("policy", "renderer", "model_index.json"):
         (small / name).symlink_to(Path(model) / name)
     with pytest.raises(UserError, match="image_tokenizer/config.json: missing"):
-        pictures.tokenize([picture], str(small))
+        tokenize([picture], str(small))

@@ -26,8 +26,8 @@ def pipeline(paint, tokens_of=lambda seed: [seed, 1]):
     """A stand-in with the pipeline's call and output."""
     calls = []
 
-    def pipe(prompts, seeds, scale=0, steps=30, guidance=2.0):
-        calls.append((scale, steps, guidance))
+    def pipe(prompts, seeds, config):
+        calls.append((config.scale, config.steps, config.guidance))
         images = np.stack([paint(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
         return SimpleNamespace(images=images, tokens=np.array([tokens_of(seed) for seed in seeds]))
 

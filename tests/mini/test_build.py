@@ -9,6 +9,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.mini import build as mini
 from blip3o_rl.mini.images import scene_batch
 from blip3o_rl.model import folder
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 
 
@@ -40,7 +41,9 @@ def test_build_writes_a_model_that_draws(tmp_path: Path) -> None:
     out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
     folder.check(out, parts=folder.PARTS)
     assert sum(file.stat().st_size for file in out.rglob("*")) < 25e6
-    made = Blip3oPipeline.from_pretrained(out)(["a photo of a circle"], [1], scale=2, steps=2)
+    made = Blip3oPipeline.from_pretrained(out)(["a photo of a circle"], [1], GenerationConfig(scale=2, steps=2))
     assert made.images.shape == (1, 64, 64, 3)
     again = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
-    assert np.array_equal(Blip3oPipeline.from_pretrained(again)(["a photo of a circle"], [1], 2, 2).images, made.images)
+    same = Blip3oPipeline.from_pretrained(again)(["a photo of a circle"], [1], GenerationConfig(scale=2, steps=2))
+    # Equal weights at other addresses may take other kernels, whose rounding moves a grey level.
+    assert np.abs(same.images.astype(int) - made.images).max() <= 1

@@ -16,10 +16,13 @@ from blip3o_rl.mini import parts
 from blip3o_rl.model import editing as reference
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.editing import Reference
+from blip3o_rl.model.folder import GENERATING, ModelFolder
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.policy import Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
+from blip3o_rl.model.rendering import denoise, initial_noise, render
 from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
 
 INSTRUCTION = "make the circle blue"
@@ -159,7 +162,7 @@ def test_the_shorter_side_is_resized_and_the_longer_rounded_down() -> None:
 def test_latents_are_scaled_encodings(renderer: Renderer) -> None:
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     expected = renderer.vae.encode(pixels).latent * 0.5
-    torch.testing.assert_close(reference.encode_latents(renderer, pixels), expected)
+    torch.testing.assert_close(renderer.encode_latents(pixels), expected)
 
 
 def test_all_pictures_become_tokens_and_the_first_a_latent(image_tokenizer: TATok) -> None:
@@ -167,7 +170,7 @@ def test_all_pictures_become_tokens_and_the_first_a_latent(image_tokenizer: TATo
     pictures = [noisy_image(80, 64, seed) for seed in (1, 2)]
     found = reference.encode_reference(pictures, image_tokenizer, renderer, scale=2)
     assert torch.equal(found.indices, image_tokenizer.tokenize(pictures, 2)) and found.indices.shape == (2, N)
-    first = reference.encode_latents(renderer, reference.autoencoder_pixels(pictures[0], 64)[None])[0]
+    first = renderer.encode_latents(reference.autoencoder_pixels(pictures[0], 64)[None])[0]
     assert torch.equal(found.latents, first)
 
 
@@ -175,7 +178,7 @@ def test_all_pictures_become_tokens_and_the_first_a_latent(image_tokenizer: TATo
 
 
 def test_reference_rows_follow_the_tokens_rows(renderer: Renderer, states: torch.Tensor, latents: torch.Tensor) -> None:
-    found = reference.condition(renderer, states, latents)
+    found = renderer.condition(states, latents)
     assert found.shape == (3, N + 1 + ROWS, 192)
     torch.testing.assert_close(found[:, : N + 1], renderer.connector(states))
     connector = renderer.reference_connector
@@ -186,17 +189,11 @@ def test_reference_rows_follow_the_tokens_rows(renderer: Renderer, states: torch
 
 
 def test_null_rows_are_the_connector_of_zeros_and_then_plain_zeros(renderer: Renderer) -> None:
-    null = reference.null_condition(renderer, N + 1)
+    null = renderer.null_condition(N + 1, editing=True)
     assert null.shape == (1, N + 1 + ROWS, 192)
     torch.testing.assert_close(null[:, : N + 1], renderer.connector(torch.zeros(1, N + 1, parts.HIDDEN)))
     assert null[:, : N + 1].abs().max() > 0.1
     assert not null[:, N + 1 :].any()
-
-
-def test_the_noise_is_the_left_half(latents: torch.Tensor) -> None:
-    found = reference.noise_space_input(torch.zeros(3, 8, 8, 8), latents)
-    assert found.shape == (3, 8, 8, 16)
-    assert not found[..., :8].any() and torch.equal(found[..., 8:], latents)
 
 
 def test_both_branches_see_the_reference_at_the_same_timestep(
@@ -209,9 +206,9 @@ def test_both_branches_see_the_reference_at_the_same_timestep(
         return (torch.full_like(x, 5.0 if len(seen) == 1 else 3.0),)
 
     monkeypatch.setattr(renderer.transformer, "forward", forward)
-    x = renderer.initial_noise([1, 2, 3])
-    condition, null = reference.condition(renderer, states, latents), reference.null_condition(renderer, N + 1)
-    found = reference.velocity(renderer, x, 0.25, condition, null, 2.0, latents)
+    x = initial_noise(renderer, [1, 2, 3])
+    condition, null = renderer.condition(states, latents), renderer.null_condition(N + 1, editing=True)
+    found = renderer.velocity(x, 0.25, condition, null, 2.0, latents)
     assert found.shape == x.shape and torch.equal(found, torch.full_like(x, 3.0 + 2.0 * (5.0 - 3.0)))
     for call, rows in zip(seen, (condition, null.expand(3, -1, -1)), strict=True):
         assert torch.equal(call["x"], torch.cat([x, latents], dim=3))
@@ -235,7 +232,7 @@ def test_each_use_can_be_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     renderer = make_renderer(**uses)
-    condition, null = reference.condition(renderer, states, latents), reference.null_condition(renderer, N + 1)
+    condition, null = renderer.condition(states, latents), renderer.null_condition(N + 1, editing=True)
     assert condition.shape[1] == null.shape[1] == rows
     widths = []
 
@@ -244,8 +241,8 @@ def test_each_use_can_be_off(
         return (x,)
 
     monkeypatch.setattr(renderer.transformer, "forward", forward)
-    x = renderer.initial_noise([1, 2, 3])
-    torch.testing.assert_close(reference.velocity(renderer, x, 0.5, condition, null, 1.0, latents), x)
+    x = initial_noise(renderer, [1, 2, 3])
+    torch.testing.assert_close(renderer.velocity(x, 0.5, condition, null, 1.0, latents), x)
     assert widths == [width]
 
 
@@ -260,10 +257,10 @@ def test_editing_equals_the_loop_of_the_original(
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 5, 5))
     connector = renderer.reference_connector
     assert connector is not None
-    known, x = latents[:1], renderer.initial_noise([4])
-    condition, null_rows = reference.condition(renderer, states[:1], known), reference.null_condition(renderer, N + 1)
+    known, x = latents[:1], initial_noise(renderer, [4])
+    condition, null_rows = renderer.condition(states[:1], known), renderer.null_condition(N + 1, editing=True)
     with torch.no_grad():
-        found = list(reference.denoise(renderer, x, condition, null_rows, 5, 3.0, known))
+        found = list(denoise(renderer, x, condition, null_rows, GenerationConfig(steps=5, guidance=3.0), known))
         rows = renderer.connector(torch.cat([torch.zeros_like(states[:1]), states[:1]]))
         extra = connector(known.movedim(1, -1).reshape(-1, 8))
         rows = torch.cat([rows, torch.stack([torch.zeros_like(extra), extra])], dim=1)
@@ -280,23 +277,33 @@ def test_editing_equals_the_loop_of_the_original(
             x = whole[..., :8]
             torch.testing.assert_close(step, x, atol=1e-4, rtol=0)
         expected = renderer.decode(x).numpy().astype(int)
-    drawn = reference.render_edits(renderer, states[:1], known, [4], steps=5, guidance=3.0).astype(int)
+    drawn = render(renderer, states[:1], [4], GenerationConfig(steps=5, guidance=3.0), [known[0]]).astype(int)
     assert np.abs(drawn - expected).max() <= 1
 
 
 def test_a_mixed_batch_is_its_parts(
     renderer: Renderer, text_renderer: Renderer, states: torch.Tensor, latents: torch.Tensor
 ) -> None:
-    first, last = Reference(some_indices(1), latents[0]), Reference(some_indices(1), latents[2])
-    mixed = reference.render(renderer, states, [1, 2, 3], [first, None, last], steps=3).astype(int)
+    first, last = latents[0], latents[2]
+    three = GenerationConfig(steps=3)
+    mixed = render(renderer, states, [1, 2, 3], three, [first, None, last]).astype(int)
     alone = [
-        reference.render(renderer, states[:1], [1], [first], steps=3),
-        text_renderer.render(states[1:2], [2], steps=3),
-        reference.render(renderer, states[2:], [3], [last], steps=3),
+        render(renderer, states[:1], [1], three, [first]),
+        render(text_renderer, states[1:2], [2], three),
+        render(renderer, states[2:], [3], three, [last]),
     ]
     assert np.abs(mixed - np.concatenate(alone)).max() <= 1
-    plain = text_renderer.render(states, [1, 2, 3], steps=3).astype(int)
+    plain = render(text_renderer, states, [1, 2, 3], three).astype(int)
     assert all(np.abs(mixed[row] - plain[row]).max() > 1 for row in (0, 2)), "the reference has no effect"
+
+
+def test_progress_counts_the_steps_of_both_kinds(
+    renderer: Renderer, states: torch.Tensor, latents: torch.Tensor
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+    kinds = [None, latents[0], None]
+    render(renderer, states, [1, 2, 3], GenerationConfig(steps=2), kinds, lambda *given: seen.append(given))
+    assert seen == [("steps", done, 4) for done in (1, 2, 3, 4)]
 
 
 def test_a_mixed_left_padded_batch_gives_the_states_of_single_samples(
@@ -327,12 +334,12 @@ def test_the_pipeline_draws_a_mixed_batch_like_its_parts(
     policy = parts.make_policy(*words).eval()
     pipe = Blip3oPipeline(policy, words[0], renderer, image_tokenizer=image_tokenizer)
     prompts, kinds = [INSTRUCTION, "a photo of two squares"], [[noisy_image(80, 64)], None]
-    mixed = pipe(prompts, [1, 2], scale=2, steps=2, references=kinds)
+    mixed = pipe(prompts, [1, 2], GenerationConfig(scale=2, steps=2), kinds)
     for row in range(2):
-        alone = pipe(prompts[row : row + 1], [row + 1], scale=2, steps=2, references=kinds[row : row + 1])
+        alone = pipe(prompts[row : row + 1], [row + 1], GenerationConfig(scale=2, steps=2), kinds[row : row + 1])
         assert torch.equal(mixed.tokens[row], alone.tokens[0])
         assert np.abs(mixed.images[row].astype(int) - alone.images[0]).max() <= 1
-    unreferenced = pipe(prompts[:1], [1], scale=2, steps=2)
+    unreferenced = pipe(prompts[:1], [1], GenerationConfig(scale=2, steps=2))
     assert not torch.equal(unreferenced.tokens[0], mixed.tokens[0]), "the policy does not see the reference"
 
 
@@ -357,11 +364,13 @@ def saved(
 def test_an_editing_folder_round_trips(
     saved: Path, renderer: Renderer, states: torch.Tensor, latents: torch.Tensor
 ) -> None:
-    assert model_folder.check_editing(saved) == saved.resolve()
-    loaded = model_folder.load_renderer(saved)
+    folder = ModelFolder(saved)
+    folder.check_editing()
+    assert folder.path == saved.resolve()
+    loaded = folder.load_renderer()
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in renderer.state_dict().items())
-    condition = reference.condition(loaded, states, latents)
-    torch.testing.assert_close(condition, reference.condition(renderer, states, latents))
+    condition = loaded.condition(states, latents)
+    torch.testing.assert_close(condition, renderer.condition(states, latents))
     assert dict(loaded.reference_connector.config)["noise_injection"] is True
 
 
@@ -386,14 +395,14 @@ def test_an_incomplete_editing_folder_is_refused(saved: Path) -> None:
     part.rename(hidden)
     try:
         with pytest.raises(UserError, match=r"reference_connector/config\.json: missing"):
-            model_folder.check(saved)
+            ModelFolder(saved, *GENERATING)
     finally:
         hidden.rename(part)
 
 
 def test_a_text_to_image_folder_is_no_editing_folder() -> None:
-    with pytest.raises(UserError, match="draws from text only"):
-        model_folder.check_editing("mini")
+    with pytest.raises(UserError, match="generates from text only"):
+        ModelFolder("mini").check_editing()
 
 
 # Mistakes
@@ -402,10 +411,10 @@ def test_a_text_to_image_folder_is_no_editing_folder() -> None:
 def test_a_reference_for_a_model_that_cannot_edit(
     text_renderer: Renderer, image_tokenizer: TATok, states: torch.Tensor, latents: torch.Tensor
 ) -> None:
-    with pytest.raises(UserError, match="it draws from text only"):
+    with pytest.raises(UserError, match="it generates from text only"):
         reference.encode_reference([noisy_image(64, 64)], image_tokenizer, text_renderer, 2)
-    with pytest.raises(UserError, match="it draws from text only"):
-        reference.render(text_renderer, states[:1], [1], [Reference(some_indices(1), latents[0])])
+    with pytest.raises(UserError, match="it generates from text only"):
+        render(text_renderer, states[:1], [1], references=[latents[0]])
 
 
 def test_a_model_folder_without_its_image_tokenizer(renderer: Renderer) -> None:
@@ -423,13 +432,13 @@ def test_sizes_that_do_not_fit_are_named(renderer: Renderer, states: torch.Tenso
     with pytest.raises(UserError, match="2000 x 100 px.*crop"):
         reference.autoencoder_pixels(np.zeros((100, 2000, 3), np.uint8), 64)
     with pytest.raises(UserError, match=r"needs \[B, 3, 64, 64\]"):
-        reference.encode_latents(renderer, torch.zeros(1, 3, 32, 32))
+        renderer.encode_latents(torch.zeros(1, 3, 32, 32))
     with pytest.raises(UserError, match=r"shape \[3, 8, 4, 8\]"):
-        reference.condition(renderer, states, latents[:, :, :4])
+        renderer.condition(states, latents[:, :, :4])
     with pytest.raises(UserError, match=r"shape \[2, 8, 8, 8\].*\[3, 8, 8, 8\]"):
-        reference.condition(renderer, states, latents[:2])
+        renderer.condition(states, latents[:2])
     with pytest.raises(UserError, match="2 seeds and 3 references"):
-        reference.render(renderer, states, [1, 2], [None] * 3)
+        render(renderer, states, [1, 2], references=[None] * 3)
 
 
 def test_a_connector_of_another_model_is_refused(renderer: Renderer) -> None:
@@ -466,6 +475,5 @@ def test_at_full_size_there_are_1754_rows() -> None:
         renderer = Renderer(Connector(), transformer, vae, ReferenceConnector())
         latents = torch.zeros(2, 32, 32, 32)
         assert renderer.image_size == 1024
-        assert reference.condition(renderer, torch.zeros(2, 730, 2048), latents).shape == (2, 1754, 2304)
-        assert reference.null_condition(renderer, 730).shape == (1, 1754, 2304)
-        assert reference.noise_space_input(latents, latents).shape == (2, 32, 32, 64)
+        assert renderer.condition(torch.zeros(2, 730, 2048), latents).shape == (2, 1754, 2304)
+        assert renderer.null_condition(730, editing=True).shape == (1, 1754, 2304)

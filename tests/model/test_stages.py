@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
-from PIL import Image
 from torch.nn import functional as F
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
-from blip3o_rl.model.denoising import check_size, decode, denoise, initial_noise, latent_side
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
+from blip3o_rl.model.rendering import check_size, denoise, initial_noise, latent_side, render
 from blip3o_rl.model.sampling import PolicySampler, pad_left
 
 PROMPTS = ["a red circle", "a photo of a very long prompt " * 4, "a photo of two squares"]
 SEEDS = [3, 4, 5]
+SCALE_2 = GenerationConfig(scale=2)
 TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
 
@@ -91,7 +92,7 @@ def test_hidden_states_are_post_norm_and_begin_at_the_scale_token(
 def test_sampled_tokens_follow_the_softmax_over_the_image_tokens(pipe: Blip3oPipeline) -> None:
     """Every token is the largest of log-probability plus Gumbel noise from the picture's own seed."""
     rows = pipe.prompt_ids(PROMPTS, 2)
-    tokens, states = PolicySampler(pipe.policy, pipe.tokenizer.pad_token_id)(rows, SEEDS, 2)
+    tokens, states = PolicySampler(pipe.policy, pipe.tokenizer.pad_token_id)(rows, SEEDS, SCALE_2)
     image = slice(pipe.layout.image_ids.start, pipe.layout.image_ids.stop)
     with torch.inference_mode():
         log_probs = pipe.policy.lm_head(states)[..., image].log_softmax(-1)
@@ -113,7 +114,7 @@ def test_sampling_is_at_temperature_one() -> None:
     logits = torch.full((layout.num_image_tokens,), -1e9)
     logits[:3] = torch.tensor([0.0, 1.0, 2.0])
     generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
-    drawn = layout.to_indices(sampler._draw(logits.expand(4000, -1), generators))
+    drawn = layout.to_indices(sampler._choose(logits.expand(4000, -1), generators))
     found = torch.bincount(drawn, minlength=3) / 4000
     torch.testing.assert_close(found[:3], logits[:3].softmax(-1), atol=0.03, rtol=0)
 
@@ -140,7 +141,7 @@ def test_each_euler_step_is_the_schedulers(pipe: Blip3oPipeline, states: torch.T
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 5, 5))
     condition, null = renderer.condition(states), renderer.null_condition()
     noise = initial_noise(renderer, SEEDS)
-    trace = list(denoise(renderer, noise, condition, null, steps=5, guidance=2.0))
+    trace = list(denoise(renderer, noise, condition, null, GenerationConfig(steps=5)))
     assert len(trace) == 5
     x = noise
     both = torch.cat([null.expand_as(condition), condition])
@@ -158,41 +159,36 @@ def test_decode_before_rounding(pipe: Blip3oPipeline) -> None:
     latents = initial_noise(pipe.renderer, SEEDS)
     with torch.inference_mode():
         expected = (pipe.renderer.vae.decode(latents / 0.4).sample / 2 + 0.5).clamp(0, 1)
-        found = decode(pipe.renderer, latents)
+        found = pipe.renderer.decode_pixels(latents)
         rounded = pipe.renderer.decode(latents)
     assert found.shape == (3, 3, 64, 64) and found.dtype == torch.float32
     torch.testing.assert_close(found, expected, **TOLERANCE)
     assert torch.equal((found * 255).round().to(torch.uint8).permute(0, 2, 3, 1), rounded)
 
 
-def test_the_stages_make_the_picture(pipe: Blip3oPipeline, states: torch.Tensor) -> None:
-    rendered = pipe.render(states, SEEDS, steps=3)
-    assert grey_levels_apart(rendered, pipe.renderer.render(states, SEEDS, steps=3)) == 0
-
-
 def test_prompts_of_different_lengths_in_a_batch_are_drawn_as_alone(pipe: Blip3oPipeline) -> None:
-    together = pipe(PROMPTS, SEEDS, scale=2, steps=3)
+    together = pipe(PROMPTS, SEEDS, GenerationConfig(scale=2, steps=3))
     for row in range(3):
-        alone = pipe(PROMPTS[row : row + 1], SEEDS[row : row + 1], scale=2, steps=3)
+        alone = pipe(PROMPTS[row : row + 1], SEEDS[row : row + 1], GenerationConfig(scale=2, steps=3))
         assert torch.equal(alone.tokens[0], together.tokens[row])
         assert grey_levels_apart(alone.images[0], together.images[row]) <= 1
     assert len({image.tobytes() for image in together.images}) == 3
 
 
 def test_batch_size_changes_nothing(pipe: Blip3oPipeline) -> None:
-    one, two = (pipe(PROMPTS, SEEDS, scale=2, steps=2, batch_size=size) for size in (1, 2))
+    one, two = (pipe(PROMPTS, SEEDS, GenerationConfig(scale=2, steps=2, batch_size=size)) for size in (1, 2))
     assert torch.equal(one.tokens, two.tokens)
     assert grey_levels_apart(one.images, two.images) <= 1
 
 
 def test_redrawing_sampled_tokens_gives_the_same_picture(pipe: Blip3oPipeline) -> None:
-    first = pipe(PROMPTS, SEEDS, scale=2, steps=2)
+    first = pipe(PROMPTS, SEEDS, GenerationConfig(scale=2, steps=2))
     indices = pipe.layout.to_indices(first.tokens)
-    again = pipe.redraw(indices, SEEDS, PROMPTS, scale=2, steps=2, batch_size=2)
+    again = pipe.render_tokens(indices, SEEDS, PROMPTS, GenerationConfig(scale=2, steps=2, batch_size=2))
     torch.testing.assert_close(again.states, first.states, **TOLERANCE)
     assert torch.equal(again.tokens, first.tokens)
     assert grey_levels_apart(again.images, first.images) <= 1
-    uncaptioned = pipe.redraw(indices, SEEDS, scale=2, steps=2)
+    uncaptioned = pipe.render_tokens(indices, SEEDS, config=GenerationConfig(scale=2, steps=2))
     expected = pipe.hidden_states(pipe.prompt_ids([""] * 3, 2), first.tokens, 2)
     torch.testing.assert_close(uncaptioned.states, expected, **TOLERANCE)
 
@@ -205,33 +201,34 @@ def test_tokens_that_cannot_be_drawn_are_refused(pipe: Blip3oPipeline) -> None:
         (fitting[:, :80], r"\[2, 80\]: \[2, 81\] expected"),
     ):
         with pytest.raises(UserError, match=words):
-            pipe.redraw(wrong, [1, 2], scale=2, steps=1)
+            pipe.render_tokens(wrong, [1, 2], config=SCALE_2)
     with pytest.raises(UserError, match=r"\[2, 81\]: \[2, 729\] expected"):
-        pipe.redraw(fitting, [1, 2], scale=0, steps=1)
-    with pytest.raises(UserError, match="2 rows of tokens and 1 seeds"):
-        pipe.redraw(fitting, [1], scale=2)
+        pipe.render_tokens(fitting, [1, 2])
+    with pytest.raises(UserError, match="2 images and 1 seeds"):
+        pipe.render_tokens(fitting, [1], config=SCALE_2)
     with pytest.raises(UserError, match="2 rows of tokens and 1 prompts"):
-        pipe.redraw(fitting, [1, 2], ["a"], scale=2)
+        pipe.render_tokens(fitting, [1, 2], ["a"], SCALE_2)
     with pytest.raises(UserError, match="batch_size=0"):
-        pipe.redraw(fitting, [1, 2], scale=2, batch_size=0)
+        GenerationConfig(batch_size=0)
 
 
 def test_another_sampler_takes_the_policys_place(pipe: Blip3oPipeline, states: torch.Tensor) -> None:
     asked: list[Any] = []
 
-    def sampler(prompts: list[list[int]], seeds: list[int], scale: int, progress: Any) -> Any:
-        asked.append((prompts, seeds, scale))
+    def sampler(prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Any) -> Any:
+        asked.append((prompts, seeds, config.scale))
         return torch.zeros(len(prompts), 81, dtype=torch.int64), states[: len(prompts)]
 
     other = Blip3oPipeline(None, pipe.tokenizer, pipe.renderer, sampler, pipe.layout)
-    images = other(PROMPTS, SEEDS, scale=2, steps=2).images
+    images = other(PROMPTS, SEEDS, GenerationConfig(scale=2, steps=2)).images
     assert asked == [(pipe.prompt_ids(PROMPTS, 2), SEEDS, 2)]
-    assert grey_levels_apart(images, pipe.renderer.render(states, SEEDS, steps=2)) == 0
+    assert grey_levels_apart(images, render(pipe.renderer, states, SEEDS, GenerationConfig(steps=2))) == 0
 
 
 def test_progress_is_told_of_every_token_and_step(pipe: Blip3oPipeline) -> None:
     told: list[tuple[str, int, int]] = []
-    pipe(PROMPTS[:2], [1, 2], scale=2, steps=3, batch_size=1, progress=lambda *told_of: told.append(told_of))
+    config = GenerationConfig(scale=2, steps=3, batch_size=1)
+    pipe(PROMPTS[:2], [1, 2], config, progress=lambda *told_of: told.append(told_of))
     batch = [("tokens", done, 81) for done in range(82)] + [("steps", done, 3) for done in (1, 2, 3)]
     assert told == batch * 2
 
@@ -239,18 +236,18 @@ def test_progress_is_told_of_every_token_and_step(pipe: Blip3oPipeline) -> None:
 def test_other_sizes_without_a_positional_embedding(unplaced: Renderer, pipe: Blip3oPipeline) -> None:
     assert [latent_side(unplaced, size) for size in (None, 64, 96, 8)] == [8, 8, 12, 1]
     other = Blip3oPipeline(pipe.policy, pipe.tokenizer, unplaced)
-    drawn = other(PROMPTS[:1], [1], scale=2, steps=2, size=96)
+    drawn = other(PROMPTS[:1], [1], GenerationConfig(scale=2, steps=2, size=96))
     assert drawn.images.shape == (1, 96, 96, 3)
     assert initial_noise(unplaced, [1], 96).shape == (1, 8, 12, 12)
-    assert torch.equal(initial_noise(unplaced, [1, 2]), unplaced.initial_noise([1, 2]))
+    assert torch.equal(initial_noise(unplaced, [1, 2]), initial_noise(unplaced, [1, 2], 64))
     for size in (65, 4, 0, -8):
         with pytest.raises(UserError, match=f"size={size}: must be a multiple of 8 pixels.*own size is 64"):
-            other(PROMPTS[:1], [1], scale=2, size=size)
+            other(PROMPTS[:1], [1], GenerationConfig(scale=2, size=size))
 
 
 def test_no_other_size_with_a_positional_embedding(pipe: Blip3oPipeline, unplaced: Renderer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="positional embedding for 64 px"):
-        pipe(PROMPTS[:1], [1], scale=2, size=128)
+        pipe(PROMPTS[:1], [1], GenerationConfig(scale=2, size=128))
     for renderer, name in ((pipe.renderer, "placed"), (unplaced, "unplaced")):
         renderer.save_pretrained(tmp_path / name)
     check_size(tmp_path / "placed", 64)
@@ -262,25 +259,25 @@ def test_no_other_size_with_a_positional_embedding(pipe: Blip3oPipeline, unplace
 
 
 def test_references_need_a_model_that_edits(pipe: Blip3oPipeline) -> None:
-    picture = [Image.new("RGB", (64, 64))]
-    with pytest.raises(UserError, match="draws from text only"):
-        pipe(PROMPTS, SEEDS, scale=2, references=[picture, None, None])
+    picture = [np.zeros((64, 64, 3), np.uint8)]
+    with pytest.raises(UserError, match="generates from text only"):
+        pipe(PROMPTS, SEEDS, SCALE_2, references=[picture, None, None])
     with pytest.raises(UserError, match="3 prompts and 1 references"):
-        pipe(PROMPTS, SEEDS, scale=2, references=[picture])
+        pipe(PROMPTS, SEEDS, SCALE_2, references=[picture])
 
 
 def test_a_batch_may_mix_captions_and_edits(pipe: Blip3oPipeline, unplaced: Renderer) -> None:
     torch.manual_seed(1)
     both = Renderer(unplaced.connector, unplaced.transformer, unplaced.vae, ReferenceConnector(8, 192)).eval()
     edit = Blip3oPipeline(pipe.policy, pipe.tokenizer, both, image_tokenizer=parts.make_image_tokenizer().eval())
-    picture = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))]
-    references = [None, picture, None]
-    mixed = edit(PROMPTS, SEEDS, scale=2, steps=2, references=references)
+    picture = [np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)]
+    references, config = [None, picture, None], GenerationConfig(scale=2, steps=2)
+    mixed = edit(PROMPTS, SEEDS, config, references)
     for row in range(3):
-        alone = edit(PROMPTS[row : row + 1], [SEEDS[row]], scale=2, steps=2, references=[references[row]])
+        alone = edit(PROMPTS[row : row + 1], [SEEDS[row]], config, [references[row]])
         assert torch.equal(alone.tokens[0], mixed.tokens[row])
         assert grey_levels_apart(alone.images[0], mixed.images[row]) <= 1
-    plain = edit(PROMPTS, SEEDS, scale=2, steps=2)
+    plain = edit(PROMPTS, SEEDS, GenerationConfig(scale=2, steps=2))
     assert [torch.equal(a, b) for a, b in zip(plain.tokens, mixed.tokens, strict=True)] == [True, False, True]
-    with pytest.raises(UserError, match="size=96: references are drawn at the model's own size"):
-        edit(PROMPTS, SEEDS, scale=2, size=96, references=references)
+    with pytest.raises(UserError, match="size=96: edited images have the model's own size"):
+        edit(PROMPTS, SEEDS, GenerationConfig(scale=2, size=96), references)

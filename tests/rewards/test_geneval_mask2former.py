@@ -236,8 +236,8 @@ def test_tight_box():
     [
         ({"checkpoint": "no/such/folder"}, "checkpoint: there is no no/such/folder"),
         ({"checkpoint": "official.pth"}, "convert it once"),
-        ({"checkpoint": "x", "device": "abacus"}, "device: is 'abacus'"),
-        ({"checkpoint": "x", "device": "cuda:99"}, "device: is 'cuda:99'"),
+        ({"checkpoint": "x", "device": "abacus"}, "device=abacus"),
+        ({"checkpoint": "x", "device": "cuda:99"}, "device=cuda:99"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(arguments, message, monkeypatch):

@@ -413,7 +413,7 @@ def test_sources_and_settings_that_do_not_exist_are_named(tmp_path, folder, monk
         HPSv2(str(tmp_path), folder)
     with pytest.raises(UserError, match="dtype: is 'int8'"):
         PickScore(folder, folder, dtype="int8")
-    with pytest.raises(UserError, match="device: is 'quantum'"):
+    with pytest.raises(UserError, match="device=quantum"):
         PickScore(folder, folder, device="quantum")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))

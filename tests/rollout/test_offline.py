@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o_rl.cli import generate as pictures
 from blip3o_rl.cli import main as cli
 from blip3o_rl.cli import options
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.policy import Blip3oNextConfig
 from blip3o_rl.rollout import offline
 from blip3o_rl.rollout.offline import OfflineSampler, kv_cache_bytes
 
 PROMPTS = ["a red circle", "a photo of a very long prompt " * 20, "a photo of two squares", "a star left of a ring"]
+FOUR_STEPS = GenerationConfig(scale=2, steps=4)
 SEEDS = [3, 4, 5, 6]
 LENGTH = 256
 """Room for the long prompt and its picture; two long prompts do not fit into one step of the engine."""
@@ -70,10 +72,10 @@ def test_the_same_tokens_give_the_same_picture(folder: Path, pipe: Blip3oPipelin
     """Tokens and states by vLLM; the states again by transformers; both drawn. Four pictures, two at a time."""
     with_vllm = Blip3oPipeline.from_pretrained(folder, sampler=sampler)
     assert with_vllm.policy is None
-    drawn = with_vllm(PROMPTS, SEEDS, scale=2, steps=4)
+    drawn = with_vllm(PROMPTS, SEEDS, FOUR_STEPS)
     assert drawn.tokens.shape == (4, 81) and drawn.states.shape == (4, 82, parts.HIDDEN)
     indices = pipe.layout.to_indices(drawn.tokens)
-    again = pipe.redraw(indices, SEEDS, PROMPTS, scale=2, steps=4)
+    again = pipe.render_tokens(indices, SEEDS, PROMPTS, FOUR_STEPS)
     torch.testing.assert_close(again.states, drawn.states, atol=1e-4, rtol=0)
     assert np.abs(again.images.astype(int) - drawn.images).max() <= 1
     assert len({image.tobytes() for image in drawn.images}) == 4
@@ -85,12 +87,12 @@ def test_a_seed_gives_its_tokens_whatever_the_batch(pipe: Blip3oPipeline, sample
     rows = pipe.prompt_ids([PROMPTS[1], longer, PROMPTS[1], *PROMPTS[2:]], 2)
     assert LENGTH - 82 >= len(rows[0]) > LENGTH / 2, "two long prompts have to fill more than one step"
     seeds = [7, 8, *SEEDS[1:]]
-    tokens, states = sampler(rows, seeds, 2)
+    tokens, states = sampler(rows, seeds, FOUR_STEPS)
     assert not torch.equal(tokens[0], tokens[2]), "the same prompt with two seeds"
-    backwards, _ = sampler(rows[::-1], seeds[::-1], 2)
+    backwards, _ = sampler(rows[::-1], seeds[::-1], FOUR_STEPS)
     assert torch.equal(backwards.flip(0), tokens)
     for row in (1, 2):
-        alone, state = sampler(rows[row : row + 1], seeds[row : row + 1], 2)
+        alone, state = sampler(rows[row : row + 1], seeds[row : row + 1], FOUR_STEPS)
         assert torch.equal(alone[0], tokens[row])
         torch.testing.assert_close(state[0], states[row], atol=1e-4, rtol=0)
 
@@ -99,13 +101,14 @@ def test_a_seed_gives_its_tokens_whatever_the_batch(pipe: Blip3oPipeline, sample
 def test_generate_with_vllm(
     folder: Path, pipe: Blip3oPipeline, sampler: OfflineSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "load_sampler", lambda *_: sampler)
+    monkeypatch.setattr(offline, "OfflineSampler", lambda *_, **__: contextlib.nullcontext(sampler))
     asked = ["--backend", "vllm", "--model", str(folder), "--scale", "2", "--steps", "2", "--seed", "9"]
     assert cli.run(["generate", PROMPTS[0], *asked, "--dtype", "float32", "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("*.png")
     assert Image.open(file).text["backend"] == "vllm"
-    tokens, _ = sampler(pipe.prompt_ids(PROMPTS[:1], 2), [9], 2)
-    expected = pipe.redraw(pipe.layout.to_indices(tokens), [9], PROMPTS[:1], scale=2, steps=2).images[0]
+    tokens, _ = sampler(pipe.prompt_ids(PROMPTS[:1], 2), [9], FOUR_STEPS)
+    indices = pipe.layout.to_indices(tokens)
+    expected = pipe.render_tokens(indices, [9], PROMPTS[:1], GenerationConfig(scale=2, steps=2)).images[0]
     assert np.abs(np.asarray(Image.open(file)).astype(int) - expected).max() <= 1
 
 
@@ -113,29 +116,29 @@ def test_generate_with_vllm(
 def test_requests_that_do_not_fit_are_refused(pipe: Blip3oPipeline, sampler: OfflineSampler) -> None:
     rows = pipe.prompt_ids(PROMPTS[:1], 2)
     with pytest.raises(UserError, match=r"a prompt of 200 tokens.*at most 174 fit into 256"):
-        sampler([rows[0], [5] * 200], [1, 2], 2)
+        sampler([rows[0], [5] * 200], [1, 2], FOUR_STEPS)
     with pytest.raises(UserError, match="at most 0 fit"):
-        sampler(rows, [1], 0)
+        sampler(rows, [1], GenerationConfig(scale=0))
     with pytest.raises(UserError, match="1 prompts and 2 seeds"):
-        sampler(rows, [1, 2], 2)
+        sampler(rows, [1, 2], FOUR_STEPS)
 
 
 def test_without_vllm_there_is_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert offline.installed()
     monkeypatch.setattr(offline, "installed", lambda: False)
-    assert options.chosen_backend("auto", "cuda") == options.chosen_backend("transformers", "cuda") == "transformers"
+    assert options._backend("auto", "cuda") == options._backend("transformers", "cuda") == "transformers"
     with pytest.raises(UserError, match="--backend vllm: vLLM is not installed"):
-        options.chosen_backend("vllm", "cuda")
+        options._backend("vllm", "cuda")
     with pytest.raises(UserError, match="vLLM is not installed"):
         OfflineSampler(folder)
 
 
 def test_auto_is_vllm_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert options.chosen_backend("auto", "cuda") == "vllm"
-    assert options.chosen_backend("auto", "cpu") == "transformers"
+    assert options._backend("auto", "cuda") == "vllm"
+    assert options._backend("auto", "cpu") == "transformers"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="leave --device cpu out"):
-        options.chosen_backend("vllm", "cpu")
+        options._backend("vllm", "cpu")
 
 
 def test_the_released_policys_cache_stays_within_its_limit() -> None:

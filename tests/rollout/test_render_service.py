@@ -11,6 +11,8 @@ import torch
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout.render_service import RenderOptions, RenderService, noise_seed
 
 
@@ -42,5 +44,5 @@ def test_a_batch_of_mixed_lengths_is_drawn_like_single_pictures(tmp_path: Path) 
     states = [np.random.default_rng(i).normal(size=(n, hidden)).astype(np.float32) for i, n in enumerate((82, 170, 82))]
     together = service.render_batch(states, [1, 2, 3])
     for row, (one, seed) in enumerate(zip(states, [1, 2, 3], strict=True)):
-        alone = renderer.render(torch.from_numpy(one)[None], [seed], 2, 2.0)[0]
+        alone = render(renderer, torch.from_numpy(one)[None], [seed], GenerationConfig(steps=2))[0]
         assert np.abs(together[row].astype(int) - alone).max() <= 1

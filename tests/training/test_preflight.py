@@ -40,7 +40,7 @@ def refused(model: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-un
         raise AssertionError("a model was loaded")
 
     for name in ("load_policy", "load_renderer", "load_image_tokenizer"):
-        monkeypatch.setattr(model_folder, name, no_weights)
+        monkeypatch.setattr(model_folder.ModelFolder, name, no_weights)
 
     def plan(*overrides: str) -> str:
         with pytest.raises(UserError) as error:
@@ -52,7 +52,7 @@ def refused(model: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-un
 
 
 def test_a_good_run_passes_without_loading_weights(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_folder, "load_policy", None)
+    monkeypatch.setattr(model_folder.ModelFolder, "load_policy", None)
     config, checked = launch.plan(RECIPE, ["device=cpu", f"model.folder={model}"])
     assert checked.layout.tokens_per_image(config.model.scale) == 81
     assert len(checked.rows) == config.prompts.train

@@ -1,0 +1,49 @@
+"""How an image is generated: the settings of one call, and who is informed of its progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from blip3o_rl.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Settings of text-to-image generation, editing and reconstruction; the defaults are the upstream renderer's.
+
+    Raises:
+        UserError: a number out of range. What depends on the model (scale, size) is checked against the model.
+    """
+
+    scale: int = 0
+    """0, 1, 2 for 729, 169, 81 tokens on the 27 x 27 grid; upstream models were trained at scale 0."""
+    steps: int = 30
+    """Euler steps of the renderer."""
+    guidance: float = 2.0
+    """Classifier-free guidance of the renderer; 1 is none, 0 is the null condition alone."""
+    size: int | None = None
+    """Side of the image in pixels, see `rendering.latent_side`; None is the model's own."""
+    batch_size: int = 32
+    """Images at a time; bounds the memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.guidance >= 0:
+            raise UserError(f"guidance={self.guidance}: must be at least 0")
+
+
+DEFAULTS = GenerationConfig()
+
+
+class Progress(Protocol):
+    """Receives how far a batch is."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`stage` is "tokens" or "steps"; `done` of `total` are complete."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The `Progress` that reports nothing."""
