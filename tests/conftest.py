@@ -45,6 +45,7 @@ VAE = {
 TA_TOK = {
     "image_size": 108, "patch_size": 4, "hidden_size": TOWER, "num_hidden_layers": 3, "num_attention_heads": 2,
     "intermediate_size": 64, "bottleneck_dim": CODE_WIDTH, "num_image_tokens": CODES,
+    "l2_normalized": False,
 }  # fmt: skip
 PROMPTS = ["a photo of a red circle", "a photo of two squares"]
 

@@ -27,7 +27,7 @@ from blip3o_rl.checkpoint.plan import Plan, make_plan
 from blip3o_rl.checkpoint.source import PATTERNS, resolve
 from blip3o_rl.checkpoint.staging import gigabytes, require_unused, staged
 from blip3o_rl.checkpoint.ta_tok import read as read_ta_tok
-from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, read_config
+from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES
 from blip3o_rl.checkpoint.upstream_keys import KEPT, kept_folder
 from blip3o_rl.io import read_json, write_json
 from blip3o_rl.model import folder as model_folder
@@ -75,7 +75,7 @@ def convert(
     configs = {"sana": sana_config, "vae": vae_config, "image_tokenizer": ta_tok_config}
     plan = make_plan(
         resolve(source, revision, offline),
-        {name: read_config(path) for name, path in configs.items() if path is not None},
+        {name: Path(path) for name, path in configs.items() if path is not None},
         read_ta_tok(Path(ta_tok)) if ta_tok is not None else None,
     )
     for line in plan.lines():

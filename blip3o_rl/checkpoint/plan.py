@@ -8,7 +8,8 @@ Decided here:
 - The output matrix (`lm_head.weight`) is compared bit for bit with the embedding. A copy is dropped and the policy is
   tied; one that differs is kept and used whatever `tie_word_embeddings` says, since it is what was trained, with a
   warning. Upstream code under transformers 4 would replace it by the embedding where the config says tied.
-- TA-Tok's flags come from `ta_tok.pth`; without it codes are compared as vectors, with a warning.
+- TA-Tok's flags come from `ta_tok.pth` or its config. Where neither says whether codes are compared as directions
+  (`l2_normalized`), the folder says that it is not known, and its image tokenizer refuses to load.
 - SANA's and the autoencoder's configs are those given, else those next to the checkpoint, else the published ones.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +26,13 @@ from transformers import AutoTokenizer
 from blip3o_rl.checkpoint import upstream_config, upstream_keys, weights
 from blip3o_rl.checkpoint.source import Source
 from blip3o_rl.checkpoint.staging import gigabytes
-from blip3o_rl.checkpoint.ta_tok import TaTokFile
+from blip3o_rl.checkpoint.ta_tok import TaTokFile, read_ta_tok_config
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, read_config
 from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, KEPT, LM_HEAD, TOWER, Shape
 from blip3o_rl.checkpoint.weights import Checkpoint, compact, dtype_name, size_of
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.image_tokenizer import check_config
 from blip3o_rl.model.policy import Blip3oNextConfig
 from blip3o_rl.model.token_layout import CHATML, TokenLayout
 
@@ -72,14 +75,14 @@ class Plan:
         return told + [f"warning: {text}" for text in self.warnings]
 
 
-def make_plan(source: Source, configs: dict[str, dict[str, Any]], ta_tok: TaTokFile | None = None) -> Plan:
+def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | None = None) -> Plan:
     """Checks an upstream checkpoint and plans its conversion; reads headers, configs and tokenizer, no weights.
 
     The one exception is `lm_head.weight`, which is compared with the embedding.
 
     Args:
         source: the checkpoint.
-        configs: of `sana`, `vae` and `image_tokenizer`, as far as given.
+        configs: files for `sana`, `vae` and `image_tokenizer`, as far as given.
         ta_tok: the content of ta_tok.pth.
 
     Raises:
@@ -91,10 +94,10 @@ def make_plan(source: Source, configs: dict[str, dict[str, Any]], ta_tok: TaTokF
     checkpoint = weights.open_folder(source.folder)
     stored = checkpoint.tensors
     _require_blip3o(fields, stored)
-    given = {name: source.folder / file for name, file in CONFIG_FILES.items()}
-    configs = {name: read_config(file) for name, file in given.items() if file.is_file()} | configs
+    found = {name: source.folder / file for name, file in CONFIG_FILES.items() if (source.folder / file).is_file()}
+    files = {**found, **configs}
     has_tower = any(key.startswith(TOWER) for key in stored)
-    image_tokenizer = _image_tokenizer_config(configs, ta_tok) if has_tower or ta_tok else None
+    image_tokenizer = _image_tokenizer_config(files, ta_tok) if has_tower or ta_tok else None
     tokenizer = _load_tokenizer(source)
     layout = upstream_config.token_layout(fields, tokenizer, _grid(image_tokenizer))
     lm_head, differing = upstream_keys.lm_head_kind(stored)
@@ -108,8 +111,8 @@ def make_plan(source: Source, configs: dict[str, dict[str, Any]], ta_tok: TaTokF
     )
     modules = upstream_keys.build_modules(
         policy,
-        configs.get("sana", upstream_config.SANA),
-        configs.get("vae", upstream_config.DC_AE),
+        read_config(files["sana"]) if "sana" in files else upstream_config.SANA,
+        read_config(files["vae"]) if "vae" in files else upstream_config.DC_AE,
         image_tokenizer,
         upstream_config.reference_flags(fields, stored),
     )
@@ -134,7 +137,7 @@ def make_plan(source: Source, configs: dict[str, dict[str, Any]], ta_tok: TaTokF
         )
     flags = ta_tok.flags if ta_tok else None
     plan = Plan(source, checkpoint, layout, policy, modules, tensors, tokenizer, lm_head, flags)
-    plan.warnings = _warnings(plan, fields, differing, has_tower, "image_tokenizer" in configs)
+    plan.warnings = _warnings(plan, fields, differing, has_tower)
     return plan
 
 
@@ -149,11 +152,11 @@ def _require_blip3o(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
         )
 
 
-def _image_tokenizer_config(configs: Mapping[str, dict[str, Any]], ta_tok: TaTokFile | None) -> dict[str, Any]:
-    config = dict(configs.get("image_tokenizer", {}))
-    if ta_tok is not None:
-        config["l2_normalized"] = bool(ta_tok.flags["l2_normalized"])
-        config["image_size"] = int(ta_tok.flags.get("input_size", config.get("image_size", 384)))
+def _image_tokenizer_config(files: Mapping[str, Path], ta_tok: TaTokFile | None) -> dict[str, Any]:
+    """TA-Tok's config: sizes from a file, flags from `ta_tok.pth`; `l2_normalized` is None if nothing says it."""
+    file = files.get("image_tokenizer")
+    config = (read_ta_tok_config(file) if file else {"l2_normalized": None}) | (ta_tok.config if ta_tok else {})
+    check_config(config, file or "ta_tok.pth")
     return config
 
 
@@ -185,7 +188,7 @@ def _load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def _warnings(plan: Plan, fields: Mapping[str, Any], differing: int, has_tower: bool, configured: bool) -> list[str]:
+def _warnings(plan: Plan, fields: Mapping[str, Any], differing: int, has_tower: bool) -> list[str]:
     told = []
     if plan.lm_head == "separate":
         told.append(
@@ -198,8 +201,11 @@ def _warnings(plan: Plan, fields: Mapping[str, Any], differing: int, has_tower: 
         told.append(
             "no vision tower: the folder cannot tokenize images (editing, fine-tuning); give ta_tok.pth to add it"
         )
-    elif plan.ta_tok is None and not configured:
-        told.append("TA-Tok: l2_normalized is not in the checkpoint and taken to be false; give ta_tok.pth to be sure")
+    elif plan.modules["image_tokenizer"].config.l2_normalized is None:
+        told.append(
+            "TA-Tok: l2_normalized is not in the checkpoint, so the folder will not tokenize images (editing, "
+            "fine-tuning); give ta_tok.pth, which says it"
+        )
     elif plan.ta_tok is not None and has_tower:
         told.append("TA-Tok: flags from ta_tok.pth, weights from the checkpoint")
     behind = [token for token, number in plan.tokenizer.get_vocab().items() if number >= plan.policy.vocab_size]

@@ -1,25 +1,35 @@
-"""TA-Tok's file `ta_tok.pth`: its flags, and its weights for checkpoints without a vision tower.
+"""TA-Tok as upstream describes it: the file `ta_tok.pth`, and nested configs, brought to this package's flat config.
 
-The file is a pickle, {"model": {"args": ..., "sd": state dict}}. Pickles can run code when they are loaded, so it is
-loaded with `weights_only`, which admits tensors and plain containers and refuses everything else.
+`ta_tok.pth` is a pickle, {"model": {"args": ..., "sd": state dict}}, with the flags in the args and the weights for
+checkpoints without a vision tower. Pickles can run code when they are loaded, so it is loaded with `weights_only`,
+which admits tensors and plain containers and refuses everything else.
 
 The flags matter: whether codes are compared as directions (`l2_normalized`) changes over a third of the ids, and no
-BLIP3o-NEXT checkpoint records it.
+BLIP3o-NEXT checkpoint records it. So nothing is guessed: a missing flag or a misspelt one is refused.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from blip3o_rl.checkpoint.upstream_config import read_config
 from blip3o_rl.errors import UserError
 
-FLAGS = ("l2_normalized", "stochastic", "stochastic_temperature", "input_size", "select_layer_id", "pool_scale")
+_OWN = {
+    "input_size": "image_size",
+    "bottleneck_dim": "bottleneck_dim",
+    "codebook_size": "num_image_tokens",
+    "l2_normalized": "l2_normalized",
+}
+"""Upstream's arguments, wherever they are nested -> keys of `TATok`'s config."""
+_FLAGS = (*_OWN, "stochastic", "stochastic_temperature", "select_layer_id", "pool_scale")
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,9 @@ class TaTokFile:
     """What `ta_tok.pth` says."""
 
     flags: dict[str, Any]
-    """Those of `FLAGS` that the file has."""
+    """Those of upstream's arguments that concern the ids."""
+    config: dict[str, Any]
+    """The same in the terms of `TATok`'s config, as far as the file has them."""
     weights: dict[str, torch.Tensor]
     """By TA-Tok's names, mapped to the file."""
 
@@ -50,26 +62,52 @@ def read(file: Path) -> TaTokFile:
         raise UserError(f"{file}: truncated or no file of torch.save; download it again") from error
     try:
         arguments, weights = content["model"]["args"], content["model"]["sd"]
-        flags = {name: value for name in FLAGS if (value := _find(arguments, name)) is not None}
         kept = {name: value.contiguous() for name, value in weights.items() if not name.startswith("teacher")}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file}: not laid out as ta_tok.pth (model, args, sd): {error}; give the published file"
         ) from error
+    flags = _flags(arguments, str(file))
+    return TaTokFile(flags, _config(flags), kept)
+
+
+def read_ta_tok_config(path: str | Path) -> dict[str, Any]:
+    """`TATok`'s config from a JSON file (or a folder's config.json), flat or nested as upstream has it.
+
+    Raises:
+        UserError: missing, or (of a nested one) a flag that changes the ids is missing, misspelt or not computed.
+    """
+    fields = read_config(path)
+    nested = any(isinstance(value, Mapping) for value in fields.values())
+    return _config(_flags(fields, str(path))) if nested else fields
+
+
+def _flags(arguments: Any, where: str) -> dict[str, Any]:
+    """Upstream's arguments that concern the ids; the regularizer's are two levels down."""
+    leaves: dict[str, Any] = {}
+    for name, value in _leaves(arguments):
+        close = get_close_matches(name, _FLAGS, n=1, cutoff=0.85)
+        if close and name not in _FLAGS:
+            raise UserError(f"{where}: unknown argument {name}; did you mean '{close[0]}'?")
+        leaves.setdefault(name, value)
+    flags = {name: leaves[name] for name in _FLAGS if leaves.get(name) is not None}
     if "l2_normalized" not in flags:
-        raise UserError(f"{file}: its args have no l2_normalized; give the published ta_tok.pth")
+        raise UserError(f"{where}: no l2_normalized, which changes the ids; give the published ta_tok.pth")
     if flags.get("select_layer_id", -2) != -2:
-        raise UserError(f"{file}: features of layer {flags['select_layer_id']}; only the last but one (-2) is computed")
+        raise UserError(f"{where}: select_layer_id {flags['select_layer_id']}; only features of layer -2 are computed")
     if flags.get("stochastic") and not flags["l2_normalized"]:
-        raise UserError(f"{file}: stochastic codes that are not l2_normalized are not computed here")
-    return TaTokFile(flags, kept)
+        raise UserError(f"{where}: stochastic codes that are not l2_normalized are not computed here")
+    return flags
 
 
-def _find(tree: Any, name: str) -> Any:
-    """The first value of `name` anywhere in nested mappings; the regularizer's arguments lie two levels down."""
+def _config(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {own: flags[name] for name, own in _OWN.items() if name in flags}
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """(name, value) of nested mappings, outer ones first."""
     if not isinstance(tree, Mapping):
-        return None
-    if name in tree:
-        return tree[name]
-    found = (_find(value, name) for value in tree.values())
-    return next((value for value in found if value is not None), None)
+        return
+    yield from ((str(name), value) for name, value in tree.items() if not isinstance(value, Mapping))
+    for value in tree.values():
+        yield from _leaves(value)

@@ -18,8 +18,10 @@ What remains is the float32 rounding of the encoder itself, about 1e-6 of a feat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.io import read_json
 from blip3o_rl.model.pixels import squashed
 
 NEAREST_CHUNK = 1024
@@ -60,7 +64,7 @@ class TATok(ModelMixin, ConfigMixin):
         num_hidden_layers: as the original counts them; the last one is never computed and not built.
         bottleneck_dim: width of a codebook entry.
         num_image_tokens: entries of the codebook.
-        l2_normalized: compare directions instead of vectors. The released weights say which.
+        l2_normalized: compare directions instead of vectors; None where it is not known, and then nothing loads it.
     """
 
     config_name = "config.json"
@@ -77,7 +81,7 @@ class TATok(ModelMixin, ConfigMixin):
         intermediate_size: int = 4304,
         bottleneck_dim: int = 1536,
         num_image_tokens: int = 65536,
-        l2_normalized: bool = False,
+        l2_normalized: bool | None = False,
     ):
         super().__init__()
         vision = SiglipVisionConfig(
@@ -94,6 +98,19 @@ class TATok(ModelMixin, ConfigMixin):
         self.encode_task_layer = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh())
         self.bottleneck = _Bottleneck(hidden_size, bottleneck_dim, num_image_tokens)
         self.register_buffer("_codebook", None, persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **settings: Any) -> TATok:
+        """Loads a folder whose config says everything that changes the ids."""
+        file = Path(folder) / cls.config_name
+        fields = read_json(file)
+        check_config(fields, file)
+        if fields["l2_normalized"] is None:
+            raise UserError(
+                f"{file}: l2_normalized is not known, which changes the ids; convert the checkpoint again with "
+                "--ta-tok ta_tok.pth"
+            )
+        return super().from_pretrained(folder, **settings)
 
     @property
     def grid(self) -> int:
@@ -186,6 +203,24 @@ class TATok(ModelMixin, ConfigMixin):
     def _apply(self, fn: Any, recurse: bool = True) -> TATok:
         self._codebook = None
         return super()._apply(fn, recurse)
+
+
+def check_config(fields: Mapping[str, Any], where: str | Path) -> None:
+    """Refuses a config of `TATok` that silently changes the ids.
+
+    Raises:
+        UserError: a key is unknown, or one is missing that changes ids and that the shapes of the weights do not show.
+    """
+    known = list(inspect.signature(TATok.__init__).parameters)[1:]
+    for name in fields:
+        if name not in known and not name.startswith("_"):
+            raise UserError(f"{where}: TA-Tok has no {name}{did_you_mean(name, known)}")
+    needed = ("l2_normalized", "num_attention_heads") if "hidden_size" in fields else ("l2_normalized",)
+    for name in needed:
+        if name not in fields:
+            raise UserError(f"{where}: no {name}, which changes the ids; TA-Tok's ta_tok.pth says it")
+    if fields["l2_normalized"] not in (True, False, None):
+        raise UserError(f"{where}: l2_normalized {fields['l2_normalized']!r} is not true or false")
 
 
 @torch.no_grad()

@@ -117,7 +117,8 @@ def test_ta_tok_pth_gives_flags_and_missing_weights(upstream: Callable, tmp_path
     assert tokenizer.config.l2_normalized and tokenizer.grid == 27
     assert all(torch.equal(value, weights[name]) for name, value in tokenizer.state_dict().items())
     recorded = json.loads((tmp_path / "model" / "model_index.json").read_text())["converted"]["ta_tok"]
-    assert recorded == {"l2_normalized": True, "stochastic": True, "input_size": 108}
+    flags = {"l2_normalized": True, "stochastic": True, "input_size": 108}
+    assert recorded == flags | {"bottleneck_dim": 16, "codebook_size": 512}
 
 
 def test_the_towers_own_weights_win_over_ta_tok_pth(upstream: Callable, tmp_path: Path) -> None:
@@ -126,6 +127,49 @@ def test_the_towers_own_weights_win_over_ta_tok_pth(upstream: Callable, tmp_path
     tensors = load_file(next((tmp_path / "model" / "image_tokenizer").glob("*.safetensors")))
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
     assert model_folder.load_image_tokenizer(tmp_path / "model").config.l2_normalized
+
+
+def change_config(checkpoint: Any, **changes: Any) -> None:
+    """Changes ta_tok_config.json; None takes a field out."""
+    file = checkpoint.folder / "ta_tok_config.json"
+    fields = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"l2_normalized": None}, r"ta_tok_config\.json: no l2_normalized, which changes the ids"),
+        ({"l2_normalised": True}, r"TA-Tok has no l2_normalised; did you mean 'l2_normalized'"),
+        ({"num_attention_heads": None}, "no num_attention_heads, which changes the ids"),
+        ({"l2_normalized": "false"}, "l2_normalized 'false' is not true or false"),
+    ],
+)
+def test_a_ta_tok_config_that_would_change_the_ids_is_refused(
+    upstream: Callable, tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    checkpoint = upstream()
+    folder = converted(checkpoint, tmp_path / "model")
+    change_config(checkpoint, **changes)
+    with pytest.raises(UserError, match=match):
+        convert(checkpoint.folder, tmp_path / "again")
+    shutil.copy(checkpoint.folder / "ta_tok_config.json", folder / "image_tokenizer" / "config.json")
+    with pytest.raises(UserError, match=match.replace("ta_tok_", "")):
+        model_folder.load_image_tokenizer(folder)
+
+
+def test_flags_that_nothing_says_are_not_guessed(upstream: Callable, tmp_path: Path) -> None:
+    checkpoint = upstream()
+    change_config(checkpoint, l2_normalized=None)
+    weights = ta_tok_file(upstream, tmp_path / "ta_tok.pth")
+    converted(checkpoint, tmp_path / "with_flags", ta_tok=tmp_path / "ta_tok.pth")
+    assert model_folder.load_image_tokenizer(tmp_path / "with_flags").config.l2_normalized and weights
+    fields = json.loads((checkpoint.folder / "ta_tok_config.json").read_text())
+    (checkpoint.folder / "ta_tok_config.json").write_text(json.dumps(fields | {"l2_normalized": None}))
+    plan = convert(checkpoint.folder, tmp_path / "model")
+    assert [text for text in plan.warnings if "l2_normalized is not in the checkpoint" in text]
+    with pytest.raises(UserError, match="l2_normalized is not known, .* convert the checkpoint again with --ta-tok"):
+        model_folder.load_image_tokenizer(tmp_path / "model")
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llava_qwen_grpo", "blip3o_qwen_grpo", "no_such_thing", None])
