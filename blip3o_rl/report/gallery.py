@@ -1,34 +1,42 @@
-"""Image grids: pictures side by side with the score and the prompt under each, and one header line.
+"""Image grids: images next to each other with score and prompt under each, and one header line. Pillow only.
 
-Small pictures (the packaged model draws 64 px) are enlarged by a whole factor with nearest-neighbour, which keeps them
-honest: a person sees the pixels that the reward saw. Large ones are reduced with Lanczos. Pillow only.
+Small images (the packaged model's have 64 px) are enlarged by a whole factor with nearest-neighbor, so that a person
+sees the pixels that the reward saw. Large ones are reduced with Lanczos. Prompts in letters that no installed font has
+(see `fonts`) cannot be read in a PNG; then the same grid is also written as a page, whose text the browser shows.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from blip3o_rl.io import replacing, write_text
+from blip3o_rl.report import templates
+from blip3o_rl.report.evaluations import Pair
+from blip3o_rl.report.fonts import Font, font_for, has_letters, wrapped
 
 CELL = 192
-"""Side of a picture in the grid, px: small pictures are enlarged towards it, large ones reduced to it."""
-_GAP = 14
-_MARGIN = 20
-_PROMPT_LINES = 3
+"""Side of an image in the grid, px: small images are enlarged towards it, large ones reduced to it."""
+GAP, MARGIN = 14, 20
+_BODY, _SMALL, _HEADER = 14, 13, 20
 _PAPER, _INK, _QUIET, _FRAME = (255, 255, 255), (28, 28, 30), (112, 112, 118), (218, 218, 222)
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _BAD, _MIDDLE, _GOOD = (200, 62, 52), (196, 140, 20), (34, 140, 74)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a grid. `score` None stands for a sample whose reward failed, `scored` False for a picture without
-    any reward; `note` goes beside the score."""
+    """One image of a grid, uint8 [H, W, 3].
+
+    `score` None stands for a sample whose reward failed, `scored` False for an image without any reward; `note` goes
+    next to the score.
+    """
 
     image: np.ndarray
     prompt: str
@@ -36,63 +44,76 @@ class Tile:
     note: str = ""
     scored: bool = True
 
-
-@lru_cache
-def _font(size: int) -> _Font:
-    return ImageFont.load_default(size)
+    @property
+    def caption(self) -> str:
+        """Score and note as text."""
+        score = "" if not self.scored else "failed" if self.score is None else f"{self.score:.2f}"
+        return "  ".join(part for part in (score, self.note) if part)
 
 
 def grid(tiles: Sequence[Tile], header: str = "", columns: int | None = None, cell: int = CELL) -> Image.Image:
-    """Draws the grid.
+    """Makes the grid.
 
     Args:
-        tiles: at least one; images uint8 [H, W, 3] of any sizes.
+        tiles: at least one; images of any sizes.
         header: one line at the top, for example "step 10   mean 0.52".
-        columns: pictures a row; by default the grid comes out about 3:2.
-        cell: side of a picture in px.
+        columns: images per row; by default the grid comes out about 3:2.
+        cell: longest side of an image in px.
 
     Raises:
         ValueError: no tile, or an image that is no uint8 [H, W, 3] array.
     """
     if not tiles:
-        raise ValueError("an image grid needs at least one picture")
+        raise ValueError("an image grid needs at least one image")
     columns = min(len(tiles), columns or max(1, math.ceil(math.sqrt(len(tiles) * 1.5))))
     rows = math.ceil(len(tiles) / columns)
-    body, small = _font(14), _font(13)
-    wrapped = [_wrap(tile.prompt, small, cell) for tile in tiles]
-    text_height = 22 + 17 * max(map(len, wrapped))
-    top = _MARGIN + (34 if header else 0)
-    width = 2 * _MARGIN + columns * cell + (columns - 1) * _GAP
-    height = top + rows * (cell + text_height) + (rows - 1) * _GAP + _MARGIN
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    fitted = [_fit(tile.image, cell) for tile in tiles]
+    fonts = [font_for(tile.prompt, _SMALL) for tile in tiles]
+    prompts = [wrapped(tile.prompt, font, cell) for tile, font in zip(tiles, fonts, strict=True)]
+    side = max(image.height for image in fitted)
+    pitch = side + 22 + 17 * max(map(len, prompts)) + GAP
+    top = MARGIN + (34 if header else 0)
+    sheet = Image.new("RGB", (2 * MARGIN + columns * (cell + GAP) - GAP, top + rows * pitch - GAP + MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if header:
-        draw.text((_MARGIN, _MARGIN - 4), header, fill=_INK, font=_font(20))
-    for index, (tile, lines) in enumerate(zip(tiles, wrapped, strict=True)):
+        draw.text((MARGIN, MARGIN - 4), header, fill=_INK, font=font_for(header, _HEADER))
+    for index, (tile, image, font, lines) in enumerate(zip(tiles, fitted, fonts, prompts, strict=True)):
         row, column = divmod(index, columns)
-        left = _MARGIN + column * (cell + _GAP)
-        above = top + row * (cell + text_height + _GAP)
-        picture = _fit(tile.image, cell)
-        corner = (left + (cell - picture.width) // 2, above + (cell - picture.height) // 2)
-        sheet.paste(picture, corner)
-        draw.rectangle(
-            (corner[0] - 1, corner[1] - 1, corner[0] + picture.width, corner[1] + picture.height), outline=_FRAME
-        )
-        _caption(draw, (left, above + cell + 4), tile, body)
+        left, above = MARGIN + column * (cell + GAP), top + row * pitch
+        x, y = left + (cell - image.width) // 2, above + (side - image.height) // 2
+        sheet.paste(image, (x, y))
+        draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=_FRAME)
+        _caption(draw, (left, above + side + 4), tile, font_for(tile.note, _BODY))
         for number, line in enumerate(lines):
-            draw.text((left, above + cell + 23 + 17 * number), line, fill=_QUIET, font=small)
+            draw.text((left, above + side + 23 + 17 * number), line, fill=_QUIET, font=font)
     return sheet
 
 
 def save_grid(
     path: Path, tiles: Sequence[Tile], header: str = "", columns: int | None = None, cell: int = CELL
 ) -> Path:
-    """`grid` written as a PNG that is complete or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    grid(tiles, header, columns, cell).save(temporary, format="PNG", optimize=True)
-    temporary.replace(path)
+    """`grid` as a PNG that is complete or absent; next to it a page of the same name if no font has the letters."""
+    with replacing(path) as file:
+        grid(tiles, header, columns, cell).save(file, format="PNG", optimize=True)
+    if not all(has_letters(tile.prompt) for tile in tiles):
+        urls = [png_url(tile.image) for tile in tiles]
+        write_text(
+            path.with_suffix(".html"),
+            templates.render("grid.html", header=header, tiles=list(zip(tiles, urls, strict=True))),
+        )
     return path
+
+
+def save_pairs(path: Path, pairs: Sequence[Pair], columns: int = 3) -> Path:
+    """Before and after: for each prompt the two images of the same seed, with both scores."""
+    gap = np.full((CELL, 6, 3), 255, np.uint8)
+    tiles = []
+    for pair in pairs:
+        sides = [np.asarray(_padded(_fit(image, CELL))) for image in (pair.before, pair.after)]
+        both = np.concatenate([sides[0], gap, sides[1]], axis=1)
+        tiles.append(Tile(both, pair.prompt, pair.score_after, f"after   ·   {pair.score_before:.2f} before"))
+    header = "the same held-out prompts and seeds   ·   left before, right after training"
+    return save_grid(path, tiles, header, columns, cell=2 * CELL + gap.shape[1])
 
 
 def step_header(step: int, scores: Sequence[float | None]) -> str:
@@ -106,49 +127,44 @@ def step_header(step: int, scores: Sequence[float | None]) -> str:
     return "   ·   ".join(parts)
 
 
-def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, font: _Font) -> None:
-    if not tile.scored:
-        draw.text(corner, tile.note, fill=_QUIET, font=font)
-        return
-    if tile.score is None:
-        text, colour = "failed", _BAD
-    else:
-        text = f"{tile.score:.2f}"
-        colour = _GOOD if tile.score >= 0.8 else _MIDDLE if tile.score >= 0.4 else _BAD
-    draw.ellipse((corner[0], corner[1] + 4, corner[0] + 9, corner[1] + 13), fill=colour)
-    draw.text((corner[0] + 15, corner[1]), text, fill=colour, font=font)
-    if tile.note:
-        draw.text((corner[0] + 23 + draw.textlength(text, font=font), corner[1]), tile.note, fill=_QUIET, font=font)
+def png_url(image: np.ndarray) -> str:
+    """An image as a data URL."""
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, format="PNG")
+    return file_url(png.getvalue())
+
+
+def file_url(png: bytes) -> str:
+    """The bytes of a PNG as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, font: Font) -> None:
+    x, y = corner
+    color = _QUIET
+    if tile.scored:
+        score = tile.score
+        color = _BAD if score is None or score < 0.4 else _MIDDLE if score < 0.8 else _GOOD
+        draw.ellipse((x, y + 4, x + 9, y + 13), fill=color)
+        x += 15
+    draw.text((x, y), tile.caption, fill=color, font=font)
+
+
+def _padded(image: Image.Image) -> Image.Image:
+    square = Image.new("RGB", (CELL, CELL), _PAPER)
+    square.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
+    return square
 
 
 def _fit(image: np.ndarray, cell: int) -> Image.Image:
-    """The picture scaled into a cell: by a whole factor upwards, by Lanczos downwards."""
+    """The image scaled into a cell: by a whole factor upwards, by Lanczos downwards."""
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"an image grid draws uint8 [H, W, 3] arrays, not {array.dtype} {list(array.shape)}")
-    picture = Image.fromarray(array)
-    longest = max(picture.size)
+        raise ValueError(f"an image grid takes uint8 [H, W, 3] arrays, not {array.dtype} {list(array.shape)}")
+    shown = Image.fromarray(array)
+    longest = max(shown.size)
     if longest > cell:
-        size = (max(1, round(picture.width * cell / longest)), max(1, round(picture.height * cell / longest)))
-        return picture.resize(size, Image.Resampling.LANCZOS)
+        size = (max(1, round(shown.width * cell / longest)), max(1, round(shown.height * cell / longest)))
+        return shown.resize(size, Image.Resampling.LANCZOS)
     factor = cell // longest
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-
-
-def _wrap(text: str, font: _Font, width: int, most: int = _PROMPT_LINES) -> list[str]:
-    """Breaks text into at most `most` lines of `width` px; what does not fit ends in an ellipsis."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] = f"{lines[-1]} {word}"
-        else:
-            lines.append(word)
-    cut = len(lines) > most
-    lines = lines[:most]
-    for index, line in enumerate(lines):
-        dots = cut and index == most - 1
-        if dots or font.getlength(line) > width:
-            while line and font.getlength(line + "…") > width:
-                line = line[:-1]
-            lines[index] = line.rstrip() + "…"
-    return lines or [""]
+    return shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)

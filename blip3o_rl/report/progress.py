@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live panel in a terminal, one plain line a step everywhere else.
+"""What a person sees while a run goes on: a live panel in a terminal, one plain line per step everywhere else.
 
     with progress(total_steps, title) as shown:
         shown.phase("starting Ray")
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -26,6 +26,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from blip3o_rl.io import whole_characters
 from blip3o_rl.report.series import (
     KL,
     REWARD,
@@ -39,37 +40,45 @@ from blip3o_rl.report.series import (
 )
 
 
-class Progress(Protocol):
-    """What the run tells; see `LiveProgress` and `PlainProgress`."""
+class Progress:
+    """The numbers behind both forms, and what a run reports to them."""
 
-    def phase(self, text: str) -> None:
-        """What is going on before or between the steps, for example "loading the model"."""
-
-    def update(self, metrics: Mapping[str, Any]) -> None:
-        """One flat line of metrics with its "step"."""
-
-    def note(self, text: str) -> None:
-        """A line that stays, for example a warning."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: Any) -> None: ...
-
-
-class _History:
-    """The numbers behind both forms."""
-
-    def __init__(self, total_steps: int, clock: Callable[[], float]):
-        self.total = total_steps
-        self.clock = clock
-        self.begun = clock()
+    def __init__(
+        self,
+        total_steps: int,
+        title: str = "",
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.total, self.title, self.clock = total_steps, title, clock
+        self.console = console or Console()
+        self.begun = self.phase_begun = clock()
+        self.text = ""
         self.step = 0
         self.rewards: list[float] = []
         self.seconds: list[float] = []
         self.last: dict[str, Any] = {}
 
-    def add(self, metrics: Mapping[str, Any]) -> bool:
-        """Takes a line in; True if it is a training step (evaluation lines have no step time and no reward)."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leaves the terminal as it was."""
+
+    def phase(self, text: str) -> None:
+        """What is going on before or between the steps, for example "loading the model"."""
+        if text != self.text:
+            self.text, self.phase_begun = text, self.clock()
+
+    def note(self, text: str) -> None:
+        """A line that stays, for example a warning."""
+        self.console.print(whole_characters(text), markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, metrics: Mapping[str, Any]) -> bool:
+        """One flat line of metrics with its "step"; False if it is no training step (evaluations have no step time and
+        no reward)."""
         reward, seconds = metrics.get(REWARD), metrics.get(STEP_SECONDS)
         if reward is None and seconds is None:
             return False
@@ -86,53 +95,33 @@ class _History:
         return moving_average(self.rewards)[-1] if self.rewards else None
 
     @property
-    def left_s(self) -> float | None:
-        """Seconds left, or None before the first step."""
-        if not self.seconds:
-            return None
-        return max(0, self.total - self.step) * median(self.seconds[-WINDOW:])
+    def left_s(self) -> float:
+        """Seconds left; 0 before the first step."""
+        return max(0, self.total - self.step) * median(self.seconds[-WINDOW:]) if self.seconds else 0.0
 
     def elapsed(self) -> float:
         return self.clock() - self.begun
 
 
-class PlainProgress:
-    """One line a step, for output that is no terminal."""
-
-    def __init__(
-        self,
-        total_steps: int,
-        title: str = "",
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._console = console or Console()
-        self._history = _History(total_steps, clock)
-        self._phase = ""
-        if title:
-            self.note(title)
+class PlainProgress(Progress):
+    """One line per step, for output that is no terminal."""
 
     def __enter__(self) -> Self:
+        if self.title:
+            self.note(self.title)
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        """Nothing is left open."""
-
     def phase(self, text: str) -> None:
-        if text != self._phase:
-            self._phase = text
-            self.note(f"[{duration(self._history.elapsed())}] {text}")
+        if text != self.text:
+            self.note(f"[{duration(self.elapsed())}] {text}")
+        super().phase(text)
 
-    def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def update(self, metrics: Mapping[str, Any]) -> None:
-        history = self._history
-        if not history.add(metrics):
-            return
-        parts = [f"step {history.step}/{history.total}"]
-        if history.rewards:
-            parts.append(f"reward {history.rewards[-1]:.3f} (mean of last {WINDOW}: {history.average:.3f})")
+    def update(self, metrics: Mapping[str, Any]) -> bool:
+        if not super().update(metrics):
+            return False
+        parts = [f"step {self.step}/{self.total}"]
+        if self.rewards:
+            parts.append(f"reward {self.rewards[-1]:.3f} (mean of last {WINDOW}: {self.average:.3f})")
         if metrics.get(KL) is not None:
             parts.append(f"KL {metrics[KL]:.4f}")
         if metrics.get("rollout/failed"):
@@ -141,91 +130,65 @@ class PlainProgress:
         if seconds is not None:
             split = ", ".join(f"{stage} {s:.1f}" for stage, s in stage_seconds(metrics).items() if s >= 0.05)
             parts.append(f"{seconds:.1f} s" + (f" ({split})" if split else ""))
-        if history.left_s:
-            parts.append(f"left {duration(history.left_s)}")
+        if self.left_s:
+            parts.append(f"left {duration(self.left_s)}")
         self.note("  ".join(parts))
+        return True
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """A panel that redraws itself."""
 
-    def __init__(
-        self,
-        total_steps: int,
-        title: str = "",
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._console = console or Console()
-        self._history = _History(total_steps, clock)
-        self._title = title
-        self._phase = "starting"
-        self._phase_begun = clock()
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.text = "starting"
         self._spinner = Spinner("dots", style="cyan")
-        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4, transient=False)
+        self._live = Live(console=self.console, get_renderable=self._panel, refresh_per_second=4, transient=False)
 
     def __enter__(self) -> Self:
         self._live.start(refresh=True)
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        tb: TracebackType | None = None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._phase = "stopped" if kind else ""
+        self.text = "stopped" if kind else ""
         self._live.stop()
 
-    def phase(self, text: str) -> None:
-        if text != self._phase:
-            self._phase = text
-            self._phase_begun = self._history.clock()
-
-    def note(self, text: str) -> None:
-        self._live.console.print(text, markup=False, highlight=False)
-
-    def update(self, metrics: Mapping[str, Any]) -> None:
-        self._history.add(metrics)
-
-    def _draw(self) -> RenderableType:
-        history = self._history
+    def _panel(self) -> RenderableType:
         rows: list[RenderableType] = []
-        if history.step:
+        if self.step:
             rows += [self._bar(), self._numbers(), *self._stages()]
-        if self._phase:
-            waiting = duration(history.clock() - self._phase_begun)
-            self._spinner.update(text=Text.assemble((f" {self._phase}", "default"), (f"  {waiting}", "dim")))
+        if self.text:
+            waiting = duration(self.clock() - self.phase_begun)
+            self._spinner.update(text=Text.assemble((f" {self.text}", "default"), (f"  {waiting}", "dim")))
             rows.append(self._spinner)
-        title = Text(self._title, style="bold")
-        spent = Text(duration(history.elapsed()), style="dim")
+        title, spent = Text(self.title, style="bold"), Text(duration(self.elapsed()), style="dim")
         return Panel(
             Group(*rows), title=title, title_align="left", subtitle=spent, subtitle_align="right", border_style="dim"
         )
 
     def _bar(self) -> RenderableType:
-        history = self._history
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(no_wrap=True)
         line.add_column(ratio=1)
         line.add_column(no_wrap=True, justify="right")
-        left = history.left_s
         line.add_row(
-            Text(f"step {history.step}/{history.total}", style="bold"),
-            ProgressBar(total=max(1, history.total), completed=history.step),
-            Text(f"{duration(left)} left" if left else "", style="dim"),
+            Text(f"step {self.step}/{self.total}", style="bold"),
+            ProgressBar(total=max(1, self.total), completed=self.step),
+            Text(f"{duration(self.left_s)} left" if self.left_s else "", style="dim"),
         )
         return line
 
     def _numbers(self) -> RenderableType:
-        history, last = self._history, self._history.last
+        last = self.last
         text = Text()
-        if history.rewards:
+        if self.rewards:
             text.append("reward ", style="dim")
-            text.append(f"{history.rewards[-1]:.3f}", style="bold green")
+            text.append(f"{self.rewards[-1]:.3f}", style="bold green")
             text.append(f"  mean of last {WINDOW} ", style="dim")
-            text.append(f"{history.average:.3f}  ")
-            text.append(sparkline(moving_average(history.rewards), 24), style="green")
+            text.append(f"{self.average:.3f}  ")
+            text.append(sparkline(moving_average(self.rewards), 24), style="green")
         if last.get(KL) is not None:
             text.append("   KL ", style="dim")
             text.append(f"{last[KL]:.4f}")
@@ -237,10 +200,10 @@ class LiveProgress:
         return text
 
     def _stages(self) -> list[RenderableType]:
-        last = self._history.last
+        last = self.last
         if last.get(STEP_SECONDS) is None:
             return []
-        text = Text.assemble((f"{last[STEP_SECONDS]:.1f} s a step", "default"))
+        text = Text.assemble((f"{last[STEP_SECONDS]:.1f} s per step", "default"))
         for stage, seconds in stage_seconds(last).items():
             if seconds >= 0.05:
                 text.append(f"   {stage} ", style="dim")
@@ -256,7 +219,7 @@ class LiveProgress:
         return lines
 
 
-def progress(total_steps: int, title: str = "", console: Console | None = None) -> LiveProgress | PlainProgress:
+def progress(total_steps: int, title: str = "", console: Console | None = None) -> Progress:
     """The live panel where standard output is a terminal, else plain lines.
 
     The console is bound to standard output as it is now, so that what libraries print may be redirected meanwhile.

@@ -1,14 +1,15 @@
 """The run folder: where everything that a run leaves behind lies, and how it is written.
 
     config.yaml  overrides.txt            what was run
-    metrics.jsonl                         one flat JSON object a step: {"step": 3, "critic/score/mean": 0.41, ...}
-    images/step_000010.png                grids;  rollouts/step_000010.jsonl  a line a rollout;  failed/
+    metrics.jsonl                         one flat JSON object per step: {"step": 3, "critic/score/mean": 0.41, ...}
+    images/step_000010.png                grids;  rollouts/step_000010.jsonl  one line per rollout;  failed/
     checkpoints/global_step_N/            verl's checkpoints
     tensorboard/  logs/                   event files; verl's, vLLM's and Ray's output
-    eval_before.json  eval_after.json  summary.json  summary.txt  report.html
+    eval_before.json  eval_after.json     evaluations of the held-out prompts; their images in eval_before/, eval_after/
+    summary.json  summary.txt  before_after.png  report.html
 
-A run may be killed at any moment. Whole files are therefore written beside their place and renamed; `metrics.jsonl`,
-which only grows, is read up to its last complete line. A resumed run cuts it back to the step of its checkpoint.
+A run may be killed at any moment. Whole files are therefore written with `io`; `metrics.jsonl`, which only grows, is
+read up to its last complete line. A resumed run cuts it back to the step of its checkpoint.
 """
 
 from __future__ import annotations
@@ -28,10 +29,20 @@ _MARKS = ("config.yaml", "metrics.jsonl")
 
 
 class RunFolder:
-    """One run's folder: its paths, and atomic writing."""
+    """One run's folder: where each of its files is."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().resolve()
+        self.name = self.path.name
+        self.config, self.overrides = self.path / "config.yaml", self.path / "overrides.txt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.images, self.rollouts, self.failed = (self.path / name for name in ("images", "rollouts", "failed"))
+        self.checkpoints, self.tensorboard = self.path / "checkpoints", self.path / "tensorboard"
+        self.logs = self.path / "logs"
+        self.eval_before, self.eval_after = self.path / "eval_before.json", self.path / "eval_after.json"
+        self.before_after = self.path / "before_after.png"
+        self.summary_json, self.summary_text = self.path / "summary.json", self.path / "summary.txt"
+        self.page = self.path / "report.html"
 
     @classmethod
     def create(cls, recipe: str, root: str | Path = DEFAULT_ROOT, path: str | Path | None = None) -> RunFolder:
@@ -51,14 +62,8 @@ class RunFolder:
             while folder.path.exists():
                 folder = cls(Path(root) / f"{stem}-{number}")
                 number += 1
-        for part in (
-            folder.images,
-            folder.rollouts,
-            folder.failed,
-            folder.checkpoints,
-            folder.tensorboard,
-            folder.logs,
-        ):
+        parts = (folder.images, folder.rollouts, folder.failed, folder.checkpoints, folder.tensorboard, folder.logs)
+        for part in parts:
             part.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -85,66 +90,6 @@ class RunFolder:
                 f"{Path(root).resolve()}: holds no run; start one with `blip3o-rl train`, or name its folder"
             )
         return cls(max(found, key=lambda p: max((p / m).stat().st_mtime for m in _MARKS if (p / m).exists())))
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def overrides(self) -> Path:
-        return self.path / "overrides.txt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def images(self) -> Path:
-        return self.path / "images"
-
-    @property
-    def rollouts(self) -> Path:
-        return self.path / "rollouts"
-
-    @property
-    def failed(self) -> Path:
-        return self.path / "failed"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def eval_before(self) -> Path:
-        return self.path / "eval_before.json"
-
-    @property
-    def eval_after(self) -> Path:
-        return self.path / "eval_after.json"
-
-    @property
-    def summary_json(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def summary_text(self) -> Path:
-        return self.path / "summary.txt"
-
-    @property
-    def page(self) -> Path:
-        return self.path / "report.html"
 
     def grid(self, step: int) -> Path:
         """Where the image grid of a step goes."""

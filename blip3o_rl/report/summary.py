@@ -1,37 +1,40 @@
 """The end of a run in one table: did the score rise, what did it cost, and where is everything.
 
-Before and after come from the held-out evaluations (eval_before.json, eval_after.json: same prompts,
-same seeds) where the run made them; otherwise from the moving average of the training reward, and the summary says so.
+Before and after come from the held-out evaluations where the run made them with the same settings, prompts and seeds;
+otherwise from the moving average of the training reward, and the summary says so.
 """
 
 from __future__ import annotations
 
 import io
+import shlex
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blip3o_rl.io import read_json, write_json, write_text
+from blip3o_rl.io import whole_characters, write_json, write_text
+from blip3o_rl.report.evaluations import compare
+from blip3o_rl.report.gallery import save_pairs
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import KL, REWARD, STEP_SECONDS, WINDOW, duration, medians, moving_average, values
-
-SCORE, REWARD_OF_RUN = "overall", "reward"
-"""Keys of an evaluation file: its suite's score, and the value of the run's own rewards (null where they failed)."""
 
 
 @dataclass
 class Summary:
-    """What `summarize` found; None where the run has no such number."""
+    """What `summarize` found; None where the run has no such number.
+
+    `measured_by` says what `before` and `after` are, `unlike` why the two evaluations were not compared.
+    """
 
     run: str
     steps: int
     before: float | None = None
     after: float | None = None
     measured_by: str = ""
+    unlike: str = ""
     reward_before: float | None = None
     reward_after: float | None = None
     kl: float | None = None
@@ -50,39 +53,38 @@ class Summary:
 def summarize(folder: RunFolder) -> Summary:
     """Reads a run folder; a run that made no step yields a summary of 0 steps."""
     lines = folder.read_metrics()
-    rewards = [value for _, value in values(lines, REWARD)]
-    seconds = [value for _, value in values(lines, STEP_SECONDS)]
-    kl = values(lines, KL)
-    distinct = values(lines, "rollout/distinct")
-    stage_s = medians(lines)
+    rewards, seconds, kl, distinct = (
+        [value for _, value in values(lines, name)] for name in (REWARD, STEP_SECONDS, KL, "rollout/distinct")
+    )
+    checkpoints = folder.checkpoint_steps()
     summary = Summary(
         run=folder.name,
         steps=max((line["step"] for line in lines), default=0),
-        kl=kl[-1][1] if kl else None,
-        distinct=distinct[-1][1] if distinct else None,
+        kl=kl[-1] if kl else None,
+        distinct=distinct[-1] if distinct else None,
         step_s=median(seconds) if seconds else None,
         total_s=sum(seconds) if seconds else None,
-        stage_s={stage: round(value, 3) for stage, value in stage_s.items()},
+        stage_s={stage: round(value, 3) for stage, value in medians(lines).items()},
+        checkpoint=str(checkpoints[-1][1]) if checkpoints else None,
         places=_places(folder),
     )
-    before, after = _evaluation(folder.eval_before), _evaluation(folder.eval_after)
-    if SCORE in before and SCORE in after:
-        summary.before, summary.after = before[SCORE], after[SCORE]
-        summary.reward_before, summary.reward_after = before.get(REWARD_OF_RUN), after.get(REWARD_OF_RUN)
+    found = compare(folder)
+    summary.unlike = found.difference if found else ""
+    if found and found.score:
+        summary.before, summary.after = found.score
+        summary.reward_before, summary.reward_after = found.reward or (None, None)
         summary.measured_by = "held-out prompts, fixed seeds"
     elif rewards:
         averages = moving_average(rewards)
         summary.before, summary.after = averages[min(WINDOW, len(averages)) - 1], averages[-1]
         summary.measured_by = f"the training reward, first and last {min(WINDOW, len(averages))} steps"
-    checkpoints = folder.checkpoint_steps()
-    if checkpoints:
-        summary.checkpoint = str(checkpoints[-1][1])
     return summary
 
 
 def table(summary: Summary) -> Table:
     """The summary as a rich table."""
-    rows = Table(title=f"run {summary.run}", title_justify="left", title_style="bold", show_header=False, box=None)
+    title = Text(f"run {whole_characters(summary.run)}", style="bold")
+    rows = Table(title=title, title_justify="left", show_header=False, box=None)
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column(overflow="fold")
     if summary.before is not None and summary.after is not None and summary.gain is not None:
@@ -90,11 +92,13 @@ def table(summary: Summary) -> Table:
         change = Text.assemble(f"{summary.before:.3f} -> {summary.after:.3f}  ", (f"({summary.gain:+.3f})", style))
         rows.add_row("score", change)
         rows.add_row("", f"measured on {summary.measured_by}")
+    if summary.unlike:
+        rows.add_row("held-out", Text(f"not compared, the evaluations are not alike: {summary.unlike}"))
     if summary.reward_before is not None and summary.reward_after is not None:
         rows.add_row("reward", f"{summary.reward_before:.3f} -> {summary.reward_after:.3f} on the same images")
     rows.add_row("steps", str(summary.steps))
     if summary.total_s is not None and summary.step_s is not None:
-        rows.add_row("time", f"{duration(summary.total_s)} of training, {summary.step_s:.1f} s a step (median)")
+        rows.add_row("time", f"{duration(summary.total_s)} of training, {summary.step_s:.1f} s per step (median)")
     if summary.stage_s:
         rows.add_row("", "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_s.items()))
     if summary.kl is not None:
@@ -102,15 +106,21 @@ def table(summary: Summary) -> Table:
     if summary.distinct is not None:
         rows.add_row("distinct", f"{summary.distinct:.0%} of the last step's images")
     for name, place in summary.places.items():
-        rows.add_row(name, place)
+        rows.add_row(name, _shown(place))
     if summary.checkpoint:
-        rows.add_row("checkpoint", summary.checkpoint)
-        rows.add_row("", f"make a model folder of it: blip3o-rl export {summary.checkpoint} my_model")
+        rows.add_row("checkpoint", _shown(summary.checkpoint))
+        rows.add_row(
+            "", _shown(f"make a model folder of it: blip3o-rl export {shlex.quote(summary.checkpoint)} my_model")
+        )
     return rows
 
 
 def write(folder: RunFolder, summary: Summary | None = None) -> Summary:
-    """Writes summary.json and summary.txt, and returns the summary."""
+    """Writes summary.json, summary.txt and, where there are images of both evaluations, before_after.png."""
+    found = compare(folder)
+    folder.before_after.unlink(missing_ok=True)
+    if found and found.pairs:
+        save_pairs(folder.before_after, found.pairs)
     summary = summary or summarize(folder)
     gain = None if summary.gain is None else round(summary.gain, 6)
     write_json(folder.summary_json, {**asdict(summary), "gain": gain})
@@ -120,13 +130,17 @@ def write(folder: RunFolder, summary: Summary | None = None) -> Summary:
     return summary
 
 
-def _evaluation(file: Path) -> dict[str, float]:
-    """The top-level numbers of an evaluation file; empty if there is no such file."""
-    result = read_json(file) if file.is_file() else {}
-    return {key: float(value) for key, value in result.items() if isinstance(value, int | float)}
+def _shown(text: str) -> Text:
+    return Text(whole_characters(text))
 
 
 def _places(folder: RunFolder) -> dict[str, str]:
     """Name -> path of what the run left, as far as it is there."""
-    candidates = {"folder": folder.path, "images": folder.images, "metrics": folder.metrics, "logs": folder.logs}
+    candidates = {
+        "folder": folder.path,
+        "before/after": folder.before_after,
+        "images": folder.images,
+        "metrics": folder.metrics,
+        "logs": folder.logs,
+    }
     return {name: str(path) for name, path in candidates.items() if path.exists()}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from blip3o_rl.report import gallery
-from blip3o_rl.report.gallery import CELL, Tile, grid, save_grid, step_header
+from blip3o_rl.report import fonts, gallery
+from blip3o_rl.report.evaluations import Pair
+from blip3o_rl.report.fonts import font_for, has_letters, wrapped
+from blip3o_rl.report.gallery import CELL, Tile, grid, save_grid, save_pairs, step_header
 
 
 def _noise(side: int, seed: int = 0) -> np.ndarray:
@@ -15,7 +19,7 @@ def _noise(side: int, seed: int = 0) -> np.ndarray:
 
 
 def _width(columns: int) -> int:
-    return 2 * gallery._MARGIN + columns * CELL + (columns - 1) * gallery._GAP
+    return 2 * gallery.MARGIN + columns * CELL + (columns - 1) * gallery.GAP
 
 
 def test_width_follows_the_columns_and_height_the_rows():
@@ -29,7 +33,7 @@ def test_width_follows_the_columns_and_height_the_rows():
 def test_small_pictures_are_enlarged_by_a_whole_factor_without_smoothing():
     image = _noise(64)
     sheet = np.asarray(grid([Tile(image, "x", 1.0)]))
-    inner = sheet[gallery._MARGIN : gallery._MARGIN + CELL, gallery._MARGIN : gallery._MARGIN + CELL]
+    inner = sheet[gallery.MARGIN : gallery.MARGIN + CELL, gallery.MARGIN : gallery.MARGIN + CELL]
     expected = image.repeat(3, axis=0).repeat(3, axis=1)
     # the frame is drawn over the last row and column at most
     assert np.array_equal(inner[:-1, :-1], expected[:-1, :-1])
@@ -41,11 +45,11 @@ def test_large_pictures_are_reduced_into_the_cell():
 
 
 def test_long_prompts_are_cut_to_three_lines_that_fit():
-    font = gallery._font(13)
-    lines = gallery._wrap("a photo of " + "very " * 40 + "unbreakable" * 10, font, CELL)
+    font = font_for("x", 13)
+    lines = wrapped("a photo of " + "very " * 40 + "unbreakable" * 10, font, CELL)
     assert len(lines) == 3 and lines[-1].endswith("…")
     assert all(font.getlength(line) <= CELL for line in lines)
-    assert gallery._wrap("", font, CELL) == [""]
+    assert wrapped("", font, CELL) == [""]
 
 
 def test_a_failed_sample_looks_different_from_a_zero():
@@ -73,3 +77,48 @@ def test_saved_grid_is_a_readable_png_and_nothing_else(tmp_path):
     file = save_grid(tmp_path / "images" / "step_000001.png", [Tile(_noise(64), "x", 1.0)], "step 1")
     assert Image.open(file).format == "PNG"
     assert [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+def test_text_without_spaces_is_broken_and_keeps_its_letters():
+    font = font_for("x", 13)
+    text = "unbroken" * 8
+    lines = wrapped(f"a {text}", font, CELL, lines=9)
+    assert len(lines) > 2 and "".join(lines) == "a" + text
+    assert all(font.getlength(line) <= CELL for line in lines)
+
+
+@pytest.mark.parametrize("prompt", ["一张红色圆形的照片", "赤い丸の写真", "빨간 원의 사진"])
+def test_prompts_no_font_has_are_readable_on_a_page_next_to_the_grid(tmp_path, monkeypatch, prompt):
+    monkeypatch.setattr(fonts, "FOLDERS", ())
+    fonts._installed.cache_clear()
+    file = save_grid(tmp_path / "grid.png", [Tile(_noise(8), prompt, 1.0), Tile(_noise(8), "<b>x", 0.5)], "two")
+    page = (tmp_path / "grid.html").read_text(encoding="utf-8")
+    fonts._installed.cache_clear()
+    assert file.exists() and prompt in page and "&lt;b&gt;x" in page and page.count("data:image/png") == 2
+
+
+def test_latin_prompts_need_no_page(tmp_path):
+    save_grid(tmp_path / "grid.png", [Tile(_noise(8), "a café, “Straße”", 1.0)])
+    assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_a_font_that_has_the_letters_is_used(monkeypatch):
+    installed = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
+    if not Path(installed).is_file():
+        pytest.skip("no DejaVu fonts here")
+    text = "ⴰⵣⵓⵍ"
+    monkeypatch.setattr(fonts, "_installed", lambda: ())
+    assert not has_letters(text)
+    monkeypatch.setattr(fonts, "_installed", lambda: (installed,))
+    assert has_letters(text) and font_for(text, 13).path == installed
+
+
+def test_half_an_emoji_in_a_prompt_does_not_break_the_grid(tmp_path):
+    save_grid(tmp_path / "grid.png", [Tile(_noise(8), "a \ud83d cat", 1.0)], "a \ud83d header")
+
+
+def test_pairs_show_before_and_after_of_the_same_prompt(tmp_path):
+    before, after = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 200, np.uint8)
+    sheet = np.asarray(Image.open(save_pairs(tmp_path / "x.png", [Pair("a circle", before, after, 0.25, 1.0)])))
+    row = sheet[gallery.MARGIN + 34 + CELL // 2]
+    assert (row[gallery.MARGIN + CELL // 2] == 0).all() and (row[gallery.MARGIN + CELL + 6 + CELL // 2] == 200).all()

@@ -59,7 +59,7 @@ def test_failed_rewards_are_said_in_both_modes():
     console, stream = _console(terminal=True)
     live = LiveProgress(4, console=console)
     live.update(_line(1, **{"rollout/failed": 0.25}))
-    console.print(live._draw())
+    console.print(live._panel())
     assert "25.0% of the rollouts failed" in stream.getvalue()
 
 
@@ -69,13 +69,13 @@ def test_live_panel_goes_from_phase_to_bar():
     live = LiveProgress(60, "shapes", console, clock=lambda: now[0])
     live.phase("loading the model")
     now[0] = 12.0
-    console.print(live._draw())
+    console.print(live._panel())
     assert "loading the model  12 s" in stream.getvalue()
     assert "step" not in stream.getvalue()
     for step in range(1, 31):
         live.update(_line(step))
     live.phase("")
-    console.print(live._draw())
+    console.print(live._panel())
     text = stream.getvalue()
     assert "step 30/60" in text and "5 min 00 s left" in text
     assert "rollout 6.0" in text and "log-probs 1.5" in text and "update 2.0" in text and "KL 0.0012" in text

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blip3o_rl.io import write_json, write_text
+from blip3o_rl.io import write_json, write_lines, write_text
 from blip3o_rl.report import charts, page, summary
 from blip3o_rl.report.gallery import Tile, save_grid
 from blip3o_rl.report.run_folder import RunFolder
@@ -67,6 +67,21 @@ def test_page_holds_curves_pictures_and_escaped_config_and_nothing_from_outside(
     assert "8 of 11 grids" in text and "step 11<" in text
     assert text.count("<polyline") >= 3 and "<polygon" in text and "guard/blur" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
+
+
+def test_the_prompts_of_a_grid_are_text_with_their_mean_scores(folder):
+    save_grid(folder.grid(10), [Tile(np.zeros((8, 8, 3), np.uint8), "x", 1.0)])
+    scores = {"赤い丸": (0.5, 1.0), "<i>x": (None,)}
+    lines = [{"prompt": prompt, "score": score} for prompt, found in scores.items() for score in found]
+    write_lines(folder.rollout_file(10), lines)
+    text = page.write(folder).read_text()
+    assert "<li>0.75 赤い丸</li>" in text and "<li>failed &lt;i&gt;x</li>" in text
+
+
+def test_monitors_of_runs_before_and_after_their_renaming_are_shown(folder):
+    folder.append_metrics(3, {"monitor/dark_share": 0.2})
+    text = page.write(folder).read_text()
+    assert "guard/blur" in text and "monitor/dark_share" in text
 
 
 def test_stage_seconds_and_medians_leave_out_what_is_absent():

@@ -1,0 +1,99 @@
+"""Before and after: compared only if both evaluations are of the same prompts, seeds and settings."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from blip3o_rl.io import read_json, write_json
+from blip3o_rl.report import page, summary
+from blip3o_rl.report.evaluations import compare
+from blip3o_rl.report.run_folder import RunFolder
+
+PROMPT = "[/b] 一张 <b>circle</b> [bold red]"
+RESULT = {
+    "overall": 0.5,
+    "reward": 0.4,
+    "settings": {"suite": "shapes", "prompts": 2, "seed": 7, "prompts_sha256": "a", "rewards_sha256": "r"},
+    "images": [
+        {"prompt": PROMPT, "seed": 7, "partial": 0.25, "file": "{}/0000.png"},
+        {"prompt": "two", "seed": 8, "partial": 0.75, "file": ""},
+    ],
+}
+
+
+def make(tmp_path, change=None):
+    """A run whose evaluation after training has a better score, and `change` applied to it."""
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    folder.config.write_text("run: {}\n")
+    for file, gain in ((folder.eval_before, 0.0), (folder.eval_after, 0.2)):
+        result = copy.deepcopy(RESULT)
+        result["overall"] += gain
+        result["images"][0]["file"] = f"{file.stem}/0000.png"
+        if change is not None and gain:
+            change(result)
+        write_json(file, result)
+        (folder.path / file.stem).mkdir()
+        Image.fromarray(np.full((64, 64, 3), int(200 * gain), np.uint8)).save(folder.path / file.stem / "0000.png")
+    return folder
+
+
+def test_equal_evaluations_are_compared_and_their_saved_images_paired(tmp_path):
+    folder = make(tmp_path)
+    found = compare(folder)
+    assert found.difference == "" and found.score == (0.5, 0.7) and found.reward == (0.4, 0.4)
+    assert [(pair.prompt, pair.before.max(), pair.after.max()) for pair in found.pairs] == [(PROMPT, 0, 40)]
+    summary.write(folder)
+    assert folder.before_after.is_file() and read_json(folder.summary_json)["gain"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda r: r["settings"].update(prompts=1), "prompts 2 before and 1 after"),
+        (lambda r: r["settings"].update(steps=9), "steps None before and 9 after"),
+        (lambda r: r["settings"].update(prompts_sha256="b"), "other prompts"),
+        (lambda r: r["images"][1].update(seed=9), "other prompts or seeds"),
+        (lambda r: r["images"].pop(), "other prompts or seeds"),
+    ],
+)
+def test_unlike_evaluations_are_never_compared(tmp_path, change, says):
+    folder = make(tmp_path, change)
+    assert says in compare(folder).difference
+    found = summary.write(folder)
+    assert found.gain is None and not folder.before_after.exists()
+    text = folder.summary_text.read_text()
+    assert "not alike" in text and "0.500 ->" not in text and "same images" not in text
+    assert says in page.write(folder).read_text()
+
+
+def test_other_rewards_leave_the_judge_comparable_but_not_the_reward(tmp_path):
+    found = compare(make(tmp_path, lambda result: result["settings"].update(rewards_sha256="other")))
+    assert found.score == (0.5, 0.7) and found.reward is None
+
+
+def test_evaluations_of_older_runs_without_digests_are_compared(tmp_path):
+    def older(result):
+        del result["settings"]["prompts_sha256"], result["settings"]["rewards_sha256"]
+
+    assert compare(make(tmp_path, older)).score == (0.5, 0.7)
+
+
+def test_the_page_shows_prompts_as_text_and_escaped(tmp_path):
+    text = page.write(make(tmp_path)).read_text()
+    assert "[/b] 一张 &lt;b&gt;circle&lt;/b&gt; [bold red]" in text
+    assert "0.25 → 0.25" in text and text.count("data:image/png") == 2
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[bold red]x", "Übung 一"])
+def test_a_run_folder_of_any_name_is_shown_as_it_is(tmp_path, name):
+    folder = RunFolder.create("shapes", path=tmp_path / name.replace("/", "") / "run")
+    folder.config.write_text("run: {}\n")
+    console = Console(file=io.StringIO(), width=300)
+    console.print(summary.table(summary.summarize(folder)))
+    assert str(folder.path) in console.file.getvalue()
