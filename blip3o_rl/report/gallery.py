@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from blip3o_rl.io import replacing, write_text
-from blip3o_rl.report import templates
+from blip3o_rl.report import html
 from blip3o_rl.report.evaluations import Pair
 from blip3o_rl.report.fonts import Font, font_for, has_letters, wrapped
 
@@ -99,7 +99,7 @@ def save_grid(
         urls = [png_url(tile.image) for tile in tiles]
         write_text(
             path.with_suffix(".html"),
-            templates.render("grid.html", header=header, tiles=list(zip(tiles, urls, strict=True))),
+            html.render("grid.html", header=header, tiles=list(zip(tiles, urls, strict=True))),
         )
     return path
 

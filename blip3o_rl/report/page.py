@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.io import read_lines, whole_characters, write_text
-from blip3o_rl.report import charts, templates
+from blip3o_rl.io import read_lines, write_text
+from blip3o_rl.report import charts, html
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.evaluations import compare
 from blip3o_rl.report.gallery import file_url, png_url
@@ -55,7 +55,7 @@ def write(folder: RunFolder, summary: Summary | None = None) -> Path:
     grids = folder.grids()
     found = compare(folder)
     pairs = found.pairs if found else []
-    text = templates.render(
+    text = html.render(
         "page.html",
         run=folder.name,
         summary=_facts(summary or summarize(folder)),
@@ -70,7 +70,7 @@ def write(folder: RunFolder, summary: Summary | None = None) -> Path:
         config=_text(folder.config),
         overrides=_text(folder.overrides).strip(),
     )
-    write_text(folder.page, whole_characters(text))
+    write_text(folder.page, text)
     return folder.page
 
 
