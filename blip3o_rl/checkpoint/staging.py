@@ -2,7 +2,8 @@
 
 Weights of gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is
 written next to its place under a name of its own (`<name>.partial`) and renamed when it is complete. After an error
-nothing is left; after a SIGKILL the `.partial` folder is, and the next attempt replaces it.
+nothing is left; after a SIGKILL the `.partial` folder is, and the next attempt replaces it. The mark inside it tells it
+from a user's folder of that name, which is never touched.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from blip3o_rl.errors import UserError
 
 SUFFIX = ".partial"
+_MARK = ".incomplete"
 RESERVE = 64 * 2**20
 """Bytes that stay free on the disk, for configs and tokenizers and for other processes that write there."""
 
@@ -51,11 +53,16 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
     """
     require_unused(target)
     require_space(target, needed)
+    target = target.resolve()
     partial = target.with_name(target.name + SUFFIX)
+    if partial.exists() and not (partial / _MARK).is_file():
+        raise UserError(f"{partial}: is in the way and not left by an earlier attempt; move it, or give another folder")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        (partial / _MARK).touch()
         yield partial
+        (partial / _MARK).unlink()
         if target.exists():
             target.rmdir()
         partial.rename(target)

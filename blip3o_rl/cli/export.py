@@ -37,6 +37,10 @@ def export(
             help="a model folder, the upstream checkpoint, diffusers' layout, or the policy for transformers",
         ),
     ] = FORMATS[0],
+    base: Annotated[
+        str | None,
+        typer.Option(help="of a run: the model it started from, if it is no longer where it was (a folder, or `mini`)"),
+    ] = None,
 ) -> None:
     """Writes the weights of a run or of a model folder in a format of your choice, with a model card."""
     _known(format)
@@ -50,6 +54,8 @@ def export(
     if named or (checkpoint / "model_index.json").is_file():
         if format == "folder":
             raise UserError(f"{checkpoint}: is a model folder already; choose --format {', '.join(FORMATS[1:])}")
+        if base is not None:
+            raise UserError(f"--base {base}: is for runs; {checkpoint} is a model folder and complete")
         training = None if named else training_of(checkpoint)
         print(export_folder(checkpoint, folder, format, training, tell=print))
         return
@@ -57,10 +63,10 @@ def export(
     from blip3o_rl.training.export import export as export_checkpoint
 
     if format == "folder":
-        print(export_checkpoint(checkpoint, folder))
+        print(export_checkpoint(checkpoint, folder, base=base))
         return
     require_unused(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as between:
-        whole = export_checkpoint(checkpoint, Path(between) / "model")
+        whole = export_checkpoint(checkpoint, Path(between) / "model", base=base)
         print(export_folder(whole, folder, format, training_of(require_complete(checkpoint)), tell=print))

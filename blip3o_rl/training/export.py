@@ -17,52 +17,79 @@ from blip3o_rl.checkpoint.convert import keep_origin
 from blip3o_rl.checkpoint.model_card import CARD, card, training_of
 from blip3o_rl.checkpoint.staging import folder_size, require_unused, staged
 from blip3o_rl.errors import UserError
-from blip3o_rl.model.folder import GENERATING, ModelFolder, save
+from blip3o_rl.model.folder import GENERATING, MINI, ModelFolder, resolve, save
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.report.checkpoints import require_complete
 from blip3o_rl.training import lora
 
 
-def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+def export(
+    checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None = None, base: str | Path | None = None
+) -> Path:
     """Writes the model folder of a run's checkpoint, with a model card.
 
     Args:
         checkpoint: a run folder (its newest complete checkpoint is taken) or `checkpoints/global_step_N`.
         folder: the model folder to write; must not exist or be empty.
         dtype: of the policy's weights; None keeps that of the checkpoint's tensors, bit for bit.
+        base: the model that the run started from, if it is no longer where the run's config.yaml says.
 
     Raises:
-        UserError: no complete checkpoint, no run configuration above it, or the target is in use; nothing is left of
-            the target then.
+        UserError: no complete checkpoint, no model that the run started from, or the target is in use; nothing is left
+            of the target then.
     """
     source = require_complete(Path(checkpoint))
     target = Path(folder)
     require_unused(target)
-    weights = source / "actor" / "huggingface"
+    run, weights = source.parents[1], source / "actor" / "huggingface"
+    if not (source / "actor").is_dir():
+        raise UserError(f"{source}: no run of train; blip3o-rl sft writes its model folder itself: {run / 'model'}")
     if not list(weights.glob("*.safetensors")):
         raise UserError(
             f"{weights}: no weights in transformers' layout; train with hf_model in "
             "actor_rollout_ref.actor.checkpoint.save_contents"
         )
-    config_file = source.parents[1] / "config.yaml"
-    if not config_file.is_file():
-        raise UserError(f"{config_file}: missing; it names the model that the run started from")
-    base = ModelFolder(OmegaConf.load(config_file).model.folder, *GENERATING)
-    image_tokenizer = base.path / "image_tokenizer"
+    start = ModelFolder(base or _base(run), *GENERATING)
+    _require_same_sizes(Blip3oNextConfig.from_pretrained(weights), start)
+    image_tokenizer = start.path / "image_tokenizer"
     policy = _policy(weights, source / "actor", dtype)
-    size = sum(value.nbytes for value in policy.parameters()) + folder_size(base.path)
+    size = sum(value.nbytes for value in policy.parameters()) + folder_size(start.path)
     with staged(target, size) as partial:
         save(
             partial,
             policy=policy,
-            tokenizer=base.load_tokenizer(),
-            renderer=base.path / "renderer",
+            tokenizer=start.load_tokenizer(),
+            renderer=start.path / "renderer",
             image_tokenizer=image_tokenizer if image_tokenizer.is_dir() else None,
-            source=f"{source.parents[1].name}/{source.name}, from {base.path.name}",
+            source=f"{run.name}/{source.name}, from {start.path.name}",
         )
-        keep_origin(base.path, partial)
+        keep_origin(start.path, partial)
         (partial / CARD).write_text(card(partial, "folder", training_of(source)))
     return target
+
+
+def _base(run: Path) -> str:
+    """The model that a run started from; the packaged one by its name, also when the installation has moved.
+
+    Raises:
+        UserError: nothing names the model, or it is no longer there.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{file}: missing; it names the model that the run started from; give it with --base")
+    folder = str(OmegaConf.load(file).model.folder)
+    if folder == MINI or Path(folder).is_dir():
+        return folder
+    if Path(folder).parts[-3:] == resolve(MINI).parts[-3:]:
+        return MINI
+    raise UserError(f"{folder}: the model that the run started from is not there any more; give its folder with --base")
+
+
+def _require_same_sizes(trained: Blip3oNextConfig, start: ModelFolder) -> None:
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size", "image_start_token_id"):
+        found, wanted = getattr(start.policy_config, name), getattr(trained, name)
+        if found != wanted:
+            raise UserError(f"{start.path}: {name} {found}, the run's model has {wanted}; give another --base")
 
 
 def _policy(weights: Path, actor: Path, dtype: torch.dtype | None) -> Blip3oNextForCausalLM:

@@ -96,7 +96,9 @@ def test_without_a_tower_there_is_no_image_tokenizer(upstream: Callable, tmp_pat
     plan = convert(upstream(tower=False).folder, tmp_path / "model")
     assert [text for text in plan.warnings if "no vision tower" in text]
     assert not (tmp_path / "model" / "image_tokenizer").exists()
-    assert Blip3oPipeline.from_pretrained(tmp_path / "model")([PROMPT], [1], scale=2, steps=1).images.any()
+    assert Blip3oPipeline.from_pretrained(tmp_path / "model")(
+        [PROMPT], [1], GenerationConfig(scale=2, steps=1)
+    ).images.any()
 
 
 def ta_tok_file(upstream: Callable, file: Path, **flags: Any) -> dict[str, torch.Tensor]:
@@ -404,7 +406,7 @@ def test_a_killed_conversion_leaves_no_folder_that_looks_complete(upstream: Call
     assert not target.exists()
     left = tmp_path / "model.partial"
     assert list(left.rglob("*.safetensors"))
-    with pytest.raises(UserError, match="no complete model folder"):
+    with pytest.raises(UserError, match="is not a complete model folder"):
         model_folder.check(left)
     convert(folder, target)
     assert model_folder.check(target) and not left.exists()

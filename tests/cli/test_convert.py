@@ -39,7 +39,7 @@ def test_a_run_is_exported_in_every_format_with_its_card(run: RunFolder, tmp_pat
     assert [path.name for path in out.parent.iterdir()] == ["exported"], "nothing temporary is left"
 
 
-def test_an_official_export_of_a_run_converts_again(run: RunFolder, tmp_path: Path, capsys) -> None:
+def test_an_upstream_export_of_a_run_converts_again(run: RunFolder, tmp_path: Path, capsys) -> None:
     assert (
         cli.run(["export", str(run.checkpoints / "global_step_3"), str(tmp_path / "out"), "--format", "upstream"]) == 0
     )
@@ -52,11 +52,65 @@ def test_an_official_export_of_a_run_converts_again(run: RunFolder, tmp_path: Pa
     assert index["converted"]["source"] == "out"
 
 
+@pytest.mark.parametrize("base", ["/old/place/blip3o_rl/mini/weights", "mini"])
+def test_a_run_of_the_packaged_model_is_exported_after_the_installation_moved(
+    run: RunFolder, tmp_path: Path, base: str
+) -> None:
+    write_text(run.config, run.config.read_text().replace("folder: mini", f"folder: {base}"))
+    assert cli.run(["export", str(run.path), str(tmp_path / "out")]) == 0
+    assert model_folder.ModelFolder(tmp_path / "out", "policy", "renderer")
+
+
+def test_another_base_that_moved_is_given_with_an_option(run: RunFolder, tmp_path: Path, capsys) -> None:
+    write_text(run.config, run.config.read_text().replace("folder: mini", "folder: /old/place/models/mine"))
+    out = tmp_path / "out"
+    assert cli.run(["export", str(run.path), str(out)]) == 2
+    assert "/old/place/models/mine: the model that the run started from is not there" in capsys.readouterr().err
+    assert cli.run(["export", str(run.path), str(out), "--base", "mini", "--format", "policy"]) == 0
+    assert (out / "config.json").is_file()
+
+
+def test_a_base_of_other_sizes_is_refused(run: RunFolder, tmp_path: Path, upstream, capsys) -> None:
+    command.convert(str(upstream().folder), tmp_path / "other")
+    assert cli.run(["export", str(run.path), str(tmp_path / "out"), "--base", str(tmp_path / "other")]) == 2
+    assert "the run's model has" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_card_of_supervised_fine_tuning_says_so(run: RunFolder, tmp_path: Path, capsys) -> None:
+    write_text(run.config, "model: {folder: mini}\ntrain: {trainable: caption}\n")
+    whole = run.checkpoints / "global_step_3" / "actor"
+    assert cli.run(["export", str(run.path), str(run.path / "model")]) == 0
+    assert cli.run(["export", str(run.path / "model"), str(tmp_path / "out"), "--format", "upstream"]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "3 steps of supervised fine-tuning; the policy and the renderer (caption) were trained" in text
+    assert "reinforcement" not in text.lower()
+    whole.rename(whole.with_name("weights"))
+    capsys.readouterr()
+    assert cli.run(["export", str(run.path), str(tmp_path / "again")]) == 2
+    assert "blip3o-rl sft writes its model folder itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["folder", "upstream", "diffusers", "policy"])
+def test_an_export_never_overwrites(run: RunFolder, tmp_path: Path, layout: str, capsys) -> None:
+    for name in ("out", "free.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    for target, reason in (("out", "exists and is not empty"), ("free", "free.partial: is in the way")):
+        assert cli.run(["export", str(run.path), str(tmp_path / target), "--format", layout]) == 2
+        assert reason in capsys.readouterr().err
+    for name in ("out", "free.partial"):
+        assert [file.name for file in (tmp_path / name).iterdir()] == ["mine.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out", "free.partial"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["mini", "OUT"], "is a model folder already; choose --format"),
-        (["mini", "OUT", "--format", "gguf"], "--format"),
+        (["mini", "OUT", "--format", "gguf"], "--format gguf: choose one of folder, upstream, diffusers, policy"),
+        (["mini", "OUT", "--format", "upstrem"], "did you mean 'upstream'"),
+        (["mini", "OUT", "--format", "official"], "--format official: is called upstream now"),
+        (["mini", "OUT", "--format", "policy", "--base", "mini"], "is for runs"),
         (["EMPTY", "OUT", "--format", "upstream"], "no complete checkpoint here"),
         (["mini", "EMPTY/..", "--format", "policy"], "exists and is not empty"),
     ],
