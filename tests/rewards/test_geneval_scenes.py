@@ -10,7 +10,7 @@ import pytest
 
 from blip3o_rl.data.synthetic.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, all_metadata, draw, sample
 from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.geneval.detector import ColorQuestion
+from blip3o_rl.rewards.geneval.detector import ColorQuestion, Detection
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.rewards.geneval.scenes import SceneColors, SceneDetector
 from blip3o_rl.scoring.api import Sample
@@ -182,6 +182,28 @@ def test_what_the_detector_does_not_know_is_found_at_load():
 def test_unknown_mode_or_detector(keyword, value):
     with pytest.raises(UserError, match=keyword):
         GenEvalReward(**{keyword: value})
+
+
+class SeesTwice:
+    """Reports one object twice, with almost the same box."""
+
+    classes = ("circle",)
+
+    def detect(self, images):
+        boxes = ((10.0, 10.0, 40.0, 40.0), (11.0, 10.0, 41.0, 40.0))
+        return [[Detection("circle", 0.95, box) for box in boxes] for _ in images]
+
+
+def test_an_object_seen_twice_counts_once_with_nms():
+    metadata = {"tag": "counting", "include": [{"class": "circle", "count": 1}]}
+    metadata["exclude"] = [{"class": "circle", "count": 2}]
+    samples = [Sample("a", "", draw(Scene(())), metadata)]
+    pair = (SeesTwice(), SceneColors())
+    assert GenEvalReward(mode="official", detector=pair).score(samples)[0].value == 0
+    assert GenEvalReward(mode="official", detector=pair, nms=0.5).score(samples)[0].value == 1
+    for wrong in (0, 1.5, True, "0.5"):
+        with pytest.raises(UserError, match="nms: is "):
+            GenEvalReward(nms=wrong)
 
 
 def test_cost_per_image():
