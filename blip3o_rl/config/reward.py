@@ -29,6 +29,7 @@ from blip3o_rl.errors import UserError, did_you_mean
 
 TIMEOUT_S = 120.0
 KEY = "reward.rewards"
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 class Strict(Settings):
@@ -274,7 +275,15 @@ def is_deployed(entry: Any) -> bool:
     return service is not None and "url" not in service
 
 
-def token_variables(rewards: Any) -> list[str]:
-    """The environment variables that hold services' tokens, of raw entries: each process of a run needs them."""
-    services = [(entry or {}).get("service") or {} for entry in rewards.values()]
-    return [service["token_env"] for service in services if service.get("token_env") is not None]
+def key_variables(rewards: Any) -> list[str]:
+    """The environment variables that hold services' tokens and judges' keys, of raw entries."""
+    entries = [entry or {} for entry in rewards.values()]
+    named = [(entry.get("service") or {}).get("token_env") for entry in entries]
+    named += [entry.get("api_key_env") for entry in entries]
+    return [name for name in named if name]
+
+
+def process_environment(rewards: Any) -> dict[str, str]:
+    """What each process that scores needs of this process's environment: keys, and the proxies to the outside."""
+    names = [*key_variables(rewards), *PROXIES, *(name.lower() for name in PROXIES)]
+    return {name: os.environ[name] for name in names if name in os.environ}

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from blip3o_rl.config.reward import is_deployed, token_variables
+from blip3o_rl.config.reward import is_deployed, process_environment
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import preflight
 
@@ -50,7 +50,7 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
     }
     if metrics_file is not None:
         env["VERL_FILE_LOGGER_PATH"] = str(metrics_file)
-    env |= {name: os.environ[name] for name in token_variables(config.reward.rewards)}
+    env |= process_environment(config.reward.rewards)
     if config.trainer.device == "cpu":
         cores = str(os.cpu_count() or 1)
         env |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}

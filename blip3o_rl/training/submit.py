@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from blip3o_rl.config.reward import key_variables
+from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -39,9 +41,13 @@ def submit(recipe: str, overrides: list[str], address: str | None, runs: Path, f
     Raises:
         UserError: no cluster answers at the address.
     """
+    names = key_variables(compose_recipe(recipe, overrides).reward.rewards)
+    # Keys travel with the job; proxies do not, since the cluster's network is another one.
+    keys = {name: os.environ[name] for name in names if name in os.environ}
     client = _client(address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS)
     command = entrypoint(recipe, overrides, runs)
-    job = client.submit_job(entrypoint=command, runtime_env={"working_dir": ".", "excludes": EXCLUDES})
+    runtime_env = {"working_dir": ".", "excludes": EXCLUDES, "env_vars": keys}
+    job = client.submit_job(entrypoint=command, runtime_env=runtime_env)
     print(f"job {job}: {command}", flush=True)
     if not follow:
         print(f"its output: ray job logs --follow {job}; to stop it: ray job stop {job}")

@@ -142,3 +142,19 @@ def test_user_error_text_is_printed_on_one_line(monkeypatch, capsys):
     monkeypatch.setattr(RunFolder, "open", refuse)
     assert cli.run(["report", "x"]) == 2
     assert capsys.readouterr().err == "error: several lines [bold]and markup[/]\n"
+
+
+def test_a_submitted_run_takes_the_keys_of_its_judges_along(tmp_path, monkeypatch):
+    sent = {}
+
+    class Client:
+        def submit_job(self, entrypoint, runtime_env):
+            sent.update(runtime_env["env_vars"])
+            return "job"
+
+    monkeypatch.setattr(submit, "_client", lambda address: Client())
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    monkeypatch.setenv("UNRELATED", "x")
+    judge = ["reward.rewards.judge.model=m", "reward.rewards.judge.api_key_env=JUDGE_KEY"]
+    assert submit.submit("shapes", judge, None, tmp_path, follow=False) == 0
+    assert sent == {"JUDGE_KEY": "secret"}

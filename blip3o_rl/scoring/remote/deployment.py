@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, read_rewards
+from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, process_environment, read_rewards
 from blip3o_rl.errors import UserError
 
 HEALTH_EVERY_S = 5.0
@@ -67,7 +67,11 @@ def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
         own = {key: value for key, value in rewards[name].items() if key not in CALLER_KEYS}
         serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
         try:
-            serve.run(_deployment(service).bind({name: own}), name=service.app, route_prefix=None)
+            serve.run(
+                _deployment(service, process_environment({name: own})).bind({name: own}),
+                name=service.app,
+                route_prefix=None,
+            )
         except Exception as error:
             stop([service.app])
             reason = " ".join(str(error).split())[:500]
@@ -94,8 +98,9 @@ def _check_resources(services: list[DeployedService], gpus_taken: float) -> None
             )
 
 
-def _deployment(service: DeployedService) -> Any:
-    runtime_env = dict(service.runtime_env)
+def _deployment(service: DeployedService, environment: Mapping[str, str]) -> Any:
+    # Explicitly: Serve's controller may be older than this run and know none of its environment.
+    runtime_env = {**service.runtime_env, "env_vars": {**environment, **service.runtime_env.get("env_vars", {})}}
     if service.python is not None:
         runtime_env["py_executable"] = service.python
     deployment: Any = RewardReplica

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from blip3o_rl.config.reward import name_applications, token_variables
+from blip3o_rl.config.reward import DeployedService, name_applications, process_environment
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.build import build_rubric
@@ -30,7 +30,26 @@ def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
     name_applications(rewards, "/somewhere/runs/shapes-1")
     assert rewards["a"]["service"] == {"replicas": 2, "app": "blip3o-reward-shapes-1-a"}
     assert "app" not in rewards["b"]["service"]
-    assert token_variables(rewards) == ["TOKEN"]
+
+
+def test_keys_and_proxies_reach_every_process_that_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    wanted = {"TOKEN": "t", "JUDGE_KEY": "k", "https_proxy": "http://proxy:3128", "NO_PROXY": "judge.local"}
+    for name, value in {**wanted, "UNRELATED": "x"}.items():
+        monkeypatch.setenv(name, value)
+    rewards = {
+        "far": {"service": {"url": "http://x", "token_env": "TOKEN"}},
+        "judge": {"model": "m", "api_key_env": "JUDGE_KEY"},
+        "keyless": {"name": "judge", "model": "m", "api_key_env": ""},
+        "unset": {"name": "judge", "model": "m", "api_key_env": "NOT_SET"},
+        "plain": None,
+    }
+    assert process_environment(rewards) == wanted
+    service = DeployedService(runtime_env={"env_vars": {"NO_PROXY": "mine", "A": "1"}, "pip": ["x"]})
+    options = deployment._deployment(service, process_environment(rewards)).ray_actor_options
+    assert options["runtime_env"] == {"env_vars": {**wanted, "NO_PROXY": "mine", "A": "1"}, "pip": ["x"]}
 
 
 def test_without_ray_a_deployed_reward_waits_to_be_checked(reward_file: Path) -> None:
