@@ -13,19 +13,19 @@ from blip3o_rl.data.synthetic.scenes import draw, realise
 
 
 def scene_batch(n: int, sides: tuple[int, ...], seed: int) -> list[torch.Tensor]:
-    """`n` scenes of random training prompts, drawn at each of `sides`: [n, 3, side, side] in [-1, 1]."""
+    """`n` scenes of random training prompts, at each of `sides`: [n, 3, side, side] in [-1, 1]."""
     rng = np.random.default_rng(seed)
     scenes = [realise(rng, line) for line in train_prompts(n, seed)]
     return [to_pixels(np.stack([draw(scene, side) for scene in scenes])) for side in sides]
 
 
-def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+def to_pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def save_grid(pictures: torch.Tensor, file: Path, columns: int = 16) -> None:
-    """Writes pictures [B, 3, H, W] in [-1, 1] as one PNG, for a person to look at."""
-    rows = [torch.cat(list(row), dim=2) for row in pictures.split(columns) if len(row) == columns]
+def save_grid(images: torch.Tensor, file: Path, columns: int = 16) -> None:
+    """Writes images [B, 3, H, W] in [-1, 1] as one PNG, for a person to look at."""
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
     grid = ((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).round().byte()
     Image.fromarray(grid.permute(1, 2, 0).numpy()).resize((grid.shape[2] * 2, grid.shape[1] * 2), 0).save(file)

@@ -1,30 +1,32 @@
 """Starts supervised fine-tuning: settings, checks, run folder, processes.
 
-    blip3o-rl sft recipes/sft data.files=[pairs.tar]                  one process a GPU of this machine
+    blip3o-rl sft recipes/sft data.files=[pairs.tar]                    one process per GPU of this machine
     torchrun --nnodes 4 ... -m blip3o_rl.cli.main sft recipes/sft ...   several machines; accelerate launch does as well
 
-A process that finds itself started by torchrun or accelerate (they set RANK) is one of the workers; otherwise this
-module starts them. What is wrong with settings, model or data is said before. A worker that fails ends the others.
+A process that torchrun or accelerate started (they set RANK) is one of the workers; otherwise this module starts them,
+as torchrun does. What is wrong with settings, model or data is reported before. A worker that fails ends the others.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
-from blip3o_rl.config.sft import Settings, check, compose_settings, load_settings
+from blip3o_rl.config import composition
+from blip3o_rl.config.base import validate
+from blip3o_rl.config.sft import SFT, SFTSettings
+from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
+from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
-
-FAILURE = "user_error.txt"
-"""In the run's logs: what a worker process found that the user can mend."""
+from blip3o_rl.sft.pairs import BadPair, check_first, find_files, read_bytes
+from blip3o_rl.sft.trainer import checkpoint_step, last_checkpoint
 
 
 def launch(recipe: str, overrides: list[str]) -> Path:
@@ -34,10 +36,9 @@ def launch(recipe: str, overrides: list[str]) -> Path:
         The trained model folder.
 
     Raises:
-        UserError: something the user can mend, before or (bad data, a loss that is not finite) during the run.
+        UserError: something the user can fix, before or (bad data, a loss that is not finite) during the run.
     """
-    settings = compose_settings(recipe, overrides)
-    check(settings)
+    settings = check(compose_settings(recipe, overrides))
 
     def create() -> str:
         folder = RunFolder.create(str(settings.run.recipe), path=settings.run.folder)
@@ -54,8 +55,8 @@ def resume(path: Path, overrides: list[str]) -> Path:
         UserError: no run of supervised fine-tuning, one that is finished, or a bad override.
     """
     folder = RunFolder.open(path)
-    settings = load_settings(folder.config, overrides)
-    done = max((step for step, _ in folder.checkpoint_steps()), default=0)
+    settings = load_settings(folder, overrides)
+    done = checkpoint_step(last_checkpoint(folder))
     if done > settings.train.steps or (done == settings.train.steps and (folder.path / "model").exists()):
         raise UserError(
             f"{folder.path}: has made {done} steps, train.steps={settings.train.steps}; raise train.steps to go on "
@@ -63,85 +64,135 @@ def resume(path: Path, overrides: list[str]) -> Path:
         )
     if (folder.path / "model").exists():
         raise UserError(f"{folder.path / 'model'}: is there from before; move it away, the run writes a new one")
-    check(settings)
-    return _start(settings, lambda: str(folder.path))
+    return _start(check(settings), lambda: str(folder.path))
 
 
-def _start(settings: Settings, create: Callable[[], str]) -> Path:
+def compose_settings(recipe: str | Path, overrides: list[str]) -> SFTSettings:
+    """The settings of a recipe with its overrides.
+
+    Raises:
+        UserError: unknown recipe, a recipe of another kind, an unknown key, or a value that is not allowed.
+    """
+    return _validated(composition.compose(SFT, recipe, overrides))
+
+
+def load_settings(folder: RunFolder, overrides: list[str]) -> SFTSettings:
+    """The settings that a run wrote down, with overrides on top.
+
+    Raises:
+        UserError: the run is of another kind, or an override is wrong.
+    """
+    written = OmegaConf.load(folder.config)
+    if set(written) != set(SFTSettings.model_fields):
+        raise UserError(f"{folder.config}: is of no run of supervised fine-tuning; give a run folder of blip3o-rl sft")
+    return _validated(composition.compose_stored(SFT, written, str(folder.config), overrides))
+
+
+def _validated(config: object) -> SFTSettings:
+    return validate(SFTSettings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
+
+
+def check(settings: SFTSettings) -> SFTSettings:
+    """Checks the model folder and the data, without loading a weight.
+
+    Returns:
+        The settings with absolute paths, so that the run can be resumed from another folder.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    model = model_folder.check(settings.model.folder, model_folder.PARTS)
+    layout, data = model_folder.load_layout(model), settings.data
+    for scale in settings.model.scales:
+        tokens = layout.tokens_per_image(scale)
+        if tokens >= data.max_tokens:
+            raise UserError(
+                f"data.max_tokens={data.max_tokens}: an image of scale {scale} alone has {tokens} tokens; raise it, or "
+                "use another scale"
+            )
+    files = find_files(data.files)
+    first = check_first(files, data.image_field, data.caption_field)
+    try:
+        read_image(read_bytes(first))
+    except (BadPair, UserError) as error:
+        raise UserError(f"{first['where']}: {error}; fix the first pair, or see data.image_field") from error
+    name = settings.model.folder
+    changed = settings.model.model_copy(update={"folder": name if name == model_folder.MINI else str(model)})
+    found = data.model_copy(update={"files": [str(file) for file in files]})
+    return settings.model_copy(update={"model": changed, "data": found})
+
+
+def _start(settings: SFTSettings, create: Callable[[], str]) -> Path:
     if "RANK" in os.environ:
         folder = RunFolder(_agreed(create))
         _write_settings(settings, folder)
-        _train(folder, settings)
+        _work(str(folder.path))
         return folder.path / "model"
-    processes = settings.run.processes or max(1, torch.cuda.device_count())
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise UserError(f"run.processes={processes}: this machine has {torch.cuda.device_count()} GPUs, one a process")
+    gpus = torch.cuda.device_count()
+    processes = settings.run.processes or max(1, gpus)
+    if gpus and processes > gpus:
+        raise UserError(f"run.processes={processes}: this machine has {gpus} GPUs, one per process")
     folder = RunFolder(create())
     _write_settings(settings, folder)
     if processes == 1:
-        _train(folder, settings)
+        _work(str(folder.path))
     else:
         _spawn(folder, processes)
     return folder.path / "model"
 
 
-def _write_settings(settings: Settings, folder: RunFolder) -> None:
-    settings.run.folder = str(folder.path)
+def _write_settings(settings: SFTSettings, folder: RunFolder) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
-        write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(asdict(settings))))
+        values = settings.model_dump(mode="json")
+        values["run"]["folder"] = str(folder.path)
+        write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(values)))
+    if "RANK" in os.environ:
+        torch.distributed.barrier()
 
 
 def _agreed(create: Callable[[], str]) -> str:
-    """The run folder that the first process made, on all of them."""
+    """The run folder that the first process made, in all of them."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     state = PartialState(cpu=not torch.cuda.is_available())
     made: list[str | None] = [create() if state.is_main_process else None]
-    agreed = broadcast_object_list(made)[0]
-    assert agreed is not None
-    return agreed
-
-
-def _train(folder: RunFolder, settings: Settings) -> None:
-    from blip3o_rl.sft.worker import Worker
-
-    Worker(settings, folder).run()
+    return str(broadcast_object_list(made)[0])
 
 
 def _spawn(folder: RunFolder, processes: int) -> None:
     """Starts the workers on this machine and waits; when one fails, the others are ended."""
-    from torch import multiprocessing
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    (folder.logs / FAILURE).unlink(missing_ok=True)
-    arguments = (str(folder.path), processes, _free_port())
-    context = multiprocessing.start_processes(_worker, arguments, nprocs=processes, join=False, start_method="spawn")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+        start_method="spawn",
+    )
     try:
-        while not context.join():
-            pass
-    except multiprocessing.ProcessExitedException as error:
-        if (folder.logs / FAILURE).is_file():
-            raise UserError((folder.logs / FAILURE).read_text().strip()) from error
-        raise
-    except KeyboardInterrupt:
-        for process in context.processes:
-            process.terminate()
+        elastic_launch(config, _work)(str(folder.path))
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        kind, _, text = str(failure.message).partition(": ")
+        if kind == UserError.__name__:
+            raise UserError(text) from error
         raise
 
 
-def _worker(rank: int, path: str, processes: int, port: int) -> None:
-    """Entry of a spawned worker."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _work(path: str) -> None:
+    """A worker process."""
+    from blip3o_rl.sft.run import fine_tune
+
     folder = RunFolder(path)
-    try:
-        _train(folder, load_settings(folder.config, []))
-    except UserError as error:
-        write_text(folder.logs / FAILURE, f"{error}\n")
-        raise SystemExit(2) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    fine_tune(load_settings(folder, []), folder)

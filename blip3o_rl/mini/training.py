@@ -1,0 +1,58 @@
+"""One phase of the build, on the trainer of supervised fine-tuning: resumable, on the CPU, in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from blip3o_rl.report.progress import progress
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.sft.trainer import Batches, LossTrainer, arguments
+
+
+class _OnSave(TrainerCallback):
+    def __init__(self, look: Callable[[], None]):
+        self._look = look
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._look()
+
+
+def train_phase(
+    folder: Path,
+    model: Any,
+    make: Callable[[int], dict[str, Any]],
+    look: Callable[[], None],
+    *,
+    steps: int,
+    warmup: int,
+    save_every: int = 100,
+) -> None:
+    """Trains in place, from the newest checkpoint of `folder` if there is one.
+
+    Args:
+        folder: a run folder.
+        model, make: see `sft.trainer`; `make` gives the batch of a step.
+        look: called after each checkpoint, to leave something to look at.
+    """
+    args = arguments(
+        RunFolder(folder),
+        steps,
+        warmup_steps=min(warmup, steps - 1),
+        weight_decay=0.01,
+        adam_beta2=0.99,
+        save_steps=save_every,
+        save_total_limit=1,
+        bf16=True,
+        use_cpu=True,
+    )
+    with progress(steps, folder.name) as shown:
+
+        def show(step: int, metrics: Mapping[str, float]) -> None:
+            losses = ", ".join(f"{key[4:]} {value:.4f}" for key, value in metrics.items() if key.startswith("sft/"))
+            shown.phase(f"step {step}/{steps}  {losses}")
+
+        LossTrainer(model, Batches(steps, make), args, RunFolder(folder), show, [_OnSave(look)]).fit()

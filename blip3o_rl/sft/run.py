@@ -1,0 +1,240 @@
+"""One process of supervised fine-tuning: model, data, training, and the model folder at the end.
+
+    checkpoints/checkpoint-N/   the Trainer's: what is trained, optimizer, schedule, state
+    data/                       index of the pairs
+    logs/bad_pairs_R.jsonl      bad pairs that process R met, where and why
+    model/                      the model folder of the last step
+
+Weights and optimizer are float32, the computation is bfloat16 where there is a GPU. Image tokenizer and autoencoder are
+frozen and whole in every process; a batch is encoded when it is needed, while the next ones are prepared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip3o_rl.checkpoint.staging import staged
+from blip3o_rl.config.sft import SFTSettings
+from blip3o_rl.errors import UserError
+from blip3o_rl.io import append_line, read_lines
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.editing import encode_latents
+from blip3o_rl.model.renderer import Renderer
+from blip3o_rl.report.progress import Progress, progress
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.report.series import duration
+from blip3o_rl.sft.batches import STREAMS, PairBatches
+from blip3o_rl.sft.losses import Batch, collate
+from blip3o_rl.sft.model import LossConfig, SFTModel
+from blip3o_rl.sft.pairs import FAULT, find_files, index
+from blip3o_rl.sft.trainer import Batches, LossTrainer, arguments
+
+ENCODE_CHUNK = 4
+"""Images that the autoencoder encodes at a time; at 1024 px its activations are the largest of all."""
+FSDP: dict[str, Any] = {
+    "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer", "SanaTransformerBlock"],
+    "state_dict_type": "SHARDED_STATE_DICT",
+}
+
+
+class BadPairs:
+    """The bad pairs that this process met, kept in a file; a resumed run meets the same ones and goes on from it."""
+
+    def __init__(self, file: Path, limit: int):
+        self._file, self._limit = file, limit
+        self._known = {line["where"] for line in read_lines(file)}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, found: Mapping[str, str]) -> None:
+        """Reports those that are new.
+
+        Raises:
+            UserError: there are more than the limit.
+        """
+        for where, reason in found.items():
+            if where not in self._known:
+                self._known.add(where)
+                append_line(self._file, {"where": where, "reason": reason})
+            if len(self._known) > self._limit:
+                raise UserError(
+                    f"{where}: {reason}; with it {len(self._known)} pairs are bad and data.max_bad={self._limit} may "
+                    "be left out; fix the data or raise the limit"
+                )
+
+
+class SFTTrainer(LossTrainer):
+    """Encodes the pairs with the frozen parts, and reports the bad ones."""
+
+    def __init__(self, settings: SFTSettings, folder: RunFolder, show: Callable[[int, Mapping[str, float]], None]):
+        self.settings = settings
+        train = settings.train
+        bfloat16 = train.dtype == "bfloat16" or (train.dtype == "auto" and torch.cuda.is_available())
+        args = arguments(
+            folder,
+            train.steps,
+            min_lr_ratio=train.min_lr_ratio,
+            warmup_steps=train.warmup_ratio,
+            gradient_accumulation_steps=train.gradient_accumulation,
+            weight_decay=train.weight_decay,
+            adam_beta1=train.betas[0],
+            adam_beta2=train.betas[1],
+            max_grad_norm=train.max_grad_norm,
+            save_steps=settings.run.save_every,
+            save_total_limit=settings.run.keep,
+            bf16=bfloat16,
+            dataloader_num_workers=settings.data.workers,
+            **({"fsdp": True, "fsdp_config": dict(FSDP)} if torch.cuda.is_available() and _world() > 1 else {}),
+        )
+        self.base = model_folder.check(settings.model.folder, model_folder.PARTS)
+        self.tokenizer = model_folder.load_tokenizer(self.base)
+        self.layout = model_folder.load_layout(self.base)
+        self.image_tokenizer = model_folder.load_image_tokenizer(self.base, device=args.device)
+        self.renderer = model_folder.load_renderer(self.base)
+        self.renderer.vae.to(args.device)
+        self.bad = BadPairs(folder.logs / f"bad_pairs_{args.process_index}.jsonl", settings.data.max_bad)
+        with args.main_process_first(local=False):
+            rows = self._good_rows(folder, report=args.process_index == 0)
+        self._pairs, self._images = len(rows), train.batch_size * train.gradient_accumulation * args.world_size
+        per_step = train.gradient_accumulation * args.world_size
+        make = PairBatches(
+            rows,
+            settings.data,
+            list(settings.model.scales),
+            settings.run.seed,
+            train.batch_size,
+            per_step,
+            self.tokenizer,
+            self.layout,
+            self.image_tokenizer.config.image_size,
+            self.renderer.image_size,
+        )
+        model = self._model()
+        super().__init__(model, Batches(train.steps * per_step, make), args, folder, show)
+
+    def _model(self) -> SFTModel:
+        train = self.settings.train
+        policy = model_folder.load_policy(self.base)
+        if train.gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.renderer.transformer.enable_gradient_checkpointing()
+        config = LossConfig(
+            policy_lr=train.policy_lr,
+            renderer_lr=train.renderer_lr,
+            trainable=train.trainable,
+            diffusion_weight=train.diffusion_weight,
+            condition_drop=train.condition_drop,
+            noise_draws=train.noise_draws,
+        )
+        return SFTModel(policy, self.renderer, config)
+
+    def _good_rows(self, folder: RunFolder, report: bool) -> Any:
+        data = self.settings.data
+        rows = index(find_files(data.files), folder.path / "data", data.image_field, data.caption_field)
+        faults = rows[FAULT]
+        bad = [number for number, fault in enumerate(faults) if fault]
+        if report:
+            self.bad.add({rows[number]["where"]: faults[number] for number in bad})
+        good = rows.select([number for number, fault in enumerate(faults) if not fault])
+        if not len(good):
+            raise UserError(f"data.files: no usable pair in {len(rows)}; see {folder.logs} for the reasons")
+        return good
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        started = time.perf_counter()
+        found, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waited = time.perf_counter() - started
+        for item in found:
+            self.bad.add(item["bad"])
+            if len(item["squares"]) < self.settings.train.batch_size:
+                raise UserError(f"data.files: no usable pair ({len(self.bad)} bad ones); see {self.folder.logs}")
+            self._scale = item["scale"]
+        return found, count
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = {
+            "batch": self.encode(inputs),
+            "number": inputs["number"],
+            "seed": self.settings.run.seed * STREAMS,
+        }
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    @torch.no_grad()
+    def encode(self, pairs: Mapping[str, Any]) -> Batch:
+        """Tokens and latents of prepared pairs, on the device."""
+        indices = self.image_tokenizer.encode(self.image_tokenizer.preprocess(pairs["squares"]), pairs["scale"]).cpu()
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            latents = torch.cat([encode_latents(self.renderer, part) for part in pairs["pixels"].split(ENCODE_CHUNK)])
+        batch = collate(pairs["prompts"], indices, latents, self.layout, self.tokenizer.pad_token_id or 0)
+        return Batch(*(value.to(self.args.device) for value in vars(batch).values()))
+
+    def metrics(self) -> dict[str, float]:
+        bad = self.accelerator.reduce(torch.tensor(float(len(self.bad)), device=self.args.device), "sum")
+        return {
+            "sft/scale": self._scale,
+            "sft/images": self._images,
+            "sft/epoch": self.state.global_step * self._images / self._pairs,
+            "sft/bad_pairs": float(bad),
+            "timing_s/data": self._waited,
+        }
+
+    def write_model(self) -> None:
+        """Writes the trained model folder; every process calls it. What was not trained comes from the base."""
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.is_world_process_zero():
+            precision = getattr(torch, self.settings.run.save_dtype)
+            policy = model_folder.load_policy(self.base, precision)
+            renderer: Renderer = model_folder.load_renderer(self.base, precision)
+            SFTModel(policy, renderer, LossConfig()).load_state_dict(weights)
+            needed = sum(parameter.nbytes for part in (policy, renderer) for parameter in part.parameters())
+            with staged(self.folder.path / "model", needed) as partial:
+                model_folder.save(
+                    partial,
+                    policy=policy,
+                    tokenizer=self.tokenizer,
+                    renderer=renderer,
+                    image_tokenizer=self.base / "image_tokenizer",
+                    source=f"{self.folder.name}: supervised fine-tuning of {self.base.name}",
+                )
+        self.accelerator.wait_for_everyone()
+
+
+def fine_tune(settings: SFTSettings, folder: RunFolder) -> None:
+    """Trains from the newest checkpoint, or from the start, to the last step, and writes the model folder."""
+    steps = settings.train.steps
+    with contextlib.ExitStack() as stack:
+        phase: Callable[[str], None] = lambda text: None  # noqa: E731
+        if int(os.environ.get("RANK", 0)) == 0:
+            shown: Progress = progress(steps, folder.name)
+            phase = stack.enter_context(shown).phase
+        phase("loading")
+        trainer = SFTTrainer(settings, folder, lambda step, metrics: phase(_line(step, steps, metrics)))
+        world = trainer.args.world_size
+        phase(f"{world} process{'es' if world > 1 else ''} on {trainer.args.device.type}")
+        trainer.fit()
+        phase("writing the model folder")
+        trainer.write_model()
+    trainer.accelerator.end_training()
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    seconds = values["timing_s/step"]
+    parts = ", ".join(f"{name} {values[f'sft/{name}']:.4f}" for name in ("tokens", "flow") if f"sft/{name}" in values)
+    text = f"step {step}/{steps}  loss {values['sft/loss']:.4f} ({parts})  {seconds:.1f} s"
+    if values["sft/bad_pairs"]:
+        text += f"  bad pairs left out: {values['sft/bad_pairs']:.0f}"
+    return text + (f"  left {duration((steps - step) * seconds)}" if step < steps else "")
