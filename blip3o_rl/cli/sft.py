@@ -1,4 +1,4 @@
-"""The verb of supervised fine-tuning."""
+"""`sft`: supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blip3o_rl.errors import UserError
 
 
 def sft(
-    words: Annotated[
+    arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="recipe folder, then overrides of it"),
     ] = None,
@@ -24,7 +24,7 @@ def sft(
     ] = None,
 ) -> None:
     """Fine-tunes a model on image-text pairs, on the GPUs of this machine or as a worker of torchrun."""
-    overrides = list(words or [])
+    overrides = list(arguments or [])
     if resume is None and (not overrides or "=" in overrides[0]):
         raise UserError("sft: no recipe given; for example blip3o-rl sft recipes/sft data.files=[pairs.tar]")
     from blip3o_rl.sft import launch as sft_launch

@@ -93,7 +93,7 @@ class TrainSettings(Settings):
     noise_draws: int = Field(1, ge=1, description="noise levels per image")
     trainable: Literal["caption", "all"] = Field(
         "caption",
-        description="of the renderer: caption (connector and SANA's caption layers), or all; the policy is always whole",
+        description="of the renderer: caption (connector and SANA's caption layers) or all; the policy is always whole",
     )
     gradient_checkpointing: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -174,6 +174,6 @@ def cluster_centers(vectors: torch.Tensor, size: int, generator: torch.Generator
 
 
 def far_vectors(vectors: torch.Tensor, codebook: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` of `vectors` [N, dim], drawn by their squared distance to the codebook: new entries where it is coarse."""
+    """`count` of `vectors` [N, dim], drawn by squared distance to the codebook: new entries where it is coarse."""
     distances = (vectors - codebook[nearest(vectors, codebook)]).square().sum(1)
     return vectors[torch.multinomial(distances, count, generator=generator)]

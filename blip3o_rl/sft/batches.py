@@ -82,6 +82,8 @@ class PairBatches:
         number, place = divmod(position, len(self.rows))
         order = _order(self.seed, number, len(self.rows))
         for tried in range(len(order)):
+            if len(bad) > self.data.max_bad:
+                break
             row = self.rows[int(order[(place + tried) % len(order)])]
             try:
                 prompt = encode_prompt(self.tokenizer, row["caption"], scale, self.layout)
@@ -92,8 +94,6 @@ class PairBatches:
                 return square, pixels, prompt
             except BadPair as error:
                 bad[row["where"]] = str(error)
-                if len(bad) > self.data.max_bad:
-                    break
         return None
 
 

@@ -117,7 +117,7 @@ def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: 
             if not plain.is_file():
                 _unpack(path, plain)
         sources.append((str(path), str(plain)))
-    changes = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    changes = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     datasets.disable_progress_bars()
     return datasets.Dataset.from_generator(
         _rows_of,
@@ -126,7 +126,7 @@ def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: 
         ),
         cache_dir=str(folder),
         gen_kwargs={
-            "sources": [sources],
+            "sources": tuple(sources),  # a list would be shards
             "changes": changes,
             "image_field": image_field,
             "caption_field": caption_field,
@@ -134,11 +134,9 @@ def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: 
     )
 
 
-def _rows_of(
-    sources: list[list[tuple[str, str]]], changes: Any, image_field: str, caption_field: str
-) -> Iterator[dict[str, Any]]:
+def _rows_of(sources: Any, changes: Any, image_field: str, caption_field: str) -> Iterator[dict[str, Any]]:
     # `changes` is there for the name of the cache.
-    return read_rows(sources[0], image_field, caption_field)
+    return read_rows(sources, image_field, caption_field)
 
 
 def _unpack(path: Path, plain: Path) -> None:
@@ -193,6 +191,7 @@ def _read_tar(path: str, plain: str, caption_field: str) -> Iterator[dict[str, A
                     if member.isfile() and stem and kind:  # names that begin with a dot are a system's own
                         key = folder + slash + stem
                         groups.setdefault(key, {}).setdefault(kind.lower(), []).append(member)
+                _check_end(tar)
             except _UNREADABLE as error:
                 broken = str(error)
                 groups.pop(key, None)
@@ -202,6 +201,14 @@ def _read_tar(path: str, plain: str, caption_field: str) -> Iterator[dict[str, A
         broken = broken or str(error)
     if broken:
         yield _row(f"{path}:{key}" if key else path, fault=f"the tar is not readable from here on ({broken})")
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """`tarfile` ends without a word at a header that is damaged or cut; a whole tar ends with a block of zeros."""
+    tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]
+    if len(block) < tarfile.BLOCKSIZE or any(block):
+        raise tarfile.ReadError("damaged header, or end missing")
 
 
 def _from_members(

@@ -8,6 +8,7 @@ import pytest
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import build as mini
 from blip3o_rl.mini.images import scene_batch
+from blip3o_rl.mini.pairs import mismatch
 from blip3o_rl.model import folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
@@ -28,16 +29,16 @@ def test_unknown_stage_is_refused(tmp_path: Path) -> None:
 
 def test_mismatched_captions_stay_within_their_tag() -> None:
     prompts, tags = [f"{tag} {i}" for tag in "ab" for i in range(500)], list("a" * 500 + "b" * 500)
-    assert mini.mismatch(prompts, tags, 0.0) == prompts
-    captions = mini.mismatch(prompts, tags, 0.3)
+    assert mismatch(prompts, tags, 0.0) == prompts
+    captions = mismatch(prompts, tags, 0.3)
     assert all(caption.startswith(tag) for caption, tag in zip(captions, tags, strict=True))
     assert 0.25 < np.mean([c != p for c, p in zip(captions, prompts, strict=True)]) < 0.35
 
 
 @pytest.mark.slow
-def test_build_writes_a_model_that_draws(tmp_path: Path) -> None:
+def test_build_writes_a_model_that_generates(tmp_path: Path) -> None:
     """All stages at a few steps each; the model is bad but complete. About 20 s."""
-    sizes = {"vae_steps": 2, "tatok_steps": 2, "pictures": 512, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
+    sizes = {"vae_steps": 2, "tatok_steps": 2, "images": 512, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
     out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
     folder.check(out, parts=folder.PARTS)
     assert sum(file.stat().st_size for file in out.rglob("*")) < 25e6
