@@ -101,8 +101,8 @@ def check(settings: SFTSettings) -> SFTSettings:
     Raises:
         UserError: the first thing that is wrong.
     """
-    model = model_folder.check(settings.model.folder, model_folder.PARTS)
-    layout, data = model_folder.load_layout(model), settings.data
+    model = model_folder.ModelFolder(settings.model.folder, *model_folder.PARTS)
+    layout, data = model.layout, settings.data
     for scale in settings.model.scales:
         tokens = layout.tokens_per_image(scale)
         if tokens >= data.max_tokens:
@@ -117,7 +117,7 @@ def check(settings: SFTSettings) -> SFTSettings:
     except (BadPair, UserError) as error:
         raise UserError(f"{first['where']}: {error}; fix the first pair, or see data.image_field") from error
     name = settings.model.folder
-    changed = settings.model.model_copy(update={"folder": name if name == model_folder.MINI else str(model)})
+    changed = settings.model.model_copy(update={"folder": name if name == model_folder.MINI else str(model.path)})
     found = data.model_copy(update={"files": [str(file) for file in files]})
     return settings.model_copy(update={"model": changed, "data": found})
 

@@ -25,8 +25,6 @@ from blip3o_rl.config.sft import SFTSettings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import append_line, read_lines
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.editing import encode_latents
-from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration
@@ -94,11 +92,10 @@ class SFTTrainer(LossTrainer):
             dataloader_num_workers=settings.data.workers,
             **({"fsdp": True, "fsdp_config": dict(FSDP)} if torch.cuda.is_available() and _world() > 1 else {}),
         )
-        self.base = model_folder.check(settings.model.folder, model_folder.PARTS)
-        self.tokenizer = model_folder.load_tokenizer(self.base)
-        self.layout = model_folder.load_layout(self.base)
-        self.image_tokenizer = model_folder.load_image_tokenizer(self.base, device=args.device)
-        self.renderer = model_folder.load_renderer(self.base)
+        self.base = model_folder.ModelFolder(settings.model.folder, *model_folder.PARTS)
+        self.tokenizer, self.layout = self.base.load_tokenizer(), self.base.layout
+        self.image_tokenizer = self.base.load_image_tokenizer(args.device)
+        self.renderer = self.base.load_renderer()
         self.renderer.vae.to(args.device)
         self.bad = BadPairs(folder.logs / f"bad_pairs_{args.process_index}.jsonl", settings.data.max_bad)
         with args.main_process_first(local=False):
@@ -122,7 +119,7 @@ class SFTTrainer(LossTrainer):
 
     def _model(self) -> SFTModel:
         train = self.settings.train
-        policy = model_folder.load_policy(self.base)
+        policy = self.base.load_policy()
         if train.gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.renderer.transformer.enable_gradient_checkpointing()
@@ -174,7 +171,7 @@ class SFTTrainer(LossTrainer):
         """Tokens and latents of prepared pairs, on the device."""
         indices = self.image_tokenizer.encode(self.image_tokenizer.preprocess(pairs["squares"]), pairs["scale"]).cpu()
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            latents = torch.cat([encode_latents(self.renderer, part) for part in pairs["pixels"].split(ENCODE_CHUNK)])
+            latents = torch.cat([self.renderer.encode_latents(part) for part in pairs["pixels"].split(ENCODE_CHUNK)])
         batch = collate(pairs["prompts"], indices, latents, self.layout, self.tokenizer.pad_token_id or 0)
         return Batch(*(value.to(self.args.device) for value in vars(batch).values()))
 
@@ -193,8 +190,8 @@ class SFTTrainer(LossTrainer):
         weights = self.accelerator.get_state_dict(self.model)
         if self.is_world_process_zero():
             precision = getattr(torch, self.settings.run.save_dtype)
-            policy = model_folder.load_policy(self.base, precision)
-            renderer: Renderer = model_folder.load_renderer(self.base, precision)
+            policy = self.base.load_policy(precision)
+            renderer = self.base.load_renderer(precision)
             SFTModel(policy, renderer, LossConfig()).load_state_dict(weights)
             needed = sum(parameter.nbytes for part in (policy, renderer) for parameter in part.parameters())
             with staged(self.folder.path / "model", needed) as partial:
@@ -203,8 +200,8 @@ class SFTTrainer(LossTrainer):
                     policy=policy,
                     tokenizer=self.tokenizer,
                     renderer=renderer,
-                    image_tokenizer=self.base / "image_tokenizer",
-                    source=f"{self.folder.name}: supervised fine-tuning of {self.base.name}",
+                    image_tokenizer=self.base.path / "image_tokenizer",
+                    source=f"{self.folder.name}: supervised fine-tuning of {self.base.path.name}",
                 )
         self.accelerator.wait_for_everyone()
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from blip3o_rl.data.synthetic.scene_prompts import train_prompts
 from blip3o_rl.data.synthetic.scenes import draw, realise
 from blip3o_rl.errors import UserError
-from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.folder import PARTS, ModelFolder
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft import launch as sft_launch
 from blip3o_rl.sft.launch import compose_settings
@@ -104,19 +104,19 @@ def test_killed_and_resumed_makes_the_same_steps(tmp_path: Path, scenes: Path, m
     with pytest.raises(UserError, match=r"has made 4 steps, train\.steps=4; raise train\.steps"):
         sft_launch.resume(whole, [])
 
-    model_folder.check(whole / "model", model_folder.PARTS)
+    ModelFolder(whole / "model", *PARTS)
     check_what_was_trained(trained)
 
 
 def check_what_was_trained(trained: dict[str, torch.Tensor]) -> None:
-    base = model_folder.resolve("mini")
-    renderer = model_folder.load_renderer(base).state_dict()
+    base = ModelFolder("mini")
+    renderer = base.load_renderer().state_dict()
     for name, value in trained.items():
         part, _, key = name.removeprefix("renderer/").partition("/")
         if name.startswith("renderer/"):
             changed = not torch.equal(value.float(), renderer[f"{part}.{key}"])
             assert changed == (part == "connector" or (part == "transformer" and "caption" in key)), name
-    policy = model_folder.load_policy(base).state_dict()
+    policy = base.load_policy().state_dict()
     changed = {name for name, value in policy.items() if not torch.equal(value, trained.get(f"policy/{name}", value))}
     assert "model.embed_tokens.weight" in changed and "model.norm.weight" in changed
     assert sum("layers." in name for name in changed) == sum("layers." in name for name in policy)
