@@ -9,13 +9,12 @@ Where it hooks in (vLLM 0.24 and 0.28, "model runner V1"), both on the worker's 
 - `model_runner._update_states(scheduler_output)` opens every real step: after it the persistent batch is the batch of
   this step, reordering and preemption included, also under asynchronous scheduling. Here each row of the batch gets
   its destination.
-- `model_runner.model.compute_logits(states)` then sees one row a request, in the order of the batch. The first call
+- `model_runner.model.compute_logits(states)` then gets one row per request, in the order of the batch. The first call
   after `_update_states` is the sampler's; others (warm-up, prompt log-probs) find no plan and pass through.
 
 A row's absolute position is `num_computed + num_scheduled - 1`; the state of image token i is the one at position
 `prompt_len - 1 + i` (i = 0 is the scale token's). Rows are stored by that position, so chunked prefill, preemption
-with recompute, prefix caching, batches of any order and requests that wait for a place are right without being
-treated: there is nothing to append and nothing to count.
+with recompute, prefix caching, batches of any order and waiting requests need no treatment of their own.
 
 What a caller does: `sampling_params` for the request (n + 1 tokens, the last one dropped: the state of the last image
 token needs one more step), `collective_rpc("take_states", args=(request_id,))` when it has finished, `unpack_states`
@@ -23,12 +22,12 @@ on the reply. Requests are known by the caller's own id, which travels in `Sampl
 engine appends a suffix to request ids. States travel as bytes: vLLM's msgpack channel gives back tensors and arrays
 only when insecure serialisation is allowed.
 
-Not supported, and refused when capture starts: speculative decoding (several rows a request) and "model runner V2",
+Not supported, and refused when capture starts: speculative decoding (several rows per request) and "model runner V2",
 which has no persistent batch. vLLM 0.28 prefers V2 wherever Triton works, 0.24 for listed architectures only:
 `vllm_patches.use_v1_runner` before the engine is made.
 
 Tensor and pipeline parallel: states are kept on the first rank of the last stage, the other workers answer None.
-With `data_parallel_size` > 1 inside one engine a `collective_rpc` does not reach every shard: use one engine a
+With `data_parallel_size` > 1 inside one engine a `collective_rpc` does not reach every shard: use one engine per
 replica.
 """
 
@@ -41,7 +40,7 @@ import torch
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.token_layout import TokenLayout
-from blip3o_rl.rollout.state_pool import StatePool, StateStore
+from blip3o_rl.rollout.state_pool import StateStore
 
 EXTRA_ARG = "capture_states"
 UNTAKEN_PER_SEQUENCE = 4
@@ -94,7 +93,7 @@ def unpack_states(replies: list[PackedStates | None]) -> np.ndarray:
     packed = [reply for reply in replies if reply is not None]
     if len(packed) != 1:
         raise UserError(
-            f"take_states: {len(packed)} workers answered with states, expected one; use one engine a replica"
+            f"take_states: {len(packed)} workers answered with states, expected one; use one engine per replica"
         )
     dtype, shape, data = packed[0]
     return np.frombuffer(data, dtype=np.uint16 if dtype == "bfloat16" else dtype).reshape(shape)
@@ -157,12 +156,6 @@ class StateCapture:
         """Ids of the requests whose states this worker keeps."""
         return [] if self._captured is None else self._captured.store.keys()
 
-    def capture_slots(self) -> dict[str, int]:
-        """Slots of state memory, allocated and used, over all image sizes."""
-        pools = [] if self._captured is None else list(self._captured.store.pools.values())
-        allocated = sum(pool.slots for pool in pools)
-        return {"allocated": allocated, "used": allocated - sum(pool.free_slots for pool in pools)}
-
 
 class RunnerHook:
     """Ties a `StateStore` to one model runner; see the module's docstring for the two places."""
@@ -176,9 +169,9 @@ class RunnerHook:
             device=runner.device,
             max_untaken=UNTAKEN_PER_SEQUENCE * runner.scheduler_config.max_num_seqs,
         )
-        self._plan: list[tuple[StatePool, np.ndarray]] | None = None
-        self._layout_of: tuple[int, list[str]] | None = None
-        self._first_rows: dict[int, np.ndarray] = {}
+        self._plan: np.ndarray | None = None
+        self._blocks_of: tuple[int, list[str]] | None = None
+        self._blocks = np.empty((0, 2), dtype=np.int64)
         self._update_states = runner._update_states
         self._compute_logits = runner.model.compute_logits
         runner._update_states = self._after_update_states
@@ -196,14 +189,14 @@ class RunnerHook:
 
     def _before_compute_logits(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         plan, self._plan = self._plan, None
-        for pool, rows in plan or ():
-            if len(rows) != len(states):
-                raise RuntimeError(f"state capture: {len(states)} rows for {len(rows)} requests in the batch")
-            pool.write(states, rows)
+        if plan is not None:
+            if len(plan) != len(states):
+                raise RuntimeError(f"state capture: {len(states)} rows for {len(plan)} requests in the batch")
+            self.store.pool.write(states, plan)
         return self._compute_logits(states, *args, **kwargs)
 
-    def _destinations(self, scheduler_output: Any) -> list[tuple[StatePool, np.ndarray]]:
-        """For each pool the row that each request of this step's batch writes to, int64 [requests]."""
+    def _destinations(self, scheduler_output: Any) -> np.ndarray:
+        """The row that each request of this step's batch writes to, int64 [requests]; 0 is the sink."""
         batch = self.runner.input_batch
         count = batch.num_reqs
         scheduled: int | np.ndarray = 1
@@ -212,23 +205,13 @@ class RunnerHook:
             scheduled = np.fromiter((tokens[i] for i in batch.req_ids), dtype=np.int64, count=count)
         position = batch.num_computed_tokens_cpu[:count] + scheduled - 1
         index = position - (batch.num_prompt_tokens[:count] - 1)
-        plan = []
-        for n_states, first in self._rows_of_batch(batch.req_ids).items():
-            wanted = (first > 0) & (index >= 0) & (index < n_states)
-            plan.append((self.store.pools[n_states], np.where(wanted, first + index, 0)))
-        return plan
-
-    def _rows_of_batch(self, req_ids: list[str]) -> dict[int, np.ndarray]:
-        """The first row of each request's slot (0: not in this pool), int64 [requests], for each number of states."""
-        if self._layout_of != (self.store.version, req_ids):
-            self._layout_of = (self.store.version, list(req_ids))
-            self._first_rows = {}
-            for column, req_id in enumerate(req_ids):
-                request = self.store.running.get(req_id)
-                if request is not None:
-                    rows = self._first_rows.setdefault(request.pool.n_states, np.zeros(len(req_ids), dtype=np.int64))
-                    rows[column] = request.first_row
-        return self._first_rows
+        if self._blocks_of != (self.store.version, batch.req_ids):
+            self._blocks_of = (self.store.version, list(batch.req_ids))
+            kept = (self.store.running.get(req_id) for req_id in batch.req_ids)
+            blocks = [(0, 0) if request is None else (request.first, request.count) for request in kept]
+            self._blocks = np.array(blocks, dtype=np.int64)
+        first, rows = self._blocks.T
+        return np.where((index >= 0) & (index < rows), first + index, 0)
 
 
 def _keeps_states() -> bool:

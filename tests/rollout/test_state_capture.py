@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM, image_logits
 from blip3o_rl.model.token_layout import TokenLayout
-from blip3o_rl.rollout import state_capture, state_pool
+from blip3o_rl.rollout import state_capture
 from blip3o_rl.rollout.state_capture import RunnerHook, pack_states, sampling_params, states_tensor, unpack_states
-from blip3o_rl.rollout.state_pool import StatePool, StateStore
+from blip3o_rl.rollout.state_pool import FIRST_ROWS, Captured, StateStore
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_states_and_log_probs_equal_a_plain_forward(tiny_engine: Any, policy: An
         expected = log_softmax.gather(-1, layout.to_indices(torch.tensor(sampled))[:, None])[:, 0]
         got = torch.tensor([row[token].logprob for row, token in zip(output.outputs[0].logprobs, sampled, strict=True)])
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
-    assert tiny_engine.collective_rpc("capture_slots")[0]["used"] == 0
+    assert tiny_engine.collective_rpc("captured_requests") == [[]]
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_aborted_and_unfinished_requests(tiny_engine: Any, policy: Any, layout: 
     assert tiny_engine.collective_rpc("captured_requests") == [["a0", "a2"]]
     for i in (0, 2):
         assert_states_are_right(policy, finished[f"external{i}"], take(tiny_engine, f"a{i}"))
-    assert tiny_engine.collective_rpc("capture_slots")[0]["used"] == 0
+    assert tiny_engine.collective_rpc("captured_requests") == [[]]
 
 
 def scheduler_output(new: list[Any], finished: set[str], tokens: dict[str, int]) -> SimpleNamespace:
@@ -236,29 +236,52 @@ def test_any_schedule_gives_the_same_states(data: st.DataObject) -> None:
     for i in finished:
         prompt, n_states = size[i]
         assert hook.store.take(i)[:, 0].tolist() == list(range(prompt - 1, prompt - 1 + n_states))
-    assert all(pool.free_slots == pool.slots for pool in hook.store.pools.values())
+    assert not hook.store.keys() and len(hook.store.pool.rows) == 1
+
+
+def make_store(max_untaken: int = 3) -> StateStore:
+    return StateStore(hidden=2, dtype=torch.float32, device=torch.device("cpu"), max_untaken=max_untaken)
+
+
+def fill(store: StateStore, request: Captured, value: float) -> None:
+    rows = request.first + np.arange(request.count)
+    store.pool.write(torch.full((request.count, 2), float(value)), rows)
 
 
 def test_untaken_states_are_bounded_and_aborted_ones_released() -> None:
-    store = StateStore(hidden=2, dtype=torch.float32, device=torch.device("cpu"), max_untaken=3)
-    for i in range(10 * state_pool.FIRST_SLOTS):
+    store = make_store()
+    for i in range(3 * FIRST_ROWS):
         request = store.begin(f"e{i}", f"k{i}", 1)
         if i % 2:
-            request.pool.write(torch.full((1, 2), float(i)), np.array([request.first_row]))
+            fill(store, request, i)
         store.finish([f"e{i}"])
-    assert store.keys() == [f"k{10 * state_pool.FIRST_SLOTS - back}" for back in (5, 3, 1)]
-    assert store.pools[1].slots == state_pool.FIRST_SLOTS
+    assert store.keys() == [f"k{3 * FIRST_ROWS - back}" for back in (5, 3, 1)]
+    assert len(store.pool.rows) == FIRST_ROWS
 
 
-def test_a_pool_grows_without_losing_rows() -> None:
-    pool = StatePool(2, 1, torch.float32, torch.device("cpu"))
-    slots = [pool.acquire() for _ in range(3 * state_pool.FIRST_SLOTS)]
-    for i, slot in enumerate(slots):
-        pool.write(torch.tensor([[i], [-i]], dtype=torch.float32), pool.first_row(slot) + np.arange(2))
-    slots.append(pool.acquire())
-    assert len(set(slots)) == len(slots)
-    assert [pool.read(slot)[:, 0].tolist() for slot in slots[:-1]] == [[i, -i] for i in range(len(slots) - 1)]
-    assert pool.missing(slots[-1]) == 2
+def test_the_pool_grows_without_losing_rows_and_blocks_of_two_sizes_do_not_overlap() -> None:
+    store = make_store(max_untaken=10**6)
+    requests = [store.begin(f"e{i}", f"k{i}", 2 + i % 2) for i in range(FIRST_ROWS)]
+    for i, request in enumerate(requests):
+        fill(store, request, i)
+    assert len(store.pool.rows) > FIRST_ROWS
+    late = store.begin("late", "late", 2)
+    assert store.missing(late) == 2
+    store.finish([f"e{i}" for i in range(FIRST_ROWS)])
+    for i in range(FIRST_ROWS):
+        states = store.take(f"k{i}")
+        assert len(states) == 2 + i % 2 and bool((states == i).all())
+
+
+def test_memory_is_freed_when_no_request_is_left() -> None:
+    store = make_store()
+    fill(store, store.begin("e", "k", 5), 1.0)
+    twin = store.begin("e2", "k", 5)
+    store.finish(["e"])
+    assert store.drop("k") and len(store.pool.rows) == FIRST_ROWS, "the twin is running"
+    assert store.running["e2"] is twin
+    store.finish(["e2"])
+    assert len(store.pool.rows) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
