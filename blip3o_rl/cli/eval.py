@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blip3o_rl.cli import options
-from blip3o_rl.model.generation import DEFAULTS
+from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
 if TYPE_CHECKING:
     from blip3o_rl.evaluation.held_out import EvaluationResult
@@ -37,6 +37,8 @@ def evaluate(
     scale: options.Scale = 2,
     steps: options.Steps = 8,
     guidance: options.Guidance = DEFAULTS.guidance,
+    top_k: options.TopK = DEFAULTS.top_k,
+    top_p: options.TopP = DEFAULTS.top_p,
 ) -> None:
     """Scores a model folder on held-out prompts with fixed seeds."""
     from blip3o_rl.data.sources import held_out_rows, source_of
@@ -51,9 +53,7 @@ def evaluate(
         suite,
         images_per_prompt=images,
         seed=seed,
-        scale=scale,
-        steps=steps,
-        guidance=guidance,
+        config=GenerationConfig(scale, steps, guidance, top_k=top_k, top_p=top_p),
         output=out,
     )
     Console().print(_table(result))

@@ -24,6 +24,8 @@ def generate(
     steps: options.Steps = DEFAULTS.steps,
     guidance: options.Guidance = DEFAULTS.guidance,
     size: options.Size = None,
+    top_k: options.TopK = DEFAULTS.top_k,
+    top_p: options.TopP = DEFAULTS.top_p,
     reference: Annotated[
         list[Path] | None,
         typer.Option(metavar="IMAGE", help="image to edit, repeat for several; prompts are then instructions"),
@@ -39,7 +41,7 @@ def generate(
     from blip3o_rl.model.rendering import check_size
     from blip3o_rl.report.gallery import Tile, save_grid
 
-    config = GenerationConfig(scale, steps, guidance, size, batch_size)
+    config = GenerationConfig(scale, steps, guidance, size, batch_size, top_k, top_p)
     folder = ModelFolder(model, *GENERATING)
     if reference:
         folder.check_editing()
@@ -57,6 +59,8 @@ def generate(
         given = [references] * len(repeated) if references else None
         images = pipe(repeated, seeds, config, given, progress).images
     settings = {"model": model, "scale": scale, "steps": steps, "guidance": guidance, "size": images.shape[1]}
+    if config.filters_tokens:
+        settings |= {"top_k": top_k, "top_p": top_p}
     settings |= placement.settings()
     if reference:
         settings["reference"] = ", ".join(map(str, reference))

@@ -22,6 +22,11 @@ ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="imag
 Scale = Annotated[int, typer.Option(min=0, max=2, help="0, 1, 2 for 729, 169, 81 tokens per image")]
 Steps = Annotated[int, typer.Option(min=1, help="Euler steps of the renderer")]
 Guidance = Annotated[float, typer.Option(min=0.0, help="classifier-free guidance of the renderer; 1 is none")]
+TopK = Annotated[int, typer.Option(min=0, help="sample among the k most likely tokens; 0: all. Upstream: 1200")]
+TopP = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="sample among the fewest tokens of this probability; 1: all. Upstream: 0.95"),
+]
 Seed = Annotated[int, typer.Option(min=0, help="of the first image; the others count up from it")]
 Size = Annotated[
     int | None,

@@ -24,7 +24,7 @@ from blip3o_rl.data.prompts import PromptRow, check_row
 from blip3o_rl.data.sources import source_of
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import replacing, write_json
-from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.monitoring.image_statistics import image_guards, pixel_distances
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.build import build_rubric
@@ -33,6 +33,7 @@ from blip3o_rl.scoring.rubric import Rubric, RubricScore
 SAVED = 12
 """Prompts whose first image is saved with the result: enough to look at, in the order of the list."""
 SCORED_AT_ONCE = 32
+HELD_OUT = GenerationConfig(scale=2, steps=10)
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,7 @@ def evaluate(
     suite: str = "shapes",
     images_per_prompt: int = 4,
     seed: int = 0,
-    scale: int = 2,
-    steps: int = 10,
-    guidance: float = DEFAULTS.guidance,
+    config: GenerationConfig = HELD_OUT,
     rewards: Mapping[str, Any] | None = None,
     output: Path | None = None,
 ) -> EvaluationResult:
@@ -120,9 +119,7 @@ def evaluate(
         suite: the source whose judge scores.
         images_per_prompt: at least 1.
         seed: of the first image; the following ones count up.
-        scale: 0, 1, 2 for 729, 169, 81 tokens.
-        steps: renderer steps.
-        guidance: renderer guidance.
+        config: how to generate.
         rewards: configuration of rewards to report next to the judge's; they do not change the other numbers.
         output: a JSON file to write, if given, with the first images in a folder of the same name.
 
@@ -139,7 +136,6 @@ def evaluate(
     repeated = [row for row in rows for _ in range(images_per_prompt)]
     seeds = [seed + number for number in range(len(repeated))]
     start = time.perf_counter()
-    config = GenerationConfig(scale=scale, steps=steps, guidance=guidance)
     generated = pipe([row.prompt for row in repeated], seeds, config)
     seconds = time.perf_counter() - start
     pixels = np.asarray(generated.images)
@@ -188,9 +184,10 @@ def evaluate(
             "prompts_sha256": _digest([dict(row.metadata) for row in rows]),
             "images_per_prompt": images_per_prompt,
             "seed": seed,
-            "scale": scale,
-            "steps": steps,
-            "guidance": guidance,
+            "scale": config.scale,
+            "steps": config.steps,
+            "guidance": config.guidance,
+            **({"top_k": config.top_k, "top_p": config.top_p} if config.filters_tokens else {}),
             "rewards_sha256": _digest(_what_scores(rewards)) if rewards else None,
         },
         seconds_per_image=seconds / len(images),

@@ -26,13 +26,23 @@ class GenerationConfig:
     """Side of the image in pixels, see `rendering.latent_side`; None is the model's own."""
     batch_size: int = 32
     """Images at a time; bounds the memory."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0 is all of them, which is what training samples from and optimizes."""
+    top_p: float = 1.0
+    """Then among the fewest tokens with this probability together; 1 is all. Upstream's images have 1200 and 0.95."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f"top_k={self.top_k}, top_p={self.top_p}: must be at least 0, and above 0 up to 1")
         if not self.guidance >= 0:
             raise UserError(f"guidance={self.guidance}: must be at least 0")
+
+    @property
+    def filters_tokens(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1
 
 
 DEFAULTS = GenerationConfig()

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import GenerationConfig, Progress, silent
@@ -41,7 +42,11 @@ class Sampler(Protocol):
 
 
 class PolicySampler:
-    """The `Sampler` of a policy in transformers: the softmax over the image vocabulary at temperature 1."""
+    """The `Sampler` of a policy in transformers: the softmax over its action space at temperature 1.
+
+    The action space is the image vocabulary, or all tokens if the policy's config says `full_vocabulary`; then tokens
+    may be text, too, as upstream.
+    """
 
     def __init__(self, policy: Any, pad_token_id: int):
         self.policy = policy
@@ -68,7 +73,7 @@ class PolicySampler:
             progress("tokens", step, count)
             if step == count:
                 break
-            ids = self._choose(image_logits(self.policy, state), generators)[:, None]
+            ids = self._choose(self._logits(state, config), generators)[:, None]
             tokens.append(ids)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             positions = positions[:, -1:] + 1
@@ -108,11 +113,20 @@ class PolicySampler:
         ids, mask = pad_left(prompts, self.pad_token_id)
         return ids.to(self.policy.device), mask.to(self.policy.device)
 
+    def _logits(self, state: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
+        """Logits over the action space, float32 [B, actions], -inf where top-k and top-p leave tokens out."""
+        full = self.policy.config.full_vocabulary
+        logits = (self.policy.lm_head(state) if full else image_logits(self.policy, state)).float()
+        if config.top_k:
+            logits = TopKLogitsWarper(config.top_k)(None, logits)
+        return TopPLogitsWarper(config.top_p)(None, logits) if config.top_p < 1 else logits
+
     def _choose(self, logits: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """One token id per row [B], by the Gumbel-max trick with each row's own generator."""
         uniform = torch.stack([torch.rand(logits.shape[-1], generator=g) for g in generators]).to(logits.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-        return self.layout.to_ids((logits.float() + gumbel).argmax(-1))
+        actions = (logits + gumbel).argmax(-1)
+        return actions if self.policy.config.full_vocabulary else self.layout.to_ids(actions)
 
 
 def pad_left(rows: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

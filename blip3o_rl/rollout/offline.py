@@ -115,8 +115,10 @@ class OfflineSampler:
         names = [f"offline{self._request + number}" for number in range(len(prompts))]
         self._request += len(prompts)
         self._engine.collective_rpc("start_capture", args=(len(prompts),))
+        filters = {"top_k": config.top_k, "top_p": config.top_p}
         asked = [
-            sampling_params(self.layout, config.scale, *pair, logprobs=False) for pair in zip(names, seeds, strict=True)
+            sampling_params(self.layout, config.scale, name, seed, logprobs=False, **filters)
+            for name, seed in zip(names, seeds, strict=True)
         ]
         given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
         progress("tokens", 0, count)

@@ -54,9 +54,15 @@ def capture_request(request_id: str, n_states: int) -> dict[str, Any]:
 
 
 def sampling_params(
-    layout: TokenLayout, scale: int, request_id: str | None = None, seed: int | None = None, logprobs: bool = True
+    layout: TokenLayout,
+    scale: int,
+    request_id: str | None = None,
+    seed: int | None = None,
+    logprobs: bool = True,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> Any:
-    """vLLM's `SamplingParams` for one image: temperature 1 over the whole action space, n + 1 tokens, no early end.
+    """vLLM's `SamplingParams` for one image: temperature 1 over the action space, n + 1 tokens, no early end.
 
     Args:
         layout: the policy's token layout.
@@ -64,14 +70,15 @@ def sampling_params(
         request_id: keep the hidden states under this id, unique among live requests; None keeps none.
         seed: of this request's own random stream.
         logprobs: return the log-probability of every sampled token.
+        top_k, top_p: see `GenerationConfig`; the defaults are the whole action space.
     """
     from vllm import SamplingParams
 
     tokens = layout.tokens_per_image(scale) + 1
     return SamplingParams(
         temperature=1.0,
-        top_p=1.0,
-        top_k=-1,
+        top_p=top_p,
+        top_k=top_k,
         max_tokens=tokens,
         ignore_eos=True,
         detokenize=False,

@@ -240,6 +240,7 @@ def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path,
     """The evaluation itself."""
     from blip3o_rl.evaluation.held_out import evaluate
     from blip3o_rl.model.devices import device_of
+    from blip3o_rl.model.generation import GenerationConfig
     from blip3o_rl.model.pipeline import Blip3oPipeline
 
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
@@ -249,9 +250,7 @@ def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path,
         config.prompts.source,
         images_per_prompt=config.run.eval_images,
         seed=EVAL_SEED,
-        scale=config.model.scale,
-        steps=config.render.steps,
-        guidance=config.render.guidance,
+        config=GenerationConfig(config.model.scale, config.render.steps, config.render.guidance),
         rewards=rewards,
         output=target,
     )

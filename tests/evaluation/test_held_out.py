@@ -13,6 +13,7 @@ from blip3o_rl.data.synthetic.scenes import TAGS, draw, realise
 from blip3o_rl.data.synthetic.words import held_out_words, write
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation.held_out import evaluate
+from blip3o_rl.model.generation import GenerationConfig
 
 PROMPTS = held_out_prompts(24)
 BY_TEXT = {line["prompt"]: line for line in PROMPTS}
@@ -37,7 +38,13 @@ def pipeline(paint, tokens_of=lambda seed: [seed, 1]):
 
 def test_a_perfect_pipeline(tmp_path):
     pipe = pipeline(right)
-    result = evaluate(pipe, PROMPTS, images_per_prompt=3, scale=1, steps=7, output=tmp_path / "deep" / "e.json")
+    result = evaluate(
+        pipe,
+        PROMPTS,
+        images_per_prompt=3,
+        config=GenerationConfig(scale=1, steps=7),
+        output=tmp_path / "deep" / "e.json",
+    )
     assert result.overall > 0.97 and result.official > 0.97
     assert set(result.per_tag) == set(TAGS)
     assert sum(tag["images"] for tag in result.per_tag.values()) == 72

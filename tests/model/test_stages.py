@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
+from blip3o_rl.model import sampling
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
@@ -117,6 +118,46 @@ def test_sampling_is_at_temperature_one() -> None:
     drawn = layout.to_indices(sampler._choose(logits.expand(4000, -1), generators))
     found = torch.bincount(drawn, minlength=3) / 4000
     torch.testing.assert_close(found[:3], logits[:3].softmax(-1), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "kept"), [(2, 1.0, [2, 3]), (0, 0.6, [3]), (0, 0.8, [2, 3]), (1, 0.1, [3])])
+def test_top_k_and_top_p_leave_the_unlikely_tokens_out(
+    pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch, top_k: int, top_p: float, kept: list[int]
+) -> None:
+    probabilities = torch.tensor([[0.04, 0.06, 0.25, 0.65]])
+    monkeypatch.setattr(sampling, "image_logits", lambda policy, state: probabilities.log())
+    config = GenerationConfig(top_k=top_k, top_p=top_p)
+    logits = PolicySampler(pipe.policy, 0)._logits(torch.zeros(1), config)
+    assert logits[0].isfinite().nonzero().flatten().tolist() == kept
+    torch.testing.assert_close(logits[0, kept], probabilities[0, kept].log())
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_p": float("nan")}])
+def test_filters_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="top_k=.*top_p="):
+        GenerationConfig(**wrong)
+
+
+def test_the_full_vocabulary_is_sampled_where_the_policy_says_so(
+    pipe: Blip3oPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token is the largest of log-probability plus Gumbel noise over *all* tokens, text among them."""
+    monkeypatch.setattr(pipe.policy.config, "full_vocabulary", True)
+    rows = pipe.prompt_ids(PROMPTS, 2)
+    tokens, states = PolicySampler(pipe.policy, pipe.tokenizer.pad_token_id)(rows, SEEDS, SCALE_2)
+    with torch.inference_mode():
+        log_probs = pipe.policy.lm_head(states).log_softmax(-1)
+    image = (tokens >= pipe.layout.image_ids.start) & (tokens < pipe.layout.image_ids.stop)
+    image_ids = slice(pipe.layout.image_ids.start, pipe.layout.image_ids.stop)
+    expected = float(log_probs[:, :-1, image_ids].exp().sum(-1).mean())
+    assert 0.1 < expected < 0.9
+    assert abs(float(image.float().mean()) - expected) < 0.12, "4 standard errors of 243 tokens"
+    for row, seed in enumerate(SEEDS):
+        generator = torch.Generator().manual_seed(seed)
+        for step in range(81):
+            uniform = torch.rand(log_probs.shape[-1], generator=generator)
+            scores = log_probs[row, step] - torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+            assert scores[tokens[row, step]] >= scores.max() - 1e-4
 
 
 def test_condition_is_the_connector_written_out(pipe: Blip3oPipeline, states: torch.Tensor) -> None:
