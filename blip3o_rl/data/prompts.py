@@ -1,8 +1,7 @@
 """Prompt files -> checked rows -> the parquet table that verl reads.
 
-A prompt is an object with at least `prompt`; its other fields are the metadata that rewards read. The format is
-GenEval's (tag, include, exclude), and where these fields are present they are checked here, with the file's line in the
-message, because a wrong field would otherwise show up as a puzzling reward in a long run.
+A prompt is an object with at least `prompt`; its other fields are the metadata that rewards read and check. Every
+message starts with file and line.
 
 verl wants `prompt` as a chat; nested metadata is stored as a JSON string, because a parquet struct column would give
 every row the union of all rows' keys, filled with nulls.
@@ -21,8 +20,6 @@ import pyarrow.parquet as pq
 
 from blip3o_rl.data.text_files import read_records
 from blip3o_rl.errors import UserError
-
-RELATIONS = ("left of", "right of", "above", "below")
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,8 @@ def read_prompts(path: str | Path) -> list[PromptRow]:
 
 
 def check_row(data: Any, where: str) -> PromptRow:
-    """Checks one prompt object; `where` ("file:line") starts every message.
+    """Checks the fields that every prompt has; `where` ("file:line") starts every message. The other fields are the
+    rewards' to check (`Rubric.check_prompts`).
 
     Raises:
         UserError: naming the field.
@@ -59,50 +57,16 @@ def check_row(data: Any, where: str) -> PromptRow:
     if not isinstance(data, dict):
         raise UserError(f"{where}: is {_kind(data)}; write a JSON object with the field 'prompt'")
     if "prompt" not in data:
-        raise UserError(f"{where}: field 'prompt' is missing; add the text to generate from")
+        raise UserError(f"{where}: field 'prompt' is missing, there is {', '.join(data) or 'nothing'}; add it")
     if not isinstance(data["prompt"], str) or not data["prompt"].strip():
         raise UserError(f"{where}: field 'prompt' is {_kind(data['prompt'])}; write a non-empty string")
     if "tag" in data and not isinstance(data["tag"], str):
         raise UserError(f"{where}: field 'tag' is {_kind(data['tag'])}; write a string")
-    for field in ("include", "exclude"):
-        if field in data:
-            _check_clauses(data[field], field, where)
     return PromptRow(data["prompt"], data, where)
 
 
-def _check_clauses(clauses: Any, field: str, where: str) -> None:
-    if not isinstance(clauses, list):
-        raise UserError(f"{where}: field '{field}' is {_kind(clauses)}; write a list of clauses")
-    for index, clause in enumerate(clauses):
-        name = f"{field}[{index}]"
-        if not isinstance(clause, dict):
-            raise UserError(f'{where}: field \'{name}\' is {_kind(clause)}; write {{"class": ..., "count": ...}}')
-        if not isinstance(clause.get("class"), str):
-            raise UserError(f"{where}: field '{name}.class' is {_kind(clause.get('class'))}; write the object's name")
-        count = clause.get("count")
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UserError(f"{where}: field '{name}.count' is {_kind(count)}; write a whole number of at least 1")
-        if "color" in clause and not isinstance(clause["color"], str):
-            raise UserError(f"{where}: field '{name}.color' is {_kind(clause['color'])}; write a colour's name")
-        if "position" in clause:
-            _check_position(clause["position"], index, f"{name}.position", where)
-
-
-def _check_position(position: Any, index: int, name: str, where: str) -> None:
-    remedy = f"write [relation, index of an earlier clause], relation one of {', '.join(RELATIONS)}"
-    if not isinstance(position, list) or len(position) != 2:
-        raise UserError(f"{where}: field '{name}' is {_kind(position)}; {remedy}")
-    relation, target = position
-    if relation not in RELATIONS:
-        raise UserError(f"{where}: field '{name}' has the relation {relation!r}; {remedy}")
-    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < index:
-        raise UserError(f"{where}: field '{name}' refers to clause {target!r}; {remedy}")
-
-
 def _kind(value: Any) -> str:
-    if value is None:
-        return "missing or null"
-    return f"{type(value).__name__} {json.dumps(value)[:40]}"
+    return "null" if value is None else f"{type(value).__name__} {json.dumps(value)[:40]}"
 
 
 def write_parquet(

@@ -13,6 +13,7 @@ its failure is logged (`held_out/<name>/failed`) without taking the sample from 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,6 +194,11 @@ class Rubric:
             UserError: naming file, line, field and reward.
         """
         rows = list(rows)
+        rewards = [entry.reward for entry in self._available()]
+        for row in rows:
+            field, meant = misspelt_metadata(rewards, row.metadata)
+            if field:
+                raise UserError(f"{row.where}: no reward reads the field '{field}'; did you mean '{meant}'? Rename it")
         for entry in self._available():
             for row in rows:
                 missing = missing_metadata(entry.reward, row.metadata)
@@ -211,7 +217,19 @@ class Rubric:
 
 def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:
     """The first field that the reward needs and the metadata do not have, or ""."""
-    return next((name for name in reward.required_metadata if metadata.get(name) in (None, "", [])), "")
+    return next((name for name in reward.required_metadata if metadata.get(name) in (None, "", [], {})), "")
+
+
+def misspelt_metadata(rewards: Sequence[Reward], metadata: Mapping[str, Any]) -> tuple[str, str]:
+    """A field that no reward declares, and the declared one that it nearly is and that is not there; or ("", ""). A
+    misspelt optional field would be a demand that nobody reads, so that a wrong image scores 1."""
+    declared = {name for r in rewards for name in (*r.required_metadata, *getattr(r, "optional_metadata", ()))}
+    absent = sorted(declared - metadata.keys())
+    for field in sorted(metadata.keys() - declared - {"prompt", "tag", "id", "image"}):
+        near = difflib.get_close_matches(field, absent, n=1, cutoff=0.8)
+        if near:
+            return field, near[0]
+    return "", ""
 
 
 def metadata_problems(reward: Reward, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
