@@ -38,6 +38,12 @@ def path_fields(model: type[Settings], prefix: str = "") -> set[str]:
     return found
 
 
+class Strict(Settings):
+    """Settings that take a number for a number: neither a string nor true."""
+
+    model_config = ConfigDict(strict=True)
+
+
 def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
     """Reads settings from plain values.
 

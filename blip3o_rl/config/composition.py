@@ -169,6 +169,8 @@ def _check_key(kind: Kind, key: str, known: DictConfig, where: str) -> None:
     if kind.is_free(key) or key in leaves or key == "device":
         return
     parts = key.split(".")
+    if parts[0] in kind.own.renamed:
+        raise UserError(f"{where}{parts[0]} was renamed; write {'.'.join([kind.own.renamed[parts[0]], *parts[1:]])}")
     parents = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
     above = next((OmegaConf.select(known, parent) for parent in parents if parent in leaves), known)
     if isinstance(above, DictConfig) and len(above):

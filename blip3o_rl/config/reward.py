@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from blip3o_rl.config.base import Settings, validate
+from blip3o_rl.config.base import Strict, validate
 from blip3o_rl.errors import UserError, did_you_mean
 
 TIMEOUT_S = 120.0
@@ -32,23 +32,13 @@ KEY = "reward.rewards"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
-class Strict(Settings):
-    """Settings that take a number for a number: neither a string nor true."""
-
-    model_config = ConfigDict(strict=True)
-
-
 class RemoteService(Strict):
     """How a reward in another process is asked."""
 
-    timeout_s: float = Field(default=60.0, ge=1e-3)
-    """Limit of one request, seconds."""
-    retries: int = Field(default=8, ge=0)
-    """Requests after the first, when nobody answered or the service was busy."""
-    backoff_s: float = Field(default=0.5, ge=0)
-    """Pause before the first retry, seconds; it doubles each time."""
-    max_backoff_s: float = Field(default=30.0, ge=0)
-    """Longest pause, seconds."""
+    timeout_s: float = Field(60.0, ge=1e-3, description="Limit of one request, seconds")
+    retries: int = Field(8, ge=0, description="Requests after the first, when nobody answered or the service was busy")
+    backoff_s: float = Field(0.5, ge=0, description="Pause before the first retry, seconds; it doubles each time")
+    max_backoff_s: float = Field(30.0, ge=0, description="Longest pause, seconds")
 
     def pause_s(self, retry: int) -> float:
         """Seconds before retry number `retry` (the first is 0), without the random part."""
@@ -59,8 +49,7 @@ class UrlService(RemoteService):
     """A service at an address."""
 
     url: str
-    token_env: str | None = None
-    """Environment variable that holds the bearer token."""
+    token_env: str | None = Field(None, description="Environment variable that holds the bearer token")
 
     @model_validator(mode="before")
     @classmethod
@@ -112,17 +101,12 @@ class DeployedService(RemoteService):
     others.
     """
 
-    replicas: int = Field(default=1, ge=1)
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs per replica."""
-    num_cpus: float = Field(default=0.0, ge=0)
-    """CPUs per replica that Ray reserves."""
-    runtime_env: dict[str, Any] = {}
-    """Ray's runtime_env: pip, env_vars, working_dir ..."""
-    python: str | None = None
-    """Interpreter of an environment that exists on every node."""
-    app: str | None = None
-    """Name of the Serve application; set by the launcher."""
+    replicas: int = Field(1, ge=1)
+    num_gpus: float = Field(0.0, ge=0, description="GPUs per replica")
+    num_cpus: float = Field(0.0, ge=0, description="CPUs per replica that Ray reserves")
+    runtime_env: dict[str, Any] = Field({}, description="Ray's runtime_env: pip, env_vars, working_dir ..")
+    python: str | None = Field(None, description="Interpreter of an environment that exists on every node")
+    app: str | None = Field(None, description="Name of the Serve application; set by the launcher")
 
     @field_validator("python")
     @classmethod
@@ -151,28 +135,35 @@ class RewardEntry(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    path: str | None = None
-    """`my_reward.py:brightness`, a function or class in a file, relative to the working directory."""
-    name: str | None = None
-    """A built-in reward, an installed entry point, or `package.module:thing`; by default the entry's own key."""
-    held_out: bool = False
-    """Logged and never trained on; its failure does not fail the sample."""
-    weight: float = 1.0
-    """In the sum; 0 logs the reward without training on it."""
-    only_if: dict[str, float] | None = None
-    """Other reward -> min value; the reward counts, and is asked, only where all of them are reached."""
-    otherwise: float = 0.0
-    """The value where `only_if` is not met."""
-    on_error: Literal["retry", "skip_sample", "stop"] = "retry"
-    """What a failure means: see `scoring.entry`."""
-    retries: int | None = Field(default=None, ge=0)
-    """Calls after the first that failed; by default 2 with retry and 0 otherwise."""
-    service: Service | None = None
-    """Where else than in this process it is computed."""
-    timeout_s: float | None = Field(default_factory=lambda data: None if data.get("service") else TIMEOUT_S, ge=1e-3)
-    """Limit of one call, seconds; by default 120, and none with a service, which has a limit per request."""
-    concurrency: int | None = Field(default=None, ge=1)
-    """Calls at a time; by default 1 for a synchronous reward and 64 for an asynchronous one."""
+    path: str | None = Field(
+        None, description="`my_reward.py:brightness`, a function or class in a file, relative to the working directory"
+    )
+    name: str | None = Field(
+        None,
+        description="A built-in reward, an entry point, or `package.module:thing`; by default the entry's key",
+    )
+    held_out: bool = Field(False, description="Logged and never trained on; its failure does not fail the sample")
+    weight: float = Field(1.0, description="In the sum; 0 logs the reward without training on it")
+    only_if: dict[str, float] | None = Field(
+        None,
+        description="Other reward -> min value; the reward counts, and is asked, only where all of them are reached",
+    )
+    otherwise: float = Field(0.0, description="The value where `only_if` is not met")
+    on_error: Literal["retry", "skip_sample", "stop"] = Field(
+        "retry", description="What a failure means: see `scoring.entry`"
+    )
+    retries: int | None = Field(
+        None, ge=0, description="Calls after the first that failed; by default 2 with retry and 0 otherwise"
+    )
+    service: Service | None = Field(None, description="Where else than in this process it is computed")
+    timeout_s: float | None = Field(
+        default_factory=lambda data: None if data.get("service") else TIMEOUT_S,
+        ge=1e-3,
+        description="Limit of one call, seconds; by default 120, and none with a service: that has one per request",
+    )
+    concurrency: int | None = Field(
+        None, ge=1, description="Calls at a time; by default 1 for a synchronous reward and 64 for an asynchronous one"
+    )
 
     @field_validator("name")
     @classmethod
@@ -222,11 +213,14 @@ CALLER_KEYS = ("weight", "on_error", "retries", "held_out", "only_if", "otherwis
 
 
 class RewardSettings(Strict):
-    """The `reward` group."""
+    """Our keys of the `reward` group; verl has others there."""
 
-    rewards: dict[str, RewardEntry] = {}
-    aggregation: Literal["weighted_sum", "gdpo"] = "weighted_sum"
-    """gdpo: each reward is normalized within its group before the weighted sum (arXiv 2601.05242)."""
+    model_config = ConfigDict(extra="ignore")
+
+    rewards: dict[str, RewardEntry]
+    aggregation: Literal["weighted_sum", "gdpo"] = Field(
+        "weighted_sum", description="gdpo: each reward is normalized within its group before the weighted sum"
+    )
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -240,20 +234,15 @@ class RewardSettings(Strict):
         return rewards
 
 
-def read_reward_group(group: Mapping[str, Any]) -> RewardSettings:
-    """This package's keys of the `reward` group; verl has others there.
+def read_rewards(rewards: Any) -> dict[str, RewardEntry]:
+    """The entries of the mapping under `reward.rewards`.
 
     Raises:
-        UserError: no reward at all, or the first thing that is wrong with its full key.
+        UserError: no reward at all, or the first thing that is wrong, with its full key.
     """
-    if not group.get("rewards"):
+    if not rewards:
         raise UserError(f"{KEY}: no reward is configured; add one, for example {KEY}.geneval.weight=1.0")
-    return validate(RewardSettings, {key: group[key] for key in RewardSettings.model_fields if key in group}, "reward")
-
-
-def read_rewards(rewards: Any) -> dict[str, RewardEntry]:
-    """The entries of the mapping under `reward.rewards`; raises as `read_reward_group`."""
-    return read_reward_group({"rewards": rewards}).rewards
+    return validate(RewardSettings, {"rewards": rewards}, "reward").rewards
 
 
 def unknown_keyword(keyword: str, takes: list[str]) -> str:

@@ -9,20 +9,27 @@ from omegaconf import DictConfig, OmegaConf
 from blip3o_rl.config.base import validate
 from blip3o_rl.config.composition import Kind, compose, compose_stored
 from blip3o_rl.config.groups import ModelSettings, PromptSettings, RenderSettings, RunSettings
+from blip3o_rl.config.monitors import MonitorSettings
+from blip3o_rl.config.reward import RewardSettings
 from blip3o_rl.config.verl_keys import VerlKeys, VerlSettings
 
 
 class OwnSettings(VerlKeys):
     """The groups that verl does not have."""
 
+    renamed = {"guards": "monitors"}
+
     run: RunSettings = RunSettings()
     model: ModelSettings = ModelSettings()
     render: RenderSettings = RenderSettings()
     prompts: PromptSettings = PromptSettings()
+    monitors: MonitorSettings = MonitorSettings()
 
 
 class TrainSettings(OwnSettings, VerlSettings):
     """What a training run reads in a typed form; the whole configuration, with all of verl's keys, stays Hydra's."""
+
+    reward: RewardSettings
 
 
 TRAIN = Kind(

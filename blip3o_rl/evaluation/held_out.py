@@ -25,7 +25,7 @@ from blip3o_rl.data.sources import source_of
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import replacing, write_json
 from blip3o_rl.model.generation import GenerationConfig
-from blip3o_rl.monitoring.image_statistics import image_guards, pixel_distances
+from blip3o_rl.monitoring.image_statistics import image_statistics, pixel_distances
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric, RubricScore
@@ -174,7 +174,7 @@ def evaluate(
         per_tag=per_tag,
         distinct_share=len({tuple(tokens) for tokens in generated.tokens.tolist()}) / len(images),
         pixel_distance=_distance_within_prompts(pixels, images_per_prompt),
-        monitors=_means([image_guards(image) for image in pixels]),
+        monitors=_means([image_statistics(image) for image in pixels]),
         reward=float(np.mean(known)) if known else None,
         reward_parts=_means([score.parts for score in scores]),
         reward_failed=len(scores) - len(known),

@@ -1,12 +1,12 @@
-"""Cheap image statistics that tell when a policy games its reward. They are logged, never rewarded.
+"""Cheap image statistics that show when a policy games its reward. They are logged, never rewarded.
 
-Reward hacking shows in the pictures before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
+Reward hacking shows in the images before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
 colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
 of a group become copies of one another. Each function is pure and takes well under a millisecond at 64 px.
 All values are in [0, 1].
 
-The share of a picture that text covers needs an OCR engine. It is a guard statistic of the runs that have an OCR
-reward, which reads every picture anyway: the recorder takes it from the reward's part of that name.
+The share of an image that text covers needs an OCR engine. It is monitored in runs that have an OCR reward, which
+reads every image anyway: the recorder takes it from the reward's component of that name.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ COLOUR_LEVELS = 8
 DUPLICATE_BELOW = 0.01
 """Two images are near duplicates if their mean absolute pixel difference (of 1.0) is below this."""
 FROM_REWARDS = ("text_area",)
-"""Parts of rewards that are guard statistics as well."""
+"""Components of rewards that are monitored as well."""
 
 
-def image_guards(image: np.ndarray) -> dict[str, float]:
+def image_statistics(image: np.ndarray) -> dict[str, float]:
     """Statistics of one image.
 
     Args:
@@ -59,11 +59,11 @@ def image_guards(image: np.ndarray) -> dict[str, float]:
     }
 
 
-def reported_guards(parts: Mapping[str, float]) -> dict[str, float]:
-    """The guard statistics among one image's reward parts, as the rubric names them: "ocr/text_area" is text_area. The
-    largest counts where several rewards report one."""
+def component_statistics(components: Mapping[str, float]) -> dict[str, float]:
+    """The monitored statistics among an image's components, as the rubric names them: "ocr/text_area" is text_area.
+    Where several rewards report one, the largest counts."""
     found: dict[str, float] = {}
-    for name, value in parts.items():
+    for name, value in components.items():
         statistic = name.rsplit("/", 1)[-1]
         if statistic in FROM_REWARDS:
             found[statistic] = max(value, found.get(statistic, value))
@@ -82,7 +82,7 @@ def pixel_distances(images: Sequence[np.ndarray]) -> np.ndarray:
     )
 
 
-def group_guards(images: Sequence[np.ndarray]) -> dict[str, float]:
+def group_statistics(images: Sequence[np.ndarray]) -> dict[str, float]:
     """Statistics of the images of one group (one prompt, one step).
 
     Returns:

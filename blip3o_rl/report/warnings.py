@@ -1,4 +1,4 @@
-"""What the guards of a run said: `warnings.jsonl`, a line a warning, each with a picture of the step it was seen at.
+"""What the monitors of a run reported: `warnings.jsonl`, one line per warning, each with an image of the step.
 
     {"step": 31, "statistic": "dark_share", "baseline": 0.45, "value": 0.93, "limit": 0.3, "deviation": 0.02,
      "stop": false, "text": "dark_share 0.450 -> 0.930, pictures go dark ...", "picture": "warnings/step_000031-...png"}

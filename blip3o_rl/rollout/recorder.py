@@ -5,7 +5,7 @@ when the expected number of rollouts has arrived; then its lines and, when due, 
 go to TensorBoard, and the driver asks for them (`statistics`) to join them with verl's metrics of the same step.
 
 It is also where a reward that must stop the run says so: the driver asks `failure` while it waits and ends the run
-with that text. The guards' warnings go the same way (`warnings`), and into the run folder with a picture each.
+with that text. The monitors' warnings go the same way (`warnings`), and into the run folder with a picture each.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import numpy as np
 import ray
 from PIL import Image
 
+from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.data.images import read_image
 from blip3o_rl.io import append_line, write_text
-from blip3o_rl.monitoring.drift import Drift, Limits, Watch
-from blip3o_rl.monitoring.image_statistics import group_guards, image_guards, reported_guards
+from blip3o_rl.monitoring.drift import Drift, DriftMonitor
+from blip3o_rl.monitoring.image_statistics import component_statistics, group_statistics, image_statistics
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.gallery import Tile, save_grid, step_header
 from blip3o_rl.report.run_folder import RunFolder
@@ -56,7 +57,7 @@ class Rollout:
 class Recorder:
     """Collects rollouts by step; see the module's docstring."""
 
-    def __init__(self, folder: str, expected: int, images_every: int, limits: Limits | None = None):
+    def __init__(self, folder: str, expected: int, images_every: int, monitors: MonitorSettings | None = None):
         self.folder = RunFolder(Path(folder))
         self.expected = expected
         self.images_every = images_every
@@ -66,9 +67,9 @@ class Recorder:
         self._failed_images = 0
         self._writer: Any = None
         self._warnings: list[str] = []
-        self._watch = Watch(limits or Limits())
+        self._drift = DriftMonitor(monitors or MonitorSettings())
         for line in self.folder.read_metrics():  # a resumed run keeps its baseline, and repeats no warning
-            self._watch.add(line["step"], line)
+            self._drift.add(line["step"], line)
 
     def record(self, rollout: Rollout) -> None:
         """Takes one rollout; writes its step when it was the last one."""
@@ -92,7 +93,7 @@ class Recorder:
         return self._failure
 
     def warnings(self) -> list[str]:
-        """The guards' warnings since the last call, a line each."""
+        """The monitors' warnings since the last call, a line each."""
         told, self._warnings = self._warnings, []
         return told
 
@@ -127,7 +128,7 @@ class Recorder:
             )
             writer.add_image("rollouts", read_image(path), step, dataformats="HWC")
         writer.flush()
-        for drift in self._watch.add(step, statistics):
+        for drift in self._drift.add(step, statistics):
             self._warn(drift, rows)
 
     def _warn(self, drift: Drift, rows: list[Rollout]) -> None:
@@ -141,7 +142,7 @@ class Recorder:
         self._warnings.append(f"warning at step {drift.step}: {drift.text}; see {picture}")
         if drift.stop:
             kind = drift.statistic.split("/")[0]
-            self.fail(f"guards.stop.{kind}: at step {drift.step} {drift.text}; see {picture}; to go on, raise it")
+            self.fail(f"monitors.stop.{kind}: at step {drift.step} {drift.text}; see {picture}; to go on, raise it")
 
     def _write_lines(self, step: int, rows: list[Rollout]) -> None:
         lines = [
@@ -163,15 +164,15 @@ def shown_score(rollout: Rollout) -> float | None:
     return None if rollout.failed else rollout.score
 
 
-def rollout_guards(rollout: Rollout) -> dict[str, float]:
-    """The guard statistics of one picture."""
-    return {**image_guards(rollout.image), **reported_guards(rollout.parts)}
+def rollout_statistics(rollout: Rollout) -> dict[str, float]:
+    """The monitored statistics of one image."""
+    return {**image_statistics(rollout.image), **component_statistics(rollout.parts)}
 
 
 def worst(rows: list[Rollout], drift: Drift) -> list[tuple[Rollout, str]]:
     """The rollouts with their value of the drifted statistic, furthest in the direction of the drift first; in their
     own order and without a value where it is a statistic of whole groups."""
-    valued = [(row, {**row.parts, **rollout_guards(row)}.get(drift.statistic)) for row in rows]
+    valued = [(row, {**row.parts, **rollout_statistics(row)}.get(drift.statistic)) for row in rows]
     known = [(row, value) for row, value in valued if value is not None]
     known.sort(key=lambda pair: pair[1], reverse=drift.rises)
     rest = [(row, "") for row, value in valued if value is None]
@@ -179,7 +180,7 @@ def worst(rows: list[Rollout], drift: Drift) -> list[tuple[Rollout, str]]:
 
 
 def step_statistics(rows: list[Rollout]) -> dict[str, float]:
-    """Statistics of one step's rollouts: rewards by component, failures, stage seconds, distinct pictures, guards.
+    """Statistics of one step's rollouts: rewards by component, failures, stage seconds, distinct images, monitors.
 
     `rollout/distinct` is the share of distinct token sequences; `rollout/flat_groups` the share of groups whose
     scores are all equal, which give GRPO no signal.
@@ -193,8 +194,8 @@ def step_statistics(rows: list[Rollout]) -> dict[str, float]:
     for row in rows:
         for stage, seconds in row.seconds.items():
             values[f"rollout/{stage}_s"].append(seconds)
-        for name, value in rollout_guards(row).items():
-            values[f"guard/{name}"].append(value)
+        for name, value in rollout_statistics(row).items():
+            values[f"monitor/{name}"].append(value)
     statistics = {name: float(np.mean(column)) for name, column in values.items()}
     statistics.setdefault("rollout/score", float("nan"))
     statistics["rollout/failed"] = 1 - len(scored) / len(rows)
@@ -206,16 +207,16 @@ def step_statistics(rows: list[Rollout]) -> dict[str, float]:
     statistics["rollout/flat_groups"] = float(np.mean([s == 0 for s in spread])) if spread else 0.0
     columns: dict[str, list[float]] = defaultdict(list)
     for group in groups.values():
-        for name, value in group_guards([r.image for r in group]).items():
-            columns[f"guard/{name}"].append(value)
+        for name, value in group_statistics([r.image for r in group]).items():
+            columns[f"monitor/{name}"].append(value)
     statistics |= {name: float(np.mean(column)) for name, column in columns.items()}
     return statistics
 
 
-def start(folder: Path, expected: int, images_every: int, limits: Limits) -> Any:
+def start(folder: Path, expected: int, images_every: int, monitors: MonitorSettings) -> Any:
     """Starts the recorder actor in the running Ray cluster."""
     actor = ray.remote(num_cpus=0)(Recorder)
-    return actor.options(name=NAME, get_if_exists=False).remote(str(folder), expected, images_every, limits)
+    return actor.options(name=NAME, get_if_exists=False).remote(str(folder), expected, images_every, monitors)
 
 
 @lru_cache(maxsize=1)

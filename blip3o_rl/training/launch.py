@@ -174,7 +174,7 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
         with cluster.log_to(folder.logs / "driver.log"):
             cluster.start_rewards(config, checked)
             render_service.start(config.run.folder, checked.render)
-            record = recorder.start(folder.path, expected, config.run.images_every, checked.limits)
+            record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         shown.phase("starting verl and vLLM")
 
         def statistics(step: int) -> dict[str, float]:
@@ -193,10 +193,10 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
 
 
 def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
-    """Waits for verl's trainer and shows the guards' warnings; ends it at once when a reward or a guard says stop.
+    """Waits for verl's trainer and shows the monitors' warnings; ends it at once when a reward or a monitor says stop.
 
     Raises:
-        UserError: a reward's or a guard's reason, or the trainer's, with the place of the logs.
+        UserError: a reward's or a monitor's reason, or the trainer's, with the place of the logs.
     """
     import ray
 

@@ -9,14 +9,12 @@ from typing import Any
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from blip3o_rl.config.reward import read_reward_group
 from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data import sources
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
-from blip3o_rl.monitoring.drift import Limits, read_limits
 from blip3o_rl.rollout.render_service import RenderOptions
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training.advantage import algorithm_options
@@ -35,7 +33,6 @@ class Checked:
     render: RenderOptions
     rows: list[PromptRow]
     held_out: list[PromptRow]
-    limits: Limits
     algorithm: dict[str, Any]
     """What `reward.aggregation` sets in verl's `algorithm` group."""
 
@@ -51,8 +48,6 @@ def check(config: DictConfig) -> Checked:
     model, layout = folder.path, folder.layout
     layout.tokens_per_image(config.model.scale)
     render = render_options(config, model)
-    guards: Any = OmegaConf.to_container(config.guards, resolve=True)
-    limits = read_limits(guards)
     rows = sources.training_rows(config.prompts, config.run.seed)
     if len(rows) < config.data.train_batch_size:
         raise UserError(
@@ -61,14 +56,13 @@ def check(config: DictConfig) -> Checked:
         )
     held_out = held_out_rows(config)
     _check_lengths(config, model, layout, [*rows, *held_out])
-    reward: Any = OmegaConf.to_container(config.reward, resolve=True)
-    aggregation = read_reward_group(reward).aggregation
-    rubric = build_rubric(reward["rewards"])
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check()
-    algorithm = algorithm_options(aggregation, rubric.weights, config.algorithm)
+    algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
     _check_memory(model, str(config.trainer.device))
-    return Checked(settings, model, layout, render, rows, held_out, limits, algorithm)
+    return Checked(settings, model, layout, render, rows, held_out, algorithm)
 
 
 def render_options(config: DictConfig, model: Path) -> RenderOptions:

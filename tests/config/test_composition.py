@@ -43,6 +43,7 @@ def test_device_profile_is_chosen_or_taken() -> None:
         (["render.steps=[1"], "override 'render.steps=[1': "),
         (["render.steps=few"], "render.steps=few: must be a valid integer"),
         (["run.resume=true"], "run.resume: was renamed; write blip3o-rl train --resume RUN"),
+        (["guards.window=2"], "override 'guards.window=2': guards was renamed; write monitors.window"),
         (["fast"], "override 'fast': not of the form key=value"),
         (["device=tpu"], "device/tpu"),
     ],

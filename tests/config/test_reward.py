@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from blip3o_rl.config.reward import DeployedService, UrlService, read_reward_group, read_rewards
+from blip3o_rl.config.base import validate
+from blip3o_rl.config.reward import DeployedService, RewardSettings, UrlService, read_rewards
 from blip3o_rl.errors import UserError
 
 
@@ -69,6 +70,6 @@ def test_a_service_has_a_limit_per_request() -> None:
 
 
 def test_the_group_leaves_verls_keys_alone() -> None:
-    assert read_reward_group({"rewards": {"a": {}}, "num_workers": 1}).aggregation == "weighted_sum"
+    assert validate(RewardSettings, {"rewards": {"a": {}}, "num_workers": 1}, "reward").aggregation == "weighted_sum"
     with pytest.raises(UserError, match=r"^reward\.aggregation=mean: .*'weighted_sum' or 'gdpo'"):
-        read_reward_group({"rewards": {"a": {}}, "aggregation": "mean"})
+        validate(RewardSettings, {"rewards": {"a": {}}, "aggregation": "mean"}, "reward")

@@ -1,4 +1,4 @@
-"""Runs whose rewards are served in the trainer's cluster and die there, and runs that the guards end.
+"""Runs whose rewards are served in the trainer's cluster and die there, and runs that monitors end.
 
 Real verl, vLLM, Ray and Ray Serve on the packaged model, as in `test_training_runs`; about three minutes each.
 """
@@ -183,11 +183,11 @@ def lives(pid: int) -> bool:
     return False
 
 
-def test_a_guard_that_says_stop_ends_the_run(tmp_path: Path) -> None:
+def test_a_monitor_that_says_stop_ends_the_run(tmp_path: Path) -> None:
     """Any change of the pictures' edges is too much: the first step after the baseline is the last."""
     target, output = tmp_path / "run", tmp_path / "output.txt"
-    guards = ["baseline_steps=2", "window=1", "deviations=0", "stop.edge_density=0.0"]
-    words = [*SMALL, "run.evaluate=false", f"run.folder={target}", *(f"guards.{limit}" for limit in guards)]
+    monitors = ["baseline_steps=2", "window=1", "deviations=0", "stop.edge_density=0.0"]
+    words = [*SMALL, "run.evaluate=false", f"run.folder={target}", *(f"monitors.{limit}" for limit in monitors)]
     with training(output, "recipes/shapes", *words) as process:
         assert process.wait(timeout=900) == 2, output.read_text()[-3000:]
     (error,) = [line for line in output.read_text().splitlines() if line.startswith("error:")]
@@ -195,6 +195,6 @@ def test_a_guard_that_says_stop_ends_the_run(tmp_path: Path) -> None:
     (warning,) = [line for line in warning_log.read(folder) if line["stop"]]
     assert (warning["statistic"], warning["step"]) == ("edge_density", 3)
     assert warning["picture"].is_file()
-    for text in ("guards.stop.edge_density: at step 3", str(warning["picture"]), "to go on, raise it", str(target)):
+    for text in ("monitors.stop.edge_density: at step 3", str(warning["picture"]), "to go on, raise it", str(target)):
         assert text in error
     assert [line["step"] for line in folder.read_metrics()] in ([1, 2], [1, 2, 3])

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blip3o_rl.config.base import validate
+from blip3o_rl.config.monitors import DriftLimits, MonitorSettings
 from blip3o_rl.data.synthetic.scenes import Scene, SceneObject, draw
 from blip3o_rl.errors import UserError
-from blip3o_rl.monitoring.drift import WATCHED, Drift, Limits, Watch, read_limits, watched_name
-from blip3o_rl.monitoring.image_statistics import group_guards, image_guards, reported_guards
+from blip3o_rl.monitoring.drift import WATCHED, Drift, DriftMonitor, watched_name
+from blip3o_rl.monitoring.image_statistics import component_statistics, group_statistics, image_statistics
 
-FIELDS = {"baseline_steps": 5, "window": 3, "deviations": 4.0, "warn": {"dark_share": 0.15}, "stop": None}
 SCENE = draw(Scene((SceneObject("circle", "red", 0.3, 0.4, 0.4), SceneObject("square", "blue", 0.75, 0.7, 0.3))))
 
 
-def warnings(values, metric: str = "guard/dark_share", **limits) -> list[Drift]:
+def warnings(values, metric: str = "monitor/dark_share", **limits) -> list[Drift]:
     """What is said about a series that begins at step 1."""
     kind = metric.split("/")[1]
-    watch = Watch(Limits(**{"warn": {kind: 0.1}, **limits}))
+    watch = DriftMonitor(MonitorSettings(**{"warn": {kind: 0.1}, **limits}))
     return [drift for step, value in enumerate(values, start=1) for drift in watch.add(step, {metric: value})]
 
 
@@ -33,17 +32,17 @@ def noise(seed: int, steps: int, deviation: float) -> np.ndarray:
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(0.3, 0.4), min_size=6, max_size=80))
-def test_whatever_stays_within_the_amount_is_quiet(values):
+def test_whatever_stays_within_the_limit_is_quiet(values):
     assert warnings(values) == []
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.02))
-def test_noise_below_a_fifth_of_the_amount_is_quiet(seed, deviation):
+def test_noise_below_a_fifth_of_the_limit_is_quiet(seed, deviation):
     assert warnings(noise(seed, 100, deviation)) == []
 
 
-def test_noise_as_large_as_the_amount_is_quiet_because_of_the_deviations():
+def test_noise_as_large_as_the_limit_is_quiet_because_of_the_deviations():
     runs = [noise(seed, 60, 0.1) for seed in range(100)]
     with_deviations = sum(bool(warnings(run)) for run in runs)
     without = sum(bool(warnings(run, deviations=0.0)) for run in runs)
@@ -89,11 +88,11 @@ def test_the_baseline_is_the_first_steps_whatever_comes_later():
 @pytest.mark.parametrize(
     ("metric", "up", "down"),
     [
-        ("guard/dark_share", True, True),
-        ("guard/edge_density", True, True),
-        ("guard/near_duplicate_share", True, False),
-        ("guard/pixel_distance", False, True),
-        ("guard/text_area", True, False),
+        ("monitor/dark_share", True, True),
+        ("monitor/edge_density", True, True),
+        ("monitor/near_duplicate_share", True, False),
+        ("monitor/pixel_distance", False, True),
+        ("monitor/text_area", True, False),
         ("reward/held_out/hpsv2", False, True),
     ],
 )
@@ -117,42 +116,37 @@ def test_stopping_has_its_own_limit():
     stops = [drift for drift in found if drift.stop]
     assert len(stops) == 1 and not found[0].stop
     assert stops[0].step > found[0].step and stops[0].value - stops[0].baseline > 0.4
-    assert warnings(values, warn={}, stop={}) == []
-    assert [drift.stop for drift in warnings(values, warn={}, stop={"dark_share": 0.4})] == [True]
+    assert warnings(values, warn=None, stop=None) == []
+    assert [drift.stop for drift in warnings(values, warn=None, stop={"dark_share": 0.4})] == [True]
 
 
 def test_missing_and_unusable_values_leave_the_step_out():
     values = [None, 0.1, math.nan, *[0.1] * 4, math.inf, *[0.9] * 6]
     found = warnings(values)
     assert found and found[0].baseline == pytest.approx(0.1)
-    assert Watch(Limits(warn={"dark_share": 0.1})).add(1, {"guard/dark_share": "0.5"}) == []
+    assert DriftMonitor(MonitorSettings(warn={"dark_share": 0.1})).add(1, {"monitor/dark_share": "0.5"}) == []
 
 
-def test_a_watch_built_from_the_metrics_goes_on_where_the_first_one_stopped():
+def test_a_monitor_built_from_the_metrics_goes_on_where_the_first_one_stopped():
     values = [0.1] * 5 + [0.5] * 3 + [0.9] * 4
     whole = warnings(values)
-    resumed = Watch(Limits(warn={"dark_share": 0.1}))
+    resumed = DriftMonitor(MonitorSettings(warn={"dark_share": 0.1}))
     for step, value in enumerate(values[:8], start=1):
-        resumed.add(step, {"guard/dark_share": value})
-    again = [d for s, v in enumerate(values[8:], start=9) for d in resumed.add(s, {"guard/dark_share": v})]
+        resumed.add(step, {"monitor/dark_share": value})
+    again = [d for s, v in enumerate(values[8:], start=9) for d in resumed.add(s, {"monitor/dark_share": v})]
     assert again == [drift for drift in whole if drift.step >= 9] != []
 
 
 def test_pictures_that_go_dark_lose_their_edges_and_colours():
-    watch = Watch(Limits(warn={"dark_share": 0.3, "edge_density": 0.03, "colour_entropy": 0.05}))
+    watch = DriftMonitor(MonitorSettings(warn={"dark_share": 0.3, "edge_density": 0.03, "colour_entropy": 0.05}))
     found = []
     for step in range(1, 21):
         light = 1.0 if step <= 8 else max(0.0, 1 - (step - 8) / 6)
-        statistics = image_guards((SCENE * light).astype(np.uint8))
-        found += watch.add(step, {f"guard/{name}": value for name, value in statistics.items()})
+        statistics = image_statistics((SCENE * light).astype(np.uint8))
+        found += watch.add(step, {f"monitor/{name}": value for name, value in statistics.items()})
     assert {drift.statistic for drift in found} == {"dark_share", "edge_density", "colour_entropy"}
     assert min(drift.step for drift in found) > 8
-    assert "pictures go dark" in next(d.text for d in found if d.statistic == "dark_share")
-
-
-def shipped_limits() -> Limits:
-    config = resources.files("blip3o_rl.config.defaults") / "blip3o_ppo.yaml"
-    return read_limits(yaml.safe_load(config.read_text())["guards"])
+    assert "images go dark" in next(d.text for d in found if d.statistic == "dark_share")
 
 
 @pytest.mark.parametrize("hacked", [False, True])
@@ -163,11 +157,11 @@ def test_the_shipped_limits_tell_a_published_case_of_hacking_from_an_ordinary_ru
     change = {"dark_share": 0.475, "edge_density": -0.6 * 0.069, "colour_entropy": -0.54 * 0.14}
     seen = []
     for seed in range(20):
-        rng, watch, told = np.random.default_rng(seed), Watch(shipped_limits()), set()
+        rng, watch, told = np.random.default_rng(seed), DriftMonitor(MonitorSettings()), set()
         for step in range(1, 81):
             share = min(1.0, max(0, step - 10) / 40) if hacked else 0.0
             values = {n: mean + share * change[n] + rng.normal(0, sd) for n, (mean, sd) in ordinary.items()}
-            told |= {d.statistic for d in watch.add(step, {f"guard/{n}": v for n, v in values.items()})}
+            told |= {d.statistic for d in watch.add(step, {f"monitor/{n}": v for n, v in values.items()})}
         seen.append(told)
     if hacked:
         assert all("dark_share" in told for told in seen)
@@ -178,50 +172,61 @@ def test_the_shipped_limits_tell_a_published_case_of_hacking_from_an_ordinary_ru
 
 def test_a_group_that_collapses():
     noise = np.random.default_rng(3)
-    watch = Watch(Limits(warn={"near_duplicate_share": 0.25, "pixel_distance": 0.05}))
+    watch = DriftMonitor(MonitorSettings(warn={"near_duplicate_share": 0.25, "pixel_distance": 0.05}))
     found = []
     for step in range(1, 16):
         group = [np.roll(SCENE, int(noise.integers(4, 60)) + 3 * n, axis=1) for n in range(4)]
         if step > 8:
             group = [group[0]] * 4
-        found += watch.add(step, {f"guard/{name}": value for name, value in group_guards(group).items()})
+        found += watch.add(step, {f"monitor/{name}": value for name, value in group_statistics(group).items()})
     assert {drift.statistic for drift in found} == {"near_duplicate_share", "pixel_distance"}
     assert all(drift.step > 8 for drift in found)
 
 
 def test_text_area_comes_from_the_reward_that_reads_the_picture():
     parts = {"ocr": 0.5, "ocr/text_area": 0.2, "signs/text_area": 0.3, "ocr/strict": 1.0}
-    assert reported_guards(parts) == {"text_area": 0.3}
-    assert reported_guards({"geneval": 1.0}) == {}
+    assert component_statistics(parts) == {"text_area": 0.3}
+    assert component_statistics({"geneval": 1.0}) == {}
 
 
 def test_metric_names():
-    assert watched_name("guard/dark_share") == "dark_share"
+    assert watched_name("monitor/dark_share") == watched_name("guard/dark_share") == "dark_share"
     assert watched_name("reward/held_out/hpsv2") == "held_out/hpsv2"
-    for other in ("reward/held_out/hpsv2/failed", "reward/geneval", "guard/blur", "guard/held_out", "rollout/score"):
+    for other in (
+        "reward/held_out/hpsv2/failed",
+        "reward/geneval",
+        "monitor/blur",
+        "monitor/held_out",
+        "rollout/score",
+    ):
         assert watched_name(other) is None
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"warn": {"dark_shar": 0.1}}, "guards.warn.dark_shar: there is no such statistic; did you mean dark_share?"),
-        ({"stop": {"colour": -1}}, "guards.stop.colour"),
-        ({"stop": {"dark_share": -1}}, "guards.stop.dark_share: is -1; set a number of at least 0"),
-        ({"warn": 0.1}, "guards.warn: is 0.1"),
-        ({"baseline_steps": 1}, "guards.baseline_steps: is 1"),
-        ({"baseline_steps": None}, "guards: baseline_steps and window"),
-        ({"window": 0}, "guards.window"),
-        ({"deviations": "4"}, "guards.deviations"),
+        ({"warn": {"dark_shar": 0.1}}, "monitors.warn.dark_shar: there is no such key; did you mean 'dark_share'?"),
+        ({"stop": {"colour": -1}}, "monitors.stop.colour"),
+        ({"stop": {"dark_share": -1}}, "monitors.stop.dark_share=-1: must be greater than or equal to 0"),
+        ({"warn": 0.1}, "monitors.warn=0.1: is not a mapping"),
+        ({"baseline_steps": 1}, "monitors.baseline_steps=1"),
+        ({"baseline_steps": None}, "monitors.baseline_steps=null"),
+        ({"window": 0}, "monitors.window"),
+        ({"deviations": "4"}, "monitors.deviations"),
     ],
 )
 def test_mistakes_in_the_limits(change, words):
     with pytest.raises(UserError) as caught:
-        read_limits({**FIELDS, **change})
+        validate(MonitorSettings, change, "monitors")
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
 def test_nulls_switch_off():
-    assert read_limits(FIELDS).stop == {}
-    limits = read_limits({**FIELDS, "warn": {name: None for name in WATCHED}})
-    assert limits.warn == {} and limits.baseline_steps == 5
+    values = [0.1] * 6 + [0.9] * 6
+    assert warnings(values) != []
+    assert warnings(values, warn=None, stop=None) == []
+    assert warnings(values, warn=dict.fromkeys(WATCHED)) == []
+
+
+def test_every_statistic_has_a_limit_and_a_meaning():
+    assert set(DriftLimits.model_fields) == set(WATCHED)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from blip3o_rl.data.synthetic.scenes import Scene, SceneObject, draw
-from blip3o_rl.monitoring.image_statistics import group_guards, image_guards, pixel_distances
+from blip3o_rl.monitoring.image_statistics import group_statistics, image_statistics, pixel_distances
 
 SCENE = draw(Scene((SceneObject("circle", "red", 0.3, 0.4, 0.4), SceneObject("square", "blue", 0.75, 0.7, 0.3))))
 
@@ -17,16 +17,16 @@ SCENE = draw(Scene((SceneObject("circle", "red", 0.3, 0.4, 0.4), SceneObject("sq
 @settings(deadline=None, max_examples=50)
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(4, 20), st.integers(4, 20), st.just(3))))
 def test_bounds(image):
-    for value in (*image_guards(image).values(), *group_guards([image, image[::-1]]).values()):
+    for value in (*image_statistics(image).values(), *group_statistics([image, image[::-1]]).values()):
         assert 0 <= value <= 1
 
 
 def test_blank_noise_and_scene():
-    black = image_guards(np.zeros((64, 64, 3), np.uint8))
+    black = image_statistics(np.zeros((64, 64, 3), np.uint8))
     assert black == {"dark_share": 1.0, "flat_share": 1.0, "edge_density": 0.0, "colour_entropy": 0.0}
-    noise = image_guards(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise = image_statistics(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     assert noise["flat_share"] < 0.05 and noise["colour_entropy"] > 0.9 and noise["edge_density"] > 0.2
-    scene = image_guards(SCENE)
+    scene = image_statistics(SCENE)
     assert scene["dark_share"] == 0 and 0.5 < scene["flat_share"] < 0.95
     assert 0.02 < scene["edge_density"] < 0.2 and 0.05 < scene["colour_entropy"] < 0.5
 
@@ -34,14 +34,14 @@ def test_blank_noise_and_scene():
 def test_half_dark():
     image = np.full((10, 10, 3), 200, np.uint8)
     image[:5] = 10
-    assert image_guards(image)["dark_share"] == 0.5
+    assert image_statistics(image)["dark_share"] == 0.5
 
 
 def test_groups():
     other = np.roll(SCENE, 20, axis=1)
-    same = group_guards([SCENE, SCENE, SCENE])
+    same = group_statistics([SCENE, SCENE, SCENE])
     assert same == {"near_duplicate_share": 1.0, "pixel_distance": 0.0}
-    mixed = group_guards([SCENE, SCENE, other])
+    mixed = group_statistics([SCENE, SCENE, other])
     assert mixed["near_duplicate_share"] == pytest.approx(1 / 3) and mixed["pixel_distance"] > 0.05
-    assert group_guards([SCENE])["near_duplicate_share"] == 0
+    assert group_statistics([SCENE])["near_duplicate_share"] == 0
     assert pixel_distances([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)]).tolist() == [1.0]

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.io import write_text
-from blip3o_rl.monitoring.drift import Drift, Limits
+from blip3o_rl.monitoring.drift import Drift
 from blip3o_rl.report import page
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout.recorder import Recorder, Rollout, step_statistics, worst
 
-LIMITS = Limits(warn={"dark_share": 0.2, "text_area": 0.2, "held_out": 0.0}, stop={"dark_share": 0.9})
+LIMITS = MonitorSettings(warn={"dark_share": 0.2, "text_area": 0.2, "held_out": 0.0}, stop={"dark_share": 0.9})
 
 
 def rollouts(step: int, light: int, **parts: float) -> list[Rollout]:
@@ -56,24 +57,24 @@ def test_pictures_that_stay_as_they_are_give_no_warning(folder: RunFolder) -> No
 def test_a_warning_is_told_once_and_kept_with_the_worst_pictures_first(folder: RunFolder) -> None:
     recorder = play(folder, [200] * 8 + [10] * 2)
     told = recorder.warnings()
-    assert told and told[0].startswith("warning at step 10: dark_share 0.000 -> 0.583, pictures go dark")
+    assert told and told[0].startswith("warning at step 10: dark_share 0.000 -> 0.583, images go dark")
     assert recorder.warnings() == []
     assert recorder.failure() is None
     first = json.loads(warning_log.file(folder).read_text().splitlines()[0])
     assert first["statistic"] == "dark_share" and first["picture"] == "warnings/step_000010-dark_share.png"
     assert Image.open(folder.path / first["picture"]).size[0] > 64
     html = page.write(folder).read_text()
-    assert "<h2>Warnings" in html and "pictures go dark" in html
+    assert "<h2>Warnings" in html and "images go dark" in html
     assert html.count("data:image/png") == 2  # the grid of step 1 and the warning's picture
 
 
 def test_the_limit_for_stopping_ends_the_run_and_names_its_key(folder: RunFolder) -> None:
-    recorder = Recorder(str(folder.path), 2, 100, Limits(warn={}, stop={"dark_share": 0.3}))
+    recorder = Recorder(str(folder.path), 2, 100, MonitorSettings(warn={}, stop={"dark_share": 0.3}))
     for step, light in enumerate([200] * 6 + [10] * 3, start=1):
         for row in rollouts(step, light):
             recorder.record(row)
     failure = recorder.failure()
-    assert failure is not None and failure.startswith("guards.stop.dark_share: at step ")
+    assert failure is not None and failure.startswith("monitors.stop.dark_share: at step ")
     assert ".png" in failure and "\n" not in failure
 
 
@@ -120,6 +121,6 @@ def test_the_worst_come_first_in_the_direction_of_the_drift() -> None:
     assert worst(rows, grouped) == [(rows[0], ""), (rows[1], "")]
 
 
-def test_text_area_is_a_guard_statistic_where_a_reward_measures_it() -> None:
-    assert step_statistics(rollouts(1, 200, **{"ocr/text_area": 0.25}))["guard/text_area"] == 0.25
-    assert "guard/text_area" not in step_statistics(rollouts(1, 200))
+def test_text_area_is_monitored_where_a_reward_measures_it() -> None:
+    assert step_statistics(rollouts(1, 200, **{"ocr/text_area": 0.25}))["monitor/text_area"] == 0.25
+    assert "monitor/text_area" not in step_statistics(rollouts(1, 200))

@@ -95,7 +95,7 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
         ("prompts.source=poems", "prompts.source=poems"),
         ("prompts.shares.position=-1", "prompts.shares.position=-1: must be greater than or equal to 0"),
         ("+prompts.shares.poems=1", "prompts.shares: there is no tag poems"),
-        ("reward.aggregation=mean", "reward.aggregation=mean: must be one of weighted_sum, gdpo"),
+        ("reward.aggregation=mean", "reward.aggregation=mean: must be 'weighted_sum' or 'gdpo'"),
         ("reward.rewards.geneval.only_if.beauty=0.5", "there is no such reward"),
         ("reward.rewards.geneval.held_out=true", "never trained on"),
         ("reward.rewards.geneval.service.replica=2", "did you mean 'replicas'"),

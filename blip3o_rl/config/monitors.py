@@ -1,0 +1,47 @@
+"""The `monitors` group: when a run warns, or ends, because its images have drifted from where they began.
+
+How drift is measured is in `monitoring.drift`. A limit is in the statistic's own unit; null is none.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from blip3o_rl.config.base import Strict
+
+
+class DriftLimits(Strict):
+    """Per statistic, how far it may be from its baseline."""
+
+    dark_share: float | None = Field(None, ge=0, description="Share of the pixels, like the next three")
+    flat_share: float | None = Field(None, ge=0)
+    edge_density: float | None = Field(None, ge=0)
+    colour_entropy: float | None = Field(None, ge=0, description="Share of the largest possible entropy")
+    near_duplicate_share: float | None = Field(None, ge=0, description="Share of the pairs in a group")
+    pixel_distance: float | None = Field(None, ge=0)
+    text_area: float | None = Field(None, ge=0, description="Share of the pixels, where an OCR reward measures it")
+    held_out: float | None = Field(
+        None, ge=0, description="Each held-out reward, in its own unit; 0: the standard deviations decide"
+    )
+
+
+class MonitorSettings(Strict):
+    """The `monitors` group."""
+
+    baseline_steps: int = Field(5, ge=2, description="The first steps, whose mean is the baseline")
+    window: int = Field(3, ge=1, description="The last steps, whose mean is compared with it")
+    deviations: float = Field(
+        4.0, ge=0, description="Standard deviations of single steps that the difference must exceed, whatever its limit"
+    )
+    warn: DriftLimits | None = DriftLimits(
+        dark_share=0.15,
+        flat_share=0.15,
+        edge_density=0.03,
+        colour_entropy=0.06,
+        near_duplicate_share=0.25,
+        pixel_distance=0.05,
+        text_area=0.15,
+        held_out=0.0,
+    )
+    """Beyond these there is a warning."""
+    stop: DriftLimits | None = Field(DriftLimits(), description="Beyond these the run ends")
