@@ -18,10 +18,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from transformers import GenerationConfig
 
-from blip3o_rl import __version__
 from blip3o_rl.checkpoint import weights
 from blip3o_rl.checkpoint.plan import Plan, make_plan
 from blip3o_rl.checkpoint.source import PATTERNS, resolve
@@ -30,13 +28,11 @@ from blip3o_rl.checkpoint.ta_tok import read as read_ta_tok
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES
 from blip3o_rl.checkpoint.upstream_keys import KEPT, kept_folder
 from blip3o_rl.io import read_json, write_json
-from blip3o_rl.model import folder as model_folder
-from blip3o_rl.model.renderer import REFERENCE_CONNECTOR
+from blip3o_rl.model.folder import INDEX, PARTS, ModelFolder, write_index
 
 LAYOUT = "layout.json"
 """In `upstream/`: which shard each key was in, and what its index and header said."""
 _KEPT_LIMIT = 64 * 2**20
-_PARTS = (*model_folder.PARTS, f"renderer/{REFERENCE_CONNECTOR}")
 _WEIGHTS = {"policy": "model.safetensors", KEPT: "unused.safetensors"}
 
 
@@ -100,24 +96,16 @@ def _write(plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
             module.save_config(folder / part)
     _write_policy_files(plan, folder / "policy")
     _keep_upstream(plan, folder / KEPT)
-    index = {
-        "format": model_folder.FORMAT,
-        "parts": [part for part in _PARTS if (folder / part).is_dir()],
-        "source": str(plan.source),
-        "blip3o_rl": __version__,
-        "torch": torch.__version__,
-        "converted": {
-            "source": plan.source.name,
-            "revision": plan.source.revision,
-            "lm_head": plan.lm_head,
-            "ta_tok": plan.ta_tok,
-            "source_sha256": hashes,
-            "sha256": written,
-        },
+    record = {
+        "source": plan.source.name,
+        "revision": plan.source.revision,
+        "lm_head": plan.lm_head,
+        "ta_tok": plan.ta_tok,
+        "source_sha256": hashes,
+        "sha256": written,
     }
-    write_json(folder / model_folder.INDEX, index)
-    present = [part for part in model_folder.PARTS if (folder / part).is_dir()]
-    model_folder.ModelFolder(folder, *present).load_tokenizer()
+    write_index(folder, str(plan.source), converted=record)
+    ModelFolder(folder, *(part for part in PARTS if (folder / part).is_dir())).load_tokenizer()
 
 
 def _write_policy_files(plan: Plan, folder: Path) -> None:
@@ -159,12 +147,12 @@ def keep_origin(base: Path, folder: Path) -> None:
             weights can be written in the upstream layout too.
         folder: a complete model folder.
     """
-    origin = read_json(base / model_folder.INDEX)
+    origin = read_json(base / INDEX)
     kept = kept_folder(base)
     if kept.is_dir():
         shutil.copytree(kept, folder / KEPT, dirs_exist_ok=True)
-    index = read_json(folder / model_folder.INDEX)
+    index = read_json(folder / INDEX)
     index["base"] = origin.get("base") or origin.get("source")
     if "converted" in origin:
         index["converted"] = {name: value for name, value in origin["converted"].items() if name != "sha256"}
-    write_json(folder / model_folder.INDEX, index)
+    write_json(folder / INDEX, index)

@@ -30,10 +30,10 @@ class Source:
 
 
 def resolve(name: str | Path, revision: str | None = None, offline: bool = False, cache: Path | None = None) -> Source:
-    """The checkpoint for a folder or a hub id; a hub id is downloaded unless the cache has it.
+    """The checkpoint for a folder or a hub id (`owner/name`); a folder of that name wins.
 
     Args:
-        name: a folder, or `owner/name`. A folder of that name wins.
+        name: a hub id is downloaded unless the cache has it.
         revision: branch, tag or commit of a hub id; the commit is what gets recorded.
         offline: use the cache alone.
         cache: of huggingface_hub, by default its own.

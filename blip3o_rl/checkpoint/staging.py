@@ -27,19 +27,6 @@ def require_unused(target: Path) -> None:
         raise UserError(f"{target}: exists and is not empty; give a new folder")
 
 
-def require_space(target: Path, needed: int) -> None:
-    """Raises `UserError` unless the disk of `target` has room for `needed` bytes."""
-    existing = target.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if free < needed + RESERVE:
-        raise UserError(
-            f"{target}: needs {gigabytes(needed)}, {gigabytes(free)} are free on its disk; "
-            "free some space, or give a folder on another disk"
-        )
-
-
 @contextmanager
 def staged(target: Path, needed: int) -> Iterator[Path]:
     """Gives a folder to write into, which becomes `target` when the block ends without an error.
@@ -52,8 +39,13 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
         UserError: the target is in use, the disk has no room, or writing failed.
     """
     require_unused(target)
-    require_space(target, needed)
     target = target.resolve()
+    free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
+    if free < needed + RESERVE:
+        raise UserError(
+            f"{target}: needs {gigabytes(needed)}, {gigabytes(free)} are free on its disk; "
+            "free some space, or give a folder on another disk"
+        )
     partial = target.with_name(target.name + SUFFIX)
     if partial.exists() and not (partial / _MARK).is_file():
         raise UserError(f"{partial}: is in the way and not left by an earlier attempt; move it, or give another folder")

@@ -11,20 +11,6 @@ import typer
 from blip3o_rl.errors import UserError, did_you_mean
 
 FORMATS = ("folder", "upstream", "diffusers", "policy")
-_RENAMED = {"official": "upstream"}
-
-
-def _known(format: str) -> str:
-    """The value of `--format`.
-
-    Raises:
-        UserError: it is unknown, or an earlier name.
-    """
-    if format in _RENAMED:
-        raise UserError(f"--format {format}: is called {_RENAMED[format]} now; give --format {_RENAMED[format]}")
-    if format not in FORMATS:
-        raise UserError(f"--format {format}: choose one of {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
-    return format
 
 
 def export(
@@ -43,7 +29,10 @@ def export(
     ] = None,
 ) -> None:
     """Writes the weights of a run or of a model folder in a format of your choice, with a model card."""
-    _known(format)
+    if format == "official":
+        raise UserError("--format official: is called upstream now; give --format upstream")
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: choose one of {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
     named = str(checkpoint) == "mini"
     if not named and not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no such folder; give a run folder or one of its checkpoints/global_step_N")

@@ -191,10 +191,15 @@ def save(
         elif value is not None:
             value.save_pretrained(path / part)
     _forget_origins(path)
+    write_index(path, source)
+    return path
+
+
+def write_index(path: Path, source: str, **records: Any) -> None:
+    """Writes the index, after everything else in the folder."""
     parts = [part for part in (*PARTS, _EDITING) if (path / part).is_dir()]
     index = {"format": FORMAT, "parts": parts, "source": source, "blip3o_rl": __version__, "torch": torch.__version__}
-    write_json(path / INDEX, index)
-    return path
+    write_json(path / INDEX, index | records)
 
 
 def _forget_origins(path: Path) -> None:
