@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blip3o_rl.cli.output import table
+from blip3o_rl.cli.output import free_path, table
 from blip3o_rl.cli.reward_arguments import FORM, Metadata, Side, read_metadata, reward_config
 from blip3o_rl.errors import UserError
 
@@ -56,6 +56,7 @@ def bench_rewards(
     for name, reason in absent.items():
         print(f"{name}: not measured: {reason}")
     rows = [{**vars(row), "images_per_s": row.images_per_s} for row in measured]
+    out = free_path(out)
     write_json(out, {**_machine(), "rewards": rows, "not_measured": absent})
     print(out)
 

@@ -6,6 +6,7 @@ user can fix is one line on standard error and exit code 2; any other exception 
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -29,6 +30,7 @@ from blip3o_rl.cli import report as run_report
 from blip3o_rl.cli import train as runs
 from blip3o_rl.cli.eval import evaluate
 from blip3o_rl.cli.generate import generate
+from blip3o_rl.cli.output import plain
 from blip3o_rl.cli.reconstruct import reconstruct
 from blip3o_rl.cli.tokenize import tokenize
 from blip3o_rl.errors import UserError
@@ -70,6 +72,9 @@ mini_app.command("build")(mini.build)
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):  # a prompt in Chinese must not end a command in a terminal without it
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     raise SystemExit(run(sys.argv[1:]))
 
 
@@ -93,8 +98,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _refuse(text: str) -> int:
-    line = " ".join(text.split())
-    Console(stderr=True, soft_wrap=True).print(f"error: {line}", style="red", markup=False, highlight=False)
+    line = plain(f"error: {' '.join(text.split())}")
+    Console(stderr=True, soft_wrap=True).print(line, style="red")
     return 2
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blip3o_rl.cli.output import number, table
+from blip3o_rl.cli.output import free_path, number, table
 from blip3o_rl.cli.reward_arguments import FORM, reward_config
 from blip3o_rl.errors import UserError
 
@@ -51,6 +51,7 @@ def score(
             value = None if result.failed else result.value
             found = {"image": sample.id, "prompt": sample.prompt, "score": value, "parts": result.parts}
             lines.append({**found, "reason": result.reason})
+    out = free_path(out)
     write_lines(out, lines)
     Console().print(_table(lines, rubric.names))
     if left_out:

@@ -274,5 +274,5 @@ def key_variables(rewards: Any) -> list[str]:
 
 def process_environment(rewards: Any) -> dict[str, str]:
     """What each process that scores needs of this process's environment: keys, and the proxies to the outside."""
-    names = [*key_variables(rewards), *PROXIES, *(name.lower() for name in PROXIES)]
+    names = [*key_variables(rewards), "OPENAI_API_KEY", *PROXIES, *(name.lower() for name in PROXIES)]
     return {name: os.environ[name] for name in names if name in os.environ}

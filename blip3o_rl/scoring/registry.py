@@ -54,7 +54,7 @@ def local_reward(name: str, entry: RewardEntry) -> Reward:
         return reward_from(thing, name, entry.keywords, key)
     except UserError as error:
         raise error if str(error).startswith(key) else UserError(f"{key}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{key}: could not be built, {type(error).__name__}: {error}") from error
 
 
@@ -96,7 +96,7 @@ def _from_file(path: str, key: str) -> Any:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{key}: {file}:{error.lineno} has a syntax error, {error.msg}; fix it") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # argparse and sys.exit("set MY_KEY") at module level
         raise UserError(f"{key}: {file} cannot be imported, {type(error).__name__}: {error}") from error
     return _attribute(module, attribute, str(file), key)
 
@@ -107,7 +107,7 @@ def _from_module(target: str, key: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: '{target}' needs the module '{error.name}', which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{key}: module {module_name} cannot be imported, {type(error).__name__}: {error}") from error
     return _attribute(module, attribute, module_name, key)
 

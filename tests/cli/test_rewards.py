@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +188,51 @@ def test_bad_words_are_one_line(words):
 def test_bad_metadata_is_one_line(text):
     with pytest.raises(UserError, match="--metadata"):
         run("check", "geneval", "--metadata", text)
+
+
+MARKUP = ["close [/b] me", "[bold red]not red[/]", ":smile: [link=http://x]y[/link]", "一只猫 [1]", "half \ud83d"]
+
+
+def test_any_prompt_and_name_is_shown_as_it_is(tmp_path, reward_file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = [{"image": f"[{row}].png", "prompt": prompt} for row, prompt in enumerate(MARKUP)]
+    for line in lines:
+        save(tmp_path / line["image"], 100, None)
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "scores.jsonl"
+    assert (
+        run("score", tmp_path, "--prompts", tmp_path / "p.jsonl", "--reward", f"{reward_file}:bright", "--out", out)
+        == 0
+    )
+    printed = capsys.readouterr().out
+    for line in lines:
+        assert line["image"] in printed and line["prompt"].replace("\ud83d", "\ufffd") in printed
+    assert len(out.read_text().splitlines()) == len(MARKUP)
+
+
+def test_a_terminal_without_chinese_letters_gets_escapes(tmp_path, reward_file):
+    save(tmp_path / "a.png", 100, "一只猫")
+    arguments = ["rewards", "score", tmp_path, "--reward", f"{reward_file}:bright", "--out", tmp_path / "s.jsonl"]
+    command = [sys.executable, "-m", "blip3o_rl.cli.main", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "120"}
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    assert "\\u4e00\\u53ea\\u732b" in finished.stdout
+
+
+def test_scores_of_an_earlier_command_are_kept(tmp_path, reward_file, capsys):
+    save(tmp_path / "a.png", 100, "p")
+    out = tmp_path / "scores.jsonl"
+    for scale in (1, 2):
+        keys = ["--reward", f"{reward_file}:bright", "--reward", f"bright.scale={scale}"]
+        assert run("score", tmp_path, *keys, "--out", out) == 0
+    first, second = (json.loads(file.read_text())["score"] for file in (out, tmp_path / "scores-2.jsonl"))
+    assert second == pytest.approx(2 * first)
+    assert str(tmp_path / "scores-2.jsonl") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_the_printed_command_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "my goals; ls"
+    assert run("new", "goal", "--folder", folder) == 0
+    command = capsys.readouterr().out.split("try it: ")[1].split("&&")[0]
+    assert shlex.split(command) == ["blip3o-rl", "rewards", "check", f"{folder}/goal.py:goal"]
