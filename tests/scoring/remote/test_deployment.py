@@ -36,7 +36,13 @@ def test_keys_and_proxies_reach_every_process_that_scores(monkeypatch: pytest.Mo
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    wanted = {"TOKEN": "t", "JUDGE_KEY": "k", "OPENAI_API_KEY": "o", "https_proxy": "http://proxy:3128", "NO_PROXY": "judge.local"}
+    wanted = {
+        "TOKEN": "t",
+        "JUDGE_KEY": "k",
+        "OPENAI_API_KEY": "o",
+        "https_proxy": "http://proxy:3128",
+        "NO_PROXY": "judge.local",
+    }
     for name, value in {**wanted, "UNRELATED": "x"}.items():
         monkeypatch.setenv(name, value)
     rewards = {
