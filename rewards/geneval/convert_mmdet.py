@@ -119,14 +119,10 @@ def load_checkpoint(path: Path | str) -> dict[str, Tensor]:
 
 
 def model_from_mmdet(tensors: Mapping[str, Tensor], source: str = "checkpoint") -> Any:
-    """The transformers model (`Mask2FormerForUniversalSegmentation`, eval mode) with mmdet's weights.
-
-    Args:
-        tensors: mmdet 3.x state dict.
-        source: what error messages call it.
+    """The transformers model (`Mask2FormerForUniversalSegmentation`, eval mode) of an mmdet 3.x state dict.
 
     Raises:
-        UserError: a name is unknown or missing, or a shape does not fit.
+        UserError: a name is unknown or missing, or a shape does not fit; `source` stands for the checkpoint.
     """
     if any(".attentions.0." in name or ".ffns.0." in name for name in tensors):
         raise UserError(
@@ -226,10 +222,9 @@ def _config(tensors: Mapping[str, Tensor], source: str) -> Mask2FormerConfig:
 
 def main() -> int:
     """The command; 0 when the folder is written, 2 for what the user can fix."""
-    if len(sys.argv) != 3:
-        print("usage: python -m blip3o_rl.rewards.geneval.convert_mmdet CHECKPOINT.pth FOLDER", file=sys.stderr)
-        return 2
     try:
+        if len(sys.argv) != 3:
+            raise UserError("two arguments are needed: CHECKPOINT.pth FOLDER")
         print(convert(sys.argv[1], sys.argv[2]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

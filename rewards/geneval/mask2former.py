@@ -106,11 +106,7 @@ class Mask2FormerDetector:
 
 
 def network_input(image: np.ndarray, scale: tuple[int, int] = (LONG_SIDE, SHORT_SIDE)) -> np.ndarray:
-    """The image as the network sees it: scaled to fit `scale` (long, short side), normalized; float32 [h, w, 3], RGB.
-
-    Args:
-        image: uint8 [H, W, 3], RGB.
-    """
+    """uint8 [H, W, 3], RGB, as the network sees it: scaled to fit `scale`, normalized; float32 [h, w, 3]."""
     height, width = image.shape[:2]
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
     size = (int(width * factor + 0.5), int(height * factor + 0.5))

@@ -1,8 +1,7 @@
 """The GenEval reward: detector + color classifier + rules, as one Reward.
 
 The value is the rules' score in the chosen mode; the verdict of the benchmark is always a component, whatever is
-optimized. The colors of all images of a batch are asked for in one call, so that a neural classifier sees one large
-batch.
+optimized.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""RapidOCR: PP-OCR models in ONNX form that ship inside the wheel, so that this reader needs no network and no paddle.
+"""RapidOCR, the embedded default: PP-OCR models in ONNX format inside the wheel, so no network and no paddle.
 
-The embedded default. Orientation classification is off, as in the original reward: text that stands upside down or on
+Orientation classification is off, as in the original reward: text that stands upside down or on
 its side is read badly and earns less. Detection runs at the image's own size up to `longest_side`; RapidOCR's own
 setting enlarges every small image to 736 pixels, which costs several times as much and reads no better.
 """

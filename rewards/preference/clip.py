@@ -1,7 +1,8 @@
 """PickScore, CLIPScore and HPSv2.1: one architecture (CLIP), three sets of weights, three scalings.
 
 Each is the cosine between a text's and an image's embedding, times a constant. The values follow Flow-GRPO's
-`multi_score`, so that its weights and curves carry over; the raw value that papers print is a component. A text is
+`multi_score`, so that its weights and curves carry over; its divisors bring them near 1. The raw value that papers
+print is a component. A text is
 embedded once per batch however many samples of its group are in it.
 """
 
@@ -26,9 +27,6 @@ from blip3o_rl.rewards.weights import (
 )
 from blip3o_rl.scoring.api import Sample, Score
 
-PICKSCORE_DIVISOR = 26.0
-CLIPSCORE_DIVISOR = 30.0
-"""Flow-GRPO's constants; they bring typical values near 1."""
 BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -54,25 +52,7 @@ OPEN_CLIP: Rules = [
 """open_clip's names of a CLIP with a ViT image tower -> transformers'; checked against open_clip 3.3.0 (README)."""
 
 
-class _ClipReward:
-    """The cosine of each sample's prompt and image."""
-
-    required_metadata: tuple[str, ...] = ()
-    encoder: ClipEncoder
-
-    def cosines(self, samples: Sequence[Sample]) -> list[float]:
-        distinct = list(dict.fromkeys(sample.prompt for sample in samples))
-        texts = self.encoder.text_features(distinct)
-        rows = torch.tensor([distinct.index(sample.prompt) for sample in samples], device=texts.device)
-        images = self.encoder.image_features([sample.image for sample in samples])
-        return [float(cosine) for cosine in (texts[rows] * images).sum(-1)]
-
-    def scaled(self, samples: Sequence[Sample], divisor: float) -> list[Score]:
-        raws = [self.encoder.scale * cosine for cosine in self.cosines(samples)]
-        return [Score(raw / divisor, {"raw": raw}) for raw in raws]
-
-
-class PickScore(_ClipReward):
+class PickScore:
     """PickScore v1 (Kirstain et al. 2023, arXiv 2305.01569): exp(logit_scale) * cosine / 26.
 
     Args:
@@ -84,6 +64,9 @@ class PickScore(_ClipReward):
     """
 
     name = "pickscore"
+    required_metadata: tuple[str, ...] = ()
+    divisor = 26.0
+    encoder: ClipEncoder
 
     def __init__(
         self,
@@ -99,10 +82,11 @@ class PickScore(_ClipReward):
         self.encoder = ClipEncoder(clip, tokenizer, to_pixels, device, dtype, batch_size)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        return self.scaled(samples, PICKSCORE_DIVISOR)
+        raws = [self.encoder.scale * cosine for cosine in cosines(self.encoder, samples)]
+        return [Score(raw / self.divisor, {"raw": raw}) for raw in raws]
 
 
-class CLIPScore(_ClipReward):
+class CLIPScore(PickScore):
     """CLIP similarity as Flow-GRPO scales it: exp(logit_scale) * cosine / 30, on OpenAI's ViT-L/14.
 
     Typical values 0.8 to 1.1; the component `raw` is 100 * cosine. Hessel et al. (arXiv 2104.08718) print 2.5 * cosine
@@ -110,16 +94,13 @@ class CLIPScore(_ClipReward):
     """
 
     name = "clipscore"
+    divisor = 30.0
 
     def __init__(self, model: str = VIT_L, device: str = "auto", dtype: str = "float32", batch_size: int = 32):
-        clip, tokenizer = pretrained_model(CLIPModel, model, "model"), pretrained(CLIPTokenizer, model, "model")
-        self.encoder = ClipEncoder(clip, tokenizer, stored_processor(model, "model"), device, dtype, batch_size)
-
-    def score(self, samples: Sequence[Sample]) -> list[Score]:
-        return self.scaled(samples, CLIPSCORE_DIVISOR)
+        super().__init__(model, model, device, dtype, batch_size)
 
 
-class HPSv2(_ClipReward):
+class HPSv2:
     """Human Preference Score v2.1 (Wu et al. 2023, arXiv 2306.09341): the cosine itself, about 0.20 to 0.36.
 
     Args:
@@ -131,6 +112,7 @@ class HPSv2(_ClipReward):
     """
 
     name = "hpsv2"
+    required_metadata: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -153,7 +135,16 @@ class HPSv2(_ClipReward):
         )
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        return [Score(cosine) for cosine in self.cosines(samples)]
+        return [Score(cosine) for cosine in cosines(self.encoder, samples)]
+
+
+def cosines(encoder: ClipEncoder, samples: Sequence[Sample]) -> list[float]:
+    """The cosine of each sample's prompt and image."""
+    distinct = list(dict.fromkeys(sample.prompt for sample in samples))
+    texts = encoder.text_features(distinct)
+    rows = torch.tensor([distinct.index(sample.prompt) for sample in samples], device=texts.device)
+    images = encoder.image_features([sample.image for sample in samples])
+    return [float(cosine) for cosine in (texts[rows] * images).sum(-1)]
 
 
 def from_open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
