@@ -1,4 +1,4 @@
-"""The command line: puts the commands of this package together.
+"""The command line: registers the commands of this package.
 
 Each command imports what it needs inside its function, so that `blip3o-rl --help` answers at once. A problem that the
 user can fix is one line on standard error and exit code 2; any other exception keeps its traceback.
@@ -16,24 +16,26 @@ from rich.console import Console
 from blip3o_rl.cli import (
     bench,
     convert,
+    doctor,
+    eval,
     export,
+    generate,
     mini,
+    reconstruct,
+    report,
     rewards_check,
     rewards_list,
     rewards_new,
     rewards_score,
     rewards_serve,
     sft,
+    submit,
+    tokenize,
+    train,
 )
-from blip3o_rl.cli import doctor as machine
-from blip3o_rl.cli import report as run_report
-from blip3o_rl.cli import train as runs
-from blip3o_rl.cli.eval import evaluate
-from blip3o_rl.cli.generate import generate
 from blip3o_rl.cli.output import plain
-from blip3o_rl.cli.reconstruct import reconstruct
-from blip3o_rl.cli.tokenize import tokenize
 from blip3o_rl.errors import UserError
+from blip3o_rl.training.interruption import INTERRUPTED
 
 app = typer.Typer(
     name="blip3o-rl",
@@ -43,31 +45,43 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-rewards_app = typer.Typer(help="The rewards that a recipe can name.", no_args_is_help=True)
-bench_app = typer.Typer(help="How fast things are on this machine.", no_args_is_help=True)
-mini_app = typer.Typer(help="The small model that ships with the package.", no_args_is_help=True)
+COMMANDS = (
+    ("", "doctor", doctor.doctor),
+    ("", "generate", generate.generate),
+    ("", "tokenize", tokenize.tokenize),
+    ("", "reconstruct", reconstruct.reconstruct),
+    ("", "train", train.train),
+    ("", "submit", submit.submit),
+    ("", "sft", sft.sft),
+    ("", "eval", eval.evaluate),
+    ("", "convert", convert.convert),
+    ("", "export", export.export),
+    ("", "report", report.report),
+    ("rewards", "list", rewards_list.list_rewards),
+    ("rewards", "new", rewards_new.new),
+    ("rewards", "check", rewards_check.check),
+    ("rewards", "score", rewards_score.score),
+    ("rewards", "serve", rewards_serve.serve),
+    ("bench", "rewards", bench.bench_rewards),
+    ("mini", "build", mini.build),
+)
+"""Group, name, function; in the order of the help."""
+GROUPS = {
+    "rewards": "The rewards that a recipe can name.",
+    "bench": "How fast things are on this machine.",
+    "mini": "The small model that ships with the package.",
+}
 
-app.command()(machine.doctor)
-app.command()(generate)
-app.command()(tokenize)
-app.command()(reconstruct)
-app.command()(runs.train)
-app.command()(runs.submit)
-app.command()(sft.sft)
-app.command("eval")(evaluate)
-app.command()(convert.convert)
-app.command()(export.export)
-app.command()(run_report.report)
-app.add_typer(rewards_app, name="rewards")
-rewards_app.command("list")(rewards_list.list_rewards)
-rewards_app.command()(rewards_new.new)
-rewards_app.command()(rewards_check.check)
-rewards_app.command()(rewards_score.score)
-rewards_app.command()(rewards_serve.serve)
-app.add_typer(bench_app, name="bench")
-bench_app.command("rewards")(bench.bench_rewards)
-app.add_typer(mini_app, name="mini")
-mini_app.command("build")(mini.build)
+
+def _register() -> None:
+    groups = {"": app} | {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for group, name, function in COMMANDS:
+        groups[group].command(name)(function)
+    for name in GROUPS:
+        app.add_typer(groups[name], name=name)
+
+
+_register()
 
 
 def main() -> None:
@@ -79,13 +93,13 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command line and returns its exit code: 2 for what the user can mend, 130 after Ctrl-C."""
+    """Runs one command line and returns its exit code: 2 for what the user can fix, 130 after Ctrl-C."""
     try:
         code: Any = app(args=arguments, prog_name="blip3o-rl", standalone_mode=False)
     except UserError as error:
         return _refuse(str(error))
     except typer.Abort:
-        return runs.INTERRUPTED
+        return INTERRUPTED
     except Exception as error:
         usage = getattr(error, "format_message", None)
         if usage is None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from blip3o_rl.cli.train import INTERRUPTED
 from blip3o_rl.errors import UserError
 
 
@@ -28,14 +26,15 @@ def sft(
     if resume is None and (not overrides or "=" in overrides[0]):
         raise UserError("sft: no recipe given; for example blip3o-rl sft recipes/sft data.files=[pairs.tar]")
     from blip3o_rl.sft import launch as sft_launch
+    from blip3o_rl.training import interruption
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruption.catch_sigterm()
     try:
         if resume is not None:
             model = sft_launch.resume(resume, overrides)
         else:
             model = sft_launch.launch(overrides[0], overrides[1:])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; go on from the last checkpoint with: blip3o-rl sft --resume <run folder>", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(interruption.exit_code(error)) from None
     print(f"model folder: {model}")

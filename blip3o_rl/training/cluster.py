@@ -5,18 +5,20 @@ The order of a run is in `launch`; here is what each of its steps does to the cl
 
 from __future__ import annotations
 
-import contextlib
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl import machine
 from blip3o_rl.config.reward import is_deployed, process_environment
+from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import preflight
+from blip3o_rl.training import interruption, preflight
 
 
 def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
@@ -24,19 +26,40 @@ def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = N
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
+    environment = _environment(config, folder, metrics_file)
     runtime_env = get_ppo_ray_runtime_env(config)
-    runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | _environment(config, folder, metrics_file)
-    os.environ.update(_environment(config, folder, metrics_file))
+    runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | environment
+    os.environ.update(environment)
     common = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "ERROR", "namespace": folder.name}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, **common)
-        return False
-    local: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
-    local = {name: value for name, value in local.items() if name != "runtime_env"}
-    # "local": without it Ray would join a cluster that happens to run on this machine.
-    ray.init(address="local", include_dashboard=False, **common, **local)
-    return True
+    else:
+        if "RAY_AUTH_MODE" not in os.environ:
+            # Ray would write a token into the home folder, and every later cluster of this user would ask for it.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        local: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
+        local.pop("runtime_env", None)
+        # "local": without it Ray would join a cluster that happens to run on this machine.
+        ray.init(address="local", include_dashboard=False, **common, **local)
+    interruption.catch_sigterm()
+    try:
+        check_resources(config, ray.cluster_resources())
+    except UserError:
+        ray.shutdown()
+        raise
+    return not address
+
+
+def check_resources(config: DictConfig, found: Mapping[str, float]) -> None:
+    """Refuses a cluster in which verl would wait for ever: a GPU and a CPU per trainer, and a CPU for the task."""
+    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    for name, needed in (("GPU", gpus), ("CPU", gpus + 1)):
+        if found.get(name, 0) < needed:
+            raise UserError(
+                f"the Ray cluster has {found.get(name, 0):g} {name}s, this run needs {needed} (trainer.nnodes x "
+                f"trainer.n_gpus_per_node = {gpus}); add nodes, lower them, or start Ray with --num-{name.lower()}s"
+            )
 
 
 def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | None) -> dict[str, str]:
@@ -47,15 +70,14 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "VERL_PLATFORM": machine.verl_platform(config.trainer.device),
     }
     if metrics_file is not None:
         env["VERL_FILE_LOGGER_PATH"] = str(metrics_file)
     env |= process_environment(config.reward.rewards)
     if config.trainer.device == "cpu":
-        cores = str(os.cpu_count() or 1)
-        env |= {"VERL_PLATFORM": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1"}
         # Ray would give each actor one thread; waiting threads must not take the cores from other processes.
-        env |= {"OMP_NUM_THREADS": cores, "OMP_WAIT_POLICY": "PASSIVE"}
+        env |= {"OMP_NUM_THREADS": str(machine.cpus()), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_KVCACHE_SPACE": "1"}
     return env
 
 
@@ -109,11 +131,3 @@ def keep_logs(config: DictConfig, folder: RunFolder) -> None:
     for app in (render_service.app_name(str(folder.path)), *_deployed_apps(config)):
         for file in (session / "serve").glob(f"*{app}*"):
             shutil.copy2(file, folder.logs / f"serve-{file.name}")
-
-
-@contextlib.contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Sends what libraries print in this process to a file, and keeps the terminal for the progress display."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        yield

@@ -1,9 +1,9 @@
 """verl's FSDP engine with the policy's own action space: log-probs and entropies over the image vocabulary.
 
-The sampler draws from the softmax over the image rows of the output matrix (`rollout/vllm_model.py`). For the ratio
+The sampler samples from the softmax over the image rows of the output matrix (`rollout/vllm_model.py`). For the ratio
 of new to old probabilities to mean anything, the trainer must use that same distribution. So the policy is switched
 to `image_vocabulary_only`, which makes its forward pass return logits for the image rows alone (30 % of the full
-217,210), and the labels are shifted to match. Everything else (sharding, optimiser, loss, KL, checkpoints) is
+217,210), and the labels are shifted to match. Everything else (sharding, optimizer, loss, KL, checkpoints) is
 verl's.
 
 verl imports this module through `actor_rollout_ref.model.external_lib`.
@@ -17,11 +17,12 @@ import torch
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from blip3o_rl import machine
 from blip3o_rl.model.policy import MODEL_TYPE
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.training.compat import verl as verl_patches
 
-if not torch.cuda.is_available():
+if machine.device() == "cpu":
     verl_patches.unpinned_offload()
 
 
@@ -42,7 +43,7 @@ class ImageVocabularyEngine(FSDPEngineWithLMHead):
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """verl's inputs, with the labels as indices into the image vocabulary.
 
-        Positions whose next token is no image token (the prompt) get label 0: verl computes a value for every
+        Positions whose next token is not an image token (the prompt) get label 0: verl computes a value for every
         position and multiplies by the response mask, which is 0 there.
         """
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)

@@ -16,9 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
+from blip3o_rl import machine
 from blip3o_rl.config.reward import is_deployed, name_applications
 from blip3o_rl.config.train import compose_recipe, compose_run
 from blip3o_rl.data.prompts import write_parquet
@@ -30,12 +31,13 @@ from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.terminal import Redirected
 from blip3o_rl.training import cluster, preflight
 from blip3o_rl.training.export import export
 
 POLL_S = 0.5
 RUNS = Path("runs")
-JOB_RUNS = Path.home() / "blip3o-rl-runs"
+JOB_RUNS = Path("~/blip3o-rl-runs")
 """Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
 RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 EVAL_SEED = 20_000
@@ -47,12 +49,17 @@ def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Check
     Raises:
         UserError: the first thing that is wrong.
     """
-    config = compose_recipe(recipe, overrides, "gpu" if torch.cuda.is_available() else "cpu")
+    config = compose_recipe(recipe, overrides, machine.device())
     return config, preflight.check(config)
 
 
-def launch(recipe: str, overrides: list[str]) -> Path:
+def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
     """Runs a recipe to its last step.
+
+    Args:
+        recipe: folder or name.
+        overrides: `key=value`.
+        output: where libraries print; goes on in the run's logs.
 
     Returns:
         The run folder.
@@ -64,10 +71,10 @@ def launch(recipe: str, overrides: list[str]) -> Path:
     in_job = RAY_JOB_CONFIG in os.environ
     folder = RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else RUNS, path=config.run.folder)
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
-    return _run(config, checked, folder)
+    return _run(config, checked, folder, output)
 
 
-def resume(path: str | Path, overrides: list[str]) -> Path:
+def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
     """Continues a run from its last complete checkpoint, with its own configuration and the overrides on top.
 
     Raises:
@@ -85,18 +92,20 @@ def resume(path: str | Path, overrides: list[str]) -> Path:
         )
     folder.truncate_after(step)
     warning_log.truncate_after(folder, step)
-    return _run(config, checked, folder)
+    return _run(config, checked, folder, output)
 
 
-def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder) -> Path:
+def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, output: Redirected) -> Path:
     """The run, from its last complete checkpoint if there is one."""
+    output.to(folder.logs / "driver.log")
     _resolve_paths(config, folder)
     write_text(folder.config, OmegaConf.to_yaml(config))
     config = _completed(config, checked, folder)
     for side, rows in (("train", checked.rows), ("held_out", checked.held_out or checked.rows[:1])):
         write_parquet(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
 
-    with progress(config.trainer.total_training_steps, title=folder.name) as shown:
+    console = Console(file=output.terminal)
+    with progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:
         if config.run.evaluate and not folder.eval_before.exists():
             shown.phase("scoring the held-out prompts before training")
             _evaluate(config, checked, folder, checked.model, folder.eval_before)
@@ -154,27 +163,25 @@ def _completed(config: DictConfig, checked: preflight.Checked, folder: RunFolder
 def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, shown: Any) -> None:
     """The part between the two evaluations: Ray, services, verl's trainer."""
     shown.phase("starting Ray")
-    with cluster.log_to(folder.logs / "driver.log"):
-        import ray
-        from ray import serve
-        from verl.trainer.main_ppo import TaskRunnerV1
-        from verl.trainer.ppo.utils import need_critic, need_reference_policy
-        from verl.utils.config import validate_config
+    import ray
+    from ray import serve
+    from verl.trainer.main_ppo import TaskRunnerV1
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
 
-        from blip3o_rl.rollout import recorder, render_service
+    from blip3o_rl.rollout import recorder, render_service
 
-        if "blip3o_rl.training.verl_plugin" not in sys.modules:
-            raise UserError("verl did not load this package's plug-in; see blip3o-rl doctor")
-        validate_config(config, need_reference_policy(config), need_critic(config))
-        metrics_file = folder.logs / f"verl-metrics-{int(time.time())}.jsonl"
-        own_cluster = cluster.connect(config, folder, metrics_file)
+    if "blip3o_rl.training.verl_plugin" not in sys.modules:
+        raise UserError("verl did not load this package's plug-in; see blip3o-rl doctor")
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    metrics_file = folder.logs / f"verl-metrics-{int(time.time())}.jsonl"
+    own_cluster = cluster.connect(config, folder, metrics_file)
     try:
         shown.phase("starting renderer and rewards")
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-        with cluster.log_to(folder.logs / "driver.log"):
-            cluster.start_rewards(config, checked)
-            render_service.start(config.run.folder, checked.render)
-            record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
+        cluster.start_rewards(config, checked)
+        render_service.start(config.run.folder, checked.render)
+        record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         shown.phase("starting verl and vLLM")
 
         def statistics(step: int) -> dict[str, float]:
@@ -185,11 +192,10 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
             task = runner.remote()
             _wait(task.run.remote(config), record, folder, shown)
     finally:
-        with cluster.log_to(folder.logs / "driver.log"):
-            cluster.keep_logs(config, folder)
-            if not own_cluster:
-                serve.delete(render_service.app_name(str(folder.path)))
-            cluster.leave(config, own_cluster)
+        cluster.keep_logs(config, folder)
+        if not own_cluster:
+            serve.delete(render_service.app_name(str(folder.path)))
+        cluster.leave(config, own_cluster)
 
 
 def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
@@ -206,7 +212,7 @@ def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
         for warning in warnings:
             shown.note(warning)
         if failure:
-            raise UserError(f"the run was ended: {failure}; logs and pictures of failed rewards in {folder.path}")
+            raise UserError(f"the run was ended: {failure}; logs and images of failed rewards in {folder.path}")
         if ready:
             try:
                 ray.get(done)
@@ -225,15 +231,12 @@ def _evaluate(config: DictConfig, checked: preflight.Checked, folder: RunFolder,
     if not any(is_deployed(entry) for entry in config.reward.rewards.values()):
         _score_held_out(config, checked, model, target)
         return
-    with cluster.log_to(folder.logs / "driver.log"):
-        own_cluster = cluster.connect(config, folder)
+    own_cluster = cluster.connect(config, folder)
     try:
-        with cluster.log_to(folder.logs / "driver.log"):
-            cluster.start_rewards(config, checked)
+        cluster.start_rewards(config, checked)
         _score_held_out(config, checked, model, target)
     finally:
-        with cluster.log_to(folder.logs / "driver.log"):
-            cluster.leave(config, own_cluster)
+        cluster.leave(config, own_cluster)
 
 
 def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path, target: Path) -> None:
@@ -243,14 +246,15 @@ def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path,
     from blip3o_rl.model.generation import GenerationConfig
     from blip3o_rl.model.pipeline import Blip3oPipeline
 
+    settings = checked.settings
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     evaluate(
-        Blip3oPipeline.from_pretrained(model, device=device_of("auto")),
+        Blip3oPipeline.from_pretrained(model, device=device_of(settings.trainer.device)),
         checked.held_out,
-        config.prompts.source,
-        images_per_prompt=config.run.eval_images,
+        settings.prompts.source,
+        images_per_prompt=settings.run.eval_images,
         seed=EVAL_SEED,
-        config=GenerationConfig(config.model.scale, config.render.steps, config.render.guidance),
+        config=GenerationConfig(settings.model.scale, settings.render.steps, settings.render.guidance),
         rewards=rewards,
         output=target,
     )

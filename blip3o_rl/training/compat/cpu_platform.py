@@ -1,7 +1,7 @@
 """A CPU platform for verl 0.9.1, so that its own trainer runs on a machine without an accelerator.
 
 verl knows CUDA and NPU. This module adds a third platform through verl's public registry; it is chosen with
-`VERL_PLATFORM=cpu`, which `training/launch.py` sets where there is no GPU. Three answers need a reason:
+`VERL_PLATFORM=cpu`, which `training/cluster.py` sets for every process of a CPU run. Three answers need a reason:
 
 - `ray_resource_name` is "GPU": verl's resource check reads only GPU or NPU, so Ray is started with one logical GPU.
 - `current_device` is `torch.device("cpu")`: an integer would mean cuda:0 in `tensor.to(...)`.
@@ -19,6 +19,8 @@ import psutil
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
+
+from blip3o_rl import machine
 
 NAME = "cpu"
 _NOTHING = ("empty_cache", "ipc_collect", "set_device", "reset_peak_memory_stats", "manual_seed_all")
@@ -69,7 +71,7 @@ class CPUPlatform(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return not torch.cuda.is_available()
+        return machine.device() == NAME
 
     def current_device(self) -> torch.device:  # type: ignore[override]
         return torch.device(NAME)

