@@ -92,12 +92,11 @@ def _backend(backend: str, device: str) -> str:
         return backend
     from blip3o_rl.rollout import offline
 
+    vllm = offline.platform()
     if backend == "auto":
-        return "vllm" if device == "cuda" and offline.installed() else "transformers"
-    if not offline.installed():
+        return "vllm" if device == vllm == "cuda" else "transformers"
+    if vllm is None:
         raise UserError("--backend vllm: vLLM is not installed; use --backend transformers")
-    import torch
-
-    if device == "cpu" and torch.cuda.is_available():
-        raise UserError("--backend vllm: it samples on the GPU of this machine; leave --device cpu out")
+    if vllm == "cuda" != device:
+        raise UserError("--backend vllm: the installed vLLM samples on a GPU; leave --device cpu out, or see doctor")
     return backend

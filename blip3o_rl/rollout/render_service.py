@@ -1,7 +1,7 @@
 """The frozen renderer as a Ray Serve deployment.
 
 Rollouts arrive one by one as they are sampled; Serve's dynamic batching collects what has come in while the
-previous batch was being drawn. Replicas, health checks and restarts are Serve's. The hidden states come as an
+previous batch was being rendered. Replicas, health checks and restarts are Serve's. The hidden states come as an
 object reference, which Ray resolves on the replica's side without a copy through the caller.
 
 The initial noise is a function of the run's seed, the step and the prompt (`noise_seed`). By default all samples of
@@ -37,7 +37,7 @@ SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How a render service draws; field by field the `render` group of the configuration."""
+    """How a render service renders; field by field the `render` group of the configuration."""
 
     folder: str
     steps: int = DEFAULTS.steps
@@ -76,11 +76,11 @@ class RenderService:
         device = device_of(options.device, "render.device")
         dtype = fast_dtype_of(options.dtype, device, "render.dtype")
         self.renderer = ModelFolder(options.folder).load_renderer(dtype, device)
-        self._draw.set_max_batch_size(options.max_batch_size)
-        self._draw.set_batch_wait_timeout_s(options.batch_wait_s)
+        self._batched.set_max_batch_size(options.max_batch_size)
+        self._batched.set_batch_wait_timeout_s(options.batch_wait_s)
 
     async def __call__(self, states: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-        """Draws one picture.
+        """Renders one image.
 
         Args:
             states: [n + 1, hidden], as `state_capture.unpack_states` gives it.
@@ -89,29 +89,28 @@ class RenderService:
         Returns:
             uint8 [H, W, 3], and the seconds of its batch divided by the batch's size.
         """
-        return await self._draw(states, seed)
+        return await self._batched(states, seed)
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.05)
-    async def _draw(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
-        return await asyncio.to_thread(self._draw_batch, states, seeds)
+    async def _batched(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
+        return await asyncio.to_thread(self.render_batch, states, seeds)
 
-    def _draw_batch(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
+    def render_batch(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
+        """Renders a batch, images of different token counts in one call each; see `__call__`."""
         start = time.perf_counter()
-        images = self.render_batch(states, seeds)
-        seconds = (time.perf_counter() - start) / len(seeds)
-        return [(image, seconds) for image in images]
-
-    def render_batch(self, states: list[np.ndarray], seeds: list[int]) -> np.ndarray:
-        """Draws a batch; pictures of different token counts are drawn in one call each."""
         tensors = [states_tensor(s) for s in states]
         images: list[Any] = [None] * len(tensors)
         for length in {len(t) for t in tensors}:
             rows = [i for i, t in enumerate(tensors) if len(t) == length]
             stacked = torch.stack([tensors[i] for i in rows])
-            drawn = render(self.renderer, stacked, [seeds[i] for i in rows], self.config)
-            for i, image in zip(rows, drawn, strict=True):
+            for i, image in zip(
+                rows, render(self.renderer, stacked, [seeds[i] for i in rows], self.config), strict=True
+            ):
                 images[i] = image
-        return np.stack(images)
+        if self.renderer.device.type == "cuda":
+            torch.cuda.empty_cache()  # the trainer on the same GPU needs what a batch leaves in this process's cache
+        seconds = (time.perf_counter() - start) / len(seeds)
+        return [(image, seconds) for image in images]
 
 
 def app_name(run_folder: str) -> str:

@@ -41,7 +41,7 @@ def converted(checkpoint: Any, target: Path, **settings: Any) -> Path:
 def test_a_converted_checkpoint_holds_the_weights_and_draws(upstream: Callable, tmp_path: Path, shards: int) -> None:
     checkpoint = upstream(shards=shards, dtype=torch.float32, editing=True)
     folder = converted(checkpoint, tmp_path / "model")
-    assert model_folder.check(folder, model_folder.PARTS)
+    assert model_folder.ModelFolder(folder, *model_folder.PARTS)
     given = checkpoint.tensors()
     pipe = Blip3oPipeline.from_pretrained(folder)
     modules = {
@@ -50,7 +50,7 @@ def test_a_converted_checkpoint_holds_the_weights_and_draws(upstream: Callable, 
         "model.sana.": pipe.renderer.transformer,
         "model.sana_vae.": pipe.renderer.vae,
         "model.und_image_vae_connector.": pipe.renderer.reference_connector.layers,
-        "model.vision_tower.vision_tower.": model_folder.load_image_tokenizer(folder),
+        "model.vision_tower.vision_tower.": model_folder.ModelFolder(folder).load_image_tokenizer(),
     }
     for prefix, loaded in modules.items():
         for name, value in loaded.state_dict().items():
@@ -64,14 +64,14 @@ def test_dtypes_are_kept(upstream: Callable, tmp_path: Path, dtype: torch.dtype)
     folder = converted(upstream(dtype=dtype), tmp_path / "model")
     for file in folder.rglob("*.safetensors"):
         assert {value.dtype for value in load_file(file).values()} == {dtype}
-    assert model_folder.load_policy(folder, dtype).config.dtype == dtype
+    assert model_folder.ModelFolder(folder).load_policy(dtype).config.dtype == dtype
     assert json.loads((folder / "policy" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
 def test_an_absent_output_matrix_is_the_embedding(upstream: Callable, tmp_path: Path) -> None:
     plan = convert(upstream(lm_head="absent").folder, tmp_path / "model")
     assert plan.lm_head == "absent" and not plan.warnings
-    assert model_folder.load_policy(tmp_path / "model").config.tie_word_embeddings
+    assert model_folder.ModelFolder(tmp_path / "model").load_policy().config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("says_tied", [True, False])
@@ -81,7 +81,7 @@ def test_a_different_output_matrix_is_kept_with_a_warning(upstream: Callable, tm
     checkpoint.rewrite(lambda tensors: tensors.update({"lm_head.weight": one_row_changed(tensors)}))
     plan = convert(checkpoint.folder, tmp_path / "model")
     assert [text for text in plan.warnings if "lm_head.weight differs from the embedding in 1 of 866 rows" in text]
-    policy = model_folder.load_policy(tmp_path / "model")
+    policy = model_folder.ModelFolder(tmp_path / "model").load_policy()
     assert torch.equal(policy.lm_head.weight, checkpoint.tensors()["lm_head.weight"])
     assert not torch.equal(policy.lm_head.weight, policy.model.embed_tokens.weight)
 
@@ -115,7 +115,7 @@ def ta_tok_file(upstream: Callable, file: Path, **flags: Any) -> dict[str, torch
 def test_ta_tok_pth_gives_flags_and_missing_weights(upstream: Callable, tmp_path: Path) -> None:
     weights = ta_tok_file(upstream, tmp_path / "ta_tok.pth")
     converted(upstream(tower=False), tmp_path / "model", ta_tok=tmp_path / "ta_tok.pth")
-    tokenizer = model_folder.load_image_tokenizer(tmp_path / "model")
+    tokenizer = model_folder.ModelFolder(tmp_path / "model").load_image_tokenizer()
     assert tokenizer.config.l2_normalized and tokenizer.grid == 27
     assert all(torch.equal(value, weights[name]) for name, value in tokenizer.state_dict().items())
     recorded = json.loads((tmp_path / "model" / "model_index.json").read_text())["converted"]["ta_tok"]
@@ -128,7 +128,7 @@ def test_the_towers_own_weights_win_over_ta_tok_pth(upstream: Callable, tmp_path
     converted(upstream(dtype=torch.bfloat16), tmp_path / "model", ta_tok=tmp_path / "ta_tok.pth")
     tensors = load_file(next((tmp_path / "model" / "image_tokenizer").glob("*.safetensors")))
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
-    assert model_folder.load_image_tokenizer(tmp_path / "model").config.l2_normalized
+    assert model_folder.ModelFolder(tmp_path / "model").load_image_tokenizer().config.l2_normalized
 
 
 def change_config(checkpoint: Any, **changes: Any) -> None:
@@ -157,7 +157,7 @@ def test_a_ta_tok_config_that_would_change_the_ids_is_refused(
         convert(checkpoint.folder, tmp_path / "again")
     shutil.copy(checkpoint.folder / "ta_tok_config.json", folder / "image_tokenizer" / "config.json")
     with pytest.raises(UserError, match=match.replace("ta_tok_", "")):
-        model_folder.load_image_tokenizer(folder)
+        model_folder.ModelFolder(folder).load_image_tokenizer()
 
 
 def test_flags_that_nothing_says_are_not_guessed(upstream: Callable, tmp_path: Path) -> None:
@@ -165,47 +165,47 @@ def test_flags_that_nothing_says_are_not_guessed(upstream: Callable, tmp_path: P
     change_config(checkpoint, l2_normalized=None)
     weights = ta_tok_file(upstream, tmp_path / "ta_tok.pth")
     converted(checkpoint, tmp_path / "with_flags", ta_tok=tmp_path / "ta_tok.pth")
-    assert model_folder.load_image_tokenizer(tmp_path / "with_flags").config.l2_normalized and weights
+    assert model_folder.ModelFolder(tmp_path / "with_flags").load_image_tokenizer().config.l2_normalized and weights
     fields = json.loads((checkpoint.folder / "ta_tok_config.json").read_text())
     (checkpoint.folder / "ta_tok_config.json").write_text(json.dumps(fields | {"l2_normalized": None}))
     plan = convert(checkpoint.folder, tmp_path / "model")
     assert [text for text in plan.warnings if "l2_normalized is not in the checkpoint" in text]
     with pytest.raises(UserError, match="l2_normalized is not known, .* convert the checkpoint again with --ta-tok"):
-        model_folder.load_image_tokenizer(tmp_path / "model")
+        model_folder.ModelFolder(tmp_path / "model").load_image_tokenizer()
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llava_qwen_grpo", "blip3o_qwen_grpo", "no_such_thing", None])
 def test_model_type_decides_nothing(upstream: Callable, tmp_path: Path, model_type: str | None) -> None:
     checkpoint = upstream()
     checkpoint.config(model_type=model_type, architectures=None)
-    assert model_folder.check(converted(checkpoint, tmp_path / "model"))
+    assert model_folder.ModelFolder(converted(checkpoint, tmp_path / "model"), *model_folder.GENERATING)
 
 
 def test_token_ids_come_from_the_tokenizer_where_the_config_has_none(upstream: Callable, tmp_path: Path) -> None:
     checkpoint = upstream()
-    expected = model_folder.load_layout(converted(checkpoint, tmp_path / "a"))
+    expected = model_folder.ModelFolder(converted(checkpoint, tmp_path / "a")).layout
     checkpoint.config(image_start_tag_id=None, image_start_token_id=None, num_image_tokens=None, num_scale_tokens=None)
-    assert model_folder.load_layout(converted(checkpoint, tmp_path / "b")) == expected
+    assert model_folder.ModelFolder(converted(checkpoint, tmp_path / "b")).layout == expected
 
 
 def test_files_of_transformers_4_are_read(upstream: Callable, tmp_path: Path) -> None:
     checkpoint = upstream()
-    whole = model_folder.load_layout(converted(checkpoint, tmp_path / "a"))
+    whole = model_folder.ModelFolder(converted(checkpoint, tmp_path / "a")).layout
     file = checkpoint.folder / "tokenizer_config.json"
     template = (checkpoint.folder / "chat_template.jinja").read_text()
     (checkpoint.folder / "chat_template.jinja").unlink()
     fields = {"tokenizer_class": "Qwen2Tokenizer", "chat_template": template, "extra_special_tokens": {}}
     fields |= {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None, "padding_side": "right"}
     file.write_text(json.dumps(fields))
-    tokenizer = model_folder.load_tokenizer(converted(checkpoint, tmp_path / "b"))
-    assert model_folder.load_layout(tmp_path / "b") == whole
+    tokenizer = model_folder.ModelFolder(converted(checkpoint, tmp_path / "b")).load_tokenizer()
+    assert model_folder.ModelFolder(tmp_path / "b").layout == whole
     assert tokenizer.padding_side == "left" and tokenizer.chat_template == template
 
 
 def test_a_tokenizer_without_a_template_gets_the_trained_one(upstream: Callable, tmp_path: Path) -> None:
     checkpoint = upstream()
     (checkpoint.folder / "chat_template.jinja").unlink()
-    tokenizer = model_folder.load_tokenizer(converted(checkpoint, tmp_path / "model"))
+    tokenizer = model_folder.ModelFolder(converted(checkpoint, tmp_path / "model")).load_tokenizer()
     text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
 
@@ -218,13 +218,13 @@ def test_tokens_behind_the_embedding_are_left_out(upstream: Callable, tmp_path: 
     file.write_text(json.dumps(content))
     plan = convert(checkpoint.folder, tmp_path / "model")
     assert [text for text in plan.warnings if text.startswith("tokenizer: <image> behind the end")]
-    tokenizer = model_folder.load_tokenizer(tmp_path / "model")
+    tokenizer = model_folder.ModelFolder(tmp_path / "model").load_tokenizer()
     assert max(tokenizer("draw <image> here")["input_ids"]) < 866
     assert json.loads((tmp_path / "model" / "upstream" / "tokenizer.json").read_text()) == content
 
 
 def test_the_samplers_filter_of_the_source_is_not_taken_over(upstream: Callable, tmp_path: Path) -> None:
-    policy = model_folder.load_policy(converted(upstream(), tmp_path / "model"))
+    policy = model_folder.ModelFolder(converted(upstream(), tmp_path / "model")).load_policy()
     assert policy.generation_config.top_k is None and policy.generation_config.top_p is None
     assert policy.generation_config.eos_token_id == policy.config.eos_token_id
 
@@ -407,9 +407,9 @@ def test_a_killed_conversion_leaves_no_folder_that_looks_complete(upstream: Call
     left = tmp_path / "model.partial"
     assert list(left.rglob("*.safetensors"))
     with pytest.raises(UserError, match="is not a complete model folder"):
-        model_folder.check(left)
+        model_folder.ModelFolder(left, *model_folder.GENERATING)
     convert(folder, target)
-    assert model_folder.check(target) and not left.exists()
+    assert model_folder.ModelFolder(target, *model_folder.GENERATING) and not left.exists()
 
 
 CONVERSION = """

@@ -71,14 +71,14 @@ def test_an_export_converts_again_without_further_configs(converted: Callable, t
 
 def train_a_little(folder: Path, target: Path) -> Path:
     """A model folder as a run writes it: another policy, the frozen parts copied, the origin kept."""
-    policy = model_folder.load_policy(folder)
+    policy = model_folder.ModelFolder(folder).load_policy()
     with torch.no_grad():
         for value in policy.parameters():
             value.add_(0.5)
     model_folder.save(
         target,
         policy=policy,
-        tokenizer=model_folder.load_tokenizer(folder),
+        tokenizer=model_folder.ModelFolder(folder).load_tokenizer(),
         renderer=folder / "renderer",
         image_tokenizer=folder / "image_tokenizer",
         source="run/global_step_3",
@@ -95,7 +95,7 @@ def test_trained_weights_go_back_under_upstream_keys(converted: Callable, tmp_pa
     before = checkpoint.tensors()
     after = {name: value for file in out.glob("*.safetensors") for name, value in load_file(file).items()}
     assert set(after) == set(before)
-    policy = model_folder.load_policy(trained).state_dict()
+    policy = model_folder.ModelFolder(trained).load_policy().state_dict()
     for name, value in after.items():
         if name in policy:
             assert value.dtype == torch.float32 and torch.equal(value, policy[name])
@@ -108,7 +108,7 @@ def test_trained_weights_go_back_under_upstream_keys(converted: Callable, tmp_pa
 def test_a_folder_that_was_never_upstream_gets_its_terms(tmp_path: Path) -> None:
     out = export("mini", tmp_path / "out", "upstream")
     fields = json.loads((out / "config.json").read_text())
-    mini = model_folder.load_policy("mini").config
+    mini = model_folder.ModelFolder("mini").load_policy().config
     for name in ("hidden_size", "vocab_size", "image_start_tag_id", "scale_start_token_id", "image_start_token_id"):
         assert fields[name] == getattr(mini, name)
     assert fields["rope_theta"] == 1e6 and fields["rope_scaling"] is None and fields["torch_dtype"] == "float16"
@@ -137,7 +137,7 @@ def test_the_policy_is_a_plain_transformers_folder(converted: Callable, tmp_path
     assert type(plain) is Qwen3ForCausalLM
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = torch.tensor([tokenizer("a photo of <I3>")["input_ids"]])
-    own = model_folder.load_policy(folder)
+    own = model_folder.ModelFolder(folder).load_policy()
     assert ids[0, -1] == own.layout.to_ids(torch.tensor(3))
     assert torch.equal(plain(ids).logits, own(ids).logits)
 
@@ -147,7 +147,7 @@ def test_diffusers_draws_what_the_renderer_draws(converted: Callable, tmp_path: 
     out = export(folder, tmp_path / "out", "diffusers")
     pipe = DiffusionPipeline.from_pretrained(out, text_encoder=None, tokenizer=None)
     assert type(pipe) is SanaPipeline
-    renderer = model_folder.load_renderer(folder)
+    renderer = model_folder.ModelFolder(folder).load_renderer()
     states, seeds, steps = torch.randn(2, 82, 64), [3, 4], 3
     with torch.no_grad():
         condition, null = renderer.condition(states), renderer.null_condition(82).expand(2, -1, -1)
@@ -213,4 +213,4 @@ def test_the_origin_survives_two_trainings(converted: Callable, tmp_path: Path) 
     index = json.loads((train_a_little(once, tmp_path / "twice") / "model_index.json").read_text())
     assert index["base"] == "upstream0" and index["converted"]["source"] == "upstream0"
     assert index["source"] == "run/global_step_3" and "sha256" not in index["converted"]
-    assert model_folder.check(tmp_path / "twice", model_folder.PARTS)
+    assert model_folder.ModelFolder(tmp_path / "twice", *model_folder.PARTS)

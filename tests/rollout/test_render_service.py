@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import render
+from blip3o_rl.rollout import render_service
 from blip3o_rl.rollout.render_service import RenderOptions, RenderService, noise_seed
 
 
@@ -32,7 +34,7 @@ def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
         RenderOptions(folder="mini", **wrong)  # type: ignore[arg-type]
 
 
-def test_a_batch_of_mixed_lengths_is_drawn_like_single_pictures(tmp_path: Path) -> None:
+def test_a_batch_of_mixed_lengths_is_rendered_like_single_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer, layout = parts.make_tokenizer(["a circle"])
     renderer = parts.make_renderer(parts.make_vae()).eval()
@@ -45,4 +47,16 @@ def test_a_batch_of_mixed_lengths_is_drawn_like_single_pictures(tmp_path: Path) 
     together = service.render_batch(states, [1, 2, 3])
     for row, (one, seed) in enumerate(zip(states, [1, 2, 3], strict=True)):
         alone = render(renderer, torch.from_numpy(one)[None], [seed], GenerationConfig(steps=2))[0]
-        assert np.abs(together[row].astype(int) - alone).max() <= 1
+        assert np.abs(together[row][0].astype(int) - alone).max() <= 1
+
+
+def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's update runs on the same GPU while the service waits for the next step."""
+    order: list[str] = []
+    monkeypatch.setattr(render_service, "render", lambda *_: order.append("render") or np.zeros((1, 2, 2, 3), np.uint8))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("empty"))
+    for device, expected in (("cuda", ["render", "empty"]), ("cpu", ["render"])):
+        order.clear()
+        service = SimpleNamespace(renderer=SimpleNamespace(device=torch.device(device)), config=None)
+        RenderService.func_or_class.render_batch(service, [np.zeros((82, 4), np.float32)], [1])
+        assert order == expected
