@@ -226,7 +226,7 @@ def misspelt_metadata(rewards: Sequence[Reward], metadata: Mapping[str, Any]) ->
     declared = {name for r in rewards for name in (*r.required_metadata, *getattr(r, "optional_metadata", ()))}
     absent = sorted(declared - metadata.keys())
     for field in sorted(metadata.keys() - declared - {"prompt", "tag", "id", "image"}):
-        near = difflib.get_close_matches(field, absent, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(field.lower(), absent, n=1, cutoff=0.8)
         if near:
             return field, near[0]
     return "", ""

@@ -12,7 +12,6 @@ from pydantic import Field, StrictInt, create_model
 
 from blip3o_rl.config.base import Settings, validate
 from blip3o_rl.errors import UserError, did_you_mean
-from blip3o_rl.rewards.fields import misspelt
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = Literal["left of", "right of", "above", "below"]
@@ -39,8 +38,6 @@ def fault(metadata: Mapping[str, Any], classes: Sequence[str], colors: Sequence[
     """
     if metadata["tag"] not in TAGS:
         return f"unknown tag '{metadata['tag']}'{did_you_mean(metadata['tag'], TAGS)}; known: {', '.join(TAGS)}"
-    if problem := misspelt(metadata, ("tag", "include", "prompt"), "exclude"):
-        return problem
     for field, model in (("include", Include), ("exclude", Exclude)):
         clauses = metadata.get(field) or []
         if not isinstance(clauses, list) or not all(isinstance(clause, Mapping) for clause in clauses):

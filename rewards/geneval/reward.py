@@ -45,6 +45,7 @@ class GenEvalReward:
     """
 
     required_metadata: tuple[str, ...] = ("tag", "include")
+    optional_metadata: tuple[str, ...] = ("exclude",)
     example_metadata: Mapping[str, Any]
 
     def __init__(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blip3o_rl.errors import UserError, did_you_mean
-from blip3o_rl.rewards.fields import misspelt
 from blip3o_rl.rewards.ocr import rules
 from blip3o_rl.rewards.ocr.paddle import PaddleReader
 from blip3o_rl.rewards.ocr.rapid import RapidReader
@@ -36,6 +35,7 @@ class OCRReward:
     """
 
     required_metadata: tuple[str, ...] = ()
+    optional_metadata: tuple[str, ...] = ("text",)
     example_metadata: Mapping[str, Any] = {"prompt": 'a sign that says "OPEN"'}
 
     def __init__(
@@ -61,8 +61,6 @@ class OCRReward:
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
         """Why this prompt cannot be scored; empty if it can. Called for every prompt when the data is loaded."""
-        if problem := misspelt(metadata, ("prompt",), "text"):
-            return problem
         try:
             rules.wanted_texts(metadata["prompt"], metadata, self.mode)
         except ValueError as error:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
+from blip3o_rl.data.prompts import PromptRow
+from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.rewards.ocr.reward import OCRReward
+from blip3o_rl.scoring.rubric import Rubric
 
 TWO = {
     "tag": "position",
@@ -43,7 +48,6 @@ def test_a_right_line_passes_with_what_tables_add():
         ({**TWO, "include": [{"class": "circle", "cuont": 2}]}, "did you mean 'count'?"),
         ({**TWO, "include": [{"class": "circle"}]}, "include[0].count: is missing"),
         ({**TWO, "exclude": [{"class": "circle", "count": 2, "color": "red"}]}, "exclude[0].color: there is no such"),
-        ({**TWO, "exlude": [{"class": "circle", "count": 2}]}, "'exlude'; did you mean 'exclude'?"),
         ({**TWO, "tag": "colours"}, "unknown tag 'colours'; did you mean 'colors'?"),
         (changed(count=0), "include[1].count=0"),
         (changed(count="2"), "include[1].count=2"),
@@ -67,8 +71,6 @@ def test_a_demand_that_nobody_would_read_is_refused(line, message):
         ({"prompt": "a sign"}, "double quotes"),
         ({"prompt": 'a sign that says "OPEN'}, ""),
         ({"prompt": 'a sign that says ""'}, "blank"),
-        ({"prompt": "a sign", "texts": ["OPEN"]}, "'texts'; did you mean 'text'?"),
-        ({"prompt": 'a sign that says "OPEN"', "Text": "SALE"}, "'Text'; did you mean 'text'?"),
     ],
 )
 def test_ocr_refuses_prompts_whose_text_is_not_clear(mode, line, message):
@@ -76,6 +78,20 @@ def test_ocr_refuses_prompts_whose_text_is_not_clear(mode, line, message):
     assert fault and message in fault
 
 
+@pytest.mark.parametrize(
+    ("reward", "fields", "message"),
+    [
+        (GenEvalReward(), {**TWO, "exlude": []}, "'exlude'; did you mean 'exclude'?"),
+        (OCRReward(reader=NoReader()), {"texts": ["OPEN"]}, "'texts'; did you mean 'text'?"),
+        (OCRReward(reader=NoReader()), {"Text": "SALE"}, "'Text'; did you mean 'text'?"),
+    ],
+)
+def test_a_misspelt_optional_field_is_refused(reward, fields, message):
+    prompt = 'a sign that says "OPEN"'
+    with pytest.raises(UserError, match="f:1: no reward reads the field " + re.escape(message)):
+        Rubric.of(reward).check_prompts([PromptRow(prompt, {"prompt": prompt, **fields}, "f:1")])
+
+
 def test_ocr_lets_other_fields_pass():
     line = {"prompt": 'a sign that says "OPEN"', "context": "street", "texture": "wood", "id": 3}
-    assert OCRReward(reader=NoReader()).check_metadata(line) == ""
+    Rubric.of(OCRReward(reader=NoReader())).check_prompts([PromptRow(line["prompt"], line, "f:1")])

@@ -5,8 +5,8 @@ Whatever keeps a request from being answered (nobody listens, the connection bro
 request that the service refuses is a RewardError at once, with the service's own text. A sample that the reward itself
 could not score comes back as an error in its place. Nothing becomes a 0.
 
-`required_metadata`, `example_metadata` and `check_metadatas` ask the service too, the first time they are needed:
-that is the check, before a run, that it is there.
+What the reward says about metadata is asked of the service too, the first time it is needed: that is the check, before
+a run, that the service is there.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class RemoteReward:
     @property
     def required_metadata(self) -> tuple[str, ...]:
         return tuple(self._info.required_metadata)
+
+    @property
+    def optional_metadata(self) -> tuple[str, ...]:
+        return tuple(self._info.optional_metadata)
 
     @property
     def example_metadata(self) -> Mapping[str, Any] | None:

@@ -183,6 +183,7 @@ def _describe(entry: RubricEntry) -> wire.RewardInfo:
     return wire.RewardInfo(
         name=entry.name,
         required_metadata=list(entry.reward.required_metadata),
+        optional_metadata=list(getattr(entry.reward, "optional_metadata", ())),
         example_metadata=None if example is None else json.loads(json.dumps(dict(example), default=str)),
     )
 

@@ -109,6 +109,7 @@ class RewardInfo(Strict):
 
     name: str
     required_metadata: list[str]
+    optional_metadata: list[str] = []
     example_metadata: dict[str, JsonValue] | None = None
 
 

@@ -114,6 +114,7 @@ def test_what_is_served_is_described(ask: Ask) -> None:
     assert status == 200 and served[-1] == {
         "name": "target",
         "required_metadata": ["target"],
+        "optional_metadata": [],
         "example_metadata": {"target": "x"},
     }
     status, schema = ask("GET", "/openapi.json")
