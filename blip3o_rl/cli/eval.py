@@ -71,7 +71,7 @@ def _table(result: EvaluationResult) -> Table:
         rows.add_column(column, justify="left" if not column else "right")
     for tag, numbers in result.per_tag.items():
         rows.add_row(Text(tag), f"{numbers['partial']:.3f}", f"{numbers['official']:.3f}", f"{numbers['images']:.0f}")
-    error = f" ± {result.standard_error:.3f}" if result.standard_error == result.standard_error else ""
+    error = f" ± {result.standard_error:.3f}" if result.standard_error is not None else ""
     rows.add_row(
         "overall", f"{result.overall:.3f}{error}", f"{result.official:.3f}", str(len(result.images)), style="bold"
     )

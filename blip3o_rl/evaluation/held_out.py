@@ -38,66 +38,59 @@ HELD_OUT = GenerationConfig(scale=2, steps=10)
 
 @dataclass(frozen=True)
 class JudgedImage:
-    """One image's verdicts.
-
-    Attributes:
-        partial: the judge's value, 0..1.
-        correct: whether everything that was asked for is right.
-        reward: the value of the rewards that were given; None without any, or if one failed.
-        file: the saved image, relative to the result's file; empty if it was not saved.
-    """
+    """One image's verdicts; `file` is the saved image, relative to the result's file, empty if it was not saved."""
 
     prompt: str
     tag: str
     seed: int
     partial: float
+    """The judge's value, 0..1."""
     correct: bool
+    """Whether everything that was asked for is right."""
     reason: str
     reward: float | None = None
+    """The value of the rewards that were given; None without any, or if one failed."""
     file: str = ""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What `evaluate` measured.
-
-    Attributes:
-        overall: mean partial credit over images, 0..1.
-        standard_error: of `overall`, from the spread of the per-prompt means (nan for one prompt).
-        official: the unweighted mean of the per-tag accuracies, 0..1.
-        per_tag: tag -> {partial, official, images}.
-        distinct_share: number of different token sequences over the number of images, 0..1.
-        pixel_distance: mean absolute pixel difference between images of one prompt, 0..1; nan for one image per prompt.
-        monitors: means of the image statistics.
-        reward: mean of the rewards' value over the images that they could score; None without rewards.
-        reward_parts: means of the rewards' components, each over the images that have it.
-        reward_failed: number of images the rewards could not score.
-        settings: what two results must have in common to be compared.
-        seconds_per_image: wall time of the pipeline.
-        images: every image's verdict, in order: all images of the first prompt, then the second ...
-        pixels: uint8 [n, H, W, 3], same order; not written to the file.
-    """
+    """What `evaluate` measured."""
 
     overall: float
-    standard_error: float
+    """Mean partial credit over images, 0..1."""
+    standard_error: float | None
+    """Of `overall`, from the spread of the per-prompt means; None for one prompt."""
     official: float
+    """The unweighted mean of the per-tag accuracies, 0..1."""
     per_tag: dict[str, dict[str, float]]
+    """Tag -> {partial, official, images}."""
     distinct_share: float
-    pixel_distance: float
+    """Number of different token sequences over the number of images, 0..1."""
+    pixel_distance: float | None
+    """Mean absolute pixel difference between images of one prompt, 0..1; None for one image per prompt."""
     monitors: dict[str, float]
+    """Means of the image statistics."""
     reward: float | None
+    """Mean of the given rewards' value over the images that they could score."""
     reward_parts: dict[str, float]
+    """Means of the rewards' components, each over the images that have it."""
     reward_failed: int
+    """Number of images that the rewards could not score."""
     settings: dict[str, Any]
+    """What two results must have in common to be compared."""
     seconds_per_image: float
+    """Wall time of the pipeline."""
     images: list[JudgedImage] = field(repr=False)
+    """In order: all images of the first prompt, then the second ..."""
     pixels: np.ndarray = field(repr=False)
+    """uint8 [n, H, W, 3], same order; not written to the file."""
 
     def to_json(self) -> dict[str, Any]:
-        """All but the pixels, as plain JSON types; nan becomes null."""
+        """All but the pixels, as plain JSON types."""
         data = asdict(self)
         del data["pixels"]
-        return _without_nan(data)
+        return data
 
 
 def evaluate(
@@ -169,7 +162,7 @@ def evaluate(
     known = [value for value in values if value is not None]
     result = EvaluationResult(
         overall=float(partial.mean()),
-        standard_error=float(prompt_means.std(ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else float("nan"),
+        standard_error=float(prompt_means.std(ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else None,
         official=float(np.mean([numbers["official"] for numbers in per_tag.values()])),
         per_tag=per_tag,
         distinct_share=len({tuple(tokens) for tokens in generated.tokens.tolist()}) / len(images),
@@ -244,9 +237,9 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _distance_within_prompts(pixels: np.ndarray, images_per_prompt: int) -> float:
+def _distance_within_prompts(pixels: np.ndarray, images_per_prompt: int) -> float | None:
     if images_per_prompt < 2:
-        return float("nan")
+        return None
     groups = pixels.reshape(-1, images_per_prompt, *pixels.shape[1:])
     return float(np.mean([pixel_distances(list(group)).mean() for group in groups]))
 
@@ -255,11 +248,3 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each key over the rows that have it."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
