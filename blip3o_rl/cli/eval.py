@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from blip3o_rl.cli import options
+from blip3o_rl.cli.output import free_path, output_folder
+from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ def evaluate(
         ),
     ],
     model: options.Model = "mini",
-    out: Annotated[Path, typer.Option(help="the result, JSON")] = Path("outputs/eval.json"),
+    out: Annotated[
+        Path | None, typer.Option(help="the result, JSON, replaced if it exists; by default a new one in outputs/")
+    ] = None,
     prompts: Annotated[
         int | None, typer.Option(min=1, help="held-out prompts; default: 64 shapes, 22 words, 64 text")
     ] = None,
@@ -47,6 +51,10 @@ def evaluate(
 
     source_of(suite, f"eval {suite}")
     rows = held_out_rows(suite, prompts, f"--prompts {prompts}")
+    out = out or free_path(Path("outputs") / f"eval-{suite}.json")
+    output_folder(out.parent)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give the name of a file in it, such as {out / 'eval.json'}")
     result = held_out.evaluate(
         options.Placement.of().load_pipeline(model, ExitStack(), DEFAULTS.batch_size),
         rows,

@@ -69,4 +69,6 @@ def generate(
     if len(repeated) > 1:
         tiles = [Tile(i, p, note=f"seed {s}", scored=False) for i, p, s in zip(images, repeated, seeds, strict=True)]
         columns = n if n > 1 and len(prompts) > 1 else None
-        print(save_grid(free_path(out / "grid.png"), tiles, columns=columns))
+        print(sheet := save_grid(free_path(out / "grid.png"), tiles, columns=columns))
+        if sheet.with_suffix(".html").exists():  # no font here has the prompts' letters
+            print(sheet.with_suffix(".html"))
