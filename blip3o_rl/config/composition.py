@@ -138,21 +138,21 @@ def _finished(config: DictConfig, values: dict[str, Any]) -> DictConfig:
     return config
 
 
-def _split(kind: Kind, overrides: list[str], known: DictConfig) -> tuple[list[str], dict[str, str | None]]:
+def _split(kind: Kind, overrides: list[str], known: DictConfig) -> tuple[list[str], dict[str, Any]]:
     """Overrides for Hydra, and the paths that it must not read."""
     plain: list[str] = []
-    paths: dict[str, str | None] = {}
+    paths: dict[str, Any] = {}
     for override in overrides:
         marked, equals, value = override.partition("=")
         key = marked.lstrip("+~")
         if not equals and not override.startswith("~"):
             raise UserError(f"override '{override}': not of the form key=value")
-        path = kind.is_path(key) and not value.startswith("[")
+        path = kind.is_path(key)
         if not path:
             with _one_line(f"override '{override}'"):
                 OverridesParser.create().parse_override(override)
         if path:
-            paths[key] = None if value == "null" else _unquoted(value)
+            paths[key] = _path(value)
         elif key != marked:
             plain.append(override)
         elif kind.is_free(key):
@@ -192,6 +192,14 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             yield from _leaves(child, f"{prefix}{name}.")
+
+
+def _path(value: str) -> str | list[str] | None:
+    """A path, or a list of them in brackets; commas within quotes or braces belong to a path."""
+    if value[:1] + value[-1:] == "[]":
+        found = re.finditer(r"""(?:'[^']*'|"[^"]*"|\{[^{}]*\}|[^,])+""", value[1:-1])
+        return [_unquoted(match[0].strip()) for match in found]
+    return None if value == "null" else _unquoted(value)
 
 
 def _unquoted(value: str) -> str:

@@ -23,14 +23,14 @@ from typing import Any
 
 import datasets
 
-from blip3o_rl import io
 from blip3o_rl.data.text_files import decode, open_lines, parse_json
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import replacing, whole_characters
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TARS = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz")
-LINES = (".jsonl",)
+LINES = (".jsonl", ".jsonl.gz")
 KINDS = (*TARS, *COMPRESSED, *LINES)
 FAULT = "fault"
 COLUMNS = {
@@ -60,7 +60,8 @@ def find_files(patterns: str | Sequence[str]) -> list[Path]:
         raise UserError("data.files: empty, so there is no data; name .tar or .jsonl files, such as data.files=[a.tar]")
     found = []
     for pattern in (one for several in named for one in expand_braces(several)):
-        paths = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        literal = Path(pattern).expanduser()
+        paths = [str(literal)] if literal.exists() else sorted(glob.glob(str(literal), recursive=True))
         if not paths:
             raise UserError(
                 f"data.files: {pattern}: there is no such file; give .tar or .jsonl files, or patterns such as "
@@ -70,13 +71,17 @@ def find_files(patterns: str | Sequence[str]) -> list[Path]:
     for path in found:
         if not path.name.endswith(KINDS):
             raise UserError(f"{path}: of an unknown kind; give {', '.join(KINDS)}")
+        if whole_characters(str(path)) != str(path):
+            raise UserError(f"{whole_characters(str(path))}: the name is not UTF-8; rename the file or its folder")
         if not path.is_file() or not path.stat().st_size:
             raise UserError(f"{path}: no file with anything in it; leave it out of data.files")
     return found
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a-{000..002}.tar` and `{a,b}.tar` as bash and webdataset expand them, braces side by side included."""
+    """`a-{000..002}.tar` and `{a,b}.tar` as bash and webdataset expand them; an existing file is meant as it is."""
+    if Path(pattern).expanduser().exists():
+        return [pattern]
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = []
     for number, part in enumerate(parts):
@@ -140,7 +145,7 @@ def _rows_of(sources: Any, changes: Any, image_field: str, caption_field: str) -
 
 
 def _unpack(path: Path, plain: Path) -> None:
-    with io.replacing(plain) as temporary, gzip.open(path) as source, temporary.open("wb") as target:
+    with replacing(plain) as temporary, gzip.open(path) as source, temporary.open("wb") as target:
         try:
             shutil.copyfileobj(source, target)
         except _UNREADABLE:
@@ -157,7 +162,9 @@ def read_rows(sources: Sequence[tuple[str, str]], image_field: str, caption_fiel
 
 
 def _row(where: str, **values: Any) -> dict[str, Any]:
-    return {"where": where, "caption": "", "file": "", "offset": 0, "size": -1, FAULT: ""} | values
+    found = {"where": where, "caption": "", "file": "", "offset": 0, "size": -1, FAULT: ""} | values
+    odd = {name: whole_characters(str(found[name])) for name in ("where", "caption", FAULT)}  # names in a tar are bytes
+    return found | odd
 
 
 def _read_lines(path: str, image_field: str, caption_field: str) -> Iterator[dict[str, Any]]:

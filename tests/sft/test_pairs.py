@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -21,6 +22,7 @@ from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.sft.batches import PairBatches, prepare
+from blip3o_rl.sft.launch import compose_settings
 from blip3o_rl.sft.pairs import FAULT, BadPair, check_first, find_files, index, read_bytes
 from blip3o_rl.sft.run import BadPairs
 
@@ -253,6 +255,57 @@ def test_patterns_are_expanded_in_order(three_files: list[Path]) -> None:
     folder = three_files[0].parent
     assert find_files(f"{folder}/*.tar*") == three_files[:2]
     assert find_files([str(three_files[2]), str(three_files[2])]) == [three_files[2]] * 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a-{000..001}.tar", ["a-000.tar", "a-001.tar"]),
+        ("a-{000,001}.tar", ["a-000.tar", "a-001.tar"]),
+        ("{a,b}-{000..000}.tar", ["a-000.tar", "b-000.tar"]),
+        ("{b-*,a-001}.tar", ["b-000.tar", "a-001.tar"]),
+        ("{odd}[1].tar", ["{odd}[1].tar"]),
+    ],
+)
+def test_braces_name_shards_as_in_webdataset_quoted_or_not(tmp_path: Path, pattern: str, names: list[str]) -> None:
+    for name in ("a-000.tar", "a-001.tar", "b-000.tar", "{odd}[1].tar"):
+        tar_of(tmp_path / name, [1])
+    found = [find_files(f"{tmp_path}/{pattern}")]
+    for form in ("{}", "[{}]", "['{}']", '["{}"]'):
+        override = f"data.files={form.format(f'{tmp_path}/{pattern}')}"
+        found.append(find_files(compose_settings("recipes/sft", [override]).data.files))
+    assert all([path.name for path in paths] == names for paths in found)
+
+
+def test_a_missing_shard_of_a_range_is_named(tmp_path: Path) -> None:
+    tar_of(tmp_path / "a-0.tar", [1])
+    with pytest.raises(UserError, match=r"a-1\.tar: there is no such file"):
+        find_files(f"{tmp_path}/a-{{0..1}}.tar")
+
+
+def test_tars_of_a_mac_and_captions_as_people_save_them(tmp_path: Path) -> None:
+    """AppleDouble members and folders, byte order marks, Windows' line ends, names of odd bytes."""
+    members = [("._1.png", b"mac"), ("1.png", png(1)), ("__MACOSX/._1.txt", b"mac"), ("1.txt", b"\xef\xbb\xbf1\r\n")]
+    members += [("2.png", png(2)), ("2.txt", "2".encode("utf-16")), (".DS_Store", b"x"), ("a/._2.png", b"mac")]
+    members += [("na\udce9ve.png", png(3)), ("na\udce9ve.json", b'\xef\xbb\xbf{"caption": "3"}')]
+    path = write_tar(tmp_path / "mac.tar", members)
+    lines = tmp_path / "pairs.jsonl"
+    lines_of(lines, [4, 5])
+    text = lines.read_text().replace('"caption": "5"', '"caption": "5", "note": "a\u2028b"')
+    lines.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(lines.read_bytes()))
+    rows, bad = rows_of([path, lines, packed], tmp_path)
+    assert [number(row) for row in rows] == [1, 2, 3, 4, 5, 4, 5] and not bad
+
+
+def test_damage_within_a_tar_is_named_and_not_taken_for_its_end(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a.tar", range(5))
+    data = bytearray(path.read_bytes())
+    data[512 * 8 : 512 * 8 + 200] = b"x" * 200  # the header of the third image
+    path.write_bytes(data)
+    rows, bad = rows_of([path], tmp_path)
+    assert [number(row) for row in rows] == [0] and list(bad) == [f"{path}:a/001"]
 
 
 def test_the_first_pair_is_checked_before_anything_starts(tmp_path: Path) -> None:
