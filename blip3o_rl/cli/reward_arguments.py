@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
 from blip3o_rl.errors import UserError
 
+if TYPE_CHECKING:
+    from blip3o_rl.data.prompts import PromptRow
+
 FORM = "NAME|FILE:FUNCTION|NAME.KEY=VALUE"
 
 Rewards = Annotated[list[str], typer.Argument(metavar=f"{FORM}...", help="rewards, and their keys as in a recipe")]
 Metadata = Annotated[
     str | None, typer.Option(metavar="JSON", help="metadata of the prompt, for rewards that need some of their own")
+]
+Prompts = Annotated[
+    Path | None, typer.Option(help="prompt file whose first line the rewards are tried on; by default their examples")
 ]
 Side = Annotated[int, typer.Option(min=16, max=4096, help="side of the images in pixels")]
 
@@ -53,6 +60,13 @@ def reward_config(arguments: Sequence[str], command: str) -> dict[str, dict[str,
         if colon:
             entry["path" if place.endswith(".py") else "name"] = argument
     return rewards
+
+
+def first_row(prompts: Path | None) -> list[PromptRow]:
+    """The first line of a prompt file, or nothing without one."""
+    from blip3o_rl.data.prompts import read_prompts
+
+    return [] if prompts is None else read_prompts(prompts)[:1]
 
 
 def read_metadata(text: str | None) -> dict[str, Any] | None:

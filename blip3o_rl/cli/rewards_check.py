@@ -11,19 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from blip3o_rl.cli.output import number, table
-from blip3o_rl.cli.reward_arguments import Metadata, Rewards, Side, read_metadata, reward_config
+from blip3o_rl.cli.reward_arguments import Metadata, Prompts, Rewards, Side, first_row, read_metadata, reward_config
 
 if TYPE_CHECKING:
     from blip3o_rl.scoring.authoring.check import CheckResult
 
 
-def check(rewards: Rewards, metadata: Metadata = None, side: Side = 256) -> None:
+def check(rewards: Rewards, metadata: Metadata = None, prompts: Prompts = None, side: Side = 256) -> None:
     """Tries rewards on a blank image, noise, a synthetic scene and lettering; exits with 1 if one misbehaves.
 
     Finds scores that are not numbers, wrong counts, exceptions, randomness, scores that depend on the batch, and
     rewards that write into the image.
     """
     fields = read_metadata(metadata)
+    for row in first_row(prompts):
+        fields = {**row.metadata, **(fields or {})}
     config = reward_config(rewards, "rewards check")
     from blip3o_rl.scoring.authoring.check import check as check_reward
     from blip3o_rl.scoring.build import build_rubric

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blip3o_rl.cli.reward_arguments import Rewards, reward_config
+from blip3o_rl.cli.reward_arguments import Prompts, Rewards, first_row, reward_config
 from blip3o_rl.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -20,13 +20,14 @@ def serve(
     token_env: Annotated[
         str | None, typer.Option(help="environment variable with the bearer token that requests must carry")
     ] = None,
+    prompts: Prompts = None,
 ) -> None:
     """Serves rewards over HTTP; a run names the address with reward.rewards.NAME.service.url=http://HOST:PORT."""
     token = _token(host, token_env)
     config = served_rewards(rewards)
     from blip3o_rl.scoring.remote.service import RewardService, listen
 
-    service = RewardService(config)
+    service = RewardService(config, rows=first_row(prompts))
 
     def announce(address: str) -> None:
         print(f"{address} serves {', '.join(service.queues)}; description at {address}/openapi.json", flush=True)

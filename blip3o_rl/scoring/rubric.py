@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -159,31 +160,32 @@ class Rubric:
             return RubricScore(sample.id, math.nan, True, "; ".join(failures), parts)
         return RubricScore(sample.id, sum(terms, 0.0), False, "; ".join(reasons), parts, tuple(terms))
 
-    def self_check(self) -> None:
-        """Scores a blank image (twice, as a batch of two) with each reward, so that a broken one is found before any
-        model is loaded. A reward with required metadata gets its own `example_metadata` if it has some. A reward
-        that is yet to be deployed is left out; check again when it is.
+    def self_check(self, rows: Sequence[PromptRow] = ()) -> list[str]:
+        """Scores two blank images with each reward, so that a broken one is found before any model is loaded. The
+        prompt is the first row, or the reward's `example_metadata`. A reward that is yet to be deployed is left out.
+
+        Returns:
+            a line for each reward with `on_error: skip_sample` that raised, which it may do on such an image.
 
         Raises:
             UserError: naming the reward and what it did.
         """
+        remarks = []
         for entry in self._available():
-            metadata = getattr(entry.reward, "example_metadata", None)
-            if metadata is None:
-                metadata = {name: "" for name in entry.reward.required_metadata}
-            prompt = metadata.get("prompt", "a photo of a circle")
-            blank = [
-                Sample(f"self-check-{i}", prompt, np.zeros((64, 64, 3), np.uint8), dict(metadata)) for i in range(2)
-            ]
-            strict = RubricEntry(
-                entry.name, entry.reward, RewardEntry(on_error="stop", timeout_s=entry.settings.timeout_s)
-            )
-            try:
-                Rubric([strict]).score(blank)
-            except RewardError as error:
-                raise UserError(
-                    f"{error}; found by scoring two blank 64x64 images before the run: mend the reward or take it out"
-                ) from error
+            example = getattr(entry.reward, "example_metadata", None)
+            metadata = rows[0].metadata if rows else example
+            known = metadata if metadata is not None else dict.fromkeys(entry.reward.required_metadata, "")
+            prompt = str(known.get("prompt", "a photo of a circle"))
+            blank = [Sample(f"self-check-{i}", prompt, np.zeros((64, 64, 3), np.uint8), dict(known)) for i in range(2)]
+            trial = RubricEntry(entry.name, entry.reward, RewardEntry(timeout_s=entry.settings.timeout_s))
+            failures = [found for found in sync.run(trial.attempt(blank)) if isinstance(found, RewardError)]
+            if not failures:
+                continue
+            found = f"{failures[0]}; found by scoring two blank 64x64 images before the run"
+            if entry.settings.on_error != "skip_sample" or not _raised(failures[0]):
+                raise UserError(f"{found}: fix the reward or take it out") from failures[0]
+            remarks.append(found if metadata is not None else f"{found}, with no prompt or example_metadata to try")
+        return remarks
 
     def check_prompts(self, rows: Iterable[PromptRow]) -> None:
         """Checks that each row has what each reward needs. A reward may look at one row (`check_metadata`), or at
@@ -213,6 +215,11 @@ class Rubric:
 
     def _available(self) -> list[RubricEntry]:
         return [entry for entry in self.entries if entry.available]
+
+
+def _raised(failure: RewardError) -> bool:
+    """Whether the reward raised while it scored, here or in a service: no timeout, no unusable number, no setup."""
+    return re.search(r"' raised \w+: ", str(failure)) is not None
 
 
 def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:

@@ -96,8 +96,8 @@ def start_rewards(config: DictConfig, checked: preflight.Checked) -> None:
     on_gpu = config.trainer.device != "cpu"
     deployment.start(rewards, config.trainer.n_gpus_per_node * config.trainer.nnodes if on_gpu else 0)
     rubric = build_rubric(rewards)
-    rubric.self_check()
     rubric.check_prompts([*checked.rows, *checked.held_out])
+    rubric.self_check(checked.rows)
 
 
 def leave(config: DictConfig, own_cluster: bool) -> None:

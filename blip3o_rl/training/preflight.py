@@ -69,7 +69,7 @@ def check(config: DictConfig) -> Checked:
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
-    rubric.self_check()
+    rubric.self_check(rows)
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
     render = render_options(settings, folder.path)
     return Checked(settings, folder.path, folder.layout, render, rows, held_out, algorithm)

@@ -236,3 +236,13 @@ def test_the_printed_command_can_be_pasted(tmp_path, capsys):
     assert run("new", "goal", "--folder", folder) == 0
     command = capsys.readouterr().out.split("try it: ")[1].split("&&")[0]
     assert shlex.split(command) == ["blip3o-rl", "rewards", "check", f"{folder}/goal.py:goal"]
+
+
+def test_check_tries_a_line_of_a_prompt_file(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "def near(image, metadata):\n    return -abs(image.mean() - metadata['target'])\n"
+    )
+    (tmp_path / "p.jsonl").write_text('{"prompt": "p", "target": 120}\n')
+    assert run("check", f"{tmp_path / 'mine.py'}:near", "--prompts", tmp_path / "p.jsonl") == 0
+    assert "-120" in capsys.readouterr().out
+    assert run("check", f"{tmp_path / 'mine.py'}:near") == 1

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip3o_rl.config.reward import RewardEntry
+from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample, Score, as_score
 from blip3o_rl.scoring.rubric import Rubric, RubricEntry
@@ -372,6 +373,22 @@ def test_self_check_finds_broken_rewards_before_the_run():
         with pytest.raises(UserError, match="reward 'made'.*blank") as caught:
             Rubric([entry(ones, "fine"), entry(broken)]).self_check()
         assert "\n" not in str(caught.value)
+
+
+def test_self_check_tries_a_real_line_before_the_rewards_example():
+    def reads_a_number(batch):
+        return [sample.metadata["target"] / 2 for sample in batch]
+
+    with pytest.raises(UserError, match="raised KeyError"):
+        Rubric([entry(reads_a_number)]).self_check()
+    assert Rubric([entry(reads_a_number)]).self_check([PromptRow("p", {"target": 3}, "f:1")]) == []
+
+
+def test_a_reward_that_skips_samples_may_raise_on_a_blank_image_but_not_give_nonsense():
+    (remark,) = Rubric([entry(explode, on_error="skip_sample")]).self_check([PromptRow("p", {}, "f:1")])
+    assert "reward 'made' raised" in remark and "\n" not in remark
+    with pytest.raises(UserError, match="nan"):
+        Rubric([entry(lambda batch: [math.nan] * len(batch), on_error="skip_sample")]).self_check()
 
 
 @pytest.mark.parametrize("value", [1, 0.5, True, np.float32(0.25), np.array([2.0]), np.bool_(True), {"score": 1.0}])

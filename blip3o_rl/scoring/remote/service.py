@@ -16,7 +16,7 @@ import json
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
@@ -34,6 +34,9 @@ from blip3o_rl.scoring.remote.admission import Admission, RequestLimits
 from blip3o_rl.scoring.remote.batching import BatchQueue
 from blip3o_rl.scoring.rubric import Rubric, RubricEntry, metadata_problems, missing_metadata
 
+if TYPE_CHECKING:
+    from blip3o_rl.data.prompts import PromptRow
+
 CONNECTIONS = 1000
 BATCH = 32
 
@@ -46,15 +49,19 @@ class RewardService:
     Args:
         rewards: a mapping as under `reward.rewards`.
         batch: samples that a synchronous reward gets at a time.
+        rows: a prompt to try the rewards on; by default their own examples.
 
     Raises:
-        UserError: a reward cannot be built, or does not score a blank image.
+        UserError: a reward cannot be built, or gives a blank image no usable score.
     """
 
-    def __init__(self, rewards: Mapping[str, Any], batch: int = BATCH):
+    def __init__(self, rewards: Mapping[str, Any], batch: int = BATCH, rows: Sequence[PromptRow] = ()):
         entries = read_rewards(rewards)
-        rubric = Rubric([RubricEntry(name, local_reward(name, entry), entry) for name, entry in entries.items()])
-        rubric.self_check()
+        # Whether a reward may raise on a blank image is the caller's policy, and the caller checks it, too.
+        tolerant = {name: entry.model_copy(update={"on_error": "skip_sample"}) for name, entry in entries.items()}
+        rubric = Rubric([RubricEntry(name, local_reward(name, entry), entry) for name, entry in tolerant.items()])
+        for remark in rubric.self_check(rows):
+            log.warning("%s", remark)
         self.queues = {entry.name: BatchQueue(entry, batch) for entry in rubric.entries}
         self.infos = [_describe(entry) for entry in rubric.entries]
 

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import pytest
 
+from blip3o_rl.cli import reward_arguments
 from blip3o_rl.cli import rewards_serve as commands
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
@@ -354,6 +355,32 @@ def test_a_service_needs_neither_torch_nor_ray_nor_verl(config) -> None:  # type
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NUMERIC = """
+def reads(image, metadata):
+    return -abs(image.mean() - metadata["target"])
+
+def declares(image, metadata):
+    return reads(image, metadata)
+
+declares.required_metadata = ("target",)
+"""
+
+
+@pytest.mark.parametrize("name", ["reads", "declares"])
+def test_a_number_of_the_prompts_line_can_be_read_in_a_service(tmp_path: Path, caplog, name: str) -> None:  # type: ignore[no-untyped-def]
+    """Without a line there is nothing to try it on, which is said and does not keep it from being served."""
+    (tmp_path / "numeric.py").write_text(NUMERIC)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "p", "target": 120}\n')
+    config = {name: {"path": f"{tmp_path / 'numeric.py'}:{name}"}}
+    RewardService(config, rows=reward_arguments.first_row(tmp_path / "prompts.jsonl"))
+    assert caplog.text == ""
+    app = create_app(RewardService(config))
+    assert f"reward '{name}' raised" in caplog.text and "example_metadata" in caplog.text
+    samples = [Sample("0", "p", np.zeros((4, 4, 3), np.uint8), {"target": 120})]
+    status, answer = asyncio.run(send(app, "POST", "/score", **wire.encode_request(samples)))
+    assert status == 200 and answer["scores"][name][0]["value"] == -120
 
 
 def test_words_of_the_command_line() -> None:
