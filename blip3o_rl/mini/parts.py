@@ -1,7 +1,7 @@
 """The mini model's sizes: the classes of the 3B model, each made small enough for a CPU.
 
 What differs in kind from the 3B model, and why:
-- SANA gets its sine-cosine positional embedding (`interpolation_scale` 1), which the original switches off. Without
+- SANA gets its sine-cosine positional embedding (`interpolation_scale` 1), which upstream switches off. Without
   it a small model needs far longer to learn where in the picture it is.
 - The autoencoder compresses by 8 instead of 32, for pictures of 64 px.
 - The image vocabulary has 512 entries instead of 65,536, so that every one of them is seen often.

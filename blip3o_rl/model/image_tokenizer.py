@@ -1,14 +1,14 @@
 """TA-Tok, the image tokenizer: pictures to the discrete tokens that the policy speaks.
 
 A SigLIP encoder, average pooling by the scale, a task layer, and a nearest-neighbour search in a SimVQ codebook. Only
-what is needed to get from pixels to indices is kept: the released weights also hold SigLIP's last layer and head and
-a feature decoder, which BLIP3o never uses. The features are `hidden_states[-2]` of the original encoder, so an
+what is needed to get from pixels to indices is kept: the upstream checkpoint also holds SigLIP's last layer and head and
+a feature decoder, which BLIP3o never uses. The features are `hidden_states[-2]` of upstream's encoder, so an
 encoder of N layers is built here with N - 1, and without the final layer norm. Names of the weights are the
-original's.
+upstream's.
 
 Which entry is nearest is a discrete answer, and a rounding error can change it. Hence one policy for numbers, the
 same on every device and for every batch:
-- pixels are prepared as the original does: squashed to the input's square with PIL's own bicubic filter (other
+- pixels are prepared as upstream does: squashed to the input's square with PIL's own bicubic filter (other
   implementations of "bicubic" differ by several grey levels), on 8-bit RGB, then [-1, 1] in float32;
 - `encode` works in float32 and refuses weights of another dtype; autocast and the shortened float32 products of GPUs
   (TF32) and CPUs (bfloat16) are switched off while it runs;
@@ -57,11 +57,11 @@ class _Bottleneck(nn.Module):
 
 
 class TATok(ModelMixin, ConfigMixin):
-    """Image tokenizer. The defaults are the released model's sizes.
+    """Image tokenizer. The defaults are the published 3B's sizes.
 
     Args:
         image_size: side of the input; `image_size // patch_size` is the side of the token grid (27).
-        num_hidden_layers: as the original counts them; the last one is never computed and not built.
+        num_hidden_layers: as upstream counts them; the last one is never computed and not built.
         bottleneck_dim: width of a codebook entry.
         num_image_tokens: entries of the codebook.
         l2_normalized: compare directions instead of vectors; None where it is not known, and then nothing loads it.
@@ -181,7 +181,7 @@ class TATok(ModelMixin, ConfigMixin):
 
         Args:
             pixels: [B, 3, image_size, image_size] in [-1, 1].
-            scale: 0, 1, 2 for 729, 169, 81 tokens on the released grid of 27 x 27.
+            scale: 0, 1, 2 for 729, 169, 81 tokens on the published grid of 27 x 27.
 
         Returns:
             int64 [B, n], values 0..num_image_tokens - 1.

@@ -5,7 +5,7 @@ scale tokens `<S0>` `<S1>` `<S2>`, and the image tokens `<I0>` ... `<I65535>`. A
 here and in the policy's config, so that nothing else in the package does arithmetic on token ids.
 
 A picture is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; scales 1 and 2 pool the grid by 2 and
-3, which gives 13 x 13 = 169 and 9 x 9 = 81 tokens. The released models were trained at scale 0 only.
+3, which gives 13 x 13 = 169 and 9 x 9 = 81 tokens. The published models were trained at scale 0 only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ EDIT_PROMPT = "Please edit {which} according to the following instruction: {inst
 VISION_TAGS = ("<|vision_start|>", "<|vision_end|>")
 """Qwen's own tokens around the tokens of reference pictures."""
 MAX_REFERENCES = 4
-"""Reference pictures of one prompt; the original drops what is beyond them."""
+"""Reference images of one prompt; upstream drops what is beyond them."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Ids of the added tokens. `grid` is the side of the token grid at scale 0 (27 in every released model)."""
+    """Ids of the added tokens. `grid` is the side of the token grid at scale 0 (27 in every published model)."""
 
     image_start_tag_id: int
     image_end_tag_id: int
@@ -99,7 +99,7 @@ class TokenLayout:
 
 
 def add_image_tokens(tokenizer: Any, num_image_tokens: int, grid: int = 27) -> TokenLayout:
-    """Adds the tags, the scale tokens and `num_image_tokens` image tokens to `tokenizer`, in the original's order.
+    """Adds the tags, the scale tokens and `num_image_tokens` image tokens to `tokenizer`, in upstream's order.
 
     Only the tags are *special* tokens, as in the original. Returns the layout that follows from the tokenizer's
     length.
@@ -153,7 +153,7 @@ def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) 
     """Token ids of a text-to-image prompt; they end with `<im_start>` and the scale token.
 
     The text part goes through the tokenizer's chat template with a generation prompt, the two added tokens follow
-    directly after `<|im_start|>assistant\\n`, as in the original's inference code.
+    directly after `<|im_start|>assistant\\n`, as in upstream's inference code.
     """
     text = tokenizer.apply_chat_template(chat_messages(prompt), tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -176,7 +176,7 @@ def encode_edit_prompt(
 ) -> list[int]:
     """Token ids of an editing prompt; like those of a text-to-image prompt they end with `<im_start>`, scale token.
 
-    The original writes one `<|image_pad|>` for every token of the references and then replaces these ids in order.
+    Upstream writes one `<|image_pad|>` for every token of the references and then replaces these ids in order.
     Here the references' ids go between the tags at once, which gives the same ids and leaves an `<|image_pad|>` in
     the instruction alone. The references have no `<im_start>` and no scale token of their own.
 

@@ -1,7 +1,7 @@
 """The policy as a vLLM model: Qwen3 that samples image tokens only.
 
 vLLM's own Qwen3 does all the work; what changes is the last step. Of the output matrix only the rows of the image
-tokens are multiplied (65,536 of 217,210 in the released model), and the result is padded with -inf to the width of
+tokens are multiplied (65,536 of 217,210 in the published model), and the result is padded with -inf to the width of
 the vocabulary, so that token ids stay token ids and every vLLM feature that looks at logits (sampling, log-probs)
 works as before. The softmax that vLLM then takes is the softmax over the image tokens: the same distribution that
 `model.policy.image_logits` gives the trainer.
