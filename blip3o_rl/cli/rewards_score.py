@@ -49,7 +49,7 @@ def score(
             raise UserError(f"{error}; fix the reward, or set its on_error to skip_sample") from error
         for sample, result in zip(samples, results, strict=True):
             value = None if result.failed else result.value
-            found = {"image": sample.id, "prompt": sample.prompt, "score": value, "parts": result.parts}
+            found = {"image": sample.id, "prompt": sample.prompt, "score": value, "components": result.components}
             lines.append({**found, "reason": result.reason})
     out = free_path(out)
     write_lines(out, lines)
@@ -68,7 +68,7 @@ def _table(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
     """The first images, then mean, min and max of all."""
     columns = {"score": [line["score"] for line in lines]}
     for name in names:
-        columns[name] = [line["parts"].get(name, line["parts"].get(f"held_out/{name}")) for line in lines]
+        columns[name] = [line["components"].get(name, line["components"].get(f"held_out/{name}")) for line in lines]
     rows = table("image", *columns, "prompt")
     for row, line in enumerate(lines[:SHOWN]):
         rows.add_row(line["image"], *(number(column[row]) for column in columns.values()), line["prompt"][:60])

@@ -18,6 +18,10 @@ class VerlKeys(Settings):
     model_config = ConfigDict(extra="ignore")
 
 
+class Algorithm(VerlKeys):
+    advantage_epsilon: float = Field(1e-4, gt=0)
+
+
 class Data(VerlKeys):
     train_batch_size: int = Field(ge=1)
     max_prompt_length: int = Field(ge=1)
@@ -99,6 +103,7 @@ class Trainer(VerlKeys):
 class VerlSettings(VerlKeys):
     """What all of verl's configuration must satisfy."""
 
+    algorithm: Algorithm
     data: Data
     actor_rollout_ref: ActorRolloutRef
     trainer: Trainer

@@ -1,22 +1,16 @@
-"""Prompt files -> checked rows -> the parquet table that verl reads.
+"""Prompt files -> checked rows; `table` writes them for verl.
 
 A prompt is an object with at least `prompt`; its other fields are the metadata that rewards read and check. Every
 message starts with file and line.
-
-verl wants `prompt` as a chat; nested metadata is stored as a JSON string, because a parquet struct column would give
-every row the union of all rows' keys, filled with nulls.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from blip3o_rl.data.text_files import read_records
 from blip3o_rl.errors import UserError
@@ -67,29 +61,3 @@ def check_row(data: Any, where: str) -> PromptRow:
 
 def _kind(value: Any) -> str:
     return "null" if value is None else f"{type(value).__name__} {json.dumps(value)[:40]}"
-
-
-def write_parquet(
-    rows: Sequence[PromptRow], path: str | Path, data_source: str, ability: str = "text_to_image"
-) -> Path:
-    """Writes verl's table.
-
-    Columns: data_source (str), prompt ([{role, content}]), ability (str), reward_model {style: "rule", ground_truth:
-    JSON metadata}, extra_info {index: int, prompt: str, metadata: JSON metadata, id: str}.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = []
-    for index, row in enumerate(rows):
-        metadata = json.dumps(dict(row.metadata))
-        table.append(
-            {
-                "data_source": data_source,
-                "prompt": [{"role": "user", "content": row.prompt}],
-                "ability": ability,
-                "reward_model": {"style": "rule", "ground_truth": metadata},
-                "extra_info": {"index": index, "prompt": row.prompt, "metadata": metadata, "id": row.id},
-            }
-        )
-    pq.write_table(pa.Table.from_pylist(table), path)
-    return path

@@ -149,7 +149,7 @@ def evaluate(
             tag=row.metadata.get("tag", ""),
             seed=seeds[i],
             partial=verdicts[i].value,
-            correct=verdicts[i].parts[source.correct] == 1,
+            correct=verdicts[i].components[source.correct] == 1,
             reason=verdicts[i].reason,
             reward=values[i],
             file=files.get(i, ""),
@@ -169,7 +169,7 @@ def evaluate(
         pixel_distance=_distance_within_prompts(pixels, images_per_prompt),
         monitors=_means([image_statistics(image) for image in pixels]),
         reward=float(np.mean(known)) if known else None,
-        reward_parts=_means([score.parts for score in scores]),
+        reward_parts=_means([score.components for score in scores]),
         reward_failed=len(scores) - len(known),
         settings={
             "suite": suite,

@@ -1,9 +1,9 @@
-"""What a reward is: it takes samples, it returns one score a sample.
+"""What a reward is: it takes samples, it returns one score per sample.
 
 The unit is a *batch of samples*, because detectors and judges are faster that way; a reward that only knows single
-images is wrapped by `adapters`. A score is a number plus named parts (logged, never added up) and a reason (one line
-for the person who looks at the image). Rewards say which metadata fields they need, so that a prompt file without them
-is refused when it is loaded and not in the middle of a run.
+images is wrapped by `adapters`. A score is a number plus named components (logged, never added up) and a reason, one
+line for the person who looks at the image. Rewards name the metadata fields they need, so that a prompt file without
+them is refused when it is loaded and not in the middle of a run.
 
 A reward that cannot score raises. It never answers 0 for "I don't know": 0 is a verdict about the image.
 """
@@ -49,16 +49,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """A verdict: the value that is optimised, named parts for the log, and one line of reason."""
+    """A verdict: the value that is optimized, named components for the log, and one line of reason."""
 
     value: float
-    parts: Mapping[str, float] = field(default_factory=dict)
+    components: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Anything with these three. `score` may be a coroutine function; it returns one Score a sample, in order."""
+    """Anything with these three. `score` may be a coroutine function; it returns one Score per sample, in order."""
 
     name: str
 
@@ -72,18 +72,18 @@ def as_score(value: Any) -> Score:
     """Reads what a reward returned for one sample.
 
     Accepts a Score, a number (Python, numpy, a tensor with one element) or a mapping with a number under "score"
-    (verl's convention; its other numeric entries become parts, a "reason" string is kept).
+    (verl's convention; its other numeric entries become components, a "reason" string is kept).
 
     Raises:
-        RewardError: for any other type, and for NaN or infinity in the value or in a part.
+        RewardError: for any other type, and for NaN or infinity in the value or in a component.
     """
     if isinstance(value, Score):
-        score = Score(_number(value.value, "the value"), _parts(value.parts), value.reason)
+        score = Score(_number(value.value, "the value"), _components(value.components), value.reason)
     elif isinstance(value, Mapping):
         if "score" not in value:
             raise RewardError(f"returned a mapping without 'score' (it has {sorted(map(str, value))})")
         numeric = {str(k): v for k, v in value.items() if k not in ("score", "reason") and _is_number(v)}
-        score = Score(_number(value["score"], "'score'"), _parts(numeric), str(value.get("reason", "")))
+        score = Score(_number(value["score"], "'score'"), _components(numeric), str(value.get("reason", "")))
     else:
         score = Score(_number(value, "the value"))
     return score
@@ -130,5 +130,5 @@ def _number(value: Any, what: str) -> float:
     return number
 
 
-def _parts(parts: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): _number(value, f"part '{name}'") for name, value in parts.items()}
+def _components(components: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): _number(value, f"component '{name}'") for name, value in components.items()}

@@ -1,18 +1,18 @@
-"""Several named rewards, one number a sample.
+"""Several named rewards, one number per sample.
 
 The value is the weighted sum, not divided by the weights (Flow-GRPO's `multi_score`): changing one weight leaves the
-others' scale alone. The weighted terms are kept apart as well, because GDPO (`reward.aggregation: gdpo`) normalises
-each within its group before adding them up; the group is the trainer's business, so that is done in
-`training.advantage`.
+others' scale alone. The single values are kept as well, because GDPO (`reward.aggregation: gdpo`) normalizes each
+within its group before the sum; that is done in `training.advantage`.
 
 What a single reward does, and what happens when it fails, is in `entry`; rewards that wait for others in `gates`. A
-held-out reward is scored and logged like the others under `held_out/<name>`, but enters neither value nor terms, and
+held-out reward is scored and logged like the others under `held_out/<name>`, but enters neither value nor values, and
 its failure is logged (`held_out/<name>/failed`) without taking the sample from training.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import difflib
 import math
 import re
@@ -38,23 +38,23 @@ class RubricScore:
     """A sample's result.
 
     Attributes:
-        id: the sample's id.
-        value: weighted sum; NaN if failed, so that using it by mistake is visible.
-        failed: at least one reward gave no score; the sample is to be masked out of its group.
+        value: weighted sum; NaN if a reward gave no score, so that using it by mistake shows.
         reason: why it failed, or the rewards' reasons.
-        parts: for the log, of the rewards that did score: "name" -> unweighted value, "name/part" -> part,
+        components: for the log, of the rewards that did score: "name" -> unweighted value, "name/x" -> component x,
             "name/tag_<tag>" -> the value again for the prompt's own tag (a mean over samples is then the tag's),
             "name/open" -> 1 or 0 for a gated reward.
-        terms: weight x value of each trained reward in the rubric's order, gates applied; they add up to `value`.
-            Empty if failed.
+        values: unweighted value of each trained reward in the rubric's order, gates applied. Empty if failed.
     """
 
-    id: str
     value: float
-    failed: bool
-    reason: str
-    parts: dict[str, float]
-    terms: tuple[float, ...] = ()
+    reason: str = ""
+    components: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    values: tuple[float, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a reward gave no score; the sample is to be masked out of its group."""
+        return math.isnan(self.value)
 
 
 class Rubric:
@@ -89,7 +89,7 @@ class Rubric:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Name -> weight of the trained rewards: what `RubricScore.terms` belong to, in order."""
+        """Name -> weight of the trained rewards: what `RubricScore.values` belong to, in order."""
         return {entry.name: entry.settings.weight for entry in self.entries if entry.settings.trained}
 
     def score(self, samples: Sequence[Sample]) -> list[RubricScore]:
@@ -97,10 +97,10 @@ class Rubric:
         return sync.run(self.score_async(samples))
 
     async def score_async(self, samples: Sequence[Sample]) -> list[RubricScore]:
-        """Scores all samples with all rewards: side by side, but for those that wait for their gates.
+        """Scores all samples with all rewards: concurrently, except those that wait for their gates.
 
         Returns:
-            one RubricScore a sample, in order.
+            one RubricScore per sample, in order.
 
         Raises:
             RewardError: if a reward with `on_error: stop` fails.
@@ -137,28 +137,29 @@ class Rubric:
         return result
 
     def _combine(self, sample: Sample, outcomes: Mapping[str, Outcome | None]) -> RubricScore:
-        parts: dict[str, float] = {}
+        components: dict[str, float] = {}
         reasons: list[str] = []
         failures: list[str] = []
-        terms: list[float] = []
+        values: dict[str, float] = {}
         for entry in self.entries:
             outcome = outcomes[entry.name]
             if entry.settings.gates:
-                parts[f"{entry.log_name}/open"] = float(outcome is not None)
+                components[f"{entry.log_name}/open"] = float(outcome is not None)
             if entry.settings.held_out and outcome is not None:
-                parts[f"{entry.log_name}/failed"] = float(isinstance(outcome, RewardError))
+                components[f"{entry.log_name}/failed"] = float(isinstance(outcome, RewardError))
             if isinstance(outcome, RewardError):
                 (reasons if entry.settings.held_out else failures).append(str(outcome))
                 continue
             if isinstance(outcome, Score):
-                parts.update(_logged(entry.log_name, outcome, sample.metadata))
+                components.update(_logged(entry.log_name, outcome, sample.metadata))
                 if outcome.reason:
                     reasons.append(f"{entry.name}: {outcome.reason}")
             if entry.settings.trained:
-                terms.append(entry.settings.weight * (entry.settings.otherwise if outcome is None else outcome.value))
+                values[entry.name] = entry.settings.otherwise if outcome is None else outcome.value
         if failures:
-            return RubricScore(sample.id, math.nan, True, "; ".join(failures), parts)
-        return RubricScore(sample.id, sum(terms, 0.0), False, "; ".join(reasons), parts, tuple(terms))
+            return RubricScore(math.nan, "; ".join(failures), components)
+        value = sum((self.weights[name] * value for name, value in values.items()), 0.0)
+        return RubricScore(value, "; ".join(reasons), components, tuple(values.values()))
 
     def self_check(self, rows: Sequence[PromptRow] = ()) -> list[str]:
         """Scores two blank images with each reward, so that a broken one is found before any model is loaded. The
@@ -249,21 +250,20 @@ def metadata_problems(reward: Reward, metadatas: Sequence[Mapping[str, Any]]) ->
 
 
 def _logged(name: str, score: Score, metadata: Mapping[str, Any]) -> dict[str, float]:
-    """A score as it is logged: the value, its parts, and the value again under the prompt's tag."""
+    """A score as it is logged: the value, its components, and the value again under the prompt's tag."""
     logged = {name: score.value}
     if isinstance(metadata.get("tag"), str):
         logged[f"{name}/tag_{metadata['tag']}"] = score.value
-    return {**logged, **{f"{name}/{part}": value for part, value in score.parts.items()}}
+    return {**logged, **{f"{name}/{component}": value for component, value in score.components.items()}}
 
 
 def token_rewards(score: RubricScore, count: int, aggregation: str) -> list[float]:
-    """A sample's rewards on its `count` tokens; their sum is the score's value.
+    """A sample's rewards on its `count` tokens. Their sum is the score's value, which is what verl reports.
 
-    With gdpo the terms lie on the first tokens, one each, where `training.advantage` finds them; else the value lies
-    on the last token, as verl has it.
+    With weighted_sum the value lies on the last token. With gdpo each reward's own value lies on a token, from the
+    first on, and the last token makes up the difference to the weighted sum; `training.advantage` reads the first.
     """
-    terms = score.terms if aggregation == "gdpo" else ()
-    rest = [0.0] * (count - len(terms))
-    if aggregation != "gdpo":
-        rest[-1] = score.value
-    return [*terms, *rest]
+    values = score.values if aggregation == "gdpo" else ()
+    if count <= len(values):
+        raise ValueError(f"{len(values)} rewards do not fit on {count} tokens")
+    return [*values, *[0.0] * (count - len(values) - 1), score.value - sum(values)]

@@ -1,14 +1,15 @@
-"""Advantages for groups that may have lost members, of the weighted sum (GRPO) or of each reward (GDPO).
+"""Advantages within the groups of one prompt: of the weighted sum (GRPO), or of each reward (GDPO).
 
-verl's GRPO gives a group of one sample mean 0 and deviation 1, so that its advantage is its raw score: a push
-towards whatever picture happens to be left when the rewards of all others failed. Alone in its group a sample has
-nothing to be compared with, so here it gets advantage 0. Everything else is verl's own functions.
+Computed here and not by verl, because of the edge cases. verl gives a sample that is alone in its group, when the
+rewards of all others failed, its raw score; and to a group whose rewards are all equal it gives whatever the mean was
+rounded by, over a standard deviation of nearly 0. Neither group has anything to compare, so both get exactly 0, and
+equal rewards are recognized before any arithmetic. Everything is computed in float64. The standard deviation gets
+`algorithm.advantage_epsilon` added, 1e-4 as in BLIP3o-NEXT (verl: 1e-6), and
+`algorithm.norm_adv_by_std_in_grpo: false` leaves the division out (Dr. GRPO, arXiv 2503.20783).
 
-GDPO (arXiv 2601.05242) normalises each reward within its group before the weighted sum, so that a reward with a wide
-range does not drown the others, and then whitens over the batch. verl 0.9.1 has it as `gdpo`, but its V1 trainer hands
-estimators neither the single rewards nor the prompts that `gdpo` asks for. Here the rewards come with the scores: the
-agent loop puts reward k's weighted value on token k (`token_rewards`), so that the sum over the tokens, which is all
-that verl's metrics and GRPO look at, stays the weighted sum.
+GDPO (arXiv 2601.05242) normalizes each reward within its group before the weighted sum, so that a reward with a wide
+range does not drown the others, and then whitens over the batch. verl's V1 trainer hands estimators nothing but token
+rewards, so each reward's value lies on a token of its own (`scoring.rubric.token_rewards`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from verl.trainer.ppo.core_algos import (
-    compute_gdpo_outcome_advantage,
-    compute_grpo_outcome_advantage,
-    register_adv_est,
-)
+from verl.trainer.ppo.core_algos import register_adv_est
 
 from blip3o_rl.errors import UserError
 
 NAME = "group_grpo"
 GDPO = "group_gdpo"
+EPSILON = 1e-4
+WHITENING_EPSILON = 1e-8
+"""Added to the variance, as in verl's `masked_whiten`."""
 
 
 def algorithm_options(aggregation: str, weights: Mapping[str, float], algorithm: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def algorithm_options(aggregation: str, weights: Mapping[str, float], algorithm:
         the keys of that group to set; none for weighted_sum, which goes with any of verl's estimators.
 
     Raises:
-        UserError: unknown aggregation, or one that cannot work with the rest.
+        UserError: an aggregation that cannot work with the rest.
     """
     if aggregation == "weighted_sum":
         return {}
@@ -60,7 +60,6 @@ def algorithm_options(aggregation: str, weights: Mapping[str, float], algorithm:
         raise UserError("reward.aggregation=gdpo: every reward has weight 0 or is held out; give one a weight")
     return {
         "adv_estimator": GDPO,
-        "gdpo_reward_keys": list(weights),
         "gdpo_reward_weights": list(weights.values()),
     }
 
@@ -71,22 +70,18 @@ def group_advantage(
     response_mask: torch.Tensor,
     index: np.ndarray,
     config: Any = None,
-    **kwargs: Any,
+    **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """verl's GRPO advantages and returns, both [B, n]; 0 for a sample that is alone in its group.
+    """GRPO's advantages and returns, both [B, n]: (r - mean(r)) / (std(r) + epsilon) within each group.
 
     Args:
-        token_level_rewards: [B, n], the score on the last token.
+        token_level_rewards: [B, n]; a sample's reward is their sum.
         response_mask: [B, n].
         index: [B], the group of each sample.
-        config: verl's `algorithm` group; `norm_adv_by_std_in_grpo: false` is Dr. GRPO.
+        config: verl's `algorithm` group.
     """
-    by_std = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-    advantages, returns = compute_grpo_outcome_advantage(
-        token_level_rewards, response_mask, index, norm_adv_by_std_in_grpo=by_std, config=config, **kwargs
-    )
-    compared = _compared(index).to(advantages.device)[:, None]
-    return advantages * compared, returns * compared
+    scores = token_level_rewards.detach().cpu().double().sum(-1, keepdim=True).numpy()
+    return _on_tokens(_normalized(scores, index, config or {})[0][:, 0], response_mask, token_level_rewards)
 
 
 @register_adv_est(GDPO)
@@ -95,51 +90,61 @@ def group_gdpo_advantage(
     response_mask: torch.Tensor,
     index: np.ndarray,
     config: Any,
-    **kwargs: Any,
+    **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """verl's GDPO advantages and returns, both [B, n]; 0 for a sample that is alone in its group.
+    """GDPO's advantages and returns, both [B, n] (arXiv 2601.05242, equations 4 to 6).
 
-    A = whiten(sum_k w_k (r_k - mean_group(r_k)) / (std_group(r_k) + 1e-6)), whitened over the tokens of all samples
-    that have company in their group (arXiv 2601.05242, equations 4 to 6).
+    A = whiten(sum_k w_k (r_k - mean(r_k)) / (std(r_k) + epsilon)): normalized within each group, whitened over the
+    tokens of all samples that are not alone in their group.
 
     Args:
-        token_level_rewards: [B, n]; w_k r_k on token k, 0 on the others.
+        token_level_rewards: [B, n]; reward k's value on token k.
         response_mask: [B, n].
         index: [B], the group of each sample.
         config: verl's `algorithm` group with what `algorithm_options` put there.
     """
-    names, weights = list(config["gdpo_reward_keys"]), list(config["gdpo_reward_weights"])
-    rows = _compared(index)
-    advantages = torch.zeros_like(token_level_rewards)
-    if not rows.any():
-        return advantages, advantages
-    terms = token_level_rewards[rows][:, : len(names)].detach().cpu().double()
-    values = terms / torch.tensor(weights, dtype=torch.float64)
-    groups = index[rows.numpy()]
-    mask = response_mask[rows]
-    # verl only measures the prompts to find the last token; the rewards here are one number a sample.
-    batch = {"prompts": mask.new_zeros(len(mask), 0), "attention_mask": mask.long()}
-    found, _ = compute_gdpo_outcome_advantage(
-        token_level_rewards[rows],
-        mask,
-        groups,
-        norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
-        config=config,
-        non_tensor_batch=dict(zip(names, _from_first(values.numpy(), groups).T, strict=True)),
-        batch=batch,
-    )
-    advantages[rows.to(advantages.device)] = found.to(advantages.dtype)
-    return advantages, advantages
+    weights = np.array(config["gdpo_reward_weights"], np.float64)
+    values = token_level_rewards[:, : len(weights)].detach().cpu().double().numpy()
+    normalized, varied, sizes = _normalized(values, index, config)
+    totals = normalized @ weights
+    counts = response_mask.sum(-1).cpu().numpy() * (sizes > 1)
+    if varied.any():
+        mean = (totals * counts).sum() / counts.sum()
+        variance = ((totals - mean) ** 2 * counts).sum() / (counts.sum() - 1)
+        totals = np.where(varied, (totals - mean) / np.sqrt(variance + WHITENING_EPSILON), 0.0)
+    return _on_tokens(totals, response_mask, token_level_rewards)
 
 
-def _from_first(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Values minus those of the group's first sample: no change to GDPO, but a reward that is the same for the whole
-    group becomes exactly 0, where the mean's rounding would be blown up by the division by a deviation of nearly 0."""
-    _, first, position = np.unique(groups.astype(str), return_index=True, return_inverse=True)
-    return values - values[first[position]]
+def _normalized(
+    values: np.ndarray, index: np.ndarray, config: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values less their group's mean over their group's standard deviation.
+
+    Returns:
+        normalized: [B, K]; exactly 0 where the group's values are all equal, or only one.
+        varied: [B] bool, whether any of the K values differs within the sample's group.
+        sizes: [B], the number of samples in the sample's group.
+    """
+    normalized = np.zeros_like(values)
+    varied = np.zeros(len(values), bool)
+    sizes = np.zeros(len(values), int)
+    for group in set(index.tolist()):
+        rows = index == group
+        own = values[rows]
+        differ = (own != own[0]).any(axis=0)
+        varied[rows], sizes[rows] = differ.any(), len(own)
+        if not differ.any():
+            continue
+        centered = own - own.mean(axis=0)
+        if config.get("norm_adv_by_std_in_grpo", True):
+            centered /= own.std(axis=0, ddof=1) + config.get("advantage_epsilon", EPSILON)
+        normalized[rows] = np.where(differ, centered, 0.0)
+    return normalized, varied, sizes
 
 
-def _compared(index: np.ndarray) -> torch.Tensor:
-    """[B] bool: whether a sample has company in its group."""
-    _, position, sizes = np.unique(index.astype(str), return_inverse=True, return_counts=True)
-    return torch.as_tensor(sizes[position] > 1)
+def _on_tokens(
+    advantages: np.ndarray, response_mask: torch.Tensor, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One advantage per sample on each of its tokens, in `like`'s type and on its device."""
+    spread = (torch.from_numpy(advantages)[:, None] * response_mask.cpu()).to(like)
+    return spread, spread

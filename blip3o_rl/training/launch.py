@@ -22,7 +22,7 @@ from rich.console import Console
 from blip3o_rl import machine
 from blip3o_rl.config.reward import is_deployed, name_applications
 from blip3o_rl.config.train import compose_recipe, compose_run
-from blip3o_rl.data.prompts import write_parquet
+from blip3o_rl.data.table import write_table
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
@@ -102,7 +102,7 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
     write_text(folder.config, OmegaConf.to_yaml(config))
     config = _completed(config, checked, folder)
     for side, rows in (("train", checked.rows), ("held_out", checked.held_out or checked.rows[:1])):
-        write_parquet(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
+        write_table(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
 
     console = Console(file=output.terminal)
     with progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:

@@ -109,7 +109,7 @@ def test_score_reads_the_prompts_that_generate_wrote(tmp_path, reward_file, caps
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["image"], line["prompt"]) for line in lines] == [(f"{n}.png", f"prompt {n}") for n in range(3)]
     assert [line["score"] for line in lines] == pytest.approx([0, 0.4, 0.8])
-    assert lines[1]["parts"] == pytest.approx({"bright": 0.4})
+    assert lines[1]["components"] == pytest.approx({"bright": 0.4})
     printed = capsys.readouterr().out
     assert "left out, with no prompt: grid.png" in printed and "mean" in printed and "0.4" in printed
 

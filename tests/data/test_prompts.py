@@ -1,13 +1,12 @@
-"""Prompt files: what is accepted, what is refused and how, and what verl gets."""
+"""Prompt files: what is accepted, what is refused and how."""
 
 from __future__ import annotations
 
 import json
 
-import pandas as pd
 import pytest
 
-from blip3o_rl.data.prompts import read_prompts, write_parquet
+from blip3o_rl.data.prompts import read_prompts
 from blip3o_rl.errors import UserError
 
 GOOD = {
@@ -61,18 +60,3 @@ def test_missing_empty_and_binary_files(tmp_path):
     binary.write_bytes(b"\x80\x01")
     with pytest.raises(UserError, match="UTF-8"):
         read_prompts(binary)
-
-
-def test_parquet_has_what_verl_reads(tmp_path):
-    path = write(tmp_path, GOOD, {"prompt": "free", "target": "abc"})
-    write_parquet(read_prompts(path), tmp_path / "deep" / "t.parquet", "shapes")
-    table = pd.read_parquet(tmp_path / "deep" / "t.parquet")
-    assert list(table.columns) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
-    first = table.iloc[0]
-    assert first["data_source"] == "shapes"
-    assert [dict(m) for m in first["prompt"]] == [{"role": "user", "content": GOOD["prompt"]}]
-    assert first["reward_model"]["style"] == "rule"
-    assert json.loads(first["reward_model"]["ground_truth"]) == GOOD
-    assert json.loads(first["extra_info"]["metadata"]) == GOOD
-    assert list(table["extra_info"].map(lambda e: e["index"])) == [0, 1]
-    assert table.iloc[1]["extra_info"]["id"] == "prompts.jsonl:2"

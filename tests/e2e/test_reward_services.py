@@ -155,7 +155,7 @@ def check_step(folder: RunFolder, step: int) -> list[dict[str, Any]]:
     assert len({row["id"] for row in rows}) == len(rows) == GROUPS * SAMPLES
     for row in rows:
         assert not row["failed"], row["reason"]
-        parts = row["parts"]
+        parts = row["components"]
         assert all(math.isfinite(parts[name]) and 0 < parts[name] < 1 for name in ("served", "mine"))
         assert parts["served"] == parts["mine/brightness"]
         assert row["score"] == pytest.approx(parts["served"] + 0.5 * parts["mine"])

@@ -33,7 +33,7 @@ def test_true_scenes_are_judged_correct(tag, side):
     rng = np.random.default_rng(7)
     scenes = [sample(rng, tag) for _ in range(100)]
     verdicts = [score(metadata, draw(scene, side)) for metadata, scene in scenes]
-    assert np.mean([v.parts["correct"] for v in verdicts]) >= 0.97
+    assert np.mean([v.components["correct"] for v in verdicts]) >= 0.97
     assert np.mean([v.value == 1 for v in verdicts]) >= 0.97
 
 
@@ -43,7 +43,9 @@ def test_a_decoders_blur_noise_and_tint_are_tolerated(tag):
     verdicts = []
     for _ in range(100):
         metadata, scene = sample(rng, tag)
-        verdicts.append(score(metadata, decoder_like(draw(scene), rng, blur=0.8, noise=8, tint=20)).parts["correct"])
+        verdicts.append(
+            score(metadata, decoder_like(draw(scene), rng, blur=0.8, noise=8, tint=20)).components["correct"]
+        )
     # Counting asks for a confidence of 0.9 instead of 0.3, of every object.
     assert np.mean(verdicts) >= (0.9 if tag == "counting" else 0.97)
 
@@ -61,7 +63,7 @@ def test_images_of_other_prompts_score_lower(tag):
         right.append(score(metadata, draw(scene)).value)
         wrong.append(score(other, draw(scene)))
     assert np.mean([v.value for v in wrong]) < np.mean(right) - 0.3
-    assert np.mean([v.parts["correct"] for v in wrong]) < 0.2
+    assert np.mean([v.components["correct"] for v in wrong]) < 0.2
 
 
 def test_boxes_colors_and_confidence_of_every_shape_and_color():
@@ -163,7 +165,7 @@ def test_parts_and_modes():
     assert score(metadata, two, "partial").value == 0
     assert score(metadata, two, "flow_grpo").value == 0
     result = score(metadata, two)
-    assert result.parts == {"correct": 1.0, "tag_single_object": 0.0, "count": 0.0}
+    assert result.components == {"correct": 1.0, "tag_single_object": 0.0, "count": 0.0}
     assert "circle==1" in result.reason
 
 

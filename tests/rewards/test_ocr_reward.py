@@ -91,10 +91,10 @@ def test_calibration_good_nearly_bad_and_hacked(reader):
     assert value["good"] > value["nearly"] > value["repeated"] > value["amid junk"] > value["covered"]
     assert value["covered"] < 0.1 and value["bad"] == 0 and value["blank"] == 0
     # What the original pays for the same images is why it is not the default.
-    assert all(scores[name].parts["original"] == 1 for name in ("good", "repeated", "amid junk", "covered"))
-    area = {name: result.parts["text_area"] for name, result in scores.items()}
+    assert all(scores[name].components["original"] == 1 for name in ("good", "repeated", "amid junk", "covered"))
+    area = {name: result.components["text_area"] for name, result in scores.items()}
     assert area["blank"] == 0 and 0 < area["good"] < area["repeated"] and area["covered"] > 0.4
-    assert [name for name, result in scores.items() if result.parts["exact"] == 1] == ["good"]
+    assert [name for name, result in scores.items() if result.components["exact"] == 1] == ["good"]
 
 
 def test_modes_and_their_parts(reader):
@@ -102,7 +102,7 @@ def test_modes_and_their_parts(reader):
     for mode, value in (("strict", 0.5), ("original", 1.0)):
         result = score(OCRReward(mode=mode, reader=reader), image)
         assert result.value == value
-        assert result.parts | {"text_area": 0} == {"original": 1.0, "strict": 0.5, "exact": 0.0, "text_area": 0}
+        assert result.components | {"text_area": 0} == {"original": 1.0, "strict": 0.5, "exact": 0.0, "text_area": 0}
         assert result.reason == 'wanted "OPEN", read "OPEN" "OPEN"'
 
 
@@ -118,7 +118,7 @@ def test_unclear_text_counts_for_the_original_only(reader):
     image = picture("OPEN", size=30)
     confidence = reader.read([image])[0][0].confidence
     result = score(OCRReward(reader=reader, min_confidence=1.0), image)
-    assert confidence < 1 and result.value == 0 and result.parts["original"] == 1
+    assert confidence < 1 and result.value == 0 and result.components["original"] == 1
     assert score(OCRReward(reader=reader, confidence_weighting=True), image).value == pytest.approx(confidence)
 
 
@@ -128,7 +128,7 @@ def test_self_check_and_rubric_from_a_config():
     samples = [Sample(str(i), PROMPT, image, {}) for i, image in enumerate((picture("OPEN"), picture("OPN")))]
     results = asyncio.run(rubric.score_async(samples))
     assert [result.value for result in results] == [1.0, 0.75]
-    assert results[1].parts["ocr/exact"] == 0
+    assert results[1].components["ocr/exact"] == 0
 
 
 def test_a_sample_without_a_target_fails_and_its_neighbours_do_not(reader):

@@ -222,14 +222,14 @@ def pickscore(folder):
 def test_pickscore_is_the_scaled_cosine_over_26(pickscore, state):
     scores = pickscore.score(SAMPLES)
     expected = [float(state["logit_scale"].exp()) * cosine for cosine in cosines(state)]
-    np.testing.assert_allclose([score.parts["raw"] for score in scores], expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose([score.components["raw"] for score in scores], expected, rtol=0, atol=2e-3)
     np.testing.assert_allclose(values(scores), np.array(expected) / 26, rtol=0, atol=1e-4)
 
 
 def test_clipscore_is_the_scaled_cosine_over_30_with_the_activation_of_its_config(tmp_path, state):
     scores = CLIPScore(save_hub_folder(tmp_path / "vit-l", "quick_gelu", state), device="cpu").score(SAMPLES)
     expected = 100 * np.array(cosines(state, "quick_gelu"))
-    np.testing.assert_allclose([score.parts["raw"] for score in scores], expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose([score.components["raw"] for score in scores], expected, rtol=0, atol=2e-3)
     np.testing.assert_allclose(values(scores), expected / 30, rtol=0, atol=1e-4)
     assert np.abs(np.array(cosines(state, "gelu")) * 100 - expected).max() > 0.01
 
@@ -362,7 +362,7 @@ def test_a_rubric_builds_one_from_a_config(folder, pickscore):
     rubric.self_check()
     scores = rubric.score(SAMPLES)
     np.testing.assert_allclose(values(scores), 2 * np.array(values(pickscore.score(SAMPLES))), atol=1e-5)
-    assert scores[0].parts["pick/raw"] == pytest.approx(26 * scores[0].parts["pick"])
+    assert scores[0].components["pick/raw"] == pytest.approx(26 * scores[0].components["pick"])
 
 
 @pytest.mark.parametrize("name", ["visual.transformer.resblocks.1.mlp.c_fc.bias", "ln_final.weight", "logit_scale"])

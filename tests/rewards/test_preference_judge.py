@@ -147,7 +147,7 @@ def test_answers_stay_with_their_images(endpoint):
         return json.dumps({"score": number})
 
     endpoint.reply = reply
-    assert [score.parts["raw"] for score in scored(judge(endpoint), SAMPLES)] == list(range(8))
+    assert [score.components["raw"] for score in scored(judge(endpoint), SAMPLES)] == list(range(8))
 
 
 def test_no_more_requests_at_once_than_allowed(endpoint):
@@ -329,7 +329,7 @@ def test_unified_reward_2_0_is_the_mean_of_three_axes_on_0_to_1(axes):
     score = UnifiedReward(version="2.0").read("\n".join(f"{axis} Score (1-5): {number}" for axis, number in lines))
     assert score.value == pytest.approx((sum(axes) / 3 - 1) / 4)
     assert 0 <= score.value <= 1
-    assert (score.parts["alignment"], score.parts["coherence"], score.parts["style"]) == axes
+    assert (score.components["alignment"], score.components["coherence"], score.components["style"]) == axes
 
 
 @pytest.mark.parametrize(

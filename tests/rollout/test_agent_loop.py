@@ -10,10 +10,10 @@ from blip3o_rl.scoring.rubric import RubricScore, token_rewards
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "expected"), [("weighted_sum", [0.0, 0.0, 0.0, 1.25]), ("gdpo", [1.5, -0.25, 0.0, 0.0])]
+    ("aggregation", "expected"), [("weighted_sum", [0.0, 0.0, 0.0, 1.25]), ("gdpo", [0.75, 0.25, 0.0, 0.25])]
 )
 def test_each_reward_reaches_verl_on_a_token_of_its_own(aggregation: str, expected: list[float]) -> None:
-    score = RubricScore("s", 1.25, False, "", {}, (1.5, -0.25))
+    score = RubricScore(1.25, values=(0.75, 0.25))
     output = RewardedOutput(
         prompt_ids=[1, 2],
         response_ids=[3, 4, 5, 6],

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.rollout.recorder import Recorder, Rollout, step_statistics
+from blip3o_rl.rollout.recorder import Recorder
+from blip3o_rl.rollout.step import Rollout, step_statistics
+from blip3o_rl.scoring.api import Sample
+from blip3o_rl.scoring.rubric import RubricScore
 
 
-def rollout(number: int, score: float, group: str = "g", failed: bool = False) -> Rollout:
+def rollout(number: int, score: float, group: str = "g", reason: str = "") -> Rollout:
     image = np.full((64, 64, 3), 40 * number, np.uint8)
-    return Rollout(
-        f"000005-{number}", 5, group, "a circle", score, failed, "", 1, {"geneval": score}, [number % 2], image
-    )
+    sample = Sample(f"000005-{number}", "a circle", image, {}, group, 5)
+    return Rollout(sample, RubricScore(score, reason, {"geneval": score}), [number % 2], 1, {"sample": 0.5})
 
 
 def test_a_failed_sample_is_counted_and_enters_no_mean() -> None:
-    rows = [rollout(0, 0.2), rollout(1, 0.6), rollout(2, float("nan"), failed=True)]
+    rows = [rollout(0, 0.2), rollout(1, 0.6), rollout(2, float("nan"))]
     found = step_statistics(rows)
     assert found["rollout/score"] == pytest.approx(0.4)
     assert found["rollout/failed"] == pytest.approx(1 / 3)
@@ -51,12 +53,11 @@ def test_a_complete_step_is_written_once(tmp_path: Path) -> None:
 def test_a_failed_samples_picture_and_reason_are_kept(tmp_path: Path) -> None:
     folder = RunFolder.create("test", path=tmp_path / "run")
     recorder = Recorder(str(folder.path), expected=8, images_every=1)
-    bad = rollout(3, float("nan"), failed=True)
-    bad.reason = "mine: returned nan"
+    bad = rollout(3, float("nan"), reason="mine: returned nan")
     recorder.record(bad)
-    assert (folder.failed / f"{bad.id}.png").is_file()
+    assert (folder.failed / f"{bad.sample.id}.png").is_file()
     (line,) = [json.loads(line) for line in (folder.failed / "failures.jsonl").read_text().splitlines()]
-    assert (line["id"], line["prompt"], line["picture"]) == (bad.id, bad.prompt, f"{bad.id}.png")
+    assert (line["id"], line["prompt"], line["picture"]) == (bad.sample.id, bad.sample.prompt, f"{bad.sample.id}.png")
     assert "returned nan" in line["reason"]
     assert recorder.failure() is None
     recorder.fail("first", bad)
@@ -67,7 +68,5 @@ def test_a_failed_samples_picture_and_reason_are_kept(tmp_path: Path) -> None:
 def test_a_step_in_which_every_sample_failed_ends_the_run(tmp_path: Path) -> None:
     recorder = Recorder(str(RunFolder.create("test", path=tmp_path / "run").path), expected=2, images_every=1)
     for number in range(2):
-        bad = rollout(number, float("nan"), failed=True)
-        bad.reason = "the judge is out"
-        recorder.record(bad)
+        recorder.record(rollout(number, float("nan"), reason="the judge is out"))
     assert recorder.failure() == "every sample of step 5 failed: the judge is out"

@@ -15,26 +15,35 @@ from blip3o_rl.monitoring.drift import Drift
 from blip3o_rl.report import page
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.rollout.recorder import Recorder, Rollout, step_statistics, worst
+from blip3o_rl.rollout.recorder import Recorder
+from blip3o_rl.rollout.step import Rollout, step_statistics, worst
+from blip3o_rl.scoring.api import Sample
+from blip3o_rl.scoring.rubric import RubricScore
 
 LIMITS = MonitorSettings(warn={"dark_share": 0.2, "text_area": 0.2, "held_out": 0.0}, stop={"dark_share": 0.9})
 
 
-def rollouts(step: int, light: int, **parts: float) -> list[Rollout]:
-    """Two pictures of one prompt; the second is a quarter white whatever the light."""
+def rollouts(step: int, light: int, **components: float) -> list[Rollout]:
+    """Two images of one prompt; the second is a quarter white whatever the light."""
     images = [np.full((32, 32, 3), light, np.uint8) for _ in range(2)]
     images[1][:16, :16] = 255
     return [
-        Rollout(f"{step:06d}-{n}", step, "g", "a sign", 0.5, False, "", n, dict(parts), [n, light], image)
+        Rollout(
+            Sample(f"{step:06d}-{n}", "a sign", image, {}, "g", step),
+            RubricScore(0.5, components=components),
+            [n, light],
+            n,
+            {},
+        )
         for n, image in enumerate(images)
     ]
 
 
-def play(folder: RunFolder, lights: list[int], first: int = 1, parts: dict[str, float] | None = None) -> Recorder:
+def play(folder: RunFolder, lights: list[int], first: int = 1, components: dict[str, float] | None = None) -> Recorder:
     """Records steps as a run does: what the recorder knows of a step goes into metrics.jsonl."""
     recorder = Recorder(str(folder.path), 2, 100, LIMITS)
     for step, light in enumerate(lights, start=first):
-        for row in rollouts(step, light, **(parts or {})):
+        for row in rollouts(step, light, **(components or {})):
             recorder.record(row)
         folder.append_metrics(step, recorder.statistics(step))
     return recorder
@@ -79,10 +88,10 @@ def test_the_limit_for_stopping_ends_the_run_and_names_its_key(folder: RunFolder
 
 
 def test_the_share_of_text_and_held_out_rewards_are_watched_too(folder: RunFolder) -> None:
-    parts = {"ocr/text_area": 0.1, "held_out/hpsv2": 0.3, "held_out/hpsv2/raw": 30.0}
-    play(folder, [200] * 6, parts=parts)
+    components = {"ocr/text_area": 0.1, "held_out/hpsv2": 0.3, "held_out/hpsv2/raw": 30.0}
+    play(folder, [200] * 6, components=components)
     changed = {"ocr/text_area": 0.7, "held_out/hpsv2": 0.2, "held_out/hpsv2/raw": 20.0}
-    play(folder, [200] * 3, first=7, parts=changed)
+    play(folder, [200] * 3, first=7, components=changed)
     assert {w["statistic"] for w in warning_log.read(folder)} == {"text_area", "held_out/hpsv2"}
     assert all(w["picture"].is_file() and "/" not in w["picture"].stem for w in warning_log.read(folder))
     html = page.write(folder).read_text()
@@ -99,9 +108,9 @@ def test_a_resumed_run_keeps_its_baseline_and_repeats_no_warning(folder: RunFold
 
 
 def test_resuming_drops_the_warnings_that_are_made_again(folder: RunFolder) -> None:
-    play(folder, [200] * 6, parts={"ocr/text_area": 0.1})
-    play(folder, [200] * 4, first=7, parts={"ocr/text_area": 0.9})
-    play(folder, [10] * 4, first=11, parts={"ocr/text_area": 0.9})
+    play(folder, [200] * 6, components={"ocr/text_area": 0.1})
+    play(folder, [200] * 4, first=7, components={"ocr/text_area": 0.9})
+    play(folder, [10] * 4, first=11, components={"ocr/text_area": 0.9})
     steps = [w["step"] for w in warning_log.read(folder)]
     assert len(steps) == 2
     dropped = warning_log.read(folder)[-1]["picture"]
@@ -113,10 +122,10 @@ def test_resuming_drops_the_warnings_that_are_made_again(folder: RunFolder) -> N
 def test_the_worst_come_first_in_the_direction_of_the_drift() -> None:
     rows = rollouts(1, 10)
     darker = Drift(1, "dark_share", 0.0, 0.9, 0.2, 0.0, False, "")
-    assert [row.id for row, _ in worst(rows[::-1], darker)] == ["000001-0", "000001-1"]
+    assert [row.sample.id for row, _ in worst(rows[::-1], darker)] == ["000001-0", "000001-1"]
     assert [note for _, note in worst(rows, darker)] == ["dark_share 1.00", "dark_share 0.75"]
     lighter = Drift(1, "dark_share", 1.0, 0.1, 0.2, 0.0, False, "")
-    assert [row.id for row, _ in worst(rows, lighter)] == ["000001-1", "000001-0"]
+    assert [row.sample.id for row, _ in worst(rows, lighter)] == ["000001-1", "000001-0"]
     grouped = Drift(1, "near_duplicate_share", 0.0, 1.0, 0.2, 0.0, False, "")
     assert worst(rows, grouped) == [(rows[0], ""), (rows[1], "")]
 

@@ -123,7 +123,7 @@ def test_two_files_of_one_name_do_not_mix(tmp_path):
         (tmp_path / folder / "r.py").write_text(f"def f(image):\n    return {number}\n")
     config = {folder: {"path": f"{tmp_path / folder / 'r.py'}:f"} for folder in ("a", "b")}
     result = build_rubric(config).score([Sample("id", "", np.zeros((4, 4, 3), np.uint8))])[0]
-    assert result.parts == {"a": 1.0, "b": 2.0}
+    assert result.components == {"a": 1.0, "b": 2.0}
 
 
 def test_built_in_by_key_by_name_and_by_dotted_name():

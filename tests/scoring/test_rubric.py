@@ -57,8 +57,7 @@ def test_weighted_sum_and_parts():
     rubric = Rubric([entry(index, "a", weight=2.0), entry(lambda b: [0.5] * len(b), "b", weight=-1.0)])
     results = rubric.score(samples())
     assert [r.value for r in results] == [-0.5, 1.5, 3.5]
-    assert [r.id for r in results] == ["s0", "s1", "s2"]
-    assert results[2].parts == {"a": 2.0, "a/half": 1.0, "b": 0.5}
+    assert results[2].components == {"a": 2.0, "a/half": 1.0, "b": 0.5}
     assert results[2].reason == "a: seen" and not results[2].failed
 
 
@@ -76,11 +75,11 @@ def level(batch):
 def test_a_gate_lets_a_reward_count_only_where_the_other_is_good_enough():
     looks = entry(lambda b: [Score(10.0 + s.metadata["i"]) for s in b], "looks", weight=0.5, only_if={"right": 2.0})
     results = Rubric([looks, entry(level, "right", weight=2.0)]).score(samples(4))
-    assert [r.terms for r in results] == [(0.0, 0.0), (0.0, 2.0), (6.0, 4.0), (6.5, 6.0)]
+    assert [r.values for r in results] == [(0.0, 0.0), (0.0, 1.0), (12.0, 2.0), (13.0, 3.0)]
     assert [r.value for r in results] == [0.0, 2.0, 10.0, 12.5]
     assert looks.reward.calls == 1
-    assert [r.parts.get("looks") for r in results] == [None, None, 12.0, 13.0]
-    assert [r.parts["looks/open"] for r in results] == [0.0, 0.0, 1.0, 1.0]
+    assert [r.components.get("looks") for r in results] == [None, None, 12.0, 13.0]
+    assert [r.components["looks/open"] for r in results] == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_behind_a_closed_gate_is_the_value_of_otherwise_and_the_reward_is_not_asked():
@@ -97,13 +96,13 @@ def test_gates_of_gates():
         entry(level, "a"),
     ]
     results = Rubric(chain).score(samples(4))
-    assert [r.terms for r in results] == [(0.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 2.0), (1.0, 1.0, 3.0)]
+    assert [r.values for r in results] == [(0.0, 1.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 2.0), (1.0, 1.0, 3.0)]
 
 
 def test_a_gate_that_failed_is_closed_and_the_sample_fails():
     late = entry(ones, "late", only_if={"made": 0.0})
     results = Rubric([entry(explode, on_error="skip_sample"), late]).score(samples(2))
-    assert all(r.failed and math.isnan(r.value) and r.terms == () for r in results) and late.reward.calls == 0
+    assert all(r.failed and math.isnan(r.value) and r.values == () for r in results) and late.reward.calls == 0
 
 
 @pytest.mark.parametrize(
@@ -136,15 +135,15 @@ def test_held_out_rewards_are_logged_and_change_nothing():
     plain = Rubric([entry(level, "a")]).score(samples())
     rubric = Rubric([held, entry(level, "a")])
     results = rubric.score(samples())
-    assert [(r.value, r.terms, r.failed) for r in results] == [(r.value, r.terms, r.failed) for r in plain]
+    assert [(r.value, r.values, r.failed) for r in results] == [(r.value, r.values, r.failed) for r in plain]
     assert rubric.weights == {"a": 1.0}
-    assert results[0].parts == {
+    assert results[0].components == {
         "held_out/taste": 100.0,
         "held_out/taste/x": 1.0,
         "held_out/taste/failed": 0.0,
         "a": 0.0,
     }
-    assert results[1].parts == {"held_out/taste/failed": 1.0, "a": 1.0}
+    assert results[1].components == {"held_out/taste/failed": 1.0, "a": 1.0}
     assert "returned nan" in results[1].reason
 
 
@@ -154,21 +153,23 @@ def test_each_reward_is_logged_by_the_prompts_tag():
         for s, tag in zip(samples(), ("counting", "position", "counting"), strict=True)
     ]
     results = Rubric([entry(level, "a"), entry(ones, "b", held_out=True)]).score(tagged)
-    assert [r.parts["a/tag_counting"] for r in results[::2]] == [0.0, 2.0]
-    assert results[1].parts["a/tag_position"] == 1.0 and "a/tag_counting" not in results[1].parts
-    assert results[1].parts["held_out/b/tag_position"] == 1.0
+    assert [r.components["a/tag_counting"] for r in results[::2]] == [0.0, 2.0]
+    assert results[1].components["a/tag_position"] == 1.0 and "a/tag_counting" not in results[1].components
+    assert results[1].components["held_out/b/tag_position"] == 1.0
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.booleans()), min_size=1, max_size=5))
-def test_terms_add_up_to_the_value(drawn):
+def test_weighted_values_add_up_to_the_value(drawn):
     entries = [
         entry(lambda b, v=v: [v] * len(b), f"r{i}", weight=w, only_if={"gate": 1.0 if is_open else 2.0})
         for i, (w, v, is_open) in enumerate(drawn)
     ]
     rubric = Rubric([entry(ones, "gate", weight=0.0), *entries])
     result = rubric.score(samples(1))[0]
-    assert len(result.terms) == len(rubric.weights) and sum(result.terms) == pytest.approx(result.value)
+    assert len(result.values) == len(rubric.weights) and result.value == pytest.approx(
+        sum(w * v for w, v in zip(rubric.weights.values(), result.values, strict=True))
+    )
     assert result.value == pytest.approx(sum(w * v for w, v, is_open in drawn if is_open))
 
 
@@ -197,7 +198,7 @@ def test_no_samples():
     [
         (lambda b: [math.nan] * len(b), "nan"),
         (lambda b: [math.inf] * len(b), "inf"),
-        (lambda b: [Score(1.0, {"part": math.nan})] * len(b), "part 'part'"),
+        (lambda b: [Score(1.0, {"part": math.nan})] * len(b), "component 'part'"),
         (lambda b: [1.0] * (len(b) - 1), "2 scores for 3 samples"),
         (lambda b: [1.0] * (len(b) + 1), "4 scores for 3 samples"),
         (lambda b: 1.0, "list of 3 scores"),
@@ -216,7 +217,7 @@ def test_bad_scores_fail_loudly_and_are_never_a_number(returned, message):
     for sample, result in zip(batch, results, strict=True):
         assert result.failed
         assert math.isnan(result.value)
-        assert "made" not in result.parts and result.parts["fine"] == 1.0
+        assert "made" not in result.components and result.components["fine"] == 1.0
         assert message in result.reason and "'made'" in result.reason and sample.id in result.reason
     with pytest.raises(RewardError, match="made"):
         Rubric([entry(returned, on_error="stop")]).score(batch)
@@ -398,4 +399,4 @@ def test_numbers_of_all_kinds_are_scores(value):
 
 def test_verl_mapping_keeps_numbers_as_parts():
     score = as_score({"score": 0.5, "accuracy": 1, "text": "abc", "reason": "because"})
-    assert (score.value, score.parts, score.reason) == (0.5, {"accuracy": 1.0}, "because")
+    assert (score.value, score.components, score.reason) == (0.5, {"accuracy": 1.0}, "because")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ TOKENS = 6
 PLAIN = {"adv_estimator": "group_grpo", "use_kl_in_reward": False}
 
 
-def gdpo(rewards: list[list[float]], groups: str, weights: list[float], tokens: int = TOKENS) -> np.ndarray:
-    """One advantage a sample, by the registered estimator; `rewards` is a row a sample, `groups` a letter a sample."""
-    config = advantage.algorithm_options("gdpo", {f"r{k}": w for k, w in enumerate(weights)}, PLAIN)
+def gdpo(
+    rewards: list[list[float]], groups: str, weights: list[float], tokens: int = TOKENS, **options: Any
+) -> np.ndarray:
+    """One advantage per sample, by the registered estimator; a row of `rewards` and a letter of `groups` each."""
+    config = advantage.algorithm_options("gdpo", {f"r{k}": w for k, w in enumerate(weights)}, PLAIN) | options
     on_tokens = []
     for row in rewards:
-        terms = tuple(w * r for w, r in zip(weights, row, strict=True))
-        on_tokens.append(token_rewards(RubricScore("s", sum(terms), False, "", {}, terms), tokens, "gdpo"))
+        total = sum(w * r for w, r in zip(weights, row, strict=True))
+        on_tokens.append(token_rewards(RubricScore(total, values=tuple(row)), tokens, "gdpo"))
     estimator = get_adv_estimator_fn(config["adv_estimator"])
     found, returns = estimator(
         token_level_rewards=torch.tensor(on_tokens),
@@ -46,7 +49,7 @@ def by_formula(rewards: list[list[float]], groups: str, weights: list[float], to
         rows = names == name
         for k, weight in enumerate(weights):
             column = values[rows, k]
-            total[rows] += weight * (column - column.mean()) / (column.std(ddof=1) + 1e-6)
+            total[rows] += weight * (column - column.mean()) / (column.std(ddof=1) + 1e-4)
     n = len(total) * tokens
     variance = total.var() * n / (n - 1)
     return (total - total.mean()) / math.sqrt(variance + 1e-8)
@@ -62,7 +65,7 @@ def test_by_hand() -> None:
 def test_a_wide_reward_does_not_drown_a_narrow_one() -> None:
     rewards = [[0.0, 100.0], [0.1, 0.0], [0.0, 0.0], [0.1, 100.0]]
     found = gdpo(rewards, "aaaa", [1.0, 1.0])
-    assert found[0] == pytest.approx(0, abs=1e-4) and found[1] == pytest.approx(0, abs=1e-4)
+    assert found[0] == pytest.approx(0, abs=2e-3) and found[1] == pytest.approx(0, abs=2e-3)  # epsilon
     assert found[3] > 0.9 and found[2] < -0.9
     estimator = get_adv_estimator_fn("group_grpo")
     summed = torch.tensor(rewards).sum(1, keepdim=True)
@@ -89,12 +92,15 @@ def test_scale_and_offset_of_a_reward_do_not_matter(drawn, scale: float, offset:
     groups, rewards = "".join(g for g, _ in drawn), [r for _, r in drawn]
     other = [[r[0], scale * r[1] + offset, r[2]] for r in rewards]
     weights = [1.0, 0.5, 2.0]
-    np.testing.assert_allclose(gdpo(rewards, groups, weights), gdpo(other, groups, weights), atol=5e-3)
+    exact = {"advantage_epsilon": 1e-9}
+    np.testing.assert_allclose(
+        gdpo(rewards, groups, weights, **exact), gdpo(other, groups, weights, **exact), atol=5e-3
+    )
 
 
 def test_one_reward_is_whitened_grpo() -> None:
     found = gdpo([[0.0], [1.0], [0.2], [0.4]], "aabb", [5.0])
-    np.testing.assert_allclose(np.abs(found), math.sqrt(23 / 24), atol=1e-4)
+    np.testing.assert_allclose(np.abs(found), math.sqrt(23 / 24), atol=1e-3)
     assert found[1] > 0 > found[0] and found[3] > 0 > found[2]
 
 
@@ -107,7 +113,8 @@ def test_the_estimator_is_verls_own_given_what_verl_wants() -> None:
         torch.zeros(8, TOKENS),
         mask,
         groups,
-        config=config,
+        epsilon=advantage.EPSILON,
+        config={**config, "gdpo_reward_keys": ["a", "b"]},
         non_tensor_batch={"a": rewards[:, 0], "b": rewards[:, 1]},
         batch={"prompts": prompts, "attention_mask": torch.ones(8, 3 + TOKENS, dtype=torch.int64)},
     )
@@ -153,9 +160,11 @@ def test_verls_padding_rows_change_nothing() -> None:
 
 
 def test_token_rewards_sum_to_the_value() -> None:
-    score = RubricScore("s", 1.25, False, "", {}, (1.0, 0.25))
-    assert token_rewards(score, 4, "gdpo") == [1.0, 0.25, 0.0, 0.0]
+    score = RubricScore(1.25, values=(1.0, 0.5))
+    assert token_rewards(score, 4, "gdpo") == [1.0, 0.5, 0.0, -0.25]
     assert token_rewards(score, 4, "weighted_sum") == [0.0, 0.0, 0.0, 1.25]
+    with pytest.raises(ValueError, match="2 rewards do not fit on 2 tokens"):
+        token_rewards(score, 2, "gdpo")
 
 
 def test_dr_grpo_is_a_switch_of_both() -> None:

@@ -5,7 +5,7 @@
                           "samples": [{"id": "7", "prompt": "a red circle", "metadata": {"tag": "colors"},
                                        "group": null, "step": null, "height": 512, "width": 512}]}
         files "image"    one per sample, in the samples' order: height x width x 3 bytes, RGB, rows from the top
-    200  {"scores": {"geneval": [{"value": 1.0, "parts": {"count": 1.0}, "reason": "", "error": null}]}}
+    200  {"scores": {"geneval": [{"value": 1.0, "components": {"count": 1.0}, "reason": "", "error": null}]}}
          A sample that the reward could not score has value null and the error as text; it is never a 0.
     4xx  {"detail": "one line"}: sending it again would not help.
     5xx  {"detail": ...}: 503 busy, any other a fault of the service; the client tries again.
@@ -87,7 +87,7 @@ class ScoreEntry(Strict):
     """One reward's verdict on one sample: a value, or an error."""
 
     value: float | None
-    parts: dict[str, float] = {}
+    components: dict[str, float] = {}
     reason: str = ""
     error: str | None = None
 
@@ -140,7 +140,7 @@ def encode_outcomes(outcomes: Sequence[Score | RewardError]) -> list[ScoreEntry]
     return [
         ScoreEntry(value=None, error=_sendable(str(outcome)))
         if isinstance(outcome, RewardError)
-        else ScoreEntry(value=outcome.value, parts=dict(outcome.parts), reason=_sendable(outcome.reason))
+        else ScoreEntry(value=outcome.value, components=dict(outcome.components), reason=_sendable(outcome.reason))
         for outcome in outcomes
     ]
 
@@ -160,7 +160,7 @@ def decode_outcomes(text: bytes, reward: str, count: int) -> list[Score | Reward
     return [
         RewardError(entry.error or "got neither value nor error")
         if entry.value is None
-        else Score(entry.value, entry.parts, entry.reason)
+        else Score(entry.value, entry.components, entry.reason)
         for entry in entries
     ]
 

@@ -36,5 +36,5 @@ def test_words_can_be_read() -> None:
     samples = [
         Sample(line["text"], line["prompt"], words.write(rng, line).draw(), line) for line in lines for _ in range(2)
     ]
-    exact = [score.parts["exact"] for score in OCRReward().score(samples)]
+    exact = [score.components["exact"] for score in OCRReward().score(samples)]
     assert np.mean(exact) > 0.8

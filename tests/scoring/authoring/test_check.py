@@ -231,7 +231,7 @@ def test_a_module_on_the_path_and_an_entry_point_of_a_package(tmp_path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     assert registry.known_rewards()["plugged"] == "plugged_rewards:Asynchronous"
     config = {"plugged": {"bonus": 1}, "dotted": {"name": "plugged_rewards:batched"}}
-    assert build.build_rubric(config).score(samples(1))[0].parts == {"plugged": 1.5, "dotted": 1.0}
+    assert build.build_rubric(config).score(samples(1))[0].components == {"plugged": 1.5, "dotted": 1.0}
 
 
 def save(file: Path, prompt: str | None = None) -> None:

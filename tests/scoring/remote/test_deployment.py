@@ -118,7 +118,7 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
         assert len(results) == len(samples)
         for sample, (result,) in zip(samples, results, strict=True):
             assert not result.failed, result.reason
-            assert result.parts == {"slow": sample.image.mean() / 255}
+            assert result.components == {"slow": sample.image.mean() / 255}
         assert len({line.split()[0] for line in calls.read_text().splitlines()}) >= 2
         deployment.stop(["blip3o-reward-run-slow"])
         assert not serve.status().applications

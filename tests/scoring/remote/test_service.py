@@ -69,10 +69,10 @@ def test_scores_are_those_of_the_same_rewards_in_process(ask: Ask, config, pictu
     assert list(answer) == names
     here = build_rubric({name: config[name] for name in names}).score(samples)
     for row, result in enumerate(here):
-        assert {name: answer[name][row]["value"] for name in names} == {name: result.parts[name] for name in names}
+        assert {name: answer[name][row]["value"] for name in names} == {name: result.components[name] for name in names}
     assert answer["detailed"][2] == {
-        "value": here[2].parts["detailed"],
-        "parts": {"red": here[2].parts["detailed/red"], "tags": 1.0},
+        "value": here[2].components["detailed"],
+        "components": {"red": here[2].components["detailed/red"], "tags": 1.0},
         "reason": "saw s2 ✓",
         "error": None,
     }

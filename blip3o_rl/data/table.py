@@ -1,0 +1,57 @@
+"""Prompt rows <-> the parquet table that verl reads: what the launcher writes, the agent loop reads back.
+
+verl wants `prompt` as a chat and hands the other columns to the agent loop. The metadata, which include the prompt, are
+one JSON string, because a parquet struct column would give every row the union of all rows' keys, filled with nulls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from blip3o_rl.data.prompts import PromptRow
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A prompt as the agent loop gets it: its number in the table, and its metadata."""
+
+    index: int
+    metadata: Mapping[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        return str(self.metadata["prompt"])
+
+
+def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None:
+    """Writes verl's table; its columns are verl's.
+
+    Args:
+        rows: the prompts.
+        file: the parquet file; its folder is created if needed.
+        data_source: verl's name for where the prompts came from.
+    """
+    table = [
+        {
+            "data_source": data_source,
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "ability": "text_to_image",
+            "reward_model": {"style": "rule", "ground_truth": ""},
+            "extra_info": {"index": index, "metadata": json.dumps(dict(row.metadata))},
+        }
+        for index, row in enumerate(rows)
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(table), file)
+
+
+def read_row(extra_info: Mapping[str, Any]) -> TableRow:
+    """Reads the column `extra_info` of one row."""
+    return TableRow(int(extra_info["index"]), json.loads(extra_info["metadata"]))
