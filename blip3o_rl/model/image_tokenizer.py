@@ -1,10 +1,9 @@
-"""TA-Tok, the image tokenizer: pictures to the discrete tokens that the policy speaks.
+"""TA-Tok, the image tokenizer: images to the discrete tokens that the policy speaks.
 
-A SigLIP encoder, average pooling by the scale, a task layer, and a nearest-neighbour search in a SimVQ codebook. Only
-what is needed to get from pixels to indices is kept: the upstream checkpoint also holds SigLIP's last layer and head and
-a feature decoder, which BLIP3o never uses. The features are `hidden_states[-2]` of upstream's encoder, so an
-encoder of N layers is built here with N - 1, and without the final layer norm. Names of the weights are the
-upstream's.
+A SigLIP encoder, average pooling by the scale, a task layer, and a nearest-neighbor search in a SimVQ codebook. Only
+what is needed to get from pixels to indices is kept: the upstream checkpoint also holds SigLIP's last layer and head
+and a feature decoder, which BLIP3o never uses. The features are `hidden_states[-2]` of upstream's encoder, so an
+encoder of N layers is built here with N - 1, and without the final layer norm. Names of the weights are upstream's.
 
 Which entry is nearest is a discrete answer, and a rounding error can change it. Hence one policy for numbers, the
 same on every device and for every batch:
@@ -125,7 +124,7 @@ class TATok(ModelMixin, ConfigMixin):
             scale: 0, 1 or 2; the grid is average-pooled by `scale + 1`, and what does not fill a cell is dropped.
 
         Returns:
-            [B, (grid // (scale + 1)) ** 2, bottleneck_dim], rows of the grid one after the other; L2-normalised if
+            [B, (grid // (scale + 1)) ** 2, bottleneck_dim], rows of the grid one after the other; L2-normalized if
             the config says so.
         """
         if scale not in (0, 1, 2):
@@ -174,7 +173,7 @@ class TATok(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, scale: int = 0) -> torch.Tensor:
-        """Codebook indices of prepared pictures.
+        """Codebook indices of prepared images.
 
         In evaluation mode the codebook is computed once and kept; `train()` and every move to another device or
         dtype forget it.
