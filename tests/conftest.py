@@ -1,7 +1,7 @@
-"""A tiny upstream checkpoint, with every key they have and random weights.
+"""What tests of several packages share: an untrained model of this package, and tiny upstream checkpoints.
 
-It is built from transformers, diffusers and torch alone, not with the package's own key map, which it is there to
-check.
+An upstream checkpoint has every key of the real ones and random weights. It is built from transformers, diffusers and
+torch alone, not with the package's own key map, which it is there to check.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from transformers import (
 )
 
 from blip3o_rl.mini import parts
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.renderer import Renderer
+from blip3o_rl.model.token_layout import TokenLayout
 
 HIDDEN, CAPTION, CODES, CODE_WIDTH, TOWER = 64, 64, 512, 16, 48
 SANA = {
@@ -203,3 +206,32 @@ def upstream(tmp_path: Path) -> Callable[..., Upstream]:
     """Writes tiny upstream checkpoints; arguments are those of `write_upstream`."""
     made = iter(range(100))
     return lambda **settings: write_upstream(tmp_path / f"upstream{next(made)}", **settings)
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The mini model's classes and sizes with random weights, frozen: as modules and as a model folder."""
+
+    tokenizer: Any
+    layout: TokenLayout
+    policy: Any
+    renderer: Renderer
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
+    """One for the whole session; a test that changes weights makes its own with `mini.parts`."""
+    torch.manual_seed(0)
+    tokenizer, layout = parts.make_tokenizer([*PROMPTS, "a photo of a very long prompt ", "a star left of a ring"])
+    policy = parts.make_policy(tokenizer, layout).eval().requires_grad_(False)
+    renderer = parts.make_renderer(parts.make_vae()).eval().requires_grad_(False)
+    folder = model_folder.save(
+        tmp_path_factory.mktemp("untrained"),
+        policy=policy,
+        tokenizer=tokenizer,
+        renderer=renderer,
+        image_tokenizer=parts.make_image_tokenizer(),
+        source="test",
+    )
+    return Untrained(tokenizer, layout, policy, renderer, folder)

@@ -19,8 +19,6 @@ from blip3o_rl.cli.reconstruct import reconstruct
 from blip3o_rl.cli.tokenize import tokenize
 from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini import parts
-from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
@@ -30,19 +28,9 @@ PROMPTS = ["a photo of a red circle", "a photo of two blue squares left of a sta
 FEW = ["--scale", "2", "--steps", "2"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    tokenizer, layout = parts.make_tokenizer(PROMPTS)
-    written = model_folder.save(
-        tmp_path_factory.mktemp("model"),
-        policy=parts.make_policy(tokenizer, layout),
-        tokenizer=tokenizer,
-        renderer=parts.make_renderer(parts.make_vae()),
-        image_tokenizer=parts.make_image_tokenizer(),
-        source="test",
-    )
-    return str(written)
+@pytest.fixture
+def model(untrained: Any) -> str:
+    return str(untrained.folder)
 
 
 @pytest.fixture

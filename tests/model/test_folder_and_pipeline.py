@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
@@ -21,24 +21,14 @@ TWO_STEPS = GenerationConfig(scale=2, steps=2)
 PROMPTS = ["a photo of a red circle", "a photo of two squares"]
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Blip3oPipeline:
-    torch.manual_seed(0)
-    tokenizer, layout = parts.make_tokenizer(PROMPTS)
-    renderer = parts.make_renderer(parts.make_vae())
-    return Blip3oPipeline(parts.make_policy(tokenizer, layout).eval(), tokenizer, renderer.eval())
+@pytest.fixture
+def pipe(untrained: Any) -> Blip3oPipeline:
+    return Blip3oPipeline(untrained.policy, untrained.tokenizer, untrained.renderer)
 
 
-@pytest.fixture(scope="module")
-def saved(pipe: Blip3oPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder.save(
-        tmp_path_factory.mktemp("model"),
-        policy=pipe.policy,
-        tokenizer=pipe.tokenizer,
-        renderer=pipe.renderer,
-        image_tokenizer=parts.make_image_tokenizer(),
-        source="test",
-    )
+@pytest.fixture
+def saved(untrained: Any) -> Path:
+    return untrained.folder
 
 
 def test_a_folder_round_trips(pipe: Blip3oPipeline, saved: Path) -> None:

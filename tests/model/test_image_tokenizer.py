@@ -159,10 +159,11 @@ def test_autocast_and_shortened_products_do_not_reach_the_indices(pixels: torch.
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            assert not torch.equal(tokenizer.features(pixels), expected)
+            assert (tokenizer.features(pixels) - expected).abs().max() > 1e-3
             with whole_float32(torch.device("cpu")):
                 assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-                assert torch.equal(tokenizer.features(pixels), expected)
+                # Another pass may round the last bits; shortened products differ by more than 1e-3.
+                torch.testing.assert_close(tokenizer.features(pixels), expected, atol=1e-6, rtol=1e-5)
             indices = tokenizer.encode(pixels)
         assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"

@@ -104,7 +104,8 @@ def test_decode_divides_by_the_scaling_factor(renderer: Renderer) -> None:
     latents = initial_noise(renderer, [3])
     expected = renderer.vae.decode(latents * 2).sample
     expected = ((expected / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
-    assert torch.equal(renderer.decode(latents).float(), expected)
+    # Two passes may round a value that lies between two grey levels differently.
+    assert (renderer.decode(latents).float() - expected).abs().max() <= 1
 
 
 def test_large_images_are_decoded_a_few_at_a_time(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,8 @@ def test_decode_before_rounding(pipe: Blip3oPipeline) -> None:
         rounded = pipe.renderer.decode(latents)
     assert found.shape == (3, 3, 64, 64) and found.dtype == torch.float32
     torch.testing.assert_close(found, expected, **TOLERANCE)
-    assert torch.equal((found * 255).round().to(torch.uint8).permute(0, 2, 3, 1), rounded)
+    # Two passes may round a value that lies between two grey levels differently.
+    assert ((found * 255).round().permute(0, 2, 3, 1) - rounded.float()).abs().max() <= 1
 
 
 def test_prompts_of_different_lengths_in_a_batch_are_drawn_as_alone(pipe: Blip3oPipeline) -> None:

@@ -19,7 +19,6 @@ from blip3o_rl.cli import main as cli
 from blip3o_rl.cli import options
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
-from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.policy import Blip3oNextConfig
@@ -34,16 +33,8 @@ LENGTH = 256
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tokenizer, layout = parts.make_tokenizer(PROMPTS)
-    return model_folder.save(
-        tmp_path_factory.mktemp("model"),
-        policy=parts.make_policy(tokenizer, layout),
-        tokenizer=tokenizer,
-        renderer=parts.make_renderer(parts.make_vae()),
-        source="test",
-    )
+def folder(untrained: Any) -> Path:
+    return untrained.folder
 
 
 @pytest.fixture(scope="module")

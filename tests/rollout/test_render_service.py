@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini import parts
-from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout import render_service
@@ -34,14 +32,9 @@ def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
         RenderOptions(folder="mini", **wrong)  # type: ignore[arg-type]
 
 
-def test_a_batch_of_mixed_lengths_is_rendered_like_single_images(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    tokenizer, layout = parts.make_tokenizer(["a circle"])
-    renderer = parts.make_renderer(parts.make_vae()).eval()
-    model_folder.save(
-        tmp_path, policy=parts.make_policy(tokenizer, layout), tokenizer=tokenizer, renderer=renderer, source="test"
-    )
-    service = RenderService.func_or_class(RenderOptions(folder=str(tmp_path), steps=2, dtype="float32"))
+def test_a_batch_of_mixed_lengths_is_rendered_like_single_images(untrained: Any) -> None:
+    renderer = untrained.renderer
+    service = RenderService.func_or_class(RenderOptions(folder=str(untrained.folder), steps=2, dtype="float32"))
     hidden = renderer.connector.config.in_features
     states = [np.random.default_rng(i).normal(size=(n, hidden)).astype(np.float32) for i, n in enumerate((82, 170, 82))]
     together = service.render_batch(states, [1, 2, 3])

@@ -12,7 +12,6 @@ from blip3o_rl import machine
 from blip3o_rl.config.train import compose_recipe, read_settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
-from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import checkpoints, cluster, launch, preflight
@@ -22,16 +21,9 @@ OUTPUT: Any = None
 """Not used before a run starts."""
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer, layout = parts.make_tokenizer(["a photo of a red circle"])
-    return model_folder.save(
-        tmp_path_factory.mktemp("model"),
-        policy=parts.make_policy(tokenizer, layout),
-        tokenizer=tokenizer,
-        renderer=parts.make_renderer(parts.make_vae()),
-        source="test",
-    )
+@pytest.fixture
+def model(untrained: Any) -> Path:
+    return untrained.folder
 
 
 @pytest.fixture
