@@ -34,6 +34,8 @@ BUILT_IN: dict[str, str] = {
     "judge": "blip3o_rl.rewards.preference.judge:VlmJudge",
 }
 ENTRY_POINT_GROUP = "blip3o_rl.rewards"
+_REWARD_FOLDERS: set[str] = set()
+"""Folders of loaded reward files."""
 
 
 def known_rewards() -> dict[str, str]:
@@ -92,6 +94,7 @@ def _from_file(path: str, key: str) -> Any:
         raise UserError(f"{key}: {file} is no Python file; the name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickling look the module up by name
+    _make_neighbors_importable(file.parent)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -99,6 +102,25 @@ def _from_file(path: str, key: str) -> Any:
     except (Exception, SystemExit) as error:  # argparse and sys.exit("set MY_KEY") at module level
         raise UserError(f"{key}: {file} cannot be imported, {type(error).__name__}: {error}") from error
     return _attribute(module, attribute, str(file), key)
+
+
+def _make_neighbors_importable(folder: Path) -> None:
+    """Lets a reward file import the modules next to it, as a script can, also later from within its functions.
+
+    The folder comes last on the path, so that nothing installed is hidden, but before those of other reward files. A
+    module of the same name next to another reward file is forgotten: that file keeps its own, this one gets its own.
+    """
+    for neighbor in folder.glob("*.py"):
+        origin = getattr(sys.modules.get(neighbor.stem), "__file__", None)
+        if origin and Path(origin) != neighbor and str(Path(origin).parent) in _REWARD_FOLDERS:
+            del sys.modules[neighbor.stem]
+    path = str(folder)
+    if path in _REWARD_FOLDERS and path in sys.path:
+        sys.path.remove(path)
+    if path not in sys.path:
+        place = next((row for row, entry in enumerate(sys.path) if entry in _REWARD_FOLDERS), len(sys.path))
+        sys.path.insert(place, path)
+        _REWARD_FOLDERS.add(path)
 
 
 def _from_module(target: str, key: str) -> Any:

@@ -245,3 +245,32 @@ def test_a_class_the_detector_does_not_know_is_found_when_the_data_is_loaded():
     row = {"prompt": "a photo of a dog", "tag": "single_object", "include": [{"class": "dog", "count": 1}]}
     with pytest.raises(UserError, match=r"p\.jsonl:7: reward 'geneval'.*'dog'"):
         build_rubric({"geneval": {}}).check_prompts([check_row(row, "p.jsonl:7")])
+
+
+def test_a_reward_file_imports_the_modules_next_to_it(tmp_path, monkeypatch):
+    """Also those of the same name next to two reward files, and those that its functions import later."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = {}
+    for name, level in (("a", 0.25), ("b", 0.75)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "neighbor_of_reward.py").write_text(f"LEVEL = {level}\n")
+        (folder / f"late_{name}.py").write_text("BONUS = 1.0\n")
+        (folder / "json.py").write_text("raise ImportError('this must not hide what is installed')\n")
+        (folder / "reward.py").write_text(
+            "import json\nimport neighbor_of_reward\n"
+            f"def f(image):\n    from late_{name} import BONUS\n    return neighbor_of_reward.LEVEL + BONUS\n"
+        )
+        config[name] = {"path": f"{folder / 'reward.py'}:f"}
+    rubric = build_rubric(config)
+    (result,) = rubric.score([Sample("0", "p", np.zeros((4, 4, 3), np.uint8))])
+    assert result.parts == {"a": 1.25, "b": 1.75}
+
+
+@pytest.mark.parametrize(
+    "ending", ["import sys; sys.exit('set MY_KEY')", "import argparse; argparse.ArgumentParser().parse_args(['--x'])"]
+)
+def test_a_reward_file_that_ends_the_process_is_one_line(tmp_path, ending):
+    (tmp_path / "ends.py").write_text(f"{ending}\ndef f(image):\n    return 0.5\n")
+    with pytest.raises(UserError, match=r"^reward\.rewards\.mine\.path: .*ends\.py cannot be imported, SystemExit"):
+        build_rubric({"mine": {"path": f"{tmp_path / 'ends.py'}:f"}})
