@@ -123,8 +123,8 @@ def _warnings(folder: RunFolder) -> list[tuple[int, str, str]]:
     """(step, text, image) of each warning; the image as a data URL for the last of a statistic, else empty."""
     found = warning_log.read(folder)
     last = {warning["statistic"]: warning for warning in found}
-    shown = [w for w in last.values() if w["picture"].is_file()]
-    return [(w["step"], w["text"], file_url(w["picture"].read_bytes()) if w in shown else "") for w in found]
+    shown = [w for w in last.values() if w["image"].is_file()]
+    return [(w["step"], w["text"], file_url(w["image"].read_bytes()) if w in shown else "") for w in found]
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
@@ -136,7 +136,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         )
     facts.append(("steps", str(summary.steps)))
     if summary.step_s is not None and summary.total_s is not None:
-        facts.append(("a step (median)", duration(summary.step_s)))
+        facts.append(("step (median)", duration(summary.step_s)))
         facts.append(("training", duration(summary.total_s)))
     if summary.kl is not None:
         facts.append(("KL at the end", f"{summary.kl:.4f}"))

@@ -114,7 +114,7 @@ class Recorder:
     def _warn(self, drift: Drift, rows: list[Rollout]) -> None:
         """Keeps a drift with its worst images, and ends the run if it went beyond the limit for that."""
         grid = save_grid(
-            warning_log.picture(self.folder, drift.step, drift.statistic),
+            warning_log.image_file(self.folder, drift.step, drift.statistic),
             [_tile(row, note) for row, note in worst(rows, drift)[:MAX_GRID]],
             f"step {drift.step}   ·   {drift.statistic} {drift.baseline:.3f} -> {drift.value:.3f}",
         )

@@ -21,7 +21,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLOURS, SHAPES, Scene, SceneObject, draw
+from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, SHAPES, Scene, SceneObject, draw
 from blip3o_rl.rewards.geneval.detector import ColorQuestion, Detection, tight_box
 
 FOREGROUND_DISTANCE = 70.0
@@ -40,8 +40,8 @@ MARGIN = (0.0, 0.06)
 COLOR = (115.0, 55.0)
 PURITY = (56.0, 24.0)
 
-PALETTE = np.array(list(COLOURS.values()), np.float32)
-COLOR_NAMES = tuple(COLOURS)
+PALETTE = np.array(list(COLORS.values()), np.float32)
+COLOR_NAMES = tuple(COLORS)
 
 
 def _ramp(value: float, limits: tuple[float, float]) -> float:
@@ -86,7 +86,7 @@ def _drawing(shape: str, root_mass: int) -> np.ndarray:
 
 def _coverage_of_drawing(shape: str, size: float, side: int) -> np.ndarray:
     image = draw(Scene((SceneObject(shape, "black", 0.5, 0.5, size),)), side).astype(np.float32)
-    black, background = COLOURS["black"][0], BACKGROUND[0]
+    black, background = COLORS["black"][0], BACKGROUND[0]
     return (background - image[..., 0]) / (background - black)
 
 

@@ -194,7 +194,7 @@ def test_a_monitor_that_says_stop_ends_the_run(tmp_path: Path) -> None:
     folder = RunFolder.open(target)
     (warning,) = [line for line in warning_log.read(folder) if line["stop"]]
     assert (warning["statistic"], warning["step"]) == ("edge_density", 3)
-    assert warning["picture"].is_file()
-    for text in ("monitors.stop.edge_density: at step 3", str(warning["picture"]), "to go on, raise it", str(target)):
+    assert warning["image"].is_file()
+    for text in ("monitors.stop.edge_density: at step 3", str(warning["image"]), "to go on, raise it", str(target)):
         assert text in error
     assert [line["step"] for line in folder.read_metrics()] in ([1, 2], [1, 2, 3])

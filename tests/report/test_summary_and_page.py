@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip3o_rl.io import write_json, write_lines, write_text
-from blip3o_rl.report import charts, page, summary
+from blip3o_rl.report import charts, page, summary, warnings
 from blip3o_rl.report.gallery import Tile, save_grid
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration, medians, moving_average, sparkline, stage_seconds
@@ -118,3 +118,12 @@ def test_sparkline_and_duration():
     assert sparkline([0, 1]) == "▁█"
     assert len(set(sparkline([2, 2, 2]))) == 1
     assert [duration(s) for s in (4.24, 75, 125, 12_000)] == ["4.2 s", "75 s", "2 min 05 s", "3 h 20 min"]
+
+
+def test_warnings_of_older_runs_have_their_image_under_its_former_name(folder):
+    save_grid(folder.path / "warnings" / "a.png", [Tile(np.zeros((8, 8, 3), np.uint8), "x", 1.0)])
+    line = {"step": 3, "statistic": "dark_share", "text": "images go dark"}
+    write_lines(warnings.file(folder), [{**line, "picture": "warnings/a.png"}, {**line, "step": 9, "image": "no.png"}])
+    warnings.truncate_after(folder, 5)
+    assert [w["image"] for w in warnings.read(folder)] == [folder.path / "warnings" / "a.png"]
+    assert page.write(folder).read_text().count("data:image/png") == 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blip3o_rl.data.synthetic.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, draw, sample
+from blip3o_rl.data.synthetic.scenes import COLORS, SHAPES, TAGS, Scene, SceneObject, draw, sample
 from blip3o_rl.rewards.geneval import rules
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.scoring.api import Sample
@@ -27,7 +27,7 @@ def values(mode: str, metadata: list[dict], images: list[np.ndarray]) -> np.ndar
 
 def crowd() -> np.ndarray:
     """Nine objects of all shapes and colors: whatever is asked for is there."""
-    shapes, colors = list(SHAPES), list(COLOURS)
+    shapes, colors = list(SHAPES), list(COLORS)
     objects = [
         SceneObject(shapes[i % len(shapes)], colors[i % len(colors)], x, y, 0.22) for i, (x, y) in enumerate(PLACES)
     ]
@@ -37,7 +37,7 @@ def crowd() -> np.ndarray:
 def repeated(metadata: dict) -> np.ndarray:
     """The first asked object nine times."""
     clause = metadata["include"][0]
-    color = clause.get("color", next(iter(COLOURS)))
+    color = clause.get("color", next(iter(COLORS)))
     return draw(Scene(tuple(SceneObject(clause["class"], color, x, y, 0.22) for x, y in PLACES)))
 
 

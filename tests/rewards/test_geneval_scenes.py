@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from blip3o_rl.data.synthetic.scenes import COLOURS, SHAPES, TAGS, Scene, SceneObject, all_metadata, draw, sample
+from blip3o_rl.data.synthetic.scenes import COLORS, SHAPES, TAGS, Scene, SceneObject, all_metadata, draw, sample
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.geneval.detector import ColorQuestion, Detection
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
@@ -68,7 +68,7 @@ def test_images_of_other_prompts_score_lower(tag):
 
 def test_boxes_colors_and_confidence_of_every_shape_and_color():
     for shape in SHAPES:
-        for color in COLOURS:
+        for color in COLORS:
             for size in (0.24, 0.5):
                 image = draw(Scene((SceneObject(shape, color, 0.45, 0.55, size),)))
                 (found,) = DETECTOR.detect([image])[0]
@@ -142,7 +142,7 @@ def test_confidence_falls_as_an_object_is_deformed():
 def test_covering_the_image_with_shapes_does_not_pay():
     """The hack of a detector reward: draw everything, so that whatever is asked for is there."""
     grid = [(0.2, 0.2), (0.5, 0.2), (0.8, 0.2), (0.2, 0.5), (0.5, 0.5), (0.8, 0.5), (0.2, 0.8), (0.5, 0.8), (0.8, 0.8)]
-    palette = list(COLOURS)
+    palette = list(COLORS)
     crowd = [
         SceneObject(SHAPES[i % len(SHAPES)], palette[i % len(palette)], x, y, 0.22) for i, (x, y) in enumerate(grid)
     ]
@@ -222,34 +222,34 @@ def canvas() -> np.ndarray:
 
 def ell(image: np.ndarray) -> None:
     """An L, which is none of the shapes."""
-    image[16:48, 16:26] = COLOURS["blue"]
-    image[38:48, 16:48] = COLOURS["blue"]
+    image[16:48, 16:26] = COLORS["blue"]
+    image[38:48, 16:48] = COLORS["blue"]
 
 
 def ring(image: np.ndarray) -> None:
-    cv2.circle(image, (32, 32), 16, COLOURS["blue"], 5)
+    cv2.circle(image, (32, 32), 16, COLORS["blue"], 5)
 
 
 def two_tone(image: np.ndarray) -> None:
-    cv2.circle(image, (32, 32), 14, COLOURS["blue"], -1)
-    image[:, 32:][(image[:, 32:] == COLOURS["blue"]).all(2)] = COLOURS["red"]
+    cv2.circle(image, (32, 32), 14, COLORS["blue"], -1)
+    image[:, 32:][(image[:, 32:] == COLORS["blue"]).all(2)] = COLORS["red"]
 
 
 def striped(image: np.ndarray) -> None:
-    image[18:46, 18:46] = COLOURS["blue"]
+    image[18:46, 18:46] = COLORS["blue"]
     image[18:46:4, 18:46] = image[19:46:4, 18:46] = (120, 140, 220)
 
 
 def half_round(image: np.ndarray) -> None:
     """A square with corners so round that it is as near to a circle."""
-    image[18:46, 24:40] = image[24:40, 18:46] = COLOURS["blue"]
+    image[18:46, 24:40] = image[24:40, 18:46] = COLORS["blue"]
     for x in (24, 39):
         for y in (24, 39):
-            cv2.circle(image, (x, y), 6, COLOURS["blue"], -1)
+            cv2.circle(image, (x, y), 6, COLORS["blue"], -1)
 
 
 def out_of_focus(image: np.ndarray) -> None:
-    cv2.circle(image, (32, 32), 14, COLOURS["blue"], -1)
+    cv2.circle(image, (32, 32), 14, COLORS["blue"], -1)
     image[:] = cv2.GaussianBlur(image, (0, 0), 3)
 
 

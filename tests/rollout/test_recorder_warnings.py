@@ -70,8 +70,8 @@ def test_a_warning_is_told_once_and_kept_with_the_worst_pictures_first(folder: R
     assert recorder.warnings() == []
     assert recorder.failure() is None
     first = json.loads(warning_log.file(folder).read_text().splitlines()[0])
-    assert first["statistic"] == "dark_share" and first["picture"] == "warnings/step_000010-dark_share.png"
-    assert Image.open(folder.path / first["picture"]).size[0] > 64
+    assert first["statistic"] == "dark_share" and first["image"] == "warnings/step_000010-dark_share.png"
+    assert Image.open(folder.path / first["image"]).size[0] > 64
     html = page.write(folder).read_text()
     assert "<h2>Warnings" in html and "images go dark" in html
     assert html.count("data:image/png") == 2  # the grid of step 1 and the warning's picture
@@ -93,7 +93,7 @@ def test_the_share_of_text_and_held_out_rewards_are_watched_too(folder: RunFolde
     changed = {"ocr/text_area": 0.7, "held_out/hpsv2": 0.2, "held_out/hpsv2/raw": 20.0}
     play(folder, [200] * 3, first=7, components=changed)
     assert {w["statistic"] for w in warning_log.read(folder)} == {"text_area", "held_out/hpsv2"}
-    assert all(w["picture"].is_file() and "/" not in w["picture"].stem for w in warning_log.read(folder))
+    assert all(w["image"].is_file() and "/" not in w["image"].stem for w in warning_log.read(folder))
     html = page.write(folder).read_text()
     curves, held_out = html.split("<h2>Held-out rewards", 1)
     assert "reward/held_out/hpsv2<" not in curves.replace(" ", "") and "reward/held_out/hpsv2" in held_out
@@ -113,10 +113,10 @@ def test_resuming_drops_the_warnings_that_are_made_again(folder: RunFolder) -> N
     play(folder, [10] * 4, first=11, components={"ocr/text_area": 0.9})
     steps = [w["step"] for w in warning_log.read(folder)]
     assert len(steps) == 2
-    dropped = warning_log.read(folder)[-1]["picture"]
+    dropped = warning_log.read(folder)[-1]["image"]
     warning_log.truncate_after(folder, steps[0])
     assert [w["step"] for w in warning_log.read(folder)] == steps[:1]
-    assert not dropped.exists() and warning_log.read(folder)[0]["picture"].is_file()
+    assert not dropped.exists() and warning_log.read(folder)[0]["image"].is_file()
 
 
 def test_the_worst_come_first_in_the_direction_of_the_drift() -> None:

@@ -1,13 +1,13 @@
 """Synthetic scenes with GenEval metadata: a world small enough that a small model can learn it on a CPU.
 
-The scenes are flat coloured shapes on a light grey ground. Everything is chosen so that a classical detector can read
-a 64 px picture without error: four shapes that differ in how they fill their box (square 1, circle 0.79, triangle 0.5,
-cross 0.56 and not convex), five colours far apart, objects of at least 0.31 of the side, and a visible gap between any
-two of them. Objects sit on a 9 x 9 raster: a cell has one of a few hundred contents, which 81 tokens of a small
+The scenes are flat colored shapes on a light gray background. Everything is chosen so that a classical detector can
+read a 64 px image without error: four shapes that differ in how they fill their box (square 1, circle 0.79, triangle
+0.5, cross 0.56 and not convex), five colors far apart, objects of at least 0.31 of the side, and a visible gap between
+any two of them. Objects sit on a 9 x 9 raster: a cell has one of a few hundred contents, which 81 tokens of a small
 vocabulary can say. Prompts and metadata follow GenEval's grammar word for word, so that whatever scores GenEval scores
-these scenes too.
+these scenes, too.
 
-Coordinates are fractions of the picture's side, x to the right and y downwards, as in the picture.
+Coordinates are fractions of the image's side, x to the right and y downwards, as in the image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from blip3o_rl.data.synthetic.splits import Metadata
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (30, 165, 70),
     "blue": (20, 60, 205),
@@ -37,20 +37,20 @@ NUMBER_WORDS: dict[int, str] = {2: "two", 3: "three", 4: "four"}
 PLURALS: dict[str, str] = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
 RASTER = 9
-"""Objects sit on a raster of 9 x 9 cells, as many as a picture has tokens at scale 2."""
+"""Objects sit on a raster of 9 x 9 cells, as many as an image has tokens at scale 2."""
 CELLS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (3, 4), 3: (3, 4), 4: (3, 3)}
 """Smallest and largest object in cells, by the number of objects in the scene; one cell stays free between any two."""
 FILL = 0.94
-"""An object's part of its cells' side, so that none touches the picture's border."""
+"""An object's part of its cells' side, so that none touches the image's border."""
 SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape: centre (x, y) and size (side of its square bounding box), all in 0..1 of the picture's side."""
+    """One shape: center (x, y) and size (side of its square bounding box), all in 0..1 of the image's side."""
 
     shape: str
-    colour: str
+    color: str
     x: float
     y: float
     size: float
@@ -65,16 +65,16 @@ class Scene:
 
 
 def draw(scene: Scene, side: int = 64) -> np.ndarray:
-    """Draw a scene, antialiased by box-averaging a picture `SUPERSAMPLING` times larger.
+    """Draw a scene, antialiased by box-averaging an image `SUPERSAMPLING` times larger.
 
     Returns uint8 [side, side, 3].
     """
     large = side * SUPERSAMPLING
-    picture = Image.new("RGB", (large, large), scene.background)
-    pen = ImageDraw.Draw(picture)
+    large_image = Image.new("RGB", (large, large), scene.background)
+    pen = ImageDraw.Draw(large_image)
     for item in scene.objects:
         _draw_object(pen, item, large)
-    return np.asarray(picture.resize((side, side), Image.Resampling.BOX))
+    return np.asarray(large_image.resize((side, side), Image.Resampling.BOX))
 
 
 def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None:
@@ -82,7 +82,7 @@ def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None
     left, right = (item.x - half) * side, (item.x + half) * side
     top, bottom = (item.y - half) * side, (item.y + half) * side
     middle_x, middle_y = item.x * side, item.y * side
-    fill = COLOURS[item.colour]
+    fill = COLORS[item.color]
     if item.shape == "circle":
         pen.ellipse((left, top, right, bottom), fill=fill)
     elif item.shape == "square":
@@ -114,8 +114,8 @@ def all_metadata(tag: str) -> tuple[Metadata, ...]:
                 lines.append({**line, "exclude": [{"class": shape, "count": count + 1}]})
     elif tag == "colors":
         for shape in SHAPES:
-            for colour in COLOURS:
-                lines.append(_line(tag, f"a {colour} {shape}", [_need(shape, color=colour)]))
+            for color in COLORS:
+                lines.append(_line(tag, f"a {color} {shape}", [_need(shape, color=color)]))
     elif tag == "position":
         for subject, anchor in permutations(SHAPES, 2):
             for relation in RELATIONS:
@@ -123,9 +123,9 @@ def all_metadata(tag: str) -> tuple[Metadata, ...]:
                 lines.append(_line(tag, f"a {subject} {relation} a {anchor}", needs))
     elif tag == "color_attr":
         for first, second in permutations(SHAPES, 2):
-            for colour, other in permutations(COLOURS, 2):
-                needs = [_need(first, color=colour), _need(second, color=other)]
-                lines.append(_line(tag, f"a {colour} {first} and a {other} {second}", needs))
+            for color, other in permutations(COLORS, 2):
+                needs = [_need(first, color=color), _need(second, color=other)]
+                lines.append(_line(tag, f"a {color} {first} and a {other} {second}", needs))
     else:
         raise ValueError(f"unknown tag {tag!r}; known: {', '.join(TAGS)}")
     return tuple(lines)
@@ -150,7 +150,7 @@ def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
     """Draw a random scene that satisfies a metadata line: nothing else in it, no overlap, a gap between any two
     objects.
 
-    A colour that the prompt leaves open is drawn at random, for each object on its own.
+    A color that the prompt leaves open is drawn at random, for each object on its own.
     """
     wanted = [need for need in metadata["include"] for _ in range(need["count"])]
     relations = [(i, *need["position"]) for i, need in enumerate(wanted) if "position" in need]
@@ -158,15 +158,15 @@ def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
         boxes = _place(rng, len(wanted))
         if boxes is not None and all(_holds(rel, boxes[i], boxes[anchor]) for i, rel, anchor in relations):
             break
-    colours = [need.get("color") or str(rng.choice(list(COLOURS))) for need in wanted]
+    colors = [need.get("color") or str(rng.choice(list(COLORS))) for need in wanted]
     return Scene(
-        tuple(_object(need["class"], colour, box) for need, colour, box in zip(wanted, colours, boxes, strict=True))
+        tuple(_object(need["class"], color, box) for need, color, box in zip(wanted, colors, boxes, strict=True))
     )
 
 
-def _object(shape: str, colour: str, box: Box) -> SceneObject:
-    x, y = _centre(box)
-    return SceneObject(shape, colour, x / RASTER, y / RASTER, FILL * box[2] / RASTER)
+def _object(shape: str, color: str, box: Box) -> SceneObject:
+    x, y = _center(box)
+    return SceneObject(shape, color, x / RASTER, y / RASTER, FILL * box[2] / RASTER)
 
 
 Box = tuple[int, int, int]
@@ -194,13 +194,13 @@ def _apart(a: Box, b: Box) -> bool:
     return any(a[axis] > b[axis] + b[2] or b[axis] > a[axis] + a[2] for axis in (0, 1))
 
 
-def _centre(box: Box) -> tuple[float, float]:
+def _center(box: Box) -> tuple[float, float]:
     return box[0] + box[2] / 2, box[1] + box[2] / 2
 
 
 def _holds(relation: str, subject: Box, anchor: Box) -> bool:
     """Whether the relation is plain to see: clear of each other along its axis and within 30 degrees of it."""
-    (x, y), (anchor_x, anchor_y) = _centre(subject), _centre(anchor)
+    (x, y), (anchor_x, anchor_y) = _center(subject), _center(anchor)
     dx, dy = x - anchor_x, y - anchor_y
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
     return along >= (subject[2] + anchor[2]) / 2 + 1 and abs(across) <= 0.58 * along

@@ -1,9 +1,9 @@
 """Pictures with writing: words of two block letters, so that a reward that reads text has something to read.
 
-A letter is three cells wide and five high on the raster of the scenes, drawn in the scenes' black on their ground: it
+A letter is three cells wide and five high on the raster of the scenes, in the scenes' black on their background: it
 consists of cell contents that the image tokenizer knows from the shapes, so tokenizer and autoencoder need not have
 seen a letter before. The eleven letters are those whose words RapidOCR reads best at 64 px: 95 % of all 110 words
-drawn at random places, before and after a pass through the autoencoder. Others are left out because a block font makes
+at random places, before and after a pass through the autoencoder. Others are left out because a block font makes
 them look alike (O and D, S and 5, Z and 2).
 
 Words are split once into training and held-out ones; every letter is trained in both places.
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from blip3o_rl.data.synthetic import splits
-from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLOURS, RASTER, SUPERSAMPLING, Metadata
+from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, RASTER, SUPERSAMPLING, Metadata
 
 TAG = "text"
 LETTERS: dict[str, tuple[str, ...]] = {
@@ -54,17 +54,17 @@ class Writing:
     def draw(self, side: int = 64) -> np.ndarray:
         """uint8 [side, side, 3], antialiased like a scene."""
         large = side * SUPERSAMPLING
-        picture = Image.new("RGB", (large, large), BACKGROUND)
-        pen = ImageDraw.Draw(picture)
+        large_image = Image.new("RGB", (large, large), BACKGROUND)
+        pen = ImageDraw.Draw(large_image)
         cell = large / RASTER
         for place, letter in enumerate(self.text):
             for y, line in enumerate(LETTERS[letter], start=self.row):
                 for x, mark in enumerate(line, start=self.column + place * (WIDTH + 1)):
                     if mark == "#":
                         pen.rectangle(
-                            (x * cell, y * cell, (x + 1) * cell - 1, (y + 1) * cell - 1), fill=COLOURS["black"]
+                            (x * cell, y * cell, (x + 1) * cell - 1, (y + 1) * cell - 1), fill=COLORS["black"]
                         )
-        return np.asarray(picture.resize((side, side), Image.Resampling.BOX))
+        return np.asarray(large_image.resize((side, side), Image.Resampling.BOX))
 
 
 @cache

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from blip3o_rl.data.synthetic.scenes import (
     BACKGROUND,
-    COLOURS,
+    COLORS,
     RASTER,
     SHAPES,
     TAGS,
@@ -33,7 +33,7 @@ def test_sampled_scene_satisfies_its_metadata(seed: int, tag: str) -> None:
     wanted = [need for need in metadata["include"] for _ in range(need["count"])]
     assert [item.shape for item in scene.objects] == [need["class"] for need in wanted]
     for item, need in zip(scene.objects, wanted, strict=True):
-        assert need.get("color") in (None, item.colour)
+        assert need.get("color") in (None, item.color)
         if "position" in need:
             relation, anchor = need["position"]
             other = scene.objects[anchor]
@@ -63,8 +63,8 @@ def test_drawn_objects_are_separate_regions_of_their_colour(seed: int, tag: str)
     regions, _ = cv2.connectedComponents(foreground, connectivity=8)
     assert regions - 1 == len(scene.objects)
     for item in scene.objects:
-        centre = picture[round(item.y * 64 - 0.5), round(item.x * 64 - 0.5)]
-        assert tuple(centre) == COLOURS[item.colour]
+        center = picture[round(item.y * 64 - 0.5), round(item.x * 64 - 0.5)]
+        assert tuple(center) == COLORS[item.color]
 
 
 def test_a_cell_of_the_raster_has_few_contents() -> None:
@@ -105,5 +105,5 @@ def test_grammar_is_genevals() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="hexagon"):
         draw(Scene((SceneObject("hexagon", "red", 0.5, 0.5, 0.3),)))
-    with pytest.raises(ValueError, match="colour"):
+    with pytest.raises(ValueError, match="color"):
         all_metadata("colour")
