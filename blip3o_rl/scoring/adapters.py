@@ -11,7 +11,8 @@ How a function is called follows from its parameter names alone, so that no base
                                       with id, prompt, metadata, group, step
 
 Any of them may be `async def`. Every other parameter is a keyword argument from the config. What may be returned is
-described at `scoring.api.as_score`. A function may carry an attribute `required_metadata = ("target", ...)`.
+described at `scoring.api.as_score`. A function may carry an attribute `required_metadata = ("target", ...)`
+and `optional_metadata`.
 
 A class keeps what it needs between calls: `__init__` takes the keyword arguments from the config, an optional `setup()`
 does the slow part once a process (see `entry`), `score(samples)` or `async def score(samples)` returns one score each.
@@ -62,6 +63,7 @@ class FunctionReward:
     def __init__(self, name: str, score: Callable[[list[Sample]], Any], required_metadata: tuple[str, ...]):
         self.name = name
         self.required_metadata = required_metadata
+        self.optional_metadata: tuple[str, ...] = ()
         self.score = score
 
 
@@ -129,7 +131,9 @@ def _from_function(function: Callable[..., Any], name: str, keywords: Mapping[st
     if not filled:
         raise UserError(f"{key}: {label} has no parameter that takes the sample; use {', '.join(SINGLE)} or samples")
     required = tuple(getattr(function, "required_metadata", ()))
-    return FunctionReward(name, _score_method(function, filled, table, dict(keywords)), required)
+    reward = FunctionReward(name, _score_method(function, filled, table, dict(keywords)), required)
+    reward.optional_metadata = tuple(getattr(function, "optional_metadata", ()))
+    return reward
 
 
 def _score_method(

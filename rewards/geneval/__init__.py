@@ -1,1 +1,1 @@
-"""GenEval: does the image show the objects, counts, colours and positions that the prompt names?"""
+"""GenEval: does the image show the objects, counts, colors and positions that the prompt names?"""

@@ -78,7 +78,7 @@ def overlap(a: Box, b: Box) -> float:
 def offsets(a: Box, b: Box) -> tuple[float, float]:
     """How far a lies right of (x) and below (y) b, as a direction with a dead zone.
 
-    off = centre(a) - centre(b); per axis: sign(off) * max(|off| - 0.1 * (size a + size b), 0), divided by the length
+    off = center(a) - center(b); per axis: sign(off) * max(|off| - 0.1 * (size a + size b), 0), divided by the length
     of `off` itself. Each value is in (-1, 1); (0, 0) if both vanish.
     """
     size = np.array([a[2] - a[0] + b[2] - b[0], a[3] - a[1] + b[3] - b[1]], np.float64)

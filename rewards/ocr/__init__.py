@@ -1,1 +1,1 @@
-"""OCR: does the picture show the text that the prompt puts in quotation marks, and no other?"""
+"""OCR: does the image show the text that the prompt puts in quotation marks, and no other?"""

@@ -123,8 +123,8 @@ class ChatJudge:
 
     async def _ask(self, client: openai.AsyncOpenAI, sample: Sample) -> str:
         # The prompt goes in last, so that braces in it stay as they are.
-        text, picture = self.question.replace("{prompt}", sample.prompt), png_url(sample.image, self.settings.side)
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
+        text, shown = self.question.replace("{prompt}", sample.prompt), png_url(sample.image, self.settings.side)
+        content = [{"type": "image_url", "image_url": {"url": shown}}, {"type": "text", "text": text}]
         url, attempts = self.settings.url, self.settings.request_retries + 1
         failed = f"no answer from {url} after {attempts} attempt{'' if attempts == 1 else 's'}"
         try:
@@ -185,11 +185,11 @@ def _client(settings: ChatSettings) -> openai.AsyncOpenAI:
 
 def png_url(image: np.ndarray, side: int | None = None) -> str:
     """uint8 [H, W, 3] as a data URL with a PNG, resized (bicubic) to side x side if `side` is given."""
-    picture = Image.fromarray(image)
+    pil = Image.fromarray(image)
     if side is not None:
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+        pil = pil.resize((side, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    pil.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

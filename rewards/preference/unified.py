@@ -5,7 +5,7 @@ the value is x / 5 (Flow-GRPO). Version 2.0 gives alignment, coherence and style
 (mean - 1) / 4 (verl-omni). Unlike there, an answer without these lines, or with a number outside 1 to 5, is a
 RewardError and not a 0 or a clipped value.
 
-The question is in this package's words and asks for the published answer format. The models were trained on their
+The question is in this package's own wording and asks for the published answer format. The models were trained on their
 authors' wording: for figures that compare with published ones, save it to a file and set `question_file` (README).
 """
 

@@ -11,6 +11,7 @@ from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.rewards.ocr.reward import OCRReward
+from blip3o_rl.scoring.adapters import reward_from
 from blip3o_rl.scoring.rubric import Rubric
 
 TWO = {
@@ -95,3 +96,13 @@ def test_a_misspelt_optional_field_is_refused(reward, fields, message):
 def test_ocr_lets_other_fields_pass():
     line = {"prompt": 'a sign that says "OPEN"', "context": "street", "texture": "wood", "id": 3}
     Rubric.of(OCRReward(reader=NoReader())).check_prompts([PromptRow(line["prompt"], line, "f:1")])
+
+
+def test_a_function_declares_its_optional_fields_too():
+    def score(image, metadata):
+        return 0.0
+
+    score.optional_metadata = ("target",)
+    rubric = Rubric.of(reward_from(score, "mine", {}, "key"))
+    with pytest.raises(UserError, match="'traget'; did you mean 'target'"):
+        rubric.check_prompts([PromptRow("a", {"prompt": "a", "traget": 1}, "f:1")])

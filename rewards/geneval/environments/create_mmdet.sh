@@ -9,7 +9,7 @@
 #     echo 'torch; python_version < "3"' > /tmp/no-torch.txt
 #     uv pip compile mmdet.in --override /tmp/no-torch.txt --constraint ../../../requirements/cpu.txt \
 #         --python-version 3.11 --universal --no-annotate -o mmdet.txt
-# Running it again mends an environment that was left half made.
+# Run it again to complete an environment that was interrupted.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(cd "$HERE/../../.." && pwd)

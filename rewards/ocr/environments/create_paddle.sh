@@ -6,7 +6,7 @@
 # PYTHON names the interpreter (3.11 or 3.12; default python3.11, python3.12 or python3, the first that fits).
 # paddle.txt names every version, so nothing is resolved here. It is made of paddle.in by
 #     uv pip compile paddle.in --python-version 3.11 --universal --no-annotate -o paddle.txt
-# Running it again mends an environment that was left half made.
+# Run it again to complete an environment that was interrupted.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(cd "$HERE/../../.." && pwd)
