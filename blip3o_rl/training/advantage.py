@@ -10,6 +10,9 @@ equal rewards are recognized before any arithmetic. Everything is computed in fl
 GDPO (arXiv 2601.05242) normalizes each reward within its group before the weighted sum, so that a reward with a wide
 range does not drown the others, and then whitens over the batch. verl's V1 trainer hands estimators nothing but token
 rewards, so each reward's value lies on a token of its own (`scoring.rubric.token_rewards`).
+
+`verl_plugin` registers both. This module does not import verl: the launcher's checks need it before verl is loaded, and
+importing verl loads the plug-in, which needs this module whole.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from verl.trainer.ppo.core_algos import register_adv_est
 
 from blip3o_rl.errors import UserError
 
@@ -64,7 +66,6 @@ def algorithm_options(aggregation: str, weights: Mapping[str, float], algorithm:
     }
 
 
-@register_adv_est(NAME)
 def group_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,
@@ -84,7 +85,6 @@ def group_advantage(
     return _on_tokens(_normalized(scores, index, config or {})[0][:, 0], response_mask, token_level_rewards)
 
 
-@register_adv_est(GDPO)
 def group_gdpo_advantage(
     token_level_rewards: torch.Tensor,
     response_mask: torch.Tensor,

@@ -7,6 +7,7 @@ name and imported only where they are used, which keeps `import verl` quick.
 
 from __future__ import annotations
 
+from verl.trainer.ppo.core_algos import register_adv_est
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
@@ -31,6 +32,8 @@ transfer_queue.reserve_no_cpu()
 if machine.device() == "cpu":
     verl_patches.single_gloo_backend()
 policy.register()
+register_adv_est(advantage.NAME)(advantage.group_advantage)
+register_adv_est(advantage.GDPO)(advantage.group_gdpo_advantage)
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
 _ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]
 
