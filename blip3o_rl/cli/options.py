@@ -73,7 +73,9 @@ class Placement:
 
     def settings(self) -> dict[str, str]:
         """For the text chunks of an image."""
-        return {"backend": self.backend, "dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+        from blip3o_rl.model.devices import dtype_name
+
+        return {"backend": self.backend, "dtype": dtype_name(self.dtype), "device": self.device.type}
 
     def load_pipeline(self, model: str, stack: ExitStack, batch_size: int, editing: bool = False) -> Blip3oPipeline:
         """The pipeline of a model folder; a vLLM engine in it ends with `stack`."""

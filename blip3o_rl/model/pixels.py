@@ -32,13 +32,13 @@ def middle_square(image: np.ndarray, side: int, resample: Image.Resampling = BIC
     Args:
         image: uint8 [H, W, 3].
     """
-    picture = _pil(image)
-    width, height = picture.size
+    full = _pil(image)
+    width, height = full.size
     if max(width, height) > SLIVER * min(width, height):
-        picture = _middle(picture, min(width, SLIVER * height), min(height, SLIVER * width))
-        width, height = picture.size
+        full = _middle(full, min(width, SLIVER * height), min(height, SLIVER * width))
+        width, height = full.size
     short = min(width, height)
-    resized = picture.resize((int(side * width / short), int(side * height / short)), resample)
+    resized = full.resize((int(side * width / short), int(side * height / short)), resample)
     return np.array(_middle(resized, side, side))
 
 

@@ -2,7 +2,7 @@
 
 `Blip3oNextForCausalLM` *is* transformers' Qwen3 with the token layout in its config, so that transformers, vLLM and
 verl load the same folder without conversion. What it adds is the action space: `image_logits` multiplies only the
-image rows of the output matrix. Softmax over these rows is the distribution that is sampled from and optimised,
+image rows of the output matrix. Softmax over these rows is the distribution that is sampled from and optimized,
 everywhere in this package. With `full_vocabulary: true` in the config upstream's full softmax is used instead.
 """
 

@@ -4,13 +4,13 @@ BLIP3o-NEXT adds three groups of tokens behind the text vocabulary, in this orde
 scale tokens `<S0>` `<S1>` `<S2>`, and the image tokens `<I0>` ... `<I65535>`. All ids follow from six numbers, kept
 here and in the policy's config, so that nothing else in the package does arithmetic on token ids.
 
-A picture is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; scales 1 and 2 pool the grid by 2 and
+An image is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; scales 1 and 2 pool the grid by 2 and
 3, which gives 13 x 13 = 169 and 9 x 9 = 81 tokens. The published models were trained at scale 0 only.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ SYSTEM_PROMPT = "You are a helpful assistant."
 USER_PROMPT = "Please generate image based on the following caption: {prompt}"
 EDIT_PROMPT = "Please edit {which} according to the following instruction: {instruction}.\n"
 VISION_TAGS = ("<|vision_start|>", "<|vision_end|>")
-"""Qwen's own tokens around the tokens of reference pictures."""
+"""Qwen's own tokens around the tokens of reference images."""
 MAX_REFERENCES = 4
 """Reference images of one prompt; upstream drops what is beyond them."""
 
@@ -47,21 +47,20 @@ class TokenLayout:
         Raises:
             UserError: a field is absent, which is what happens when a text-only Qwen3 is given by mistake.
         """
-        fields = ["image_start_tag_id", "image_end_tag_id", "scale_start_token_id", "num_scale_tokens"]
-        fields += ["image_start_token_id", "num_image_tokens"]
-        missing = [name for name in fields if getattr(config, name, None) is None]
+        names = [field.name for field in fields(cls) if field.name != "grid"]
+        missing = [name for name in names if getattr(config, name, None) is None]
         if missing:
             raise UserError(
                 f"policy config.json: {', '.join(missing)} missing, so this is no BLIP3o-NEXT policy "
                 "(a text-only language model?); give a model folder written by this package"
             )
-        return cls(**{name: int(getattr(config, name)) for name in fields}, grid=int(getattr(config, "image_grid", 27)))
+        return cls(**{name: int(getattr(config, name)) for name in names}, grid=int(getattr(config, "image_grid", 27)))
 
     def config_fields(self) -> dict[str, int]:
         """The layout as fields of the policy's config.json; inverse of `from_config`."""
-        fields = asdict(self)
-        fields["image_grid"] = fields.pop("grid")
-        return fields
+        values = asdict(self)
+        values["image_grid"] = values.pop("grid")
+        return values
 
     @property
     def image_ids(self) -> range:
@@ -69,7 +68,7 @@ class TokenLayout:
         return range(self.image_start_token_id, self.image_start_token_id + self.num_image_tokens)
 
     def tokens_per_image(self, scale: int) -> int:
-        """Image tokens of one picture: 729, 169 or 81 for scale 0, 1, 2 on the 27 x 27 grid."""
+        """Image tokens of one image: 729, 169 or 81 for scale 0, 1, 2 on the 27 x 27 grid."""
         self._check_scale(scale)
         return (self.grid // (scale + 1)) ** 2
 
@@ -101,8 +100,7 @@ class TokenLayout:
 def add_image_tokens(tokenizer: Any, num_image_tokens: int, grid: int = 27) -> TokenLayout:
     """Adds the tags, the scale tokens and `num_image_tokens` image tokens to `tokenizer`, in upstream's order.
 
-    Only the tags are *special* tokens, as in the original. Returns the layout that follows from the tokenizer's
-    length.
+    Only the tags are *special* tokens, as upstream. Returns the layout that follows.
     """
     start = len(tokenizer)
     tokenizer.add_tokens(list(IMAGE_TAGS), special_tokens=True)
@@ -163,8 +161,8 @@ def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) 
 def edit_messages(instruction: str, references: int) -> list[dict[str, str]]:
     """The conversation of an editing sample; between the two vision tags the tokens of the references are missing.
 
-    Spelled as in the editing branch's inference_editing.py (one reference) and dataset.py (several): a full stop is
-    added whatever the instruction ends with, and all references share one pair of tags.
+    Spelled as in upstream's inference_editing.py (one reference) and dataset.py (several): a full stop is added to
+    every instruction, and all references share one pair of tags.
     """
     which = "this image" if references == 1 else "these images"
     content = EDIT_PROMPT.format(which=which, instruction=instruction) + "".join(VISION_TAGS)
@@ -195,7 +193,9 @@ def encode_edit_prompt(
         )
     for tag in VISION_TAGS:
         if tokenizer(tag, add_special_tokens=False)["input_ids"] != [tokenizer.convert_tokens_to_ids(tag)]:
-            raise UserError(f"tokenizer: {tag} is no token of it; editing needs the tokenizer of a BLIP3o-NEXT policy")
+            raise UserError(
+                f"tokenizer: {tag} is not one of its tokens; editing needs the tokenizer of a BLIP3o-NEXT policy"
+            )
     text = tokenizer.apply_chat_template(
         edit_messages(instruction, len(references)), tokenize=False, add_generation_prompt=True
     )

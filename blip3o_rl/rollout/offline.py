@@ -1,18 +1,17 @@
-"""Image tokens and their states for a list of prompts, by a vLLM engine of one's own.
+"""Image tokens and their hidden states for a list of prompts, by a vLLM engine in a process of its own.
 
 No server, no Ray, no verl: `vllm.LLM` over the policy of a model folder, with the worker extension that rollouts use
-(`state_capture`), so that what is drawn here has passed through the same sampler and the same hooks. It is a
-`Sampler` of the pipeline; `blip3o-rl generate --backend vllm` uses it. vLLM keeps its engine in a process of its own,
-which `close` ends and with it gives back all its memory.
+(`state_capture`), so that these tokens pass through the same sampler and the same hooks. It is a `Sampler` of the
+pipeline; `blip3o-rl generate --backend vllm` uses it. `close` ends the engine and gives back all its memory.
 
 Decisions:
-- Every request has its own seed. vLLM then draws from a random stream of this request alone, so that a picture does
-  not depend on the others in the batch. The same seed gives other tokens in transformers: the two draw differently.
+- Every request has its own seed. vLLM then samples from a random stream of this request alone, so that an image does
+  not depend on the others in the batch. The same seed gives other tokens in transformers.
 - Prompts are not prefilled in chunks. vLLM rewinds a seeded request's random stream after a chunk, which on a CPU is an
   error and on a GPU only nearly right.
 - The memory for keys and values is what `max_num_seqs` whole sequences need, up to `KV_CACHE_LIMIT`; beyond it requests
   wait for each other. The rest of a GPU is left to the renderer.
-- Nothing is compiled and no CUDA graph is captured: who draws a few pictures and ends does not earn that back.
+- Nothing is compiled and no CUDA graph is captured: a few images do not earn that back.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.devices import dtype_name
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig, Progress, silent
 from blip3o_rl.rollout.state_capture import sampling_params, states_tensor, unpack_states
@@ -59,8 +59,8 @@ class OfflineSampler:
     Args:
         folder: model folder or `mini`.
         dtype: of the policy in the engine.
-        max_num_seqs: pictures sampled at a time; more are queued.
-        max_model_len: longest prompt plus its image tokens, in tokens; 2048 as in the original. A policy for fewer
+        max_num_seqs: images sampled at a time; more are queued.
+        max_model_len: longest prompt plus its image tokens, in tokens; 2048 as upstream. A policy for fewer
             positions has its own limit.
 
     Raises:
@@ -90,7 +90,7 @@ class OfflineSampler:
 
         self._engine = LLM(
             str(path),
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=dtype_name(dtype),
             skip_tokenizer_init=True,
             max_model_len=self.max_model_len,
             max_num_seqs=max_num_seqs,
@@ -120,7 +120,7 @@ class OfflineSampler:
         longest = max(map(len, prompts))
         if longest > room:
             raise UserError(
-                f"a prompt of {longest} tokens: with the {count} tokens of a picture at most {room} fit into "
+                f"a prompt of {longest} tokens: with the {count} tokens of an image at most {room} fit into "
                 f"{self.max_model_len}; shorten it, or choose a higher scale"
             )
         names = [f"offline{self._request + number}" for number in range(len(prompts))]

@@ -1,9 +1,9 @@
 """The rollout backend `blip3o`: verl's vLLM replica whose answers carry the hidden states of the image.
 
-verl's `vLLMHttpServer` does the work. A request that names `image_tokens` gets three things more: it asks vLLM for
-one token more than the picture has (the state of the last image token is computed only when a token follows it) and
-drops that token; the worker keeps the states the sampler computed (`state_capture`); and they are put into Ray's
-object store here, so that what travels on is a reference. No second prefill, no JSON, no file.
+verl's `vLLMHttpServer` does the work. A request that names `image_tokens` is extended: it asks vLLM for one token
+more than the image has (the state of the last image token is computed only when a token follows it) and drops that
+token; the worker keeps the states that the sampler computed (`state_capture`); and this module puts them into Ray's
+object store, so that only a reference travels on. No second prefill, no JSON, no file.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def keep_cpu_weights() -> None:
     """Lets linear layers keep their weights on a CPU (vLLM 0.24 to 0.28).
 
     There vLLM packs each linear weight after loading and replaces the parameter by an empty one without
-    `weight_loader`, so the next weight sync fails. verl packs again after each sync, so all that is needed is to keep
-    the originals.
+    `weight_loader`, so the next weight sync fails. verl packs again after each sync, so keeping the weights is
+    enough.
     """
     from vllm.model_executor.layers import utils
 
