@@ -43,10 +43,11 @@ from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.rendering import render
 from blip3o_rl.model.token_layout import encode_prompt
+from blip3o_rl.report.checkpoints import latest
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft.losses import Batch, collate, image_states
 from blip3o_rl.sft.model import LossConfig, SFTModel
-from blip3o_rl.sft.trainer import generator_for, last_checkpoint
+from blip3o_rl.sft.trainer import generator_for
 
 STAGES = ("vae", "tatok", "data", "sft", "policy", "finish", "save")
 BATCH_OF_SCALE = {2: 40, 1: 16, 0: 4}
@@ -94,7 +95,7 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
     renderer = parts.make_renderer(AutoencoderDC.from_pretrained(work / "vae" / "model"))
     model = SFTModel(policy, renderer, LossConfig(**(COMMON | PHASES[name].changes)))
     for earlier in list(PHASES)[: list(PHASES).index(name)]:
-        found = last_checkpoint(RunFolder(work / earlier))
+        found = latest(RunFolder(work / earlier).checkpoints)
         assert found is not None, f"{work / earlier} has no checkpoint"
         model.load_state_dict(torch.load(found / WEIGHTS_NAME, weights_only=True), strict=False)
     captions = mismatch(data["prompts"], data["tags"], PHASES[name].mismatched)

@@ -1,8 +1,11 @@
 """Which checkpoint of a run may be loaded: the one definition of a complete checkpoint.
 
+    checkpoints/global_step_N/   verl's: weights in actor/, and the mark complete.json
+    checkpoints/checkpoint-N/    transformers' Trainer's (supervised fine-tuning): it writes trainer_state.json last
+
 A checkpoint folder is written in several steps, and a process killed half-way leaves one that looks like a checkpoint.
-So a folder counts only when it holds the mark, which is written last and atomically. verl deletes the weights of old
-checkpoints and leaves the rest; such a folder does not count either.
+So a folder counts only with the file that is written last. verl deletes the weights of old checkpoints and leaves the
+rest; such a folder does not count either.
 """
 
 from __future__ import annotations
@@ -11,21 +14,19 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 
 MARK = "complete.json"
-_WEIGHTS = ("actor", "weights")
-"""Folders of weights: verl's, and those of supervised fine-tuning."""
-_STEP = re.compile(r"global_step_(\d+)")
+STATE = "trainer_state.json"
+_STEP = re.compile(r"(?:global_step_|checkpoint-)(\d+)")
 
 
-def mark_complete(checkpoint: Path, step: int, **fields: Any) -> None:
-    """Declares a checkpoint folder complete; its files are flushed to disk first."""
+def mark_complete(checkpoint: Path, step: int) -> None:
+    """Declares verl's checkpoint complete; its files are flushed to disk first."""
     os.sync()
-    write_text(checkpoint / MARK, json.dumps({"step": step, **fields}) + "\n", sync=True)
+    write_text(checkpoint / MARK, json.dumps({"step": step}) + "\n", sync=True)
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -36,13 +37,24 @@ def step_of(checkpoint: Path) -> int | None:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether the folder is a checkpoint that was written to the end and still has its weights."""
-    weights = any((checkpoint / name).is_dir() for name in _WEIGHTS)
-    return step_of(checkpoint) is not None and (checkpoint / MARK).is_file() and weights
+    if step_of(checkpoint) is None:
+        return False
+    if checkpoint.name.startswith("global_step_"):
+        return (checkpoint / MARK).is_file() and (checkpoint / "actor").is_dir()
+    try:
+        return bool(json.loads((checkpoint / STATE).read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def all_of(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint below `checkpoints`, incomplete ones included, by step."""
+    return sorted((step, path) for path in checkpoints.glob("*") if (step := step_of(path)) is not None)
 
 
 def complete(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every complete checkpoint below `checkpoints`, by step."""
-    return sorted((step_of(path) or 0, path) for path in checkpoints.glob("global_step_*") if is_complete(path))
+    return [(step, path) for step, path in all_of(checkpoints) if is_complete(path)]
 
 
 def latest(checkpoints: Path) -> Path | None:

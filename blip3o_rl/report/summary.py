@@ -109,9 +109,10 @@ def table(summary: Summary) -> Table:
         rows.add_row(name, _shown(place))
     if summary.checkpoint:
         rows.add_row("checkpoint", _shown(summary.checkpoint))
-        rows.add_row(
-            "", _shown(f"make a model folder of it: blip3o-rl export {shlex.quote(summary.checkpoint)} my_model")
-        )
+        if "global_step_" in summary.checkpoint:  # sft writes its model folder itself
+            rows.add_row(
+                "", _shown(f"make a model folder of it: blip3o-rl export {shlex.quote(summary.checkpoint)} my_model")
+            )
     return rows
 
 

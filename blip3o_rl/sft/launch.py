@@ -24,9 +24,9 @@ from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.report.checkpoints import latest_step
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft.pairs import BadPair, check_first, find_files, read_bytes
-from blip3o_rl.sft.trainer import checkpoint_step, last_checkpoint
 
 
 def launch(recipe: str, overrides: list[str]) -> Path:
@@ -56,7 +56,7 @@ def resume(path: Path, overrides: list[str]) -> Path:
     """
     folder = RunFolder.open(path)
     settings = load_settings(folder, overrides)
-    done = checkpoint_step(last_checkpoint(folder))
+    done = latest_step(folder.checkpoints)
     if done > settings.train.steps or (done == settings.train.steps and (folder.path / "model").exists()):
         raise UserError(
             f"{folder.path}: has made {done} steps, train.steps={settings.train.steps}; raise train.steps to go on "

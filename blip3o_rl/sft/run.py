@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from blip3o_rl.checkpoint.convert import keep_origin
 from blip3o_rl.checkpoint.staging import staged
 from blip3o_rl.config.sft import SFTSettings
 from blip3o_rl.errors import UserError
@@ -203,6 +204,7 @@ class SFTTrainer(LossTrainer):
                     image_tokenizer=self.base.path / "image_tokenizer",
                     source=f"{self.folder.name}: supervised fine-tuning of {self.base.path.name}",
                 )
+                keep_origin(self.base.path, partial)
         self.accelerator.wait_for_everyone()
 
 

@@ -12,7 +12,6 @@ configured through the Trainer's own arguments and has not been run.
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import shutil
@@ -25,12 +24,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import WEIGHTS_NAME
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 
 Item = TypeVar("Item")
@@ -75,27 +73,6 @@ def arguments(folder: RunFolder, steps: int, *, min_lr_ratio: float = 0.03, **mo
     if made.n_gpu > 1:
         made._n_gpu = 1  # one process takes one GPU; the Trainer would take all of them by DataParallel
     return made
-
-
-def last_checkpoint(folder: RunFolder) -> Path | None:
-    """The newest complete checkpoint. The Trainer writes its state last, so an interrupted one has none, or half."""
-    return max((path for path in _checkpoints(folder) if _is_complete(path)), key=checkpoint_step, default=None)
-
-
-def checkpoint_step(checkpoint: Path | None) -> int:
-    """Steps done at a checkpoint; 0 for none."""
-    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-
-
-def _checkpoints(folder: RunFolder) -> list[Path]:
-    return list(folder.checkpoints.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        return bool(json.loads((checkpoint / TRAINER_STATE_NAME).read_text()))
-    except (OSError, json.JSONDecodeError):
-        return False
 
 
 class MetricsCallback(TrainerCallback):
@@ -144,13 +121,13 @@ class LossTrainer(Trainer):
 
     def fit(self) -> None:
         """Trains from the newest complete checkpoint, or from the start, to the last step."""
-        newest = last_checkpoint(self.folder)
-        step = checkpoint_step(newest)
+        newest = checkpoints.latest(self.folder.checkpoints)
+        step = checkpoints.latest_step(self.folder.checkpoints)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self.folder.truncate_after(step)
-            for path in _checkpoints(self.folder):
-                if checkpoint_step(path) > step:
+            for other, path in checkpoints.all_of(self.folder.checkpoints):
+                if other > step:
                     shutil.rmtree(path)
         self.accelerator.wait_for_everyone()
         self._since = time.perf_counter()

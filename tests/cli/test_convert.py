@@ -78,13 +78,14 @@ def test_a_base_of_other_sizes_is_refused(run: RunFolder, tmp_path: Path, upstre
 
 def test_the_card_of_supervised_fine_tuning_says_so(run: RunFolder, tmp_path: Path, capsys) -> None:
     write_text(run.config, "model: {folder: mini}\ntrain: {trainable: caption}\n")
-    whole = run.checkpoints / "global_step_3" / "actor"
     assert cli.run(["export", str(run.path), str(run.path / "model")]) == 0
     assert cli.run(["export", str(run.path / "model"), str(tmp_path / "out"), "--format", "upstream"]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "3 steps of supervised fine-tuning; the policy and the renderer (caption) were trained" in text
     assert "reinforcement" not in text.lower()
-    whole.rename(whole.with_name("weights"))
+    step = run.checkpoints / "checkpoint-4"
+    step.mkdir()
+    (step / checkpoints.STATE).write_text('{"global_step": 4}')
     capsys.readouterr()
     assert cli.run(["export", str(run.path), str(tmp_path / "again")]) == 2
     assert "blip3o-rl sft writes its model folder itself" in capsys.readouterr().err

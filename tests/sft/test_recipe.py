@@ -23,12 +23,12 @@ from blip3o_rl.data.synthetic.scene_prompts import train_prompts
 from blip3o_rl.data.synthetic.scenes import draw, realise
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import PARTS, ModelFolder
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft import launch as sft_launch
 from blip3o_rl.sft.launch import compose_settings
 from blip3o_rl.sft.model import SFTModel
 from blip3o_rl.sft.run import SFTTrainer
-from blip3o_rl.sft.trainer import checkpoint_step, last_checkpoint
 
 RECIPE = "recipes/sft"
 SMALL = ["model.folder=mini", "model.scales=[2]", "train.batch_size=2", "train.gradient_accumulation=1"]
@@ -98,13 +98,14 @@ def test_killed_and_resumed_makes_the_same_steps(tmp_path: Path, scenes: Path, m
     assert trained.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in trained.items())
 
-    assert checkpoint_step(last_checkpoint(RunFolder(whole))) == 4
+    assert checkpoints.latest_step(whole / "checkpoints") == 4
     assert sorted(path.name for path in (moved / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert list((whole / "tensorboard").iterdir())
     with pytest.raises(UserError, match=r"has made 4 steps, train\.steps=4; raise train\.steps"):
         sft_launch.resume(whole, [])
 
-    ModelFolder(whole / "model", *PARTS)
+    model = ModelFolder(whole / "model", *PARTS)
+    assert str(model.index["base"]).startswith("blip3o_rl.mini"), "where the weights began is remembered"
     check_what_was_trained(trained)
 
 
@@ -234,7 +235,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     monkeypatch.setattr(SFTModel, "forward", broken)
     with pytest.raises(UserError, match="step 1: the loss or its gradient is not finite"):
         sft_launch.launch(RECIPE, overrides(tmp_path / "run", scenes, "train.steps=2", "run.save_every=1"))
-    assert last_checkpoint(RunFolder(tmp_path / "run")) is None
+    assert checkpoints.latest(tmp_path / "run" / "checkpoints") is None
 
 
 @pytest.mark.long

@@ -48,6 +48,19 @@ def test_a_half_written_checkpoint_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("state", "complete"), [('{"global_step": 4}', True), ('{"glob', False), (None, False)])
+def test_a_trainers_checkpoint_counts_when_its_state_is_whole(
+    tmp_path: Path, state: str | None, complete: bool
+) -> None:
+    for step in (2, 4, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / checkpoints.STATE).write_text('{"global_step": 2}')
+    if state is not None:
+        (tmp_path / "checkpoint-4" / checkpoints.STATE).write_text(state)
+    assert checkpoints.latest_step(tmp_path) == (4 if complete else 2)
+    assert [step for step, _ in checkpoints.all_of(tmp_path)] == [2, 4, 10]
+
+
 def test_verls_hook_marks_what_it_saved(tmp_path: Path) -> None:
     folder = make(tmp_path, 7, False)
     MarkComplete().on_save(trainer=None, global_step=7, checkpoint_dir=str(folder))
