@@ -41,13 +41,8 @@ class RequestLimits:
 
 
 class Admission:
-    """ASGI middleware that refuses what the service is not going to answer.
-
-    Args:
-        app: the application behind it.
-        limits: of a request and of all together.
-        token: bearer token of all paths but `OPEN_PATHS`; None asks for none.
-    """
+    """ASGI middleware that refuses what the service is not going to answer. All paths but `OPEN_PATHS` ask for the
+    token, if there is one."""
 
     def __init__(self, app: ASGIApp, limits: RequestLimits, token: str | None = None):
         self.app, self.limits, self.token = app, limits, token

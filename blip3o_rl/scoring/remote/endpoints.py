@@ -47,7 +47,10 @@ def endpoint_of(service: UrlService | DeployedService, key: str) -> Endpoint:
         UserError: the variable with the token is not set.
     """
     if isinstance(service, DeployedService):
-        return HandleTransport(service.app or "").endpoint()
+        import ray
+
+        handle = HandleTransport(service.app or "")
+        return Endpoint(f"deployment {service.app}", lambda: handle, available=ray.is_initialized)
     token = service.token(key)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     # Proxies of the environment are not asked: a service is on this machine or in this cluster.
@@ -65,20 +68,11 @@ class HandleTransport(httpx.AsyncBaseTransport):
 
     The handle ends with the connection to the cluster, so it belongs to the transport and not to the process: a run
     connects up to three times, and its applications have the same names each time.
-
-    Args:
-        app: the application's name.
     """
 
     def __init__(self, app: str):
         self.app = app
         self._handle: Any = None
-
-    def endpoint(self) -> Endpoint:
-        """The deployment; its requests share the handle."""
-        import ray
-
-        return Endpoint(f"deployment {self.app}", lambda: self, available=ray.is_initialized)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Sends method, path, content type and body, and returns status and body.

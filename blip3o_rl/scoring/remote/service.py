@@ -23,6 +23,7 @@ from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Json
+from starlette.formparsers import MultiPartParser
 
 from blip3o_rl import __version__
 from blip3o_rl.config.reward import read_rewards
@@ -114,6 +115,7 @@ def create_app(service: RewardService, token: str | None = None, limits: Request
     limits = limits or RequestLimits()
     app = FastAPI(title="blip3o-rl rewards", version=__version__, description=wire.__doc__ or "", docs_url=None)
     app.add_middleware(Admission, limits=limits, token=token)
+    MultiPartParser.spool_max_size = limits.score_bytes  # images never go through the disk, which may be full
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -150,10 +152,8 @@ def listen(
     """Serves until SIGINT or SIGTERM.
 
     Args:
-        service: what answers.
         host: address to listen on.
         port: 0 takes a free one.
-        token: see `create_app`.
         announce: called with the address, such as http://127.0.0.1:18085, once the service listens.
 
     Raises:

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from blip3o_rl.io import whole_characters
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 
 ERROR_CHARACTERS = 2000
@@ -129,7 +130,8 @@ def encode_request(samples: Sequence[Sample], rewards: Sequence[str] | None = No
         specs.append({**spec, "metadata": dict(sample.metadata), "height": height, "width": width})
         files.append(("image", ("image", image.tobytes(), "application/octet-stream")))
     try:
-        text = json.dumps({"rewards": list(rewards) if rewards else None, "samples": specs}, allow_nan=False)
+        request = {"rewards": list(rewards) if rewards else None, "samples": specs}
+        text = whole_characters(json.dumps(request, allow_nan=False, ensure_ascii=False))
     except (TypeError, ValueError) as error:
         raise RewardError(f"got metadata that JSON cannot carry: {error}") from error
     return {"data": {"request": text}, "files": files}
@@ -166,5 +168,5 @@ def decode_outcomes(text: bytes, reward: str, count: int) -> list[Score | Reward
 
 
 def _sendable(text: str) -> str:
-    """A reward's text in UTF-8 (it may have quoted half a character), cut to a readable length."""
-    return text[:ERROR_CHARACTERS].encode("utf-8", "replace").decode()
+    """A reward's text, which may quote half a character, cut to a readable length."""
+    return whole_characters(text[:ERROR_CHARACTERS])

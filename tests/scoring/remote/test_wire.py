@@ -72,6 +72,18 @@ def test_samples_arrive_as_they_were_sent(samples, rewards) -> None:  # type: ig
         assert there.metadata == here.metadata
 
 
+def test_half_an_emoji_and_images_that_fill_memory_arrive(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The first as the replacement character, the second without a temporary file."""
+    service = Recording()
+    monkeypatch.setattr("tempfile.TemporaryFile", None)
+    image = np.zeros((1024, 1024, 3), np.uint8)
+    sample = Sample("0", "half \ud83d", image, {"text": "一只猫 \ud83d"})
+    assert post(service, **wire.encode_request([sample]))[0] == 200
+    (received,) = service.samples
+    assert (received.prompt, received.metadata) == ("half \ufffd", {"text": "一只猫 \ufffd"})
+    assert np.array_equal(received.image, image)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(
