@@ -26,6 +26,7 @@ CELL = 192
 """Side of an image in the grid, px: small images are enlarged towards it, large ones reduced to it."""
 GAP, MARGIN = 14, 20
 _BODY, _SMALL, _HEADER = 14, 13, 20
+"""Font sizes."""
 _PAPER, _INK, _QUIET, _FRAME = (255, 255, 255), (28, 28, 30), (112, 112, 118), (218, 218, 222)
 _BAD, _MIDDLE, _GOOD = (200, 62, 52), (196, 140, 20), (34, 140, 74)
 
@@ -35,7 +36,7 @@ class Tile:
     """One image of a grid, uint8 [H, W, 3].
 
     `score` None stands for a sample whose reward failed, `scored` False for an image without any reward; `note` goes
-    next to the score.
+    next to the score, which `before` makes a change of scores.
     """
 
     image: np.ndarray
@@ -43,12 +44,14 @@ class Tile:
     score: float | None = None
     note: str = ""
     scored: bool = True
+    before: float | None = None
 
     @property
     def caption(self) -> str:
         """Score and note as text."""
         score = "" if not self.scored else "failed" if self.score is None else f"{self.score:.2f}"
-        return "  ".join(part for part in (score, self.note) if part)
+        change = "" if self.before is None else f"{self.before:.2f} -> "
+        return "  ".join(part for part in (change + score, self.note) if part)
 
 
 def grid(tiles: Sequence[Tile], header: str = "", columns: int | None = None, cell: int = CELL) -> Image.Image:
@@ -83,7 +86,7 @@ def grid(tiles: Sequence[Tile], header: str = "", columns: int | None = None, ce
         x, y = left + (cell - image.width) // 2, above + (side - image.height) // 2
         sheet.paste(image, (x, y))
         draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=_FRAME)
-        _caption(draw, (left, above + side + 4), tile, font_for(tile.note, _BODY))
+        _caption(draw, (left, above + side + 4), tile, font_for(tile.caption, _BODY))
         for number, line in enumerate(lines):
             draw.text((left, above + side + 23 + 17 * number), line, fill=_QUIET, font=font)
     return sheet
@@ -106,12 +109,12 @@ def save_grid(
 
 def save_pairs(path: Path, pairs: Sequence[Pair], columns: int = 3) -> Path:
     """Before and after: for each prompt the two images of the same seed, with both scores."""
-    gap = np.full((CELL, 6, 3), 255, np.uint8)
+    gap = np.full((CELL, 12, 3), 255, np.uint8)
     tiles = []
     for pair in pairs:
         sides = [np.asarray(_padded(_fit(image, CELL))) for image in (pair.before, pair.after)]
         both = np.concatenate([sides[0], gap, sides[1]], axis=1)
-        tiles.append(Tile(both, pair.prompt, pair.score_after, f"after   ·   {pair.score_before:.2f} before"))
+        tiles.append(Tile(both, pair.prompt, pair.score_after, before=pair.score_before))
     header = "the same held-out prompts and seeds   ·   left before, right after training"
     return save_grid(path, tiles, header, columns, cell=2 * CELL + gap.shape[1])
 

@@ -117,8 +117,17 @@ def test_half_an_emoji_in_a_prompt_does_not_break_the_grid(tmp_path):
     save_grid(tmp_path / "grid.png", [Tile(_noise(8), "a \ud83d cat", 1.0)], "a \ud83d header")
 
 
+def test_captions_say_score_note_and_change():
+    image = _noise(8)
+    assert Tile(image, "x", 0.5, "worst").caption == "0.50  worst"
+    assert Tile(image, "x", 1.0, before=0.25).caption == "0.25 -> 1.00"
+    assert (
+        Tile(image, "x", None).caption == "failed" and Tile(image, "x", note="seed 3", scored=False).caption == "seed 3"
+    )
+
+
 def test_pairs_show_before_and_after_of_the_same_prompt(tmp_path):
     before, after = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 200, np.uint8)
     sheet = np.asarray(Image.open(save_pairs(tmp_path / "x.png", [Pair("a circle", before, after, 0.25, 1.0)])))
     row = sheet[gallery.MARGIN + 34 + CELL // 2]
-    assert (row[gallery.MARGIN + CELL // 2] == 0).all() and (row[gallery.MARGIN + CELL + 6 + CELL // 2] == 200).all()
+    assert (row[gallery.MARGIN + CELL // 2] == 0).all() and (row[gallery.MARGIN + CELL + 12 + CELL // 2] == 200).all()
