@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,8 @@ def train(
             else:
                 path = launch.resume(resume, arguments, output)
     except KeyboardInterrupt as error:
-        print(f"interrupted; go on with: blip3o-rl train --resume {resume or 'RUN'}", file=sys.stderr)
+        again = shlex.join(["blip3o-rl", "train", "--resume", str(resume or "RUN")])
+        print(f"interrupted; go on with: {again}", file=sys.stderr)
         raise typer.Exit(interruption.exit_code(error)) from None
     from blip3o_rl.report import page, summary
     from blip3o_rl.report.run_folder import RunFolder

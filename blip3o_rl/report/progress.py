@@ -74,7 +74,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays, for example a warning."""
-        self.console.print(whole_characters(text), markup=False, highlight=False, soft_wrap=True)
+        self.console.print(Text(whole_characters(text)), soft_wrap=True)
 
     def update(self, metrics: Mapping[str, Any]) -> bool:
         """One flat line of metrics with its "step"; False if it is no training step (evaluations have no step time and
