@@ -4,18 +4,6 @@ An editing model meets a reference in three places: in the prompt, as TA-Tok tok
 (`token_layout.encode_edit_prompt`), and, as the autoencoder's latent of the first reference, in the renderer's
 condition and input (`renderer`). Upstream edits one image at a time and fails without a reference; here a batch may mix
 edits and text-to-image (`rendering`).
-
-What a reinforcement learning run on editing would need, beyond this module:
-- Prompt rows name their images, which are opened and encoded when the data is checked. The tokens (729 per image) are
-  part of the prompt ids, so sampler, old log-probs, reference policy and update need no change: they are prompt, not
-  actions, and the KL term does not see them. The prompt length grows by 731 tokens for one reference.
-- The agent loop sends the reference's latent with the states (64 KiB in float16 at full size; one object per group) to
-  the render service.
-- A `Sample` carries the reference image: a reward for editing judges two things, whether the instruction was followed
-  and whether the rest was kept. The second alone is won by copying the reference, which the network's input makes
-  easy, so the two belong multiplied, not added, and the share of near copies is a statistic to monitor.
-- The renderer, with the reference's connector, stays frozen as in text-to-image runs. It sees the reference without
-  the policy's help, so how much reward varies within a group has to be measured before anything is trained.
 """
 
 from __future__ import annotations

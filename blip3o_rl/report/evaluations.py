@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from blip3o_rl.data.images import read_image
 from blip3o_rl.io import read_json
 from blip3o_rl.report.run_folder import RunFolder
 
@@ -91,6 +91,6 @@ def _pairs(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> list[
     for a, b in zip(before.get("images", []), after.get("images", []), strict=True):
         files = [folder / str(image["file"]) for image in (a, b) if image.get("file")]
         if len(files) == 2 and all(file.is_file() for file in files):
-            pixels = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+            pixels = [read_image(file) for file in files]
             found.append(Pair(a["prompt"], pixels[0], pixels[1], a["partial"], b["partial"]))
     return found
