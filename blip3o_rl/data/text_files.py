@@ -65,6 +65,12 @@ def decode(data: bytes, where: str) -> str:
     return "".join(line for _, line in _lines(io.BytesIO(data), where))
 
 
+def read_text(path: Path) -> str:
+    """The whole text of a file. Raises UserError like `open_lines`."""
+    with _opened(path) as file:
+        return "".join(line for _, line in _lines(file, str(path)))
+
+
 def open_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a text file, blank lines left out, read as it is consumed.
 
@@ -127,7 +133,7 @@ def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
 def _opened(path: Path) -> Any:
     """The file, unpacked, for reading bytes."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give a text file such as prompts.jsonl")
+        raise UserError(f"{path}: there is no such file; fix the path")
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -197,9 +203,7 @@ def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
 
 def _table(path: Path, delimiter: str, field: str) -> list[Record]:
     """Rows of a CSV or TSV file by its header. Empty cells are absent; a cell may hold a JSON object or list."""
-    with _opened(path) as file:
-        text = "".join(line for _, line in _lines(file, str(path)))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader, [])]
         names = _columns(path, header, field)

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 from blip3o_rl.data.images import read_image
 from blip3o_rl.data.synthetic.scenes import draw, sample
+from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Reward, RewardError, Sample
 from blip3o_rl.scoring.rubric import Rubric
@@ -87,7 +88,7 @@ def folder_cases(folder: Path) -> list[CalibrationCase]:
     for file in files:
         if not file.with_suffix(".txt").is_file():
             raise UserError(f"{file}: its prompt is missing; write it to {file.with_suffix('.txt').name}")
-    prompts = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
+    prompts = [read_text(file.with_suffix(".txt")).strip() for file in files]
     return _cases(prompts, [read_image(file) for file in files])
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from blip3o_rl.config.base import Settings
+from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 
@@ -88,11 +89,9 @@ class ChatJudge:
         self.settings = settings
         if settings.question_file is not None:
             try:
-                question = settings.question_file.expanduser().read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"question_file: {settings.question_file} cannot be read, {error}; fix the path"
-                ) from error
+                question = read_text(settings.question_file.expanduser())
+            except UserError as error:
+                raise UserError(f"question_file: {error}") from error
         for name, value in (values or {}).items():
             question = question.replace(f"{{{name}}}", value)
         self.question = question
