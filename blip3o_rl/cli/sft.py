@@ -35,6 +35,7 @@ def sft(
         else:
             model = sft_launch.launch(overrides[0], overrides[1:])
     except KeyboardInterrupt as error:
-        print("interrupted; go on from the last checkpoint with: blip3o-rl sft --resume <run folder>", file=sys.stderr)
+        command = f"; go on from the last checkpoint with: {error.args[0]}" if error.args else ""
+        print(f"interrupted{command}", file=sys.stderr)
         raise typer.Exit(interruption.exit_code(error)) from None
     print(f"model folder: {model}")

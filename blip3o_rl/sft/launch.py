@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +39,7 @@ def launch(recipe: str, overrides: list[str]) -> Path:
 
     Raises:
         UserError: something the user can fix, before or (bad data, a loss that is not finite) during the run.
+        KeyboardInterrupt: with the command that goes on with the run.
     """
     settings = check(compose_settings(recipe, overrides))
 
@@ -123,21 +126,21 @@ def check(settings: SFTSettings) -> SFTSettings:
 
 
 def _start(settings: SFTSettings, create: Callable[[], str]) -> Path:
-    if "RANK" in os.environ:
-        folder = RunFolder(_agreed(create))
-        _write_settings(settings, folder)
-        _work(str(folder.path))
-        return folder.path / "model"
+    started_here = "RANK" not in os.environ
     gpus = torch.cuda.device_count()
-    processes = settings.run.processes or max(1, gpus)
+    processes = settings.run.processes or max(1, gpus) if started_here else 1
     if gpus and processes > gpus:
         raise UserError(f"run.processes={processes}: this machine has {gpus} GPUs, one per process")
-    folder = RunFolder(create())
+    folder = RunFolder(create() if started_here else _agreed(create))
     _write_settings(settings, folder)
-    if processes == 1:
-        _work(str(folder.path))
-    else:
-        _spawn(folder, processes)
+    try:
+        if processes == 1:
+            _work(str(folder.path))
+        else:
+            _spawn(folder, processes)
+    except KeyboardInterrupt as error:
+        error.args = (f"blip3o-rl sft --resume {shlex.quote(str(folder.path))}",)
+        raise
     return folder.path / "model"
 
 
@@ -166,7 +169,10 @@ def _spawn(folder: RunFolder, processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -181,6 +187,9 @@ def _spawn(folder: RunFolder, processes: int) -> None:
     try:
         elastic_launch(config, _work)(str(folder.path))
     except SignalException as error:
+        for number, handler in handlers.items():  # the agent has put its own in their place
+            signal.signal(number, handler)
+        signal.raise_signal(error.sigval)
         raise KeyboardInterrupt from error
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
@@ -192,7 +201,12 @@ def _spawn(folder: RunFolder, processes: int) -> None:
 
 def _work(path: str) -> None:
     """A worker process."""
+    from diffusers.utils.logging import disable_progress_bar as quiet_diffusers
+    from transformers.utils.logging import disable_progress_bar as quiet_transformers
+
     from blip3o_rl.sft.run import fine_tune
 
+    quiet_diffusers()
+    quiet_transformers()
     folder = RunFolder(path)
     fine_tune(load_settings(folder, []), folder)

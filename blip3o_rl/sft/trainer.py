@@ -72,6 +72,8 @@ def arguments(folder: RunFolder, steps: int, *, min_lr_ratio: float = 0.03, **mo
     )
     if made.n_gpu > 1:
         made._n_gpu = 1  # one process takes one GPU; the Trainer would take all of them by DataParallel
+    if made.device.type == "cpu":
+        made.__dict__["_setup_devices"] = torch.device("cpu")  # of several processes it is cpu:0, unknown to torch.load
     return made
 
 
