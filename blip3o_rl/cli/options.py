@@ -79,8 +79,11 @@ class Placement:
 
     def load_pipeline(self, model: str, stack: ExitStack, batch_size: int, editing: bool = False) -> Blip3oPipeline:
         """The pipeline of a model folder; a vLLM engine in it ends with `stack`."""
+        from transformers.utils.logging import disable_progress_bar
+
         from blip3o_rl.model.pipeline import Blip3oPipeline
 
+        disable_progress_bar()  # of loading weights; the command shows its own
         sampler: Any = None
         if self.backend == "vllm":
             from blip3o_rl.rollout.offline import OfflineSampler

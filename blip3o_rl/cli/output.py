@@ -83,7 +83,8 @@ def progress_bar(
 ) -> Iterator[ImageProgress]:
     """A progress bar on standard error, gone when the block ends; nothing where that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield ImageProgress(bar, images, batch_size, stages)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import logging as library
 
 from blip3o_rl import __version__
 from blip3o_rl.cli import main as cli
@@ -69,7 +70,18 @@ def test_the_settings_are_in_the_file(model: str, tmp_path: Path, capsys: pytest
     }
 
 
-def test_pictures_do_not_depend_on_the_batch_size(model: str, tmp_path: Path) -> None:
+def test_upstreams_filters_reach_the_sampler_and_the_file(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library.enable_progress_bar()
+    assert generate(model, tmp_path / "all") == generate(model, tmp_path / "one", "--top-k", "1", "--top-p", "0.5") == 0
+    assert not capsys.readouterr().err, "the weight bars of transformers stay out of the terminal"
+    texts = [Image.open(next((tmp_path / name).glob("a-*-seed0.png"))).text for name in ("all", "one")]
+    assert "top_k" not in texts[0] and (texts[1]["top_k"], texts[1]["top_p"]) == ("1", "0.5")
+    assert generate(model, tmp_path, "--top-p", "1.5") == generate(model, tmp_path, "--top-p", "0") == 2
+
+
+def test_images_do_not_depend_on_the_batch_size(model: str, tmp_path: Path) -> None:
     for batch_size in ("1", "3", "4"):
         assert generate(model, tmp_path / batch_size, "--n", "2", "--batch-size", batch_size, "--device", "cpu") == 0
     one, three, four = (drawn(tmp_path / name) for name in ("1", "3", "4"))
