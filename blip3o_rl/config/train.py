@@ -12,6 +12,7 @@ from blip3o_rl.config.groups import ModelSettings, PromptSettings, RenderSetting
 from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.config.reward import RewardSettings
 from blip3o_rl.config.verl_keys import VerlKeys, VerlSettings
+from blip3o_rl.errors import UserError
 
 
 class OwnSettings(VerlKeys):
@@ -59,7 +60,16 @@ def compose_recipe(recipe: Any, overrides: list[str], device: str = "cpu") -> Di
 
 
 def compose_run(config: Any, name: str, overrides: list[str]) -> DictConfig:
-    """The configuration that a run was started with, with overrides on top; `name` stands for it in messages."""
+    """The configuration that a run was started with, with overrides on top; `name` stands for it in messages.
+
+    Raises:
+        UserError: it is of another kind of run or of an earlier version, or an override is wrong.
+    """
+    for old, new in OwnSettings.renamed.items():
+        if old in config:
+            raise UserError(f"{name}: is of an earlier version ({old} is now {new}); start a new run from its model")
+    if "actor_rollout_ref" not in config:
+        raise UserError(f"{name}: is of no run of blip3o-rl train; see blip3o-rl sft --resume")
     return _checked(compose_stored(TRAIN, config, name, overrides))
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl import machine
 from blip3o_rl.config.reward import is_deployed, process_environment
+from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import interruption, preflight
+from blip3o_rl.training import given_cluster, interruption
 
 
 def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
@@ -31,15 +33,14 @@ def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = N
     runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | environment
     os.environ.update(environment)
     common = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "ERROR", "namespace": folder.name}
-    address = os.environ.get("RAY_ADDRESS")
+    address = given_cluster.address()
     if address:
+        given_cluster.use_token()
         ray.init(address=address, **common)
     else:
-        if "RAY_AUTH_MODE" not in os.environ:
-            # Ray would write a token into the home folder, and every later cluster of this user would ask for it.
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         local: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
         local.pop("runtime_env", None)
+        _prepare_own(local.get("num_gpus") or 0)
         # "local": without it Ray would join a cluster that happens to run on this machine.
         ray.init(address="local", include_dashboard=False, **common, **local)
     interruption.catch_sigterm()
@@ -49,6 +50,19 @@ def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = N
         ray.shutdown()
         raise
     return not address
+
+
+def _prepare_own(gpus: int) -> None:
+    """Sets what Ray reads from the environment when it starts a cluster here."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray would write a token into the home folder, and every later cluster of this user would ask for it.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+        given_cluster.use_token()
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        # Ray counts the entries and refuses more logical GPUs; -1 hides all GPUs, too.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(["-1"] * gpus)
+    if str(machine.temporary_folder()) != tempfile.gettempdir():
+        os.environ["TMPDIR"] = tempfile.tempdir = str(machine.temporary_folder())
 
 
 def check_resources(config: DictConfig, found: Mapping[str, float]) -> None:
@@ -81,11 +95,11 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
     return env
 
 
-def start_rewards(config: DictConfig, checked: preflight.Checked) -> None:
+def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
     """Starts the rewards that are deployed in the cluster, and checks them as the others were before Ray.
 
     Raises:
-        UserError: one does not start, fails on a blank picture, or cannot score a prompt.
+        UserError: one does not start, fails on a blank image, or cannot score a prompt.
     """
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     if not any(is_deployed(entry) for entry in rewards.values()):
@@ -96,8 +110,8 @@ def start_rewards(config: DictConfig, checked: preflight.Checked) -> None:
     on_gpu = config.trainer.device != "cpu"
     deployment.start(rewards, config.trainer.n_gpus_per_node * config.trainer.nnodes if on_gpu else 0)
     rubric = build_rubric(rewards)
-    rubric.check_prompts([*checked.rows, *checked.held_out])
-    rubric.self_check(checked.rows)
+    rubric.check_prompts(prompts)
+    rubric.self_check(prompts)
 
 
 def leave(config: DictConfig, own_cluster: bool) -> None:

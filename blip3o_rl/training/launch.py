@@ -19,20 +19,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from blip3o_rl import machine
 from blip3o_rl.config.reward import is_deployed, name_applications
-from blip3o_rl.config.train import compose_recipe, compose_run
+from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.data.table import write_table
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
-from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.terminal import Redirected
-from blip3o_rl.training import cluster, preflight
+from blip3o_rl.training import cluster, given_cluster, preflight, stored
 from blip3o_rl.training.export import export
 
 POLL_S = 0.5
@@ -49,7 +47,7 @@ def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Check
     Raises:
         UserError: the first thing that is wrong.
     """
-    config = compose_recipe(recipe, overrides, machine.device())
+    config = compose_recipe(recipe, overrides, given_cluster.device())
     return config, preflight.check(config)
 
 
@@ -81,15 +79,16 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
         UserError: no run, one of another version or with no steps left, or a bad override.
     """
     folder = RunFolder.open(path)
-    if not folder.config.is_file():
-        raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
-    config = compose_run(OmegaConf.load(folder.config), str(folder.config), overrides)
+    changed = stored.changed_inputs(folder)
+    config = stored.resumed(folder, overrides)
     checked = preflight.check(config)
     step, steps = checkpoints.latest_step(folder.checkpoints), checked.settings.trainer.total_training_steps
     if step > steps or (step == steps and folder.summary_json.exists()):
         raise UserError(
             f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it to go on"
         )
+    for file in changed:
+        print(f"warning: {file} has changed since the run was started", file=output.terminal)
     folder.truncate_after(step)
     warning_log.truncate_after(folder, step)
     return _run(config, checked, folder, output)
@@ -98,8 +97,7 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
 def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, output: Redirected) -> Path:
     """The run, from its last complete checkpoint if there is one."""
     output.to(folder.logs / "driver.log")
-    _resolve_paths(config, folder)
-    write_text(folder.config, OmegaConf.to_yaml(config))
+    stored.store(config, folder)
     config = _completed(config, checked, folder)
     for side, rows in (("train", checked.rows), ("held_out", checked.held_out or checked.rows[:1])):
         write_table(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
@@ -119,19 +117,6 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
             shown.phase("scoring the held-out prompts after training")
             _evaluate(config, checked, folder, final, folder.eval_after)
     return folder.path
-
-
-def _resolve_paths(config: DictConfig, folder: RunFolder) -> None:
-    """Makes the paths that a run depends on absolute, so that it can be resumed from anywhere; `mini` stays a name."""
-    config.run.folder = str(folder.path)
-    if config.model.folder != model_folder.MINI:
-        config.model.folder = str(model_folder.resolve(config.model.folder))
-    if config.prompts.file is not None:
-        config.prompts.file = str(Path(config.prompts.file).expanduser().resolve())
-    for entry in config.reward.rewards.values():
-        if entry.get("path") is not None:
-            file, _, function = str(entry.path).rpartition(":")
-            entry.path = f"{Path(file).expanduser().resolve()}:{function}"
 
 
 def _completed(config: DictConfig, checked: preflight.Checked, folder: RunFolder) -> DictConfig:
@@ -179,7 +164,7 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
     try:
         shown.phase("starting renderer and rewards")
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-        cluster.start_rewards(config, checked)
+        cluster.start_rewards(config, [*checked.rows, *checked.held_out])
         render_service.start(config.run.folder, checked.render)
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         shown.phase("starting verl and vLLM")
@@ -233,7 +218,7 @@ def _evaluate(config: DictConfig, checked: preflight.Checked, folder: RunFolder,
         return
     own_cluster = cluster.connect(config, folder)
     try:
-        cluster.start_rewards(config, checked)
+        cluster.start_rewards(config, [*checked.rows, *checked.held_out])
         _score_held_out(config, checked, model, target)
     finally:
         cluster.leave(config, own_cluster)
@@ -249,7 +234,7 @@ def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path,
     settings = checked.settings
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     evaluate(
-        Blip3oPipeline.from_pretrained(model, device=device_of(settings.trainer.device)),
+        Blip3oPipeline.from_pretrained(model, device=device_of("cpu" if settings.trainer.device == "cpu" else "auto")),
         checked.held_out,
         settings.prompts.source,
         images_per_prompt=settings.run.eval_images,

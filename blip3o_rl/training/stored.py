@@ -1,0 +1,83 @@
+"""What a run was started with, stored so that it can be resumed from anywhere.
+
+`config.yaml` holds the composed configuration before anything is derived from the machine or the installation: files by
+absolute path, what ships with the package (`mini`) by its name. `inputs.json` holds the SHA-256 of those files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.config.train import compose_run
+from blip3o_rl.errors import UserError
+from blip3o_rl.io import read_json, write_json, write_text
+from blip3o_rl.model import folder as model_folder
+from blip3o_rl.report.run_folder import RunFolder
+
+INPUTS = "inputs.json"
+EVALUATION = (
+    *("run.eval_prompts", "run.eval_images", "prompts.source", "model.folder", "model.scale"),
+    *("render.steps", "render.guidance", "reward.rewards"),
+)
+"""Keys that an evaluation depends on."""
+
+
+def store(config: DictConfig, folder: RunFolder) -> None:
+    """Writes the configuration down, with its paths made absolute in place."""
+    config.run.folder = str(folder.path)
+    if config.model.folder != model_folder.MINI:
+        config.model.folder = str(model_folder.resolve(config.model.folder))
+    if config.prompts.file is not None:
+        config.prompts.file = str(_absolute(config.prompts.file))
+    for entry in config.reward.rewards.values():
+        if entry.get("path") is not None:
+            file, _, function = str(entry.path).rpartition(":")
+            entry.path = f"{_absolute(file)}:{function}"
+    write_json(folder.path / INPUTS, {str(file): _sha256(file) for file in _files(config)})
+    write_text(folder.config, OmegaConf.to_yaml(config))
+
+
+def resumed(folder: RunFolder, overrides: list[str]) -> DictConfig:
+    """The configuration to resume a run with; an evaluation that it makes incomparable is removed, to be made again.
+
+    Raises:
+        UserError: no configuration, one of another kind or version, or a bad override.
+    """
+    if not folder.config.is_file():
+        raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
+    before: Any = OmegaConf.load(folder.config)
+    config = compose_run(before, str(folder.config), overrides)
+    config.run.folder = str(folder.path)
+    if any(OmegaConf.select(before, key) != OmegaConf.select(config, key) for key in EVALUATION):
+        for file in (folder.eval_before, folder.eval_after):
+            file.unlink(missing_ok=True)
+    return config
+
+
+def changed_inputs(folder: RunFolder) -> list[str]:
+    """The files that have another content than when the run was started."""
+    file = folder.path / INPUTS
+    stored: dict[str, str] = read_json(file) if file.is_file() else {}
+    return [path for path, digest in stored.items() if Path(path).is_file() and _sha256(Path(path)) != digest]
+
+
+def _files(config: DictConfig) -> Iterator[Path]:
+    if config.prompts.file is not None:
+        yield Path(config.prompts.file)
+    for entry in config.reward.rewards.values():
+        if entry.get("path") is not None:
+            yield Path(str(entry.path).rpartition(":")[0])
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

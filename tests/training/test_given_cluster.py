@@ -1,0 +1,99 @@
+"""A cluster that is not there, or not one, is said in seconds; a token that is there is sent."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+
+from blip3o_rl import machine
+from blip3o_rl.errors import UserError
+from blip3o_rl.training import cluster, given_cluster
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers there"),
+        ("no-such-host.invalid:6379", "no Ray cluster answers there"),
+        ("127.0.0.1", "no Ray cluster answers there"),
+        ("127.0.0.1:99999999", "no Ray cluster answers there"),
+        ("http://127.0.0.1:8265", "use blip3o-rl submit"),
+        ("ray://127.0.0.1:10001", "only a node of the cluster can train"),
+    ],
+)
+def test_a_bad_address_is_refused_in_one_line(address: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=expected) as error:
+        given_cluster.device()
+    assert str(error.value).startswith(f"RAY_ADDRESS={address}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_another_service_at_the_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 s: Ray's own patience, shortened."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.server_port}")
+    with pytest.raises(UserError, match="no Ray cluster answers there"):
+        given_cluster.device()
+    server.shutdown()
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_without_a_cluster_the_machine_decides(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(machine, "device", lambda: "gpu")
+    assert given_cluster.address() is None
+    assert given_cluster.device() == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([{"CPU": 8}, {"CPU": 8, "GPU": 8, "accelerator_type:H100": 1}], "gpu"),
+        ([{"CPU": 2, "GPU": 1}], "cpu"),
+    ],
+)
+def test_the_clusters_nodes_decide_and_not_its_head(
+    nodes: list[dict[str, float]], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(given_cluster, "resources", lambda: nodes)
+    assert given_cluster.device() == expected
+
+
+@pytest.mark.parametrize(
+    ("token", "mode", "expected"), [(True, None, "token"), (False, None, None), (True, "disabled", "disabled")]
+)
+def test_a_token_in_the_home_folder_is_sent(
+    token: bool, mode: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("0" * 32)
+    given_cluster.use_token()
+    assert given_cluster.os.environ.get("RAY_AUTH_MODE") == expected
+
+
+def test_a_cluster_of_our_own_leaves_no_token_and_hides_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA_VISIBLE_DEVICES="" is the usual way to ask for the CPU; Ray refuses a logical GPU then."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "TMPDIR"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(machine, "temporary_folder", lambda: tmp_path)
+    monkeypatch.setattr(cluster.tempfile, "tempdir", cluster.tempfile.gettempdir())
+    cluster._prepare_own(gpus=2)
+    env = cluster.os.environ
+    assert (env["RAY_AUTH_MODE"], len(env["RAY_AUTH_TOKEN"])) == ("token", 32)
+    assert env["CUDA_VISIBLE_DEVICES"] == "-1,-1"
+    assert env["TMPDIR"] == cluster.tempfile.gettempdir() == str(tmp_path)

@@ -1,0 +1,94 @@
+"""A run is its own truth: what it was started with is stored so that it can be resumed from anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import blip3o_rl
+from blip3o_rl.config.train import compose_recipe
+from blip3o_rl.errors import UserError
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import stored
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A stored run in a folder whose path means something to Hydra, started with relative paths."""
+    home = tmp_path / "projet (1) é=a,b #[x]"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    Path("prompts.jsonl").write_text('{"prompt": "a circle"}\n')
+    Path("mine.py").write_text("def score(image): return 0.5\n")
+    overrides = ["prompts.file=prompts.jsonl", "reward.rewards.mine.path=mine.py:score", "run.seed=7"]
+    folder = RunFolder.create("shapes", path=home / "run")
+    stored.store(compose_recipe("shapes", overrides), folder)
+    return folder
+
+
+def test_a_run_is_resumed_from_another_directory(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    config = stored.resumed(run, ["trainer.total_training_steps=9"])
+    assert config.run.folder == str(run.path)
+    assert config.prompts.file == str(run.path.parent / "prompts.jsonl")
+    assert config.reward.rewards.mine.path == f"{run.path.parent / 'mine.py'}:score"
+    assert (config.run.seed, config.trainer.total_training_steps) == (7, 9)
+
+
+def test_what_ships_with_the_package_is_stored_by_its_name(run: RunFolder) -> None:
+    assert OmegaConf.load(run.config).model.folder == "mini"
+    installed = Path(blip3o_rl.__file__).parent
+    assert str(installed) not in run.config.read_text()
+
+
+def test_a_moved_run_folder_knows_where_it_is(run: RunFolder, tmp_path: Path) -> None:
+    moved = RunFolder.open(run.path.rename(tmp_path / "moved"))
+    assert stored.resumed(moved, []).run.folder == str(moved.path)
+
+
+def test_files_that_have_changed_are_named(run: RunFolder) -> None:
+    assert stored.changed_inputs(run) == []
+    mine = run.path.parent / "mine.py"
+    mine.write_text("def score(image): return 1.0\n")
+    assert stored.changed_inputs(run) == [str(mine)]
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("trainer.total_training_steps=90", True),
+        ("run.images_every=2", True),
+        ("run.eval_prompts=4", False),
+        ("run.eval_images=1", False),
+        ("render.steps=3", False),
+        ("render.guidance=3", False),
+        ("model.scale=1", False),
+        ("reward.rewards.geneval.mode=strict", False),
+    ],
+)
+def test_an_evaluation_with_other_settings_is_made_again(run: RunFolder, override: str, kept: bool) -> None:
+    run.eval_before.write_text(json.dumps({}))
+    stored.resumed(run, [override])
+    assert run.eval_before.exists() is kept
+
+
+def change(run: RunFolder, **groups: Any) -> None:
+    config = OmegaConf.load(run.config)
+    config.update(groups)
+    run.config.write_text(OmegaConf.to_yaml(config))
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(run: RunFolder) -> None:
+    change(run, guards={"window": 3})
+    with pytest.raises(UserError, match=r"is of an earlier version \(guards is now monitors\); start a new run"):
+        stored.resumed(run, [])
+
+
+def test_a_run_of_another_kind_is_refused(run: RunFolder) -> None:
+    run.config.write_text("run: {}\ntrain: {}\n")
+    with pytest.raises(UserError, match="is of no run of blip3o-rl train"):
+        stored.resumed(run, [])
