@@ -28,7 +28,7 @@ from blip3o_rl.checkpoint.ta_tok import read as read_ta_tok
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES
 from blip3o_rl.checkpoint.upstream_keys import KEPT, kept_folder
 from blip3o_rl.io import read_json, write_json
-from blip3o_rl.model.folder import INDEX, PARTS, ModelFolder, write_index
+from blip3o_rl.model.folder import GENERATING, INDEX, ModelFolder, write_index
 
 LAYOUT = "layout.json"
 """In `upstream/`: which shard each key was in, and what its index and header said."""
@@ -105,7 +105,7 @@ def _write(plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
         "sha256": written,
     }
     write_index(folder, str(plan.source), converted=record)
-    ModelFolder(folder, *(part for part in PARTS if (folder / part).is_dir())).load_tokenizer()
+    ModelFolder(folder, *GENERATING).load_tokenizer()
 
 
 def _write_policy_files(plan: Plan, folder: Path) -> None:

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
-from blip3o_rl.model.image_tokenizer import TATok, check_config
+from blip3o_rl.model.image_tokenizer import TATok, require_config
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import PARTS as RENDERER_PARTS
 from blip3o_rl.model.renderer import REFERENCE_CONNECTOR, Renderer
@@ -162,7 +162,7 @@ class ModelFolder:
         if part == "policy":
             TokenLayout.from_config(SimpleNamespace(**read_json(files[0])))
         if part == "image_tokenizer":
-            check_config(read_json(files[0]), files[0])
+            require_config(files[0])
 
 
 def save(

@@ -101,14 +101,7 @@ class TATok(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, folder: str | Path, **settings: Any) -> TATok:
         """Loads a folder whose config says everything that changes the ids."""
-        file = Path(folder) / cls.config_name
-        fields = read_json(file)
-        check_config(fields, file)
-        if fields["l2_normalized"] is None:
-            raise UserError(
-                f"{file}: l2_normalized is not known, which changes the ids; convert the checkpoint again with "
-                "--ta-tok ta_tok.pth"
-            )
+        require_config(Path(folder) / cls.config_name)
         return super().from_pretrained(folder, **settings)
 
     @property
@@ -220,6 +213,17 @@ def check_config(fields: Mapping[str, Any], where: str | Path) -> None:
             raise UserError(f"{where}: no {name}, which changes the ids; TA-Tok's ta_tok.pth says it")
     if fields["l2_normalized"] not in (True, False, None):
         raise UserError(f"{where}: l2_normalized {fields['l2_normalized']!r} is not true or false")
+
+
+def require_config(file: Path) -> None:
+    """Refuses the config of a `TATok` that cannot be loaded: see `check_config`, or `l2_normalized` is not known."""
+    fields = read_json(file)
+    check_config(fields, file)
+    if fields["l2_normalized"] is None:
+        raise UserError(
+            f"{file}: l2_normalized is not known, which changes the ids; convert the checkpoint again with "
+            "--ta-tok ta_tok.pth"
+        )
 
 
 @torch.no_grad()

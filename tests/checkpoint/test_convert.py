@@ -26,6 +26,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.policy import Blip3oNextConfig
 
@@ -170,8 +171,11 @@ def test_flags_that_nothing_says_are_not_guessed(upstream: Callable, tmp_path: P
     (checkpoint.folder / "ta_tok_config.json").write_text(json.dumps(fields | {"l2_normalized": None}))
     plan = convert(checkpoint.folder, tmp_path / "model")
     assert [text for text in plan.warnings if "l2_normalized is not in the checkpoint" in text]
+    assert model_folder.ModelFolder(tmp_path / "model", *model_folder.GENERATING)
     with pytest.raises(UserError, match="l2_normalized is not known, .* convert the checkpoint again with --ta-tok"):
-        model_folder.ModelFolder(tmp_path / "model").load_image_tokenizer()
+        model_folder.ModelFolder(tmp_path / "model", "image_tokenizer")
+    with pytest.raises(UserError, match="l2_normalized is not known"):
+        TATok.from_pretrained(tmp_path / "model" / "image_tokenizer")
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llava_qwen_grpo", "blip3o_qwen_grpo", "no_such_thing", None])
