@@ -15,6 +15,8 @@ from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.build import build_rubric
 
 FILE = """
+import asyncio
+import functools
 import json
 from blip3o_rl.scoring.api import Sample, Score
 
@@ -41,7 +43,45 @@ def verl_style(data_source, solution_str, ground_truth, extra_info=None):
     return {"score": float(solution_str.mean()), "length": len(extra_info["prompt"])}
 
 async def judge(image, prompt):
+    await asyncio.sleep(0)
     return 0.25
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*args, **keywords):
+        return function(*args, **keywords)
+    return wrapper
+
+def with_a_loop_of_its_own(function):
+    @functools.wraps(function)
+    def wrapper(*args, **keywords):
+        return asyncio.run(function(*args, **keywords))
+    return wrapper
+
+async def weighted(image, factor):
+    await asyncio.sleep(0)
+    return 0.5 * factor
+
+class Callable:
+    async def __call__(self, image):
+        await asyncio.sleep(0)
+        return 0.75
+
+class Logged:
+    @decorated
+    async def score(self, samples):
+        await asyncio.sleep(0)
+        return [0.5 for _ in samples]
+
+    @decorated
+    async def plain(self, image):
+        return 0.125
+
+partial_judge = functools.partial(weighted, factor=0.5)
+decorated_judge = decorated(judge)
+own_loop_judge = with_a_loop_of_its_own(judge)
+callable_judge = Callable()
+bound_judge = Logged().plain
 
 def needs_target(metadata):
     return float(metadata["target"] == "x")
@@ -107,8 +147,22 @@ def test_every_way_to_write_a_reward(file, what, keywords, expected):
     assert value(build(file, what, weight=3, **keywords)) == pytest.approx(3 * expected)
 
 
-def test_asynchronous_functions_are_not_put_into_threads(file):
-    assert build(file, "judge").entries[0].is_async
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("judge", 0.25),
+        ("partial_judge", 0.25),
+        ("decorated_judge", 0.25),
+        ("own_loop_judge", 0.25),
+        ("callable_judge", 0.75),
+        ("bound_judge", 0.125),
+        ("Logged", 0.5),
+    ],
+)
+def test_coroutines_of_every_form_are_recognized(file, what, expected):
+    rubric = build(file, what)
+    assert rubric.entries[0].is_async
+    assert value(rubric) == expected
     assert not build(file, "brightness").entries[0].is_async
 
 
@@ -264,7 +318,7 @@ def test_a_reward_file_imports_the_modules_next_to_it(tmp_path, monkeypatch):
         config[name] = {"path": f"{folder / 'reward.py'}:f"}
     rubric = build_rubric(config)
     (result,) = rubric.score([Sample("0", "p", np.zeros((4, 4, 3), np.uint8))])
-    assert result.parts == {"a": 1.25, "b": 1.75}
+    assert result.components == {"a": 1.25, "b": 1.75}
 
 
 @pytest.mark.parametrize(

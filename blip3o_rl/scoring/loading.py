@@ -1,0 +1,119 @@
+"""Imports the function, class or object that a reward is: from the user's own file, or from an installed module.
+
+A file may import the modules next to it, as a script could, in every process that scores. Two reward files in two
+folders may each have a `helper.py` of their own. Whatever goes wrong while user code is imported, `sys.exit` included,
+is a UserError of one line with key and file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from blip3o_rl.errors import UserError, did_you_mean
+
+_FOLDERS: set[Path] = set()
+"""Folders of the reward files that were loaded in this process."""
+
+
+def load_file(path: str, key: str) -> Any:
+    """The object that `file.py:name` means.
+
+    Args:
+        path: relative to the working directory, or absolute.
+        key: config key for messages.
+
+    Raises:
+        UserError: no such file or name, or the file cannot be imported.
+    """
+    file_name, separator, attribute = path.rpartition(":")
+    if not separator or not attribute.isidentifier():
+        raise UserError(f"{key}: is '{path}'; write file.py:function")
+    file = Path(file_name).expanduser().resolve()
+    if not file.is_file():
+        raise UserError(f"{key}: there is no file {file}; fix the path (it is relative to {Path.cwd()})")
+    name = f"{_package(file.parent)}.{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{key}: {file} is no Python file; the name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look the module up by name
+    try:
+        with _siblings_first(file.parent):
+            spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{key}: {error.filename}:{error.lineno} has a syntax error, {error.msg}; fix it") from error
+    except (Exception, SystemExit) as error:  # argparse and sys.exit("set MY_KEY") at module level
+        raise UserError(f"{key}: {file} cannot be imported, {type(error).__name__}: {error}") from error
+    return _attribute(module, attribute, str(file), key)
+
+
+def load_installed(target: str, key: str) -> Any:
+    """The object that `package.module:name` means.
+
+    Raises:
+        UserError: no such module or name, or it cannot be imported.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{key}: '{target}' needs the module '{error.name}', which is not installed") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{key}: module {module_name} cannot be imported, {type(error).__name__}: {error}") from error
+    return _attribute(module, attribute, module_name, key)
+
+
+def _package(folder: Path) -> str:
+    """The name of a package that stands for a folder, so that `from .helper import f` works in its files, too."""
+    name = f"blip3o_rl_user_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return name
+
+
+@contextlib.contextmanager
+def _siblings_first(folder: Path) -> Iterator[None]:
+    """The modules in a folder are found first; those of the same name next to other reward files are set aside.
+
+    The folder stays importable afterwards, behind everything else, for imports inside functions.
+    """
+    _FOLDERS.add(folder)
+    aside = {}
+    for name, module in list(sys.modules.items()):
+        top = name.partition(".")[0]
+        origin = Path(getattr(module, "__file__", None) or "/")
+        elsewhere = any(origin.parent.is_relative_to(other) for other in _FOLDERS - {folder})
+        if elsewhere and ((folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()):
+            aside[name] = sys.modules.pop(name)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        sys.modules.update(aside)
+
+
+def _attribute(module: Any, attribute: str, where: str, key: str) -> Any:
+    thing = module
+    for part in attribute.split("."):
+        if not hasattr(thing, part):
+            public = [found for found in vars(module) if not found.startswith("_") and callable(getattr(module, found))]
+            raise UserError(
+                f"{key}: {where} has no '{attribute}'{did_you_mean(attribute, public)}; "
+                f"it defines {', '.join(sorted(public)) or 'nothing callable'}"
+            )
+        thing = getattr(thing, part)
+    return thing
