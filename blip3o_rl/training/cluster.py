@@ -22,6 +22,8 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import given_cluster, interruption
 
+START_ATTEMPTS = 3
+
 
 def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
     """Connects to the cluster this process was given, or starts one here; whether it was started here."""
@@ -42,7 +44,7 @@ def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = N
         local.pop("runtime_env", None)
         _prepare_own(local.get("num_gpus") or 0)
         # "local": without it Ray would join a cluster that happens to run on this machine.
-        ray.init(address="local", include_dashboard=False, **common, **local)
+        _start_own({"address": "local", "include_dashboard": False, **common, **local})
     interruption.catch_sigterm()
     try:
         check_resources(config, ray.cluster_resources())
@@ -50,6 +52,25 @@ def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = N
         ray.shutdown()
         raise
     return not address
+
+
+def _start_own(options: dict[str, Any]) -> None:
+    """Starts Ray; again when it was not up within its own 30 seconds, which happens on a busy machine.
+
+    Raises:
+        UserError: it did not start, with Ray's reason.
+    """
+    import ray
+
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            reason = " ".join(str(error).split())[:300]
+            if attempt == START_ATTEMPTS or "timed out during startup" not in reason:
+                raise UserError(f"Ray does not start here: {reason}; see blip3o-rl doctor") from error
 
 
 def _prepare_own(gpus: int) -> None:

@@ -97,3 +97,18 @@ def test_a_cluster_of_our_own_leaves_no_token_and_hides_gpus(tmp_path: Path, mon
     assert (env["RAY_AUTH_MODE"], len(env["RAY_AUTH_TOKEN"])) == ("token", 32)
     assert env["CUDA_VISIBLE_DEVICES"] == "-1,-1"
     assert env["TMPDIR"] == cluster.tempfile.gettempdir() == str(tmp_path)
+
+
+def test_ray_is_started_again_on_a_busy_machine_and_its_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = ["The current node timed out during startup.\nThis could happen", "", "Failed to start GCS.\nmore"]
+
+    def init(**options: object) -> None:
+        if reason := reasons.pop(0):
+            raise RuntimeError(reason)
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    cluster._start_own({})
+    with pytest.raises(UserError, match="Ray does not start here: Failed to start GCS. more;"):
+        cluster._start_own({})
+    assert reasons == []
