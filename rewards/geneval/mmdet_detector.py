@@ -35,6 +35,7 @@ class MmdetDetector:
     Args:
         checkpoint: mmdet 3.x checkpoint file (.pth) of the upstream configuration.
         device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
+        config: an mmdet configuration file; by default the upstream one, which mmdet's wheel carries.
 
     Raises:
         UserError: if mmdet is not installed here or the checkpoint does not fit the configuration.
@@ -42,12 +43,12 @@ class MmdetDetector:
 
     classes: tuple[str, ...] = CLASSES
 
-    def __init__(self, checkpoint: str | Path, device: str = "auto"):
+    def __init__(self, checkpoint: str | Path, device: str = "auto", config: Path | None = None):
         mmdet = import_mmdet()
         from mmdet.apis import init_detector
 
         tensors = load_checkpoint(checkpoint)
-        config = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former" / f"{UPSTREAM_NAME}.py"
+        config = config or Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former" / f"{UPSTREAM_NAME}.py"
         self.model = init_detector(str(config), checkpoint=None, device=str(device_of(device)))
         try:
             self.model.load_state_dict(tensors, strict=True)

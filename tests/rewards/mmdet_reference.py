@@ -64,9 +64,9 @@ def configuration(size: str) -> object:
     import mmdet
     from mmengine.config import Config
 
-    from blip3o_rl.rewards.geneval.convert_mmdet import OFFICIAL_NAME
+    from blip3o_rl.rewards.geneval.classes import UPSTREAM_NAME
 
-    config = Config.fromfile(Path(mmdet.__file__).parent / f".mim/configs/mask2former/{OFFICIAL_NAME}.py")
+    config = Config.fromfile(Path(mmdet.__file__).parent / f".mim/configs/mask2former/{UPSTREAM_NAME}.py")
     if size == "full":
         return config
     config.model.backbone.update(embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8])
