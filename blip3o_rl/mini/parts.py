@@ -2,8 +2,8 @@
 
 What differs in kind from the 3B model, and why:
 - SANA gets its sine-cosine positional embedding (`interpolation_scale` 1), which upstream switches off. Without
-  it a small model needs far longer to learn where in the picture it is.
-- The autoencoder compresses by 8 instead of 32, for pictures of 64 px.
+  it a small model needs far longer to learn where in the image it is.
+- The autoencoder compresses by 8 instead of 32, for images of 64 px.
 - The image vocabulary has 512 entries instead of 65,536, so that every one of them is seen often.
 Head sizes are kept (32 in SANA's linear attention, 64 in the policy): SANA's attention is ill-conditioned below 32.
 """
@@ -36,7 +36,7 @@ QWEN_SPECIALS = (
 
 
 def make_vae() -> AutoencoderDC:
-    """An untrained autoencoder: 64 px pictures to 8 x 8 latents of 8 channels."""
+    """An untrained autoencoder: 64 px images to 8 x 8 latents of 8 channels."""
     widths, layers = (32, 32, 64, 128), (0, 1, 2, 2)
     return AutoencoderDC(
         latent_channels=8,

@@ -125,7 +125,7 @@ def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: 
     changes = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     datasets.disable_progress_bars()
     return datasets.Dataset.from_generator(
-        _rows_of,
+        read_rows,
         features=datasets.Features(
             {name: datasets.Value(kind) for name, kind in (COLUMNS | {FAULT: "string"}).items()}
         ),
@@ -139,11 +139,6 @@ def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: 
     )
 
 
-def _rows_of(sources: Any, changes: Any, image_field: str, caption_field: str) -> Iterator[dict[str, Any]]:
-    # `changes` is there for the name of the cache.
-    return read_rows(sources, image_field, caption_field)
-
-
 def _unpack(path: Path, plain: Path) -> None:
     with replacing(plain) as temporary, gzip.open(path) as source, temporary.open("wb") as target:
         try:
@@ -152,8 +147,10 @@ def _unpack(path: Path, plain: Path) -> None:
             return  # what there is, is read; the end is missing and will be reported
 
 
-def read_rows(sources: Sequence[tuple[str, str]], image_field: str, caption_field: str) -> Iterator[dict[str, Any]]:
-    """The rows of (file, unpacked file) pairs."""
+def read_rows(
+    sources: Sequence[tuple[str, str]], image_field: str, caption_field: str, changes: Any = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of (file, unpacked file) pairs; `changes` only tells `datasets` whether it has them already."""
     for path, plain in sources:
         if path.endswith(LINES):
             yield from _read_lines(path, image_field, caption_field)

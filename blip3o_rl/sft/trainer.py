@@ -77,18 +77,6 @@ def arguments(folder: RunFolder, steps: int, *, min_lr_ratio: float = 0.03, **mo
     return made
 
 
-class MetricsCallback(TrainerCallback):
-    """Every step's losses go to the run folder, and to `show` as (step, metrics)."""
-
-    def __init__(self, folder: RunFolder, show: Callable[[int, Mapping[str, float]], None]):
-        self._folder, self._show = folder, show
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self._folder.append_metrics(state.global_step, logs)
-            self._show(state.global_step, logs)
-
-
 class LossTrainer(Trainer):
     """See the module's docstring.
 
@@ -113,8 +101,8 @@ class LossTrainer(Trainer):
         self.folder = folder
         self._sums: dict[str, torch.Tensor] = {}
         self._since = time.perf_counter()
-        logs = [MetricsCallback(folder, show), *callbacks]
-        super().__init__(model, args, operator.itemgetter(0), batches, callbacks=logs)
+        self._show = show
+        super().__init__(model, args, operator.itemgetter(0), batches, callbacks=list(callbacks))
         self.remove_callback(PrinterCallback)
         if self.is_world_process_zero():
             from torch.utils.tensorboard import SummaryWriter
@@ -169,6 +157,9 @@ class LossTrainer(Trainer):
         now = time.perf_counter()
         values |= self.metrics() | {"timing_s/step": now - self._since}
         self._since = now
+        if self.is_world_process_zero():
+            self.folder.append_metrics(self.state.global_step, values)
+            self._show(self.state.global_step, values)
         super().log(values)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

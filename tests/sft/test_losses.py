@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.nn import functional as F
+from transformers import TrainingArguments
 
 from blip3o_rl.mini import parts
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
@@ -13,6 +17,7 @@ from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.sft import losses as sft
 from blip3o_rl.sft.losses import Batch
 from blip3o_rl.sft.model import LossConfig, SFTModel
+from blip3o_rl.sft.run import FSDP
 
 LAYOUT = TokenLayout(10, 11, 12, 3, 15, 20, grid=9)
 PROMPTS = [[1, 2, 3, 10, 14], [4, 5, 6, 7, 8, 9, 10, 14], [3, 10, 14]]
@@ -166,3 +171,14 @@ def test_what_is_trainable() -> None:
     trained = {name for name, parameter in renderer.named_parameters() if parameter.requires_grad}
     assert all(name.startswith("connector.") or "caption" in name for name in trained)
     assert {"transformer.caption_norm.weight", "connector.layers.0.weight"} <= trained
+
+
+def test_fsdp_is_told_the_blocks_of_policy_and_renderer(tmp_path: Path) -> None:
+    """accelerate looks the names up in the model and refuses those it does not find."""
+    args = TrainingArguments(str(tmp_path), fsdp=True, fsdp_config=dict(FSDP), use_cpu=True)
+    plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
+    model = SFTModel(tiny_policy(), tiny_renderer(), LossConfig())
+    plugin.set_auto_wrap_policy(model)
+    wrapped = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+    blocks = [*model.policy.model.layers, *model.transformer.transformer_blocks]
+    assert plugin.fsdp_version == 2 and {type(block) for block in blocks} == wrapped

@@ -85,7 +85,7 @@ def test_killed_and_resumed_makes_the_same_steps(tmp_path: Path, scenes: Path, m
         return forward(*arguments, **more)
 
     monkeypatch.setattr(SFTModel, "forward", killed_in_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"blip3o-rl sft --resume {broken}$"):
         sft_launch.launch(RECIPE, overrides(broken, scenes, *more))
     assert [step for (step,) in lines(broken)] == [1, 2, 3]
     (broken / "checkpoints" / "checkpoint-3").mkdir()  # what a kill while saving leaves: a folder without its state
@@ -126,7 +126,7 @@ def check_what_was_trained(trained: dict[str, torch.Tensor]) -> None:
 def test_the_condition_is_the_states_of_scale_token_and_image_tokens(tmp_path: Path, scenes: Path) -> None:
     """Prompts of different lengths in one batch, each compared with its own states when it is alone.
 
-    The original takes the last rows of a right-padded batch that ends with `<im_end><|im_end|>\\n`: for the longest
+    Upstream takes the last rows of a right-padded batch that ends with `<im_end><|im_end|>\\n`: for the longest
     prompt they are shifted by three, for shorter ones by their padding, too. That slice must not agree.
     """
     settings = compose_settings(RECIPE, overrides(tmp_path, scenes, "train.condition_drop=0.0", "train.batch_size=4"))
