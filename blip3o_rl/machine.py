@@ -128,6 +128,19 @@ def installed(distribution: str) -> str | None:
         return None
 
 
+def shared_files() -> set[Path]:
+    """Files in /dev/shm that the processes below this one hold; those that are killed leave them behind."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        except OSError:  # it has ended, or this is not Linux
+            continue
+        paths = (line.split(maxsplit=5)[5] for line in lines if str(SHARED) in line)
+        found |= {Path(path.removesuffix(" (deleted)")) for path in paths}
+    return found
+
+
 def device() -> str:
     """The kind of device that runs on this machine use: `cpu` or `gpu`.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -120,3 +122,21 @@ def test_the_device_follows_the_launcher_and_then_the_installed_vllm(
     monkeypatch.setattr(machine, "installed", lambda name: "1" if name in packages else None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert machine.device() == expected
+
+
+def test_shared_memory_of_child_processes_is_found() -> None:
+    code = (
+        "from multiprocessing import resource_tracker, shared_memory\n"
+        "memory = shared_memory.SharedMemory(create=True, size=4096)\n"
+        "resource_tracker.unregister(memory._name, 'shared_memory')\n"
+        "print(memory.name, flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as child:
+        assert child.stdout
+        file = machine.SHARED / child.stdout.readline().strip()
+        assert file in machine.shared_files()
+        child.kill()
+    assert file.exists(), "a killed process leaves it"
+    file.unlink()
+    assert file not in machine.shared_files()

@@ -144,7 +144,10 @@ def leave(config: DictConfig, own_cluster: bool) -> None:
         from blip3o_rl.scoring.remote import deployment
 
         deployment.stop(names)
+    held = machine.shared_files() if own_cluster else set()
     ray.shutdown()
+    for file in held:  # vLLM's, hundreds of megabytes per run
+        file.unlink(missing_ok=True)
 
 
 def _deployed_apps(config: DictConfig) -> list[str]:
