@@ -110,6 +110,10 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
     if metrics_file is not None:
         env["VERL_FILE_LOGGER_PATH"] = str(metrics_file)
     env |= process_environment(config.reward.rewards)
+    home = Path("~").expanduser()
+    if not os.access(home, os.W_OK):  # libraries make their cache folders there
+        (folder.path / "home").mkdir(exist_ok=True)
+        env["HOME"] = str(folder.path / "home")
     if config.trainer.device == "cpu":
         # Ray would give each actor one thread; waiting threads must not take the cores from other processes.
         env |= {"OMP_NUM_THREADS": str(machine.cpus()), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from blip3o_rl import machine
+from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
+from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import cluster, given_cluster
 
 
@@ -112,3 +114,12 @@ def test_ray_is_started_again_on_a_busy_machine_and_its_reason_is_one_line(monke
     with pytest.raises(UserError, match="Ray does not start here: Failed to start GCS. more;"):
         cluster._start_own({})
     assert reasons == []
+
+
+def test_processes_get_a_home_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = compose_recipe("shapes", []), RunFolder.create("shapes", path=tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "HOME" not in cluster._environment(config, folder, None)
+    monkeypatch.setenv("HOME", "/proc/nohome")
+    assert cluster._environment(config, folder, None)["HOME"] == str(folder.path / "home")
+    assert (folder.path / "home").is_dir()
