@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +75,7 @@ def _table(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
     if len(lines) > SHOWN:
         rows.add_row(f"... {len(lines) - SHOWN} more", *("" for _ in columns), "")
     rows.add_section()
-    for statistic, function in (("mean", np.mean), ("min", np.min), ("max", np.max)):
+    for statistic, function in (("mean", fmean), ("min", min), ("max", max)):
         known = [[value for value in column if value is not None] for column in columns.values()]
         rows.add_row(statistic, *(number(float(function(values)) if values else None) for values in known), "")
     return rows
