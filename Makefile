@@ -3,7 +3,7 @@
 
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-RECIPE ?= recipes/quickstart
+RECIPE ?= recipes/words
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml requirements/cpu.txt requirements/install.sh
@@ -21,7 +21,7 @@ $(STAMP): $(INPUTS)
 	@VENV=$(VENV) TORCH=$(TORCH) PYTHON="$(PYTHON)" requirements/install.sh
 	@touch $@
 
-quickstart: install  ## train the packaged small model and watch it get better
+quickstart: install  ## train the packaged small model to spell, and see the images before and after
 	@$(BIN)/blip3o-rl train $(RECIPE) $(ARGS)
 
 lint: install  ## style, types and spelling
