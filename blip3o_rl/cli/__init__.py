@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 
-
-def run(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: list[str]) -> int:
     """Runs one command line in this process and returns its exit code; see `main.run`."""
     from blip3o_rl.cli import main
 

@@ -37,7 +37,7 @@ from blip3o_rl.training import interruption, submit
         (["generate", "a photo", "--sede", "1"], "--sede"),
         (["export", "/nowhere", "out"], "/nowhere: no such folder"),
         (["sft"], "sft: no recipe given"),
-        (["sft", "recipes/sft", "train.stepz=3"], "did you mean train.steps?"),
+        (["sft", "recipes/sft", "train.stepz=3"], "did you mean 'steps'?"),
         (["train", "recipes/sft"], "is no recipe for blip3o-rl train"),
         (["report", "/nowhere"], "/nowhere: no such folder"),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import gzip
 import json
+import logging
 import os
 import pickle
 import random
@@ -28,7 +29,7 @@ from blip3o_rl.cli import rewards_serve as commands
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.build import build_rubric
-from blip3o_rl.scoring.remote import wire
+from blip3o_rl.scoring.remote import service, wire
 from blip3o_rl.scoring.remote.admission import RequestLimits
 from blip3o_rl.scoring.remote.service import RewardService, create_app
 
@@ -369,8 +370,13 @@ declares.required_metadata = ("target",)
 
 
 @pytest.mark.parametrize("name", ["reads", "declares"])
-def test_a_number_of_the_prompts_line_can_be_read_in_a_service(tmp_path: Path, caplog, name: str) -> None:  # type: ignore[no-untyped-def]
-    """Without a line there is nothing to try it on, which is said and does not keep it from being served."""
+def test_a_number_of_the_prompts_line_can_be_read_in_a_service(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Without a line there is nothing to try it on, which is logged and does not keep it from being served."""
+    monkeypatch.setattr(service.log, "disabled", False)  # libraries of other tests configure logging for the process
+    monkeypatch.setattr(service.log, "handlers", [caplog.handler])
+    caplog.set_level(logging.WARNING, logger=service.log.name)
     (tmp_path / "numeric.py").write_text(NUMERIC)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "p", "target": 120}\n')
     config = {name: {"path": f"{tmp_path / 'numeric.py'}:{name}"}}
