@@ -63,16 +63,16 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as text, one line per part, then the warnings."""
         stored = self.checkpoint.tensors
-        told = [f"source: {self.source}, {len(stored)} tensors, {gigabytes(size_of(stored))}"]
+        lines = [f"source: {self.source}, {len(stored)} tensors, {gigabytes(size_of(stored))}"]
         for part, tensors in sorted(self.tensors.items()):
             dtypes = "/".join(sorted({dtype_name(tensor) for tensor in tensors.values()}))
-            told.append(f"{part}: {len(tensors)} tensors, {gigabytes(size_of(tensors))}, {dtypes}")
-        told.append(
+            lines.append(f"{part}: {len(tensors)} tensors, {gigabytes(size_of(tensors))}, {dtypes}")
+        lines.append(
             f"tokens: {self.layout.num_image_tokens} image tokens from id {self.layout.image_start_token_id}, grid "
             f"{self.layout.grid} x {self.layout.grid}, vocabulary {self.policy.vocab_size} x {self.policy.hidden_size}"
         )
-        told.append(f"lm_head.weight: {self.lm_head}")
-        return told + [f"warning: {text}" for text in self.warnings]
+        lines.append(f"lm_head.weight: {self.lm_head}")
+        return lines + [f"warning: {text}" for text in self.warnings]
 
 
 def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | None = None) -> Plan:
@@ -189,26 +189,26 @@ def _load_tokenizer(source: Source) -> Any:
 
 
 def _warnings(plan: Plan, fields: Mapping[str, Any], differing: int, has_tower: bool) -> list[str]:
-    told = []
+    lines = []
     if plan.lm_head == "separate":
-        told.append(
+        lines.append(
             f"lm_head.weight differs from the embedding in {differing} of {plan.policy.vocab_size} rows; it is kept as "
             f"the output matrix (config.json: tie_word_embeddings {fields.get('tie_word_embeddings')})"
         )
     if plan.lm_head == "absent" and fields.get("tie_word_embeddings") is False:
-        told.append("lm_head.weight is absent although tie_word_embeddings is false; the embedding is used")
+        lines.append("lm_head.weight is absent although tie_word_embeddings is false; the embedding is used")
     if "image_tokenizer" not in plan.tensors:
-        told.append(
+        lines.append(
             "no vision tower: the folder cannot tokenize images (editing, fine-tuning); give ta_tok.pth to add it"
         )
     elif plan.modules["image_tokenizer"].config.l2_normalized is None:
-        told.append(
+        lines.append(
             "TA-Tok: l2_normalized is not in the checkpoint, so the folder will not tokenize images (editing, "
             "fine-tuning); give ta_tok.pth, which says it"
         )
     elif plan.ta_tok is not None and has_tower:
-        told.append("TA-Tok: flags from ta_tok.pth, weights from the checkpoint")
+        lines.append("TA-Tok: flags from ta_tok.pth, weights from the checkpoint")
     behind = [token for token, number in plan.tokenizer.get_vocab().items() if number >= plan.policy.vocab_size]
     if behind:
-        told.append(f"tokenizer: {', '.join(behind)} behind the end of the embedding, left out")
-    return told
+        lines.append(f"tokenizer: {', '.join(behind)} behind the end of the embedding, left out")
+    return lines

@@ -66,7 +66,7 @@ def packages(installed: Installed = installed) -> list[Finding]:
 
 
 def companions(installed: Installed = installed, cuda: bool | None = None) -> list[Finding]:
-    """CUDA builds of torchvision, torchaudio and torchcodec beside a CPU torch: they break imports in transformers."""
+    """CUDA builds of torchvision, torchaudio and torchcodec next to a CPU torch: they break imports in transformers."""
     torch_version = installed("torch")
     if torch_version is None or cuda or (cuda is None and _is_cuda_build()):
         return []
@@ -74,7 +74,7 @@ def companions(installed: Installed = installed, cuda: bool | None = None) -> li
     if not present:
         return []
     names = " ".join(present)
-    detail = f"{', '.join(present)} built for CUDA beside a CPU torch: importing them fails, also inside transformers"
+    detail = f"{', '.join(present)} built for CUDA next to a CPU torch: importing them fails, also inside transformers"
     return [Finding(present[0], BROKEN, detail, f"nothing here needs them: pip uninstall -y {names}")]
 
 

@@ -1,6 +1,6 @@
 """verl's replay buffer, asked more often whether a step's rollouts are complete.
 
-verl looks every two seconds, which is nothing beside a step of minutes and a fifth of a step of ten seconds. A
+verl looks every two seconds, which is nothing in a step of minutes and a fifth of a step of ten seconds. A
 custom sampler is verl's own way to change it (`trainer.v1.sampler.custom_sampler`); verl then leaves group
 filtering (DAPO) to that sampler, so the launcher takes this one out again where `algorithm.filter_groups` is on.
 """

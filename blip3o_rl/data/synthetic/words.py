@@ -1,4 +1,4 @@
-"""Pictures with writing: words of two block letters, so that a reward that reads text has something to read.
+"""Images with writing: words of two block letters, so that a reward that reads text has something to read.
 
 A letter is three cells wide and five high on the raster of the scenes, in the scenes' black on their background: it
 consists of cell contents that the image tokenizer knows from the shapes, so tokenizer and autoencoder need not have
