@@ -56,6 +56,12 @@ class RenderSettings(Settings):
     batch_wait_s: float = Field(0.05, ge=0, description="how long a batch waits for more images")
     threads: int | None = Field(None, ge=1, description="CPU threads per replica; null: all cores")
 
+    def of_rollouts(self) -> RenderSettings:
+        """The same settings with the steps and the guidance of rollouts, which may be rendered more cheaply."""
+        steps = self.steps if self.rollout_steps is None else self.rollout_steps
+        guidance = self.guidance if self.rollout_guidance is None else self.rollout_guidance
+        return self.model_copy(update={"steps": steps, "guidance": guidance})
+
 
 class PromptSettings(Settings):
     """What is trained on."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,41 +21,16 @@ import numpy as np
 import torch
 from ray import serve
 
-from blip3o_rl.errors import UserError
-from blip3o_rl.model.devices import AUTO, device_of, fast_dtype_of
+from blip3o_rl.config.groups import RenderSettings
+from blip3o_rl.model.devices import device_of, fast_dtype_of
 from blip3o_rl.model.folder import ModelFolder
-from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout.state_capture import states_tensor
 
 APP = "blip3o-renderer"
-NOISE = ("group", "sample")
 SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
-
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """How a render service renders; field by field the `render` group of the configuration."""
-
-    folder: str
-    steps: int = DEFAULTS.steps
-    guidance: float = DEFAULTS.guidance
-    noise: str = "group"
-    dtype: str = AUTO
-    device: str = "cpu"
-    replicas: int = 1
-    gpus_per_replica: float = 0.0
-    max_batch_size: int = 16
-    batch_wait_s: float = 0.05
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.noise not in NOISE:
-            raise UserError(f"render.noise={self.noise}: must be one of {', '.join(NOISE)}")
-        if self.steps < 1 or self.max_batch_size < 1 or self.replicas < 1:
-            raise UserError("render.steps, render.max_batch_size and render.replicas must be at least 1")
-        fast_dtype_of(self.dtype, torch.device("cpu"), "render.dtype")
 
 
 def noise_seed(run_seed: int, step: int, prompt: str, sample: int, noise: str) -> int:
@@ -69,15 +43,15 @@ def noise_seed(run_seed: int, step: int, prompt: str, sample: int, noise: str) -
 class RenderService:
     """One replica: a renderer and Serve's batching."""
 
-    def __init__(self, options: RenderOptions):
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        self.config = GenerationConfig(steps=options.steps, guidance=options.guidance)
-        device = device_of(options.device, "render.device")
-        dtype = fast_dtype_of(options.dtype, device, "render.dtype")
-        self.renderer = ModelFolder(options.folder).load_renderer(dtype, device)
-        self._batched.set_max_batch_size(options.max_batch_size)
-        self._batched.set_batch_wait_timeout_s(options.batch_wait_s)
+    def __init__(self, model: str, settings: RenderSettings):
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.config = GenerationConfig(steps=settings.steps, guidance=settings.guidance)
+        device = device_of(settings.device, "render.device")
+        dtype = fast_dtype_of(settings.dtype, device, "render.dtype")
+        self.renderer = ModelFolder(model).load_renderer(dtype, device)
+        self._batched.set_max_batch_size(settings.max_batch_size)
+        self._batched.set_batch_wait_timeout_s(settings.batch_wait_s)
 
     async def __call__(self, states: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
         """Renders one image.
@@ -118,20 +92,20 @@ def app_name(run_folder: str) -> str:
     return f"{APP}-{Path(run_folder).name}"
 
 
-def start(run_folder: str, options: RenderOptions) -> None:
+def start(run_folder: str, model: str, settings: RenderSettings) -> None:
     """Starts a run's deployment in the running Ray cluster and waits until its replicas are ready."""
     deployment: Any = RenderService
     deployment = deployment.options(
-        num_replicas=options.replicas,
-        max_ongoing_requests=4 * options.max_batch_size,
+        num_replicas=settings.replicas,
+        max_ongoing_requests=4 * settings.max_batch_size,
         ray_actor_options={
             "num_cpus": 0,
-            "num_gpus": options.gpus_per_replica,
-            "runtime_env": {"env_vars": {} if options.gpus_per_replica else SEE_ALL_GPUS},
+            "num_gpus": settings.gpus_per_replica,
+            "runtime_env": {"env_vars": {} if settings.gpus_per_replica else SEE_ALL_GPUS},
         },
     )
     serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
-    serve.run(deployment.bind(options), name=app_name(run_folder), route_prefix=None)
+    serve.run(deployment.bind(model, settings), name=app_name(run_folder), route_prefix=None)
 
 
 @lru_cache(maxsize=1)

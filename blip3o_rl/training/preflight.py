@@ -15,7 +15,6 @@ from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
-from blip3o_rl.rollout.render_service import RenderOptions
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster
 from blip3o_rl.training.advantage import algorithm_options
@@ -37,7 +36,6 @@ class Checked:
     settings: TrainSettings
     model: Path
     layout: TokenLayout
-    render: RenderOptions
     rows: list[PromptRow]
     held_out: list[PromptRow]
     algorithm: dict[str, Any]
@@ -72,17 +70,7 @@ def check(config: DictConfig) -> Checked:
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check(rows)
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
-    render = render_options(settings, folder.path)
-    return Checked(settings, folder.path, folder.layout, render, rows, held_out, algorithm)
-
-
-def render_options(settings: TrainSettings, model: Path) -> RenderOptions:
-    """How the render service renders rollouts: possibly more cheaply than the evaluation."""
-    render = settings.render
-    fields = render.model_dump(exclude={"rollout_steps", "rollout_guidance"})
-    fields["steps"] = render.steps if render.rollout_steps is None else render.rollout_steps
-    fields["guidance"] = render.guidance if render.rollout_guidance is None else render.rollout_guidance
-    return RenderOptions(folder=str(model), **fields)
+    return Checked(settings, folder.path, folder.layout, rows, held_out, algorithm)
 
 
 def needs(model: Path, settings: TrainSettings) -> machine.Needs:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout import render_service
-from blip3o_rl.rollout.render_service import RenderOptions, RenderService, noise_seed
+from blip3o_rl.rollout.render_service import RenderService, noise_seed
 
 
 def test_a_group_shares_its_noise_and_nothing_else_does() -> None:
@@ -26,15 +26,9 @@ def test_a_group_shares_its_noise_and_nothing_else_does() -> None:
     assert all(0 <= seed < 2**63 for seed in others)
 
 
-@pytest.mark.parametrize("wrong", [{"noise": "none"}, {"steps": 0}, {"dtype": "float99"}, {"max_batch_size": 0}])
-def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="render"):
-        RenderOptions(folder="mini", **wrong)  # type: ignore[arg-type]
-
-
 def test_a_batch_of_mixed_lengths_is_rendered_like_single_images(untrained: Any) -> None:
     renderer = untrained.renderer
-    service = RenderService.func_or_class(RenderOptions(folder=str(untrained.folder), steps=2, dtype="float32"))
+    service = RenderService.func_or_class(str(untrained.folder), RenderSettings(steps=2, dtype="float32", device="cpu"))
     hidden = renderer.connector.config.in_features
     states = [np.random.default_rng(i).normal(size=(n, hidden)).astype(np.float32) for i, n in enumerate((82, 170, 82))]
     together = service.render_batch(states, [1, 2, 3])

@@ -14,7 +14,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import checkpoints, cluster, launch, preflight
+from blip3o_rl.training import checkpoints, cluster, launch
 
 RECIPE = "recipes/shapes"
 OUTPUT: Any = None
@@ -58,7 +58,6 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
     _, checked = launch.plan(RECIPE, overrides)
     assert checked.algorithm == {
         "adv_estimator": "group_gdpo",
-        "gdpo_reward_keys": ["geneval", "strict"],
         "gdpo_reward_weights": [1.0, 0.25],
     }
     assert launch.plan(RECIPE, overrides[:2])[1].algorithm == {}
@@ -178,7 +177,7 @@ def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: P
 def test_rollouts_may_be_rendered_more_cheaply_than_the_evaluation() -> None:
     words = compose_recipe("words", [])
     assert (words.render.steps, words.render.guidance) == (8, 2.0)
-    cheap = preflight.render_options(read_settings(words), Path("m"))
+    cheap = read_settings(words).render.of_rollouts()
     assert (cheap.steps, cheap.guidance) == (2, 1.0)
-    full = preflight.render_options(read_settings(compose_recipe("shapes", [])), Path("m"))
+    full = read_settings(compose_recipe("shapes", [])).render.of_rollouts()
     assert (full.steps, full.guidance) == (8, 2.0)
