@@ -72,24 +72,26 @@ def wait_until(
 
 
 def run(
-    command: Sequence[str], cwd: Path, env: Mapping[str, str], output: Path, also: Sequence[int] = ()
-) -> tuple[int, str]:
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], folder: Path, also: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end.
 
     Args:
-        output: file for its standard output and error; a change of its folder is movement.
+        folder: gets what it prints; a change of the files below it is movement.
         also: process ids that work for it, for example a Ray cluster's head.
-
-    Returns:
-        the exit code, and what it printed.
     """
-    with output.open("w") as file:
-        process = subprocess.Popen(list(command), cwd=cwd, env=dict(env), stdout=file, stderr=subprocess.STDOUT)
+    outputs = [folder / "stdout.txt", folder / "stderr.txt"]
+    with outputs[0].open("w") as out, outputs[1].open("w") as err:
+        process = subprocess.Popen(list(command), cwd=cwd, env=dict(env), stdout=out, stderr=err)
     try:
-        roots, folders = [process.pid, *also], [output.parent]
-        wait_until(lambda: process.poll() is not None, roots, folders, lambda: output.read_text()[-3000:])
+        wait_until(
+            lambda: process.poll() is not None,
+            [process.pid, *also],
+            [folder],
+            lambda: "\n".join(file.read_text()[-3000:] for file in outputs),
+        )
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-    return process.returncode, output.read_text()
+    return subprocess.CompletedProcess(list(command), process.returncode, *(file.read_text() for file in outputs))

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import watch
 import yaml
 
 from blip3o_rl.io import read_lines
@@ -26,7 +27,7 @@ from blip3o_rl.report import checkpoints
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.run_folder import RunFolder
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(7200)]
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -109,7 +110,8 @@ def test_killed_replicas_of_a_deployed_reward_change_nothing_but_time(tmp_path: 
     words = [str(recipe), *SMALL, f"run.folder={target}", f"trainer.total_training_steps={STEPS}"]
     with training(output, *words) as process:
         killed = kill_replicas(process, calls)
-        assert process.wait(timeout=900) == 0, output.read_text()[-3000:]
+        watch.wait_until(lambda: process.poll() is not None, [process.pid], [tmp_path], output.read_text)
+        assert process.returncode == 0, output.read_text()[-3000:]
 
     folder = RunFolder.open(target)
     assert yaml.safe_load(folder.config.read_text())["reward"]["aggregation"] == "gdpo"
@@ -188,7 +190,8 @@ def test_a_monitor_that_says_stop_ends_the_run(tmp_path: Path) -> None:
     monitors = ["baseline_steps=2", "window=1", "deviations=0", "stop.edge_density=0.0"]
     words = [*SMALL, "run.evaluate=false", f"run.folder={target}", *(f"monitors.{limit}" for limit in monitors)]
     with training(output, "recipes/shapes", *words) as process:
-        assert process.wait(timeout=900) == 2, output.read_text()[-3000:]
+        watch.wait_until(lambda: process.poll() is not None, [process.pid], [tmp_path], output.read_text)
+        assert process.returncode == 2, output.read_text()[-3000:]
     (error,) = [line for line in output.read_text().splitlines() if line.startswith("error:")]
     folder = RunFolder.open(target)
     (warning,) = [line for line in warning_log.read(folder) if line["stop"]]

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import watch
 import yaml
 
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -59,15 +60,8 @@ def environment() -> dict[str, str]:
     return env | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
 
 
-def run(*words: str, timeout: float = 900, **changes: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "blip3o-rl"), *words],
-        cwd=REPOSITORY,
-        env=environment() | changes,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+def run(folder: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return watch.run([str(BIN / "blip3o-rl"), *words], REPOSITORY, environment() | changes, folder)
 
 
 @pytest.fixture
@@ -103,7 +97,7 @@ def cluster() -> Iterator[dict[str, str]]:
             assert head.poll() is None, "ray start ended"
             assert time.monotonic() < end, "the cluster does not answer"
             time.sleep(1)
-        yield env | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        yield env | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "HEAD": str(head.pid)}
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(timeout=60)
@@ -123,9 +117,7 @@ def test_a_job_on_a_running_cluster(cluster: dict[str, str], rewards: Path, tmp_
         "reward.rewards.flaky.weight=0.1",
         "reward.rewards.flaky.on_error=skip_sample",
     ]
-    done = subprocess.run(
-        [str(BIN / job[0]), *job[1:]], cwd=REPOSITORY, env=cluster, capture_output=True, text=True, timeout=900
-    )
+    done = watch.run([str(BIN / job[0]), *job[1:]], REPOSITORY, cluster, tmp_path, also=[int(cluster["HEAD"])])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
     folder = RunFolder.open(target)
@@ -149,7 +141,7 @@ def test_a_job_on_a_running_cluster(cluster: dict[str, str], rewards: Path, tmp_
     assert any(not trained[name].equal(before[name]) for name in before)
 
     exported = tmp_path / "exported"
-    assert run("export", str(target), str(exported)).returncode == 0
+    assert run(tmp_path, "export", str(target), str(exported)).returncode == 0
     assert ModelFolder(exported, "policy", "renderer", "image_tokenizer").path == exported
 
 
@@ -180,7 +172,13 @@ def test_a_killed_run_of_729_tokens_resumes(tmp_path: Path) -> None:
             [str(BIN / "blip3o-rl"), *words], cwd=REPOSITORY, env=environment(), stdout=output, stderr=output
         )
         try:
-            wait_for(lambda: checkpoints.latest(target / "checkpoints") is not None, process, tmp_path / "output.txt")
+            watch.wait_until(
+                lambda: checkpoints.latest(target / "checkpoints") is not None or process.poll() is not None,
+                [process.pid],
+                [tmp_path],
+                lambda: (tmp_path / "output.txt").read_text()[-3000:],
+            )
+            assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
             time.sleep(1)
         finally:
             process.send_signal(signal.SIGKILL)
@@ -191,7 +189,7 @@ def test_a_killed_run_of_729_tokens_resumes(tmp_path: Path) -> None:
     half_written = target / "checkpoints" / "global_step_99"
     (half_written / "actor").mkdir(parents=True)
 
-    done = run("train", "--resume", str(target))
+    done = run(tmp_path, "train", "--resume", str(target))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert [line["step"] for line in RunFolder.open(target).read_metrics()] == [1, 2, 3]
     newest = checkpoints.latest(target / "checkpoints")
@@ -200,18 +198,11 @@ def test_a_killed_run_of_729_tokens_resumes(tmp_path: Path) -> None:
     assert ModelFolder(target / "model").path == target / "model"
 
 
-def wait_for(condition: Any, process: subprocess.Popen[bytes], output: Path, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, output.read_text()[-3000:]
-        assert time.monotonic() < end, output.read_text()[-3000:]
-        time.sleep(0.2)
-
-
 @pytest.mark.long
 def test_a_reward_that_says_stop_ends_the_run_loudly(rewards: Path, tmp_path: Path) -> None:
     target = tmp_path / "run"
     done = run(
+        tmp_path,
         *("train", "recipes/shapes", *SMALL, f"run.folder={target}", "run.evaluate=false"),
         f"reward.rewards.mine.path={rewards}:breaks_on_pictures",
         "reward.rewards.mine.on_error=stop",
