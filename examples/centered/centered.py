@@ -4,7 +4,7 @@ import numpy as np
 
 
 def centered(image: np.ndarray) -> float:
-    """1 if the center of what differs from the background is the image's center, 0 if it is at the border or missing."""
+    """1 if what differs from the background is centered, 0 if it is at the border or missing."""
     background = np.median(image.reshape(-1, 3), axis=0)
     rows, columns = np.nonzero(np.abs(image - background).sum(axis=-1) > 60)
     if rows.size == 0:
