@@ -40,7 +40,7 @@ def test_build_writes_a_model_that_generates(tmp_path: Path) -> None:
     """All stages at a few steps each; the model is bad but complete. About 20 s."""
     sizes = {"vae_steps": 2, "tatok_steps": 2, "images": 512, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
     out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
-    folder.check(out, parts=folder.PARTS)
+    folder.ModelFolder(out, *folder.PARTS)
     assert sum(file.stat().st_size for file in out.rglob("*")) < 25e6
     made = Blip3oPipeline.from_pretrained(out)(["a photo of a circle"], [1], GenerationConfig(scale=2, steps=2))
     assert made.images.shape == (1, 64, 64, 3)
