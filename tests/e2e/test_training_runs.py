@@ -90,13 +90,15 @@ def cluster() -> Iterator[dict[str, str]]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    listing = [str(BIN / "ray"), "job", "list", "--address", f"http://127.0.0.1:{dashboard}"]
+    # The dashboard answers before its agent can start jobs, so a job is what is waited for.
+    probe = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--", "true"]
+
+    def ready() -> bool:
+        assert head.poll() is None, "ray start ended"
+        return subprocess.run(probe, env=env, capture_output=True).returncode == 0
+
     try:
-        end = time.monotonic() + 120
-        while subprocess.run(listing, env=env, capture_output=True).returncode:
-            assert head.poll() is None, "ray start ended"
-            assert time.monotonic() < end, "the cluster does not answer"
-            time.sleep(1)
+        watch.wait_until(ready, [head.pid])
         yield env | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "HEAD": str(head.pid)}
     finally:
         os.killpg(head.pid, signal.SIGTERM)
