@@ -1,47 +1,87 @@
-"""Line and stacked-area charts as inline SVG, for the report page: no script, no library, readable on paper.
+"""The report page's charts: matplotlib's SVG, inline, with the page's CSS variables as colours (light and dark).
 
-Colours come from CSS classes (`s0`, `s1`, ... and `axis`, `gridline`, `label`), so the page decides on light and dark.
+matplotlib is imported when the first chart is made, and without pyplot, so no display and no global state is needed.
 """
 
 from __future__ import annotations
 
-import math
+import io
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
-WIDTH, HEIGHT = 460, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 24
+import numpy as np
+
 Point = tuple[float, float]
+COLORS = 7
+"""The page's CSS has --s0 to --s6."""
+_INK, _RULE = "#010000", "#020000"
+_VARIABLES = {_INK: "var(--quiet)", _RULE: "var(--rule)"} | {f"#0300{n:02x}": f"var(--s{n})" for n in range(COLORS)}
+"""What matplotlib draws with -> what the page puts in its place."""
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "blip3o-rl",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line: (step, value) by step. `faint` draws it thin and pale, for the raw numbers behind an average."""
+    """One line: (step, value) by step.
+
+    `faint` draws it thin and pale, for the raw numbers behind an average; `band` is (low, high) around each point.
+    """
 
     name: str
     points: Sequence[Point]
     faint: bool = False
+    band: Sequence[tuple[float, float]] = ()
 
 
-def lines(series: Sequence[Line], from_zero: bool = False) -> str:
+def lines(series: Sequence[Line]) -> str:
     """A line chart; empty text if there is no point."""
-    points = [point for line in series for point in line.points]
-    if not points:
-        return ""
-    frame = _Frame(points, from_zero)
-    body = []
-    for number, line in enumerate(series):
-        if line.points:
-            style = "faint" if line.faint else "line"
-            path = " ".join(f"{frame.x(step):.1f},{frame.y(value):.1f}" for step, value in line.points)
-            body.append(
-                f'<polyline class="{style} s{number}" points="{path}"><title>{escape(line.name)}</title></polyline>'
-            )
-            if len(line.points) == 1:
-                step, value = line.points[0]
-                body.append(f'<circle class="dot s{number}" cx="{frame.x(step):.1f}" cy="{frame.y(value):.1f}" r="3"/>')
-    return frame.svg("".join(body))
+
+    def draw(axes: Any) -> None:
+        for number, line in enumerate(series):
+            if not line.points:
+                continue
+            steps, values = zip(*line.points, strict=True)
+            alone = len(steps) == 1 and not line.faint
+            width, alpha = (1.0, 0.5) if line.faint else (6.0 if alone else 1.8, 1.0)
+            if alone:  # a line from a point to itself is a dot
+                steps, values = steps * 2, values * 2
+            axes.plot(steps, values, color=_color(number), linewidth=width, alpha=alpha)
+            if line.band:
+                low, high = zip(*line.band, strict=True)
+                ends = [step for step, _ in line.points]
+                axes.fill(
+                    [*ends, *reversed(ends)],
+                    [*low, *reversed(high)],
+                    facecolor=_color(number),
+                    edgecolor=_color(number),
+                    linewidth=1,
+                    alpha=0.18,
+                )
+
+    return _svg(draw) if any(line.points for line in series) else ""
 
 
 def stacked(series: Sequence[Line]) -> str:
@@ -49,65 +89,46 @@ def stacked(series: Sequence[Line]) -> str:
     steps = sorted({step for line in series for step, _ in line.points})
     if not steps:
         return ""
-    below = dict.fromkeys(steps, 0.0)
-    layers = []
-    for line in series:
-        here = dict(line.points)
-        above = {step: below[step] + max(0.0, here.get(step, 0.0)) for step in steps}
-        layers.append((line.name, below, above))
-        below = above
-    frame = _Frame([(step, value) for step, value in below.items()], from_zero=True)
-    body = []
-    for number, (name, low, high) in enumerate(layers):
-        outline = [(step, high[step]) for step in steps] + [(step, low[step]) for step in reversed(steps)]
-        path = " ".join(f"{frame.x(step):.1f},{frame.y(value):.1f}" for step, value in outline)
-        body.append(f'<polygon class="area s{number}" points="{path}"><title>{escape(name)}</title></polygon>')
-    return frame.svg("".join(body))
+    rows = [dict(line.points) for line in series]
+    tops = np.cumsum([[max(0.0, row.get(step, 0.0)) for step in steps] for row in rows], axis=0)
+    if len(steps) == 1:  # an area needs two steps
+        steps, tops = [steps[0] - 0.4, steps[0] + 0.4], np.repeat(tops, 2, axis=1)
+
+    def draw(axes: Any) -> None:
+        for number, (low, high) in enumerate(itertools.pairwise([np.zeros(len(steps)), *tops])):
+            axes.fill([*steps, *reversed(steps)], [*low, *high[::-1]], color=_color(number), linewidth=0)
+
+    return _svg(draw)
 
 
-def ticks(low: float, high: float, most: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within [low, high], at most `most` + 1."""
-    span = high - low
-    if span <= 0:
-        return [low]
-    raw = span / most
-    size = 10 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+def color(number: int) -> str:
+    """The CSS colour of the line of that number."""
+    return f"var(--s{number % COLORS})"
 
 
-class _Frame:
-    """Axes around a set of points."""
+def _color(number: int) -> str:
+    return f"#0300{number % COLORS:02x}"
 
-    def __init__(self, points: Sequence[Point], from_zero: bool):
-        steps, values = [p[0] for p in points], [p[1] for p in points]
-        self.first, self.last = min(steps), max(steps)
-        low, high = min(values), max(values)
-        if from_zero:
-            low, high = min(0.0, low), max(0.0, high)
-        room = (high - low) * 0.06 or abs(high) * 0.1 or 0.5
-        self.low = low if from_zero and low == 0 else low - room
-        self.high = high + room
 
-    def x(self, step: float) -> float:
-        share = (step - self.first) / (self.last - self.first) if self.last > self.first else 0.5
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+def _svg(draw: Any) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    def y(self, value: float) -> float:
-        return HEIGHT - _BOTTOM - (value - self.low) / (self.high - self.low) * (HEIGHT - _TOP - _BOTTOM)
-
-    def svg(self, body: str) -> str:
-        parts = []
-        for value in ticks(self.low, self.high):
-            y = self.y(value)
-            parts.append(f'<line class="gridline" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="label" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-        for step in ticks(self.first, self.last, 6):
-            if step == int(step):
-                x = self.x(step)
-                parts.append(f'<text class="label" x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{step:g}</text>')
-        floor = HEIGHT - _BOTTOM
-        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{floor}" y2="{floor}"/>')
-        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}{body}</svg>'
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((4.6, 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        for line in axes.lines:
+            line.set(solid_capstyle="round", clip_on=False)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.margins(x=0.02)
+        text = io.StringIO()
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r' id="(?!p[0-9a-f]{10}")[^"]*"|font-family: [^;"]*;?|\s+(?=<)', "", svg[svg.index("<svg") :])
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 role="img"', svg)
+    return re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], svg)

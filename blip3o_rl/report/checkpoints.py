@@ -59,14 +59,12 @@ def complete(checkpoints: Path) -> list[tuple[int, Path]]:
 
 def latest(checkpoints: Path) -> Path | None:
     """The newest complete checkpoint below `checkpoints`, or None."""
-    found = complete(checkpoints)
-    return found[-1][1] if found else None
+    return max(complete(checkpoints), default=(0, None))[1]
 
 
 def latest_step(checkpoints: Path) -> int:
     """The step of the newest complete checkpoint below `checkpoints`; 0 without any."""
-    found = complete(checkpoints)
-    return found[-1][0] if found else 0
+    return max((step for step, _ in complete(checkpoints)), default=0)
 
 
 def require_complete(checkpoint: Path) -> Path:

@@ -36,13 +36,9 @@ class MetricsFollower:
         more: Callable[[int], Mapping[str, Any]] | None = None,
         interval_s: float = 0.5,
     ):
-        self._source = Path(source)
-        self._folder = folder
-        self._on_line = on_line
-        self._more = more
-        self._interval_s = interval_s
-        self._position = 0
-        self._rest = b""
+        self._source, self._folder, self._interval_s = Path(source), folder, interval_s
+        self._on_line, self._more = on_line, more
+        self._position, self._rest = 0, b""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics-follower", daemon=True)
         self._error: Exception | None = None
@@ -53,11 +49,7 @@ class MetricsFollower:
         return self
 
     def stop(self) -> None:
-        """Reads what is left and ends the thread.
-
-        Raises:
-            Exception: what the callback or the writing raised in the thread, if it did.
-        """
+        """Reads what is left and ends the thread; raises what the callback or the writing raised in it."""
         self._stopped.set()
         self._thread.join()
         if self._error is not None:
@@ -67,10 +59,7 @@ class MetricsFollower:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None:
-            self.stop()
-            return
-        with contextlib.suppress(Exception):  # the error under way is the one to show
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):  # show the first error
             self.stop()
 
     def _run(self) -> None:

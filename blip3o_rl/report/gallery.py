@@ -7,8 +7,6 @@ sees the pixels that the reward saw. Large ones are reduced with Lanczos. Prompt
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +97,7 @@ def save_grid(
     with replacing(path) as file:
         grid(tiles, header, columns, cell).save(file, format="PNG", optimize=True)
     if not all(has_letters(tile.prompt) for tile in tiles):
-        urls = [png_url(tile.image) for tile in tiles]
+        urls = [html.png_url(tile.image) for tile in tiles]
         write_text(
             path.with_suffix(".html"),
             html.render("grid.html", header=header, tiles=list(zip(tiles, urls, strict=True))),
@@ -128,18 +126,6 @@ def step_header(step: int, scores: Sequence[float | None]) -> str:
     if len(known) < len(scores):
         parts.append(f"{len(scores) - len(known)} failed")
     return "   ·   ".join(parts)
-
-
-def png_url(image: np.ndarray) -> str:
-    """An image as a data URL."""
-    png = io.BytesIO()
-    Image.fromarray(image).save(png, format="PNG")
-    return file_url(png.getvalue())
-
-
-def file_url(png: bytes) -> str:
-    """The bytes of a PNG as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, font: Font) -> None:

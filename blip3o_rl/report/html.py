@@ -1,11 +1,15 @@
-"""Fills the templates of the HTML pages: all values are escaped, nothing is loaded from outside."""
+"""Fills the templates of the HTML pages: all values are escaped, images are part of the page, nothing is loaded."""
 
 from __future__ import annotations
 
+import base64
+import io
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader
+from PIL import Image
 
 from blip3o_rl.io import whole_characters
 
@@ -19,3 +23,18 @@ def _environment() -> Environment:
 def render(name: str, **values: Any) -> str:
     """The page of `templates/<name>.jinja`."""
     return whole_characters(_environment().get_template(f"{name}.jinja").render(**values))
+
+
+def png_url(image: np.ndarray, longest: int | None = None) -> str:
+    """An image, reduced to `longest` px per side if it is larger, as a data URL."""
+    shown = Image.fromarray(image)
+    if longest is not None:
+        shown.thumbnail((longest, longest))
+    png = io.BytesIO()
+    shown.save(png, format="PNG")
+    return file_url(png.getvalue())
+
+
+def file_url(png: bytes) -> str:
+    """The bytes of a PNG as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

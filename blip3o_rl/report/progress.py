@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -23,7 +22,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from blip3o_rl.io import whole_characters
@@ -62,9 +61,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Leaves the terminal as it was."""
 
     def phase(self, text: str) -> None:
@@ -149,9 +146,7 @@ class LiveProgress(Progress):
         self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.text = "stopped" if kind else ""
         self._live.stop()
 
@@ -165,58 +160,40 @@ class LiveProgress(Progress):
             rows.append(self._spinner)
         title, spent = Text(self.title, style="bold"), Text(duration(self.elapsed()), style="dim")
         return Panel(
-            Group(*rows), title=title, title_align="left", subtitle=spent, subtitle_align="right", border_style="dim"
+            Group(*rows), title=title, subtitle=spent, title_align="left", subtitle_align="right", border_style="dim"
         )
 
     def _bar(self) -> RenderableType:
-        line = Table.grid(padding=(0, 1), expand=True)
-        line.add_column(no_wrap=True)
-        line.add_column(ratio=1)
-        line.add_column(no_wrap=True, justify="right")
-        line.add_row(
-            Text(f"step {self.step}/{self.total}", style="bold"),
-            ProgressBar(total=max(1, self.total), completed=self.step),
-            Text(f"{duration(self.left_s)} left" if self.left_s else "", style="dim"),
-        )
+        line = Table.grid(Column(no_wrap=True), Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
+        left = Text(f"{duration(self.left_s)} left" if self.left_s else "", style="dim")
+        bar = ProgressBar(total=max(1, self.total), completed=self.step)
+        line.add_row(Text(f"step {self.step}/{self.total}", style="bold"), bar, left)
         return line
 
     def _numbers(self) -> RenderableType:
-        last = self.last
-        text = Text()
+        text, last = Text(), self.last
         if self.rewards:
-            text.append("reward ", style="dim")
-            text.append(f"{self.rewards[-1]:.3f}", style="bold green")
-            text.append(f"  mean of last {WINDOW} ", style="dim")
-            text.append(f"{self.average:.3f}  ")
+            text.append("reward ", style="dim").append(f"{self.rewards[-1]:.3f}", style="bold green")
+            text.append(f"  mean of last {WINDOW} ", style="dim").append(f"{self.average:.3f}  ")
             text.append(sparkline(moving_average(self.rewards), 24), style="green")
-        if last.get(KL) is not None:
-            text.append("   KL ", style="dim")
-            text.append(f"{last[KL]:.4f}")
-        if last.get("rollout/distinct") is not None:
-            text.append("   distinct ", style="dim")
-            text.append(f"{last['rollout/distinct']:.0%}")
+        for name, key, form in (("KL", KL, ".4f"), ("distinct", "rollout/distinct", ".0%")):
+            if last.get(key) is not None:
+                text.append(f"   {name} ", style="dim").append(format(last[key], form))
         if last.get("rollout/failed"):
             text.append(f"   {last['rollout/failed']:.1%} of the rollouts failed", style="bold red")
         return text
 
     def _stages(self) -> list[RenderableType]:
-        last = self.last
-        if last.get(STEP_SECONDS) is None:
+        if self.last.get(STEP_SECONDS) is None:
             return []
-        text = Text.assemble((f"{last[STEP_SECONDS]:.1f} s per step", "default"))
-        for stage, seconds in stage_seconds(last).items():
-            if seconds >= 0.05:
-                text.append(f"   {stage} ", style="dim")
-                text.append(f"{seconds:.1f}", style="cyan")
-        lines: list[RenderableType] = [text]
-        parts = [(part, last[name]) for part, name in ROLLOUT_PARTS.items() if last.get(name) is not None]
-        if parts:
-            inner = Text("of which a sample takes", style="dim")
-            for part, seconds in parts:
-                inner.append(f"   {part} ", style="dim")
-                inner.append(f"{seconds:.1f}", style="cyan")
-            lines.append(inner)
-        return lines
+        stages = {stage: seconds for stage, seconds in stage_seconds(self.last).items() if seconds >= 0.05}
+        parts = {part: self.last[name] for part, name in ROLLOUT_PARTS.items() if self.last.get(name) is not None}
+        step = Text(f"{self.last[STEP_SECONDS]:.1f} s per step")
+        sample = Text("of which a sample takes", style="dim")
+        for text, found in ((step, stages), (sample, parts)):
+            for name, seconds in found.items():
+                text.append(f"   {name} ", style="dim").append(f"{seconds:.1f}", style="cyan")
+        return [step, sample] if parts else [step]
 
 
 def progress(total_steps: int, title: str = "", console: Console | None = None) -> Progress:

@@ -81,38 +81,44 @@ def summarize(folder: RunFolder) -> Summary:
     return summary
 
 
+def facts(summary: Summary) -> list[tuple[str, str]]:
+    """(what, text) of every number of the summary, for the table and the page."""
+    found = []
+    if summary.before is not None and summary.after is not None:
+        change = f"{summary.before:.3f} -> {summary.after:.3f}  ({summary.gain:+.3f})"
+        found += [("score", change), ("measured on", summary.measured_by)]
+    if summary.unlike:
+        found.append(("held-out", f"not compared, the evaluations are not alike: {summary.unlike}"))
+    if summary.reward_before is not None and summary.reward_after is not None:
+        found.append(("reward", f"{summary.reward_before:.3f} -> {summary.reward_after:.3f} on the same images"))
+    found.append(("steps", str(summary.steps)))
+    if summary.total_s is not None and summary.step_s is not None:
+        per_step = f"{summary.step_s:.1f} s per step (median)"
+        found.append(("time", f"{duration(summary.total_s)} of training, {per_step}"))
+    if summary.stage_s:
+        stages = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_s.items())
+        found.append(("time of a step", stages))
+    if summary.kl is not None:
+        found.append(("KL", f"{summary.kl:.4f} to the reference policy, last step, mean per token"))
+    if summary.distinct is not None:
+        found.append(("distinct", f"{summary.distinct:.0%} of the last step's images"))
+    return found
+
+
 def table(summary: Summary) -> Table:
-    """The summary as a rich table."""
+    """The summary as a rich table: its numbers, and where everything is."""
     title = Text(f"run {whole_characters(summary.run)}", style="bold")
     rows = Table(title=title, title_justify="left", show_header=False, box=None)
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column(overflow="fold")
-    if summary.before is not None and summary.after is not None and summary.gain is not None:
-        style = "bold green" if summary.gain > 0 else "bold red"
-        change = Text.assemble(f"{summary.before:.3f} -> {summary.after:.3f}  ", (f"({summary.gain:+.3f})", style))
-        rows.add_row("score", change)
-        rows.add_row("", f"measured on {summary.measured_by}")
-    if summary.unlike:
-        rows.add_row("held-out", Text(f"not compared, the evaluations are not alike: {summary.unlike}"))
-    if summary.reward_before is not None and summary.reward_after is not None:
-        rows.add_row("reward", f"{summary.reward_before:.3f} -> {summary.reward_after:.3f} on the same images")
-    rows.add_row("steps", str(summary.steps))
-    if summary.total_s is not None and summary.step_s is not None:
-        rows.add_row("time", f"{duration(summary.total_s)} of training, {summary.step_s:.1f} s per step (median)")
-    if summary.stage_s:
-        rows.add_row("", "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_s.items()))
-    if summary.kl is not None:
-        rows.add_row("KL", f"{summary.kl:.4f} to the reference policy, last step, mean per token")
-    if summary.distinct is not None:
-        rows.add_row("distinct", f"{summary.distinct:.0%} of the last step's images")
-    for name, place in summary.places.items():
-        rows.add_row(name, _shown(place))
+    places = list(summary.places.items())
     if summary.checkpoint:
-        rows.add_row("checkpoint", _shown(summary.checkpoint))
+        places.append(("checkpoint", summary.checkpoint))
         if "global_step_" in summary.checkpoint:  # sft writes its model folder itself
-            rows.add_row(
-                "", _shown(f"make a model folder of it: blip3o-rl export {shlex.quote(summary.checkpoint)} my_model")
-            )
+            export = f"blip3o-rl export {shlex.quote(summary.checkpoint)} my_model"
+            places.append(("", f"make a model folder of it: {export}"))
+    for what, text in [*facts(summary), *places]:
+        rows.add_row(what, Text(whole_characters(text), style="bold" if what == "score" else ""))
     return rows
 
 
@@ -129,10 +135,6 @@ def write(folder: RunFolder, summary: Summary | None = None) -> Summary:
     console.print(table(summary))
     write_text(folder.summary_text, "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n")
     return summary
-
-
-def _shown(text: str) -> Text:
-    return Text(whole_characters(text))
 
 
 def _places(folder: RunFolder) -> dict[str, str]:

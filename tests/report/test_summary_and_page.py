@@ -65,7 +65,7 @@ def test_page_holds_curves_pictures_and_escaped_config_and_nothing_from_outside(
     assert "&lt;shapes&gt;" in text and "<shapes>" not in text
     assert text.count("data:image/png;base64,") == page.MAX_GRIDS
     assert "8 of 11 grids" in text and "step 11<" in text
-    assert text.count("<polyline") >= 3 and "<polygon" in text and "guard/blur" in text
+    assert text.count("<svg") == 4 and "guard/blur" in text and "time of a step" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 
@@ -98,19 +98,15 @@ def test_moving_average_is_the_mean_of_the_window(numbers, window):
         assert found[end - 1] == pytest.approx(np.mean(numbers[max(0, end - window) : end]), abs=1e-9)
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_axis_ticks_are_few_ordered_and_inside(low, span):
-    found = charts.ticks(low, low + span)
-    assert 1 <= len(found) <= 5 or span < abs(low) * 1e-9
-    assert found == sorted(found)
-    assert all(low - span * 0.01 - 1e-9 <= tick <= low + span * 1.01 + 1e-9 for tick in found)
-
-
-def test_charts_survive_one_point_and_none():
-    assert charts.lines([charts.Line("x", [])]) == ""
-    assert "<circle" in charts.lines([charts.Line("x", [(1, 0.0)])])
-    assert "nan" not in charts.lines([charts.Line("x", [(1, 0.0)])])
-    assert charts.stacked([]) == ""
+def test_charts_are_inline_in_the_colours_of_the_page_and_survive_one_point_and_none():
+    assert charts.lines([charts.Line("x", [])]) == "" and charts.stacked([]) == ""
+    one = charts.lines([charts.Line("x", [(1, 0.0)], band=[(-0.5, 0.5)])])
+    many = charts.lines([charts.Line("x", [(1, 0.0), (2, 3.0)]), charts.Line("y", [(1, 1.0)], faint=True)])
+    areas = charts.stacked([charts.Line("x", [(1, 2.0)]), charts.Line("y", [(1, 3.0)])])
+    for svg in (one, many, areas):
+        assert svg.startswith("<svg") and "nan" not in svg and "href" not in svg
+        assert "var(--s0)" in svg and "var(--rule)" in svg and not re.search("#0[0-9]00", svg)
+    assert "var(--s1)" in many and "var(--s1)" in areas
 
 
 def test_sparkline_and_duration():
