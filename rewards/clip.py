@@ -30,12 +30,11 @@ ToPixels = Callable[[Sequence[np.ndarray]], torch.Tensor]
 
 
 class ClipEncoder:
-    """Embeds images and texts.
+    """Embeds images (uint8 [H, W, 3], RGB, of any sizes) and texts as float32 [N, D] of length 1.
 
     Args:
         model: a float32 CLIPModel; it is moved to `device` and `dtype`.
-        tokenizer: its tokenizer; None if only images are embedded. Texts are cut to the model's context, 77 tokens
-            with start and end.
+        tokenizer: None if only images are embedded. Texts are cut to the model's context, 77 tokens with start and end.
         to_pixels: preprocessing.
         batch_size: images or texts per forward pass.
     """
@@ -51,31 +50,30 @@ class ClipEncoder:
         self.batch_size = batch_size
         self.context = model.config.text_config.max_position_embeddings
 
-    @torch.inference_mode()
     def image_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """float32 [N, D], length 1; images are uint8 [H, W, 3], RGB, of any sizes."""
-        features = []
-        for batch in batches(images, self.batch_size):
-            values = self.to_pixels(batch).to(self.model.device, self.model.dtype)
-            features.append(self.model.get_image_features(pixel_values=values).pooler_output.float())
-        return normalize(torch.cat(features), dim=-1)
+        def embed(batch: Sequence[np.ndarray]) -> Any:
+            pixels = self.to_pixels(batch).to(self.model.device, self.model.dtype)
+            return self.model.get_image_features(pixel_values=pixels)
+
+        return self._features(images, embed)
+
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        options = {"padding": True, "truncation": True, "max_length": self.context, "return_tensors": "pt"}
+
+        def embed(batch: Sequence[str]) -> Any:
+            return self.model.get_text_features(**self.tokenizer(list(batch), **options).to(self.model.device))
+
+        return self._features(texts, embed)
 
     @torch.inference_mode()
-    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """float32 [N, D], length 1."""
-        features = []
-        for batch in batches(texts, self.batch_size):
-            tokens = self.tokenizer(
-                list(batch), padding=True, truncation=True, max_length=self.context, return_tensors="pt"
-            ).to(self.model.device)
-            features.append(self.model.get_text_features(**tokens).pooler_output.float())
+    def _features(self, items: Sequence[Any], embed: Callable[[Any], Any]) -> torch.Tensor:
+        features = [embed(batch).pooler_output.float() for batch in batches(items, self.batch_size)]
         return normalize(torch.cat(features), dim=-1)
 
 
 def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Consecutive slices of at most `size` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def stored_processor(source: str, key: str) -> ToPixels:
@@ -88,9 +86,6 @@ def cropped(images: Sequence[np.ndarray], side: int) -> torch.Tensor:
     """OpenAI's transform: `middle_square`, mean and deviation; float32 [N, 3, side, side].
 
     Not transformers' processor, which rounds the crop's offset down and so shifts every second crop by a pixel.
-
-    Args:
-        images: uint8 [H, W, 3] each, RGB; sizes may differ.
     """
     squares = np.stack([middle_square(image, side) for image in images])
     return normalized(torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255)

@@ -2,8 +2,7 @@
 
 A source is a local folder, a local file, or a hub id (`owner/name`, or `owner/name@revision` to pin it). Two decisions:
 nothing in a downloaded file is ever executed (safetensors first, other files only through `weights_only=True`), and a
-checkpoint that lacks a tensor is refused. transformers fills such a gap with random numbers and a warning, which gives
-a reward that runs, looks plausible and means nothing.
+checkpoint that lacks a tensor is refused, because transformers would fill the gap with random numbers and a warning.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
 
 from blip3o_rl.errors import UserError
 
@@ -33,11 +34,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def located(source: str, key: str) -> tuple[str, str | None]:
-    """Splits a source into what transformers takes: (local path or hub id, revision or None).
-
-    Raises:
-        UserError: the source is written like a path and nothing is there.
-    """
+    """What transformers takes: (local path or hub id, revision or None). A path where nothing is, is refused."""
     path = Path(source).expanduser()
     if path.exists():
         return str(path), None
@@ -51,7 +48,6 @@ def find_file(source: str, published: str, key: str) -> Path:
     """The file of a source, downloaded if the source is a hub id.
 
     Args:
-        source: a file, a folder with the file, or a hub id.
         published: the file's published name. In a local folder the same name with `.safetensors` comes first.
         key: config key for messages.
     """
@@ -64,8 +60,6 @@ def find_file(source: str, published: str, key: str) -> Path:
             if candidate.is_file():
                 return candidate
         raise UserError(f"{key}: {path} has no {published}; put the published file there or name the file itself")
-    from huggingface_hub import hf_hub_download
-
     try:
         return Path(hf_hub_download(name, published, revision=revision))
     except Exception as error:
@@ -73,14 +67,8 @@ def find_file(source: str, published: str, key: str) -> Path:
 
 
 def read_state(path: Path, key: str) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or torch file, on the CPU; a mapping under "state_dict" is unpacked.
-
-    Raises:
-        UserError: the file holds anything that only unpickling code could restore, or no tensors.
-    """
+    """The tensors of a .safetensors or torch file, on the CPU; a mapping under "state_dict" is unpacked."""
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         return load_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -108,10 +96,7 @@ def renamed(state: Mapping[str, torch.Tensor], rules: Rules, unknown: str = "") 
     """A state dict under other names.
 
     Args:
-        unknown: message for a name that no rule matches, with `{name}` in it; empty leaves such tensors out.
-
-    Raises:
-        UserError: with that message.
+        unknown: of the `UserError` for a name that no rule matches, with `{name}` in it; empty leaves such tensors out.
     """
     result: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
@@ -163,12 +148,9 @@ def _complete(model: Any, info: Mapping[str, Any], source: str, key: str) -> Any
 
 
 def _unreachable(source: str, key: str, error: Exception) -> UserError:
-    return UserError(
-        f"{key}: {source} cannot be loaded, {type(error).__name__}: {_first_line(error)}; without a network set {key} "
-        "to a local copy"
-    )
+    reason = f"{type(error).__name__}: {_first_line(error)}"
+    return UserError(f"{key}: {source} cannot be loaded, {reason}; without a network set {key} to a local copy")
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -24,10 +24,8 @@ class AestheticScore:
     """Improved aesthetic predictor (christophschuhmann/improved-aesthetic-predictor): head(embedding / |embedding|).
 
     Args:
-        head: the published head, or a repository or folder with it.
+        head: the published head, or a repository or folder with it; it always runs in float32.
         clip: CLIP ViT-L/14 and its image processor, transformers layout.
-        device, dtype, batch_size: where, in which number type and how many images at a time. The head always runs in
-            float32.
 
     Not rescaled; typical values 4 to 7.
     """
@@ -56,16 +54,12 @@ class AestheticScore:
 
 
 def linear_head(state: Mapping[str, torch.Tensor], prefix: str, width: int, key: str) -> torch.nn.Sequential:
-    """The head of a state dict, in float32: five linear layers, nothing between them.
+    """The head in a state dict, in float32: five linear layers, nothing between them.
 
     Args:
-        state: has "<prefix>layers.<n>.weight" and ".bias".
-        prefix: "" or "mlp.".
+        prefix: of the layers' names.
         width: length of the features that come in (768 as published).
         key: config key for messages.
-
-    Raises:
-        UserError: a layer is missing or does not fit its neighbor.
     """
     head = torch.nn.Sequential()
     for number in LAYERS:

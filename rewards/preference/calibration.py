@@ -1,9 +1,8 @@
 """Does a reward put a good image before a bad one and before a hacked one?
 
-The procedure for any reward: score the three kinds for a handful of prompts and compare. Without photographs at hand
-the good image is a drawn scene that shows its prompt. The bad one shows another scene, blurred and noisy. The hacked
-ones are what policies are known to drift to: oversaturated and oversharpened images, and the prompt as letters. A
-learned reward that fails here will be exploited in training; a reward that passes may still be.
+The good image is a drawn scene that shows its prompt, or your own. The bad one belongs to another prompt and is blurred
+and noisy. The hacked ones are what policies are known to drift to: oversaturated and oversharpened images, and the
+prompt as letters. A reward that fails here will be exploited in training; a reward that passes may still be.
 """
 
 from __future__ import annotations
@@ -51,22 +50,17 @@ class CalibrationResult:
 
 
 def calibrate(reward: Reward, cases: Sequence[CalibrationCase]) -> list[CalibrationResult]:
-    """Scores every image of every case with the reward.
-
-    Raises:
-        RewardError: an image gets no score.
-    """
-    names = [(number, name) for number, case in enumerate(cases) for name in case.images]
-    samples = [Sample(f"{number}-{name}", cases[number].prompt, cases[number].images[name]) for number, name in names]
-    scores = Rubric.of(reward).score(samples)
-    failed = [score.reason for score in scores if score.failed]
-    if failed:
-        raise RewardError(f"calibration of '{reward.name}': {failed[0]}")
-    values = {name: score.value for name, score in zip(names, scores, strict=True)}
-    return [
-        CalibrationResult(case.prompt, {name: values[number, name] for name in case.images})
+    """Scores every image of every case with the reward; a `RewardError` if one gets no score."""
+    samples = [
+        Sample(f"{number}-{name}", case.prompt, image)
         for number, case in enumerate(cases)
+        for name, image in case.images.items()
     ]
+    scores = Rubric.of(reward).score(samples)
+    if failed := [score.reason for score in scores if score.failed]:
+        raise RewardError(f"calibration of '{reward.name}': {failed[0]}")
+    values = iter(score.value for score in scores)
+    return [CalibrationResult(case.prompt, {name: next(values) for name in case.images}) for case in cases]
 
 
 def drawn_cases(count: int = 4, side: int = 512, seed: int = 0) -> list[CalibrationCase]:
@@ -77,11 +71,7 @@ def drawn_cases(count: int = 4, side: int = 512, seed: int = 0) -> list[Calibrat
 
 
 def folder_cases(folder: Path) -> list[CalibrationCase]:
-    """Cases from your own good images: `name.png` (or .jpg) with its prompt in `name.txt`, at least two.
-
-    Raises:
-        UserError: there are fewer, or a prompt is missing.
-    """
+    """Cases from your own good images, at least two: `name.png` (or .jpg) with its prompt in `name.txt`."""
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(files) < 2:
         raise UserError(f"{folder}: has {len(files)} images; at least two are needed, each the other's bad example")

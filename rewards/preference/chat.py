@@ -1,11 +1,11 @@
 """What the judges share: one image and one question go to an OpenAI-compatible chat endpoint, a score comes back.
 
-The `openai` client does the traffic: connections, proxies of the environment, attempts with growing pauses, the
-server's Retry-After. Two things differ from its defaults. Redirects are refused, because they would carry image and key
-to another host. Addresses of this machine never go through a proxy, which could not reach them.
+The `openai` client does the traffic: connections, proxies of the environment, attempts with backoff, the server's
+Retry-After. Two things differ from its defaults. Redirects are refused, because they would carry image and key to
+another host. Addresses of this machine never go through a proxy, which could not reach them.
 
-A sample without a usable answer gets a RewardError, never a 0: an answer that nobody understands says nothing about
-the image. Its neighbors keep their scores. Images travel as PNG, without loss.
+A sample without a usable answer gets a RewardError, never a 0. The other samples keep their scores. Images travel as
+PNG, without loss.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ChatJudge:
     Args:
         question: used unless the settings have a `question_file`; with {prompt}.
         values: what else stands in braces in the question.
-        extra: further fields of the request, e.g. response_format.
+        extra: further arguments of the request, e.g. response_format.
     """
 
     required_metadata: tuple[str, ...] = ()
@@ -99,15 +99,11 @@ class ChatJudge:
         self._turns: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = weakref.WeakKeyDictionary()
 
     def read(self, answer: str) -> Score:
-        """The score in an answer.
-
-        Raises:
-            RewardError: there is none that can be understood.
-        """
+        """The score in an answer; a `RewardError` if none can be understood."""
         raise NotImplementedError
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | RewardError]:
-        """One Score per sample, or a RewardError in its place; all are asked side by side."""
+        """One Score per sample, or a RewardError in its place; requests run concurrently."""
         # One semaphore per event loop, since rewards are called from several.
         turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.settings.max_requests))
         async with _client(self.settings) as client:
@@ -124,8 +120,8 @@ class ChatJudge:
         # The prompt goes in last, so that braces in it stay as they are.
         text, shown = self.question.replace("{prompt}", sample.prompt), png_url(sample.image, self.settings.side)
         content = [{"type": "image_url", "image_url": {"url": shown}}, {"type": "text", "text": text}]
-        url, attempts = self.settings.url, self.settings.request_retries + 1
-        failed = f"no answer from {url} after {attempts} attempt{'' if attempts == 1 else 's'}"
+        url, retries = self.settings.url, self.settings.request_retries
+        failed = f"no answer from {url} after {retries + 1} attempt{'s' if retries else ''}"
         try:
             completion: Any = await client.chat.completions.create(
                 model=self.settings.model,
@@ -154,7 +150,7 @@ class ChatJudge:
 
 
 class _Client(openai.AsyncOpenAI):
-    """openai's client with our first pause; openai has no setting for it."""
+    """openai's client with our backoff; openai has no setting for it."""
 
     backoff_s: float
 
@@ -167,17 +163,11 @@ class _Client(openai.AsyncOpenAI):
 
 def _client(settings: ChatSettings) -> openai.AsyncOpenAI:
     """A client for one batch; it belongs to the running event loop."""
-    client = _Client(
-        base_url=settings.url,
-        api_key=os.environ[settings.api_key_env] if settings.api_key_env else "none",
-        timeout=settings.request_timeout_s,
-        max_retries=settings.request_retries,
-        http_client=openai.DefaultAsyncHttpxClient(
-            timeout=settings.request_timeout_s,
-            follow_redirects=False,
-            mounts={f"all://{host}": None for host in LOOPBACK},
-        ),
-    )
+    key = os.environ[settings.api_key_env] if settings.api_key_env else "none"
+    timeout, direct = settings.request_timeout_s, {f"all://{host}": None for host in LOOPBACK}
+    http = openai.DefaultAsyncHttpxClient(timeout=timeout, follow_redirects=False, mounts=direct)
+    retries = settings.request_retries
+    client = _Client(base_url=settings.url, api_key=key, timeout=timeout, max_retries=retries, http_client=http)
     client.backoff_s = settings.request_backoff_s
     return client
 

@@ -1,9 +1,7 @@
 """PickScore, CLIPScore and HPSv2.1: one architecture (CLIP), three sets of weights, three scalings.
 
 Each is the cosine between a text's and an image's embedding, times a constant. The values follow Flow-GRPO's
-`multi_score`, so that its weights and curves carry over; its divisors bring them near 1. The raw value that papers
-print is a component. A text is
-embedded once per batch however many samples of its group are in it.
+`multi_score`, so that its weights and curves carry over; its divisors bring them near 1.
 """
 
 from __future__ import annotations
@@ -12,19 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from blip3o_rl.rewards import weights
 from blip3o_rl.rewards.clip import VIT_H, VIT_L, ClipEncoder, normalized, stored_processor
-from blip3o_rl.rewards.weights import (
-    Rules,
-    find_file,
-    model_from_state,
-    module_rules,
-    pretrained,
-    pretrained_model,
-    read_state,
-    renamed,
-)
+from blip3o_rl.rewards.weights import module_rules
 from blip3o_rl.scoring.api import Sample, Score
 
 BLOCK = {
@@ -35,7 +26,7 @@ BLOCK = {
     r"mlp\.c_fc": "mlp.fc1",
     r"mlp\.c_proj": "mlp.fc2",
 }
-OPEN_CLIP: Rules = [
+OPEN_CLIP: weights.Rules = [
     ("logit_scale", "logit_scale"),
     ("text_projection", "text_projection.weight"),
     ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
@@ -53,20 +44,18 @@ OPEN_CLIP: Rules = [
 
 
 class PickScore:
-    """PickScore v1 (Kirstain et al. 2023, arXiv 2305.01569): exp(logit_scale) * cosine / 26.
+    """PickScore v1 (Kirstain et al. 2023, arXiv 2305.01569): exp(logit_scale) * cosine / 26, about 0.77 to 0.92.
 
     Args:
         model: CLIP ViT-H/14 weights, transformers layout.
         processor: tokenizer and image processor.
-        device, dtype, batch_size: where, in which number type and how many images at a time.
 
-    Typical values 0.77 to 0.92; the component `raw`, 20 to 24, is what papers print.
+    Component `raw`, 20 to 24: before the division, as papers print it.
     """
 
     name = "pickscore"
     required_metadata: tuple[str, ...] = ()
     divisor = 26.0
-    encoder: ClipEncoder
 
     def __init__(
         self,
@@ -76,8 +65,8 @@ class PickScore:
         dtype: str = "float32",
         batch_size: int = 32,
     ):
-        clip = pretrained_model(CLIPModel, model, "model")
-        tokenizer = pretrained(CLIPTokenizer, processor, "processor")
+        clip = weights.pretrained_model(CLIPModel, model, "model")
+        tokenizer = weights.pretrained(CLIPTokenizer, processor, "processor")
         to_pixels = stored_processor(processor, "processor")
         self.encoder = ClipEncoder(clip, tokenizer, to_pixels, device, dtype, batch_size)
 
@@ -87,10 +76,9 @@ class PickScore:
 
 
 class CLIPScore(PickScore):
-    """CLIP similarity as Flow-GRPO scales it: exp(logit_scale) * cosine / 30, on OpenAI's ViT-L/14.
+    """CLIP similarity as Flow-GRPO scales it: exp(logit_scale) * cosine / 30, on OpenAI's ViT-L/14; about 0.8 to 1.1.
 
-    Typical values 0.8 to 1.1; the component `raw` is 100 * cosine. Hessel et al. (arXiv 2104.08718) print 2.5 * cosine
-    of the smaller ViT-B/32 instead.
+    Component `raw`: 100 * cosine. Hessel et al. (arXiv 2104.08718) print 2.5 * cosine of the smaller ViT-B/32 instead.
     """
 
     name = "clipscore"
@@ -105,10 +93,9 @@ class HPSv2:
 
     Args:
         checkpoint: the published open_clip checkpoint, or a repository or folder with HPS_v2.1_compressed.pt.
-        clip: configuration and tokenizer of CLIP ViT-H/14 in transformers' layout.
-        antialias: HPSv2 resizes float tensors. torchvision averaged there from 0.17 on and did not before; `false` is
-            for comparison with numbers from older installations. For 1024 px images it makes a difference.
-        device, dtype, batch_size: as for `PickScore`.
+        clip: configuration and tokenizer of CLIP ViT-H/14, transformers layout.
+        antialias: false resizes as torchvision did before 0.17, for comparison with numbers from then. It matters for
+            images that shrink: at 1024 px it makes a difference.
     """
 
     name = "hpsv2"
@@ -123,12 +110,11 @@ class HPSv2:
         dtype: str = "float32",
         batch_size: int = 32,
     ):
-        config = pretrained(CLIPConfig, clip, "clip")
-        tokenizer = pretrained(CLIPTokenizer, clip, "clip")
-        file = find_file(checkpoint, "HPS_v2.1_compressed.pt", "checkpoint")
-        model = model_from_state(
-            CLIPModel, config, from_open_clip(read_state(file, "checkpoint")), str(file), "checkpoint"
-        )
+        config = weights.pretrained(CLIPConfig, clip, "clip")
+        tokenizer = weights.pretrained(CLIPTokenizer, clip, "clip")
+        file = weights.find_file(checkpoint, "HPS_v2.1_compressed.pt", "checkpoint")
+        state = from_open_clip(weights.read_state(file, "checkpoint"))
+        model = weights.model_from_state(CLIPModel, config, state, str(file), "checkpoint")
         side = config.vision_config.image_size
         self.encoder = ClipEncoder(
             model, tokenizer, lambda images: padded(images, side, antialias), device, dtype, batch_size
@@ -139,7 +125,7 @@ class HPSv2:
 
 
 def cosines(encoder: ClipEncoder, samples: Sequence[Sample]) -> list[float]:
-    """The cosine of each sample's prompt and image."""
+    """The cosine of each sample's prompt and image. A text is embedded once per batch."""
     distinct = list(dict.fromkeys(sample.prompt for sample in samples))
     texts = encoder.text_features(distinct)
     rows = torch.tensor([distinct.index(sample.prompt) for sample in samples], device=texts.device)
@@ -150,7 +136,7 @@ def cosines(encoder: ClipEncoder, samples: Sequence[Sample]) -> list[float]:
 def from_open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An open_clip state dict under transformers' names; both projections are stored transposed."""
     unknown = "checkpoint: tensor '{name}' is not part of an open_clip ViT; use the published checkpoint"
-    result = renamed(state, OPEN_CLIP, unknown)
+    result = weights.renamed(state, OPEN_CLIP, unknown)
     return {name: tensor.T.contiguous() if "projection" in name else tensor for name, tensor in result.items()}
 
 
@@ -159,19 +145,15 @@ def padded(images: Sequence[np.ndarray], side: int, antialias: bool) -> torch.Te
 
     Args:
         images: uint8 [H, W, 3] each, RGB; sizes may differ.
-        side: pixels of the square result.
-        antialias: whether the resize averages; see `HPSv2`.
 
     Returns:
         float32 [N, 3, side, side].
     """
     pixels = torch.zeros(len(images), 3, side, side)
-    for row, image in enumerate(images):
+    for square, image in zip(pixels, images, strict=True):
         height, width = (max(1, round(length * side / max(image.shape[:2]))) for length in image.shape[:2])
         values = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
-        resized = torch.nn.functional.interpolate(
-            values, (height, width), mode="bicubic", align_corners=False, antialias=antialias
-        )
+        resized = interpolate(values, (height, width), mode="bicubic", align_corners=False, antialias=antialias)
         top, left = (side - height) // 2, (side - width) // 2
-        pixels[row, :, top : top + height, left : left + width] = resized[0]
+        square[:, top : top + height, left : left + width] = resized[0]
     return normalized(pixels)

@@ -1,7 +1,7 @@
 """A vision-language model as judge: any model behind an OpenAI-compatible endpoint, any question.
 
-The answer has to be one JSON object with a number in the asked range. Where the server supports it, the answer's form
-is enforced while it is sampled (`structured`).
+The answer has to be one JSON object with a number in the asked range. With `structured`, a server that supports it
+enforces the answer's form while sampling.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ class JudgeSettings(ChatSettings):
 class VlmJudge(ChatJudge):
     """Asks for a number between `low` and `high`; the value is (number - low) / (high - low), in [0, 1].
 
-    Args:
-        options: the fields of `JudgeSettings`; `model` is needed.
-
-    Component `raw`: the number itself. The model's reason becomes the score's reason.
+    The options are the fields of `JudgeSettings`. Component `raw`: the number itself.
     """
 
     name = "judge"
@@ -64,17 +61,11 @@ class VlmJudge(ChatJudge):
         settings = validate(JudgeSettings, options, "")
         self.low, self.high = settings.low, settings.high
         bounds = {"low": f"{self.low:g}", "high": f"{self.high:g}"}
-        super().__init__(
-            settings, QUESTION, bounds, {"response_format": RESPONSE_FORMAT} if settings.structured else {}
-        )
+        extra = {"response_format": RESPONSE_FORMAT} if settings.structured else {}
+        super().__init__(settings, QUESTION, bounds, extra)
 
     def read(self, answer: str) -> Score:
-        """The score in an answer.
-
-        Raises:
-            RewardError: unless it is one JSON object (a code fence around it is let pass) with a finite number in
-                range under "score".
-        """
+        """The score in an answer: one JSON object, maybe in a code fence, with a number in range under "score"."""
         fenced = FENCED.fullmatch(answer)
         try:
             verdict = json.loads(fenced[1] if fenced else answer)

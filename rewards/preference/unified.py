@@ -1,12 +1,9 @@
 """UnifiedReward: judges that were trained to judge, behind an OpenAI-compatible endpoint.
 
-Two generations with their published scalings. Version 1.5 ends its answer with "Final Score: x", x from 1 to 5, and
-the value is x / 5 (Flow-GRPO). Version 2.0 gives alignment, coherence and style, each 1 to 5, and the value is
-(mean - 1) / 4 (verl-omni). Unlike there, an answer without these lines, or with a number outside 1 to 5, is a
-RewardError and not a 0 or a clipped value.
-
-The question is in this package's own wording and asks for the published answer format. The models were trained on their
-authors' wording: for figures that compare with published ones, save it to a file and set `question_file` (README).
+Version 1.5 ends its answer with "Final Score: x", x from 1 to 5, and the value is x / 5 (Flow-GRPO). Version 2.0 gives
+alignment, coherence and style, each 1 to 5, and the value is (mean - 1) / 4 (verl-omni). Unlike there, an answer
+without these lines, or with a number outside 1 to 5, is a RewardError and not a 0 or a clipped value. The question is
+in this package's own wording and asks for the published answer format; the README says how to use the authors'.
 """
 
 from __future__ import annotations
@@ -59,10 +56,7 @@ class UnifiedSettings(ChatSettings):
 
 
 class UnifiedReward(ChatJudge):
-    """UnifiedReward (Wang et al. 2025, arXiv 2503.05236).
-
-    Args:
-        options: the fields of `UnifiedSettings`.
+    """UnifiedReward (Wang et al. 2025, arXiv 2503.05236); the options are the fields of `UnifiedSettings`.
 
     Components: `raw`, the score or the mean on the scale 1 to 5; version 2.0 also `alignment`, `coherence`, `style`.
     """
@@ -76,11 +70,6 @@ class UnifiedReward(ChatJudge):
         super().__init__(settings.model_copy(update={"model": model}), QUESTIONS[self.version])
 
     def read(self, answer: str) -> Score:
-        """The score in an answer, by the version's format.
-
-        Raises:
-            RewardError: a line is missing, contradicts itself or has no number from 1 to 5.
-        """
         if self.version == "1.5":
             final = labelled(answer, "Final Score")
             return Score(final / 5, {"raw": final})
@@ -90,11 +79,7 @@ class UnifiedReward(ChatJudge):
 
 
 def labelled(answer: str, label: str) -> float:
-    """The number from 1 to 5 after "<label>:" or "<label> (1-5):"; bold marks and a full stop around it do not matter.
-
-    Raises:
-        RewardError: there is none, something else, or several that differ.
-    """
+    """The number from 1 to 5 after "<label>:" or "<label> (1-5):"; bold marks and a full stop are ignored."""
     numbers = re.findall(rf"{re.escape(label)}(?:\s*\(1-5\))?[*\s]*:[*\s]*(\S+)", answer)
     found = {number.rstrip(".*") for number in numbers}
     if len(found) != 1:
