@@ -30,7 +30,7 @@ class PromptRow:
 
 
 def read_prompts(path: str | Path) -> list[PromptRow]:
-    """Reads a prompt file of any kind that `text_files` reads; every prompt is a checked row.
+    """The checked rows of a prompt file of any kind that `text_files` reads.
 
     Raises:
         UserError: no such file, no prompt in it, not readable, a missing field or one of the wrong type.
@@ -42,11 +42,10 @@ def read_prompts(path: str | Path) -> list[PromptRow]:
 
 
 def check_row(data: Any, where: str) -> PromptRow:
-    """Checks the fields that every prompt has; `where` ("file:line") starts every message. The other fields are the
-    rewards' to check (`Rubric.check_prompts`).
+    """Checks the fields that every prompt has; the others are the rewards' to check (`Rubric.check_prompts`).
 
     Raises:
-        UserError: naming the field.
+        UserError: naming `where` ("file:line") and the field.
     """
     if not isinstance(data, dict):
         raise UserError(f"{where}: is {_kind(data)}; write a JSON object with the field 'prompt'")
@@ -54,7 +53,7 @@ def check_row(data: Any, where: str) -> PromptRow:
         raise UserError(f"{where}: field 'prompt' is missing, there is {', '.join(data) or 'nothing'}; add it")
     if not isinstance(data["prompt"], str) or not data["prompt"].strip():
         raise UserError(f"{where}: field 'prompt' is {_kind(data['prompt'])}; write a non-empty string")
-    if "tag" in data and not isinstance(data["tag"], str):
+    if not isinstance(data.get("tag", ""), str):
         raise UserError(f"{where}: field 'tag' is {_kind(data['tag'])}; write a string")
     return PromptRow(data["prompt"], data, where)
 

@@ -2,23 +2,20 @@
 
 A source is one entry of `SOURCES`; recipes, checks and evaluations find it there by its name. Its held-out side is the
 evaluation of the same name (`blip3o-rl eval words`), so that a run is scored on the other side of the split that it was
-trained on. The judge is a configuration as in `reward.rewards` and does not depend on what a run was trained with.
-
-A file of the user's own (`prompts.file`) takes the place of a source and has no held-out side.
+trained on. A file of the user's own (`prompts.file`) takes the place of a source and has no held-out side.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from blip3o_rl.data.prompts import PromptRow, check_row, read_prompts
+from blip3o_rl.data.prompts import PromptRow, read_prompts
 from blip3o_rl.data.synthetic import scene_prompts, scenes, text_prompts, words
+from blip3o_rl.data.synthetic.splits import Metadata
 from blip3o_rl.errors import UserError, did_you_mean
-
-Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Source:
         train: (number, seed, **shares=) -> training prompts, drawn with replacement.
         held_out: number -> the first held-out prompts, never trained on; fewer if there are not so many.
         size: held-out prompts of an evaluation by default.
-        judge: reward name -> entry, as in `reward.rewards`: who scores the held-out images.
+        judge: reward name -> entry, as in `reward.rewards`; scores the held-out images, however a run was trained.
         correct: the judge's component that is 1 where all of an image is right.
         tags: those that `prompts.shares` can weight.
     """
@@ -39,7 +36,7 @@ class Source:
     size: int
     judge: Mapping[str, Any]
     correct: str
-    tags: tuple[str, ...] = field(default=())
+    tags: tuple[str, ...] = ()
 
 
 SOURCES: dict[str, Source] = {
@@ -51,16 +48,8 @@ SOURCES: dict[str, Source] = {
         correct="geneval/correct",
         tags=scenes.TAGS,
     ),
-    "words": Source(
-        words.train_words, words.held_out_words, size=words.HELD_OUT, judge={"ocr": {}}, correct="ocr/exact"
-    ),
-    "text": Source(
-        text_prompts.train_text_prompts,
-        text_prompts.held_out_text_prompts,
-        size=64,
-        judge={"ocr": {}},
-        correct="ocr/exact",
-    ),
+    "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, "ocr/exact"),
+    "text": Source(text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, "ocr/exact"),
 }
 
 
@@ -109,4 +98,4 @@ def held_out_rows(name: str, count: int | None, given: str) -> list[PromptRow]:
 
 
 def _rows(lines: list[Metadata], where: str) -> list[PromptRow]:
-    return [check_row(line, f"{where}:{number}") for number, line in enumerate(lines, start=1)]
+    return [PromptRow(line["prompt"], line, f"{where}:{number}") for number, line in enumerate(lines, start=1)]

@@ -31,13 +31,7 @@ class TableRow:
 
 
 def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None:
-    """Writes verl's table; its columns are verl's.
-
-    Args:
-        rows: the prompts.
-        file: the parquet file; its folder is created if needed.
-        data_source: verl's name for where the prompts came from.
-    """
+    """Writes a parquet file and its folder; `data_source` is verl's name for where the prompts came from."""
     table = [
         {
             "data_source": data_source,

@@ -1,11 +1,9 @@
 """The one reader of text: prompt files, captions, lists of paths.
 
-People save text in many ways, so all of them are read here and what cannot be read is refused by what it is. Encodings
-are UTF-8 (with or without byte order mark) and UTF-16/32 with one; gzip, bzip2 and xz are unpacked. A line ends at LF,
-CRLF or CR and nowhere else: separators such as U+2028 are legal inside JSON strings.
-
-`read_records` reads a whole file of objects (JSON lines, a JSON array, CSV, TSV, parquet) or a plain list with one
-text per line. `open_lines` streams the lines of files that may be larger than memory.
+All ways in which people save text are read here, and what cannot be read is refused by what it is. Encodings are UTF-8
+(with or without byte order mark) and UTF-16/32 with one; gzip, bzip2 and xz are unpacked. A line ends at LF, CRLF or CR
+and nowhere else: separators such as U+2028 are legal inside JSON strings. `read_records` reads a whole file of objects
+or a plain list; `open_lines` streams files that may be larger than memory.
 """
 
 from __future__ import annotations
@@ -17,7 +15,9 @@ import io
 import json
 import lzma
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,7 @@ class Record:
 
 
 def decode(data: bytes, where: str) -> str:
-    """The text of some bytes, by their byte order mark; line ends become LF.
-
-    Raises:
-        UserError: the bytes are no text in a known encoding.
-    """
+    """The text of some bytes by their byte order mark, with LF as line ends. Raises UserError for other bytes."""
     return "".join(line for _, line in _lines(io.BytesIO(data), where))
 
 
@@ -93,6 +89,8 @@ def parse_json(text: str) -> Any:
         value = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error.msg} at column {error.colno}); fix the line") from error
+    except RecursionError as error:
+        raise ValueError("is JSON that is nested too deeply; fix the line") from error
     return json.loads(whole_characters(json.dumps(value, ensure_ascii=False))) if "\\ud" in text.lower() else value
 
 
@@ -108,20 +106,17 @@ def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
     """
     path = Path(path)
     with _opened(path) as file:
-        packed = file.read(len(_PARQUET)) == _PARQUET
-    if packed:
-        return _parquet(path, field)
+        if file.read(len(_PARQUET)) == _PARQUET:
+            return _parquet(path, field)
     suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz")), "")
     if suffix in _TABLES:
         return _table(path, _TABLES[suffix], field)
     lines = list(open_lines(path))
     first = lines[0][1].lstrip() if lines else ""
-    if first.startswith("["):
-        found = _array(path, lines)
-        if found is not None:
-            return found
+    if first.startswith("[") and (found := _array(path, lines)) is not None:
+        return found
     if first.startswith("{") or (suffix not in _LISTS and first.startswith(("[", '"'))):
-        return [_json_line(f"{path}:{number}", line, lines) for number, line in lines]
+        return _json_lines(path, lines)
     if suffix not in _LISTS and lines:
         raise UserError(
             f'{path}:{lines[0][0]}: is plain text; write one JSON object per line, such as {{"{field}": '
@@ -130,7 +125,8 @@ def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
     return [Record(f"{path}:{number}", {field: line.strip()}) for number, line in lines]
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     """The file, unpacked, for reading bytes."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; fix the path")
@@ -140,10 +136,11 @@ def _opened(path: Path) -> Any:
         for mark, kind in _REFUSED.items():
             if start.lstrip()[: len(mark)].lower() == mark.lower():
                 raise UserError(f"{path}: is {kind}; save it as UTF-8 text")
-        unpack = next((opener for mark, opener in _PACKED.items() if start.startswith(mark)), None)
-        return unpack(path, "rb") if unpack else path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        unpack = next((opener for mark, opener in _PACKED.items() if start.startswith(mark)), open)
+        with unpack(path, "rb") as file:
+            yield file
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _lines(file: Any, where: str) -> Iterator[tuple[int, str]]:
@@ -166,25 +163,26 @@ def _lines(file: Any, where: str) -> Iterator[tuple[int, str]]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field '{next(n for n in names if names.count(n) > 1)}' stands twice in one object; keep one")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field '{name}' stands twice in one object; keep one")
     return found
 
 
-def _json_line(where: str, line: str, lines: list[tuple[int, str]]) -> Record:
-    try:
-        return Record(where, parse_json(line))
-    except ValueError as error:
-        if lines[0][1].strip() in ("{", "[") and len(lines) > 1:
-            raise UserError(f"{where}: is JSON over several lines; write one object per line or one array") from error
-        raise UserError(f"{where}: {error}") from error
+def _json_lines(path: Path, lines: list[tuple[int, str]]) -> list[Record]:
+    found = []
+    for number, line in lines:
+        try:
+            found.append(Record(f"{path}:{number}", parse_json(line)))
+        except ValueError as error:
+            spread = len(lines) > 1 and lines[0][1].strip() in ("{", "[")
+            says = "is JSON over several lines; write one object per line or one array" if spread else error
+            raise UserError(f"{path}:{number}: {says}") from error
+    return found
 
 
 def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
     """The elements of a JSON array with the lines they begin at; None if the file is no single array."""
     text = "\n".join(line for _, line in lines)
-    numbers = [number for number, _ in lines]
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
     try:
         if not isinstance(parse_json(text), list):
             return None
@@ -196,23 +194,22 @@ def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
         at += len(text[at:]) - len(text[at:].lstrip(" \t\n,"))
         if text[at] == "]":
             return found
-        where = f"{path}:{numbers[text.count(chr(10), 0, at)]}"
-        value, at = decoder.raw_decode(text, at)
-        found.append(Record(where, value))
+        _, end = json.JSONDecoder().raw_decode(text, at)
+        number, _ = lines[text.count("\n", 0, at)]
+        found.append(Record(f"{path}:{number}", parse_json(text[at:end])))
+        at = end
 
 
 def _table(path: Path, delimiter: str, field: str) -> list[Record]:
     """Rows of a CSV or TSV file by its header. Empty cells are absent; a cell may hold a JSON object or list."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    found = []
     try:
-        header = [name.strip() for name in next(reader, [])]
-        names = _columns(path, header, field)
-        found = []
+        names = _columns(path, [name.strip() for name in next(reader, [])], field)
         while (number := reader.line_num + 1) and (row := next(reader, None)) is not None:
             if len(row) > len(names):
                 raise UserError(f"{path}:{number}: has {len(row)} cells under {len(names)} columns; quote the commas")
-            cells = {name: _cell(cell) for name, cell in zip(names, row, strict=False) if cell.strip()}
-            if cells:
+            if cells := {name: _cell(cell) for name, cell in zip(names, row, strict=False) if cell.strip()}:
                 found.append(Record(f"{path}:{number}", cells))
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: is not CSV ({error}); fix the line") from error
@@ -220,11 +217,8 @@ def _table(path: Path, delimiter: str, field: str) -> list[Record]:
 
 
 def _cell(text: str) -> Any:
-    if text.lstrip().startswith(("{", "[")):
-        try:
-            return parse_json(text)
-        except ValueError:
-            pass
+    with suppress(ValueError):
+        return parse_json(text) if text.lstrip().startswith(("{", "[")) else text
     return text
 
 
@@ -235,10 +229,8 @@ def _parquet(path: Path, field: str) -> list[Record]:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: is not readable as parquet ({error}); make the file again") from error
     names = _columns(path, list(rows[0]) if rows else [field], field)
-    return [
-        Record(f"{path}:row {number}", _without_nulls(dict(zip(names, row.values(), strict=True))))
-        for number, row in enumerate(rows, start=1)
-    ]
+    values = [_without_nulls(dict(zip(names, row.values(), strict=True))) for row in rows]
+    return [Record(f"{path}:row {number}", value) for number, value in enumerate(values, start=1)]
 
 
 def _columns(path: Path, header: list[str], field: str) -> list[str]:

@@ -93,6 +93,8 @@ def test_where_is_the_line_also_in_an_array_and_a_table(tmp_path):
         ("a.txt", b"<!DOCTYPE html>\n<html>", ["web page"]),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer"]),
         ("a.jsonl.gz", gzip.compress(JSONL.encode())[:-9], ["damaged"]),
+        ("a.jsonl.gz", gzip.compress(b"a")[:-9], ["cannot be read"]),
+        ("a.jsonl", b"[" * 5000 + b"]" * 5000, [":1: is JSON that is nested too deeply"]),
         ("a.parquet", as_parquet()[:-20], ["not readable as parquet"]),
         ("a.csv", b"text,id\na,1\n", ["columns text, id", "'prompt'"]),
         ("a.csv", b"prompt,id\nred, round circle,1\n", [":2: has 3 cells under 2 columns"]),
@@ -116,6 +118,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_half_an_emoji_becomes_the_replacement_character_and_a_whole_one_stays(tmp_path):
     assert parse_json(r'{"prompt": "a \ud83d b \ud83d\ude00"}') == {"prompt": "a \ufffd b 😀"}
+    (tmp_path / "a.json").write_text(r'[{"prompt": "\ud83d"}]')
+    assert read_records(tmp_path / "a.json")[0].value == {"prompt": "\ufffd"}
 
 
 def test_lines_are_streamed_with_their_numbers(tmp_path):

@@ -173,7 +173,7 @@ def test_what_is_trainable() -> None:
     assert {"transformer.caption_norm.weight", "connector.layers.0.weight"} <= trained
 
 
-def test_fsdp_is_told_the_blocks_of_policy_and_renderer(tmp_path: Path) -> None:
+def test_fsdp_knows_the_blocks_of_policy_and_renderer(tmp_path: Path) -> None:
     """accelerate looks the names up in the model and refuses those it does not find."""
     args = TrainingArguments(str(tmp_path), fsdp=True, fsdp_config=dict(FSDP), use_cpu=True)
     plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)

@@ -1,8 +1,7 @@
-"""Which of the mini model's prompts are for training and which are held out.
+"""Which prompts of scenes are for training and which are held out.
 
-Each tag's prompts are split once, so that the held-out set is the same for everybody. The two sides are disjoint by
-prompt text, with one exception: `single_object` has only one prompt per shape, so all of them are on both sides.
-Supervised training takes its scenes from the training side, too: no image of a held-out prompt is ever seen.
+Each tag's prompts are split once. The two sides are disjoint by prompt text, with one exception: `single_object` has
+only one prompt per shape, so all of them are on both sides. The mini model was built from the training side alone.
 """
 
 from __future__ import annotations

@@ -1,20 +1,18 @@
 """Synthetic scenes with GenEval metadata: a world small enough that a small model can learn it on a CPU.
 
-The scenes are flat colored shapes on a light gray background. Everything is chosen so that a classical detector can
-read a 64 px image without error: four shapes that differ in how they fill their box (square 1, circle 0.79, triangle
-0.5, cross 0.56 and not convex), five colors far apart, objects of at least 0.31 of the side, and a visible gap between
-any two of them. Objects sit on a 9 x 9 raster: a cell has one of a few hundred contents, which 81 tokens of a small
-vocabulary can say. Prompts and metadata follow GenEval's grammar word for word, so that whatever scores GenEval scores
-these scenes, too.
-
-Coordinates are fractions of the image's side, x to the right and y downwards, as in the image.
+The scenes are flat colored shapes on a light gray background, chosen so that a classical detector can read a 64 px
+image without error: shapes that differ in how they fill their box (square 1, circle 0.79, triangle 0.5, cross 0.56 and
+not convex), colors far apart, objects of at least 0.31 of the side, and a gap between any two. Objects sit on a 9 x 9
+raster: a cell has one of a few hundred contents, which 81 tokens of a small vocabulary can say. Prompts and metadata
+follow GenEval's grammar word for word, so that whatever scores GenEval scores these scenes, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import permutations, product, starmap
 from typing import Any
 
 import numpy as np
@@ -47,7 +45,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape: center (x, y) and size (side of its square bounding box), all in 0..1 of the image's side."""
+    """One shape: center (x, y; y downwards) and side of its square bounding box, in 0..1 of the image's side."""
 
     shape: str
     color: str
@@ -65,34 +63,30 @@ class Scene:
 
 
 def draw(scene: Scene, side: int = 64) -> np.ndarray:
-    """Draw a scene, antialiased by box-averaging an image `SUPERSAMPLING` times larger.
-
-    Returns uint8 [side, side, 3].
-    """
+    """Draws a scene: uint8 [side, side, 3], antialiased by averaging an image `SUPERSAMPLING` times larger."""
     large = side * SUPERSAMPLING
-    large_image = Image.new("RGB", (large, large), scene.background)
-    pen = ImageDraw.Draw(large_image)
+    image = Image.new("RGB", (large, large), scene.background)
+    pen = ImageDraw.Draw(image)
     for item in scene.objects:
         _draw_object(pen, item, large)
-    return np.asarray(large_image.resize((side, side), Image.Resampling.BOX))
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
 
 
 def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None:
-    half = item.size / 2
+    half, fill = item.size / 2, COLORS[item.color]
     left, right = (item.x - half) * side, (item.x + half) * side
     top, bottom = (item.y - half) * side, (item.y + half) * side
-    middle_x, middle_y = item.x * side, item.y * side
-    fill = COLORS[item.color]
+    x, y = item.x * side, item.y * side
     if item.shape == "circle":
         pen.ellipse((left, top, right, bottom), fill=fill)
     elif item.shape == "square":
         pen.rectangle((left, top, right, bottom), fill=fill)
     elif item.shape == "triangle":
-        pen.polygon([(middle_x, top), (right, bottom), (left, bottom)], fill=fill)
+        pen.polygon([(x, top), (right, bottom), (left, bottom)], fill=fill)
     elif item.shape == "cross":
         arm = item.size * side / 6
-        pen.rectangle((middle_x - arm, top, middle_x + arm, bottom), fill=fill)
-        pen.rectangle((left, middle_y - arm, right, middle_y + arm), fill=fill)
+        pen.rectangle((x - arm, top, x + arm, bottom), fill=fill)
+        pen.rectangle((left, y - arm, right, y + arm), fill=fill)
     else:
         raise ValueError(f"unknown shape {item.shape!r}; known: {', '.join(SHAPES)}")
 
@@ -100,57 +94,52 @@ def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None
 @cache
 def all_metadata(tag: str) -> tuple[Metadata, ...]:
     """Every prompt of a tag, as GenEval metadata lines in a fixed order. Treat the entries as read-only."""
-    lines: list[Metadata] = []
-    if tag == "single_object":
-        for shape in SHAPES:
-            lines.append(_line(tag, f"a {shape}", [_need(shape)]))
-    elif tag == "two_object":
-        for first, second in permutations(SHAPES, 2):
-            lines.append(_line(tag, f"a {first} and a {second}", [_need(first), _need(second)]))
-    elif tag == "counting":
-        for shape in SHAPES:
-            for count, word in NUMBER_WORDS.items():
-                line = _line(tag, f"{word} {PLURALS[shape]}", [_need(shape, count=count)])
-                lines.append({**line, "exclude": [{"class": shape, "count": count + 1}]})
-    elif tag == "colors":
-        for shape in SHAPES:
-            for color in COLORS:
-                lines.append(_line(tag, f"a {color} {shape}", [_need(shape, color=color)]))
-    elif tag == "position":
-        for subject, anchor in permutations(SHAPES, 2):
-            for relation in RELATIONS:
-                needs = [_need(anchor), _need(subject, position=[relation, 0])]
-                lines.append(_line(tag, f"a {subject} {relation} a {anchor}", needs))
-    elif tag == "color_attr":
-        for first, second in permutations(SHAPES, 2):
-            for color, other in permutations(COLORS, 2):
-                needs = [_need(first, color=color), _need(second, color=other)]
-                lines.append(_line(tag, f"a {color} {first} and a {other} {second}", needs))
-    else:
-        raise ValueError(f"unknown tag {tag!r}; known: {', '.join(TAGS)}")
-    return tuple(lines)
+    pairs = list(permutations(SHAPES, 2))
+    named: dict[str, Iterable[list[tuple[str, str]]]] = {
+        "single_object": ([(shape, "")] for shape in SHAPES),
+        "two_object": ([(a, ""), (b, "")] for a, b in pairs),
+        "colors": ([(shape, color)] for shape, color in product(SHAPES, COLORS)),
+        "color_attr": ([(a, c), (b, d)] for (a, b), (c, d) in product(pairs, permutations(COLORS, 2))),
+    }
+    if tag in named:
+        return tuple(_line(tag, " and ".join(map(_phrase, items)), *starmap(_need, items)) for items in named[tag])
+    if tag == "counting":
+        return tuple(
+            _line(tag, f"{word} {PLURALS[shape]}", _need(shape, n=n)) | {"exclude": [_need(shape, n=n + 1)]}
+            for shape, (n, word) in product(SHAPES, NUMBER_WORDS.items())
+        )
+    if tag == "position":
+        return tuple(
+            _line(tag, f"a {a} {relation} a {b}", _need(b), _need(a) | {"position": [relation, 0]})
+            for (a, b), relation in product(pairs, RELATIONS)
+        )
+    raise ValueError(f"unknown tag {tag!r}; known: {', '.join(TAGS)}")
 
 
-def _need(shape: str, count: int = 1, **more: Any) -> dict[str, Any]:
-    return {"class": shape, "count": count, **more}
+def _phrase(item: tuple[str, str]) -> str:
+    shape, color = item
+    return f"a {color} {shape}" if color else f"a {shape}"
 
 
-def _line(tag: str, what: str, include: list[dict[str, Any]]) -> Metadata:
-    return {"tag": tag, "include": include, "prompt": f"a photo of {what}"}
+def _need(shape: str, color: str = "", n: int = 1) -> dict[str, Any]:
+    return {"class": shape, "count": n} | ({"color": color} if color else {})
+
+
+def _line(tag: str, what: str, *include: dict[str, Any]) -> Metadata:
+    return {"tag": tag, "include": list(include), "prompt": f"a photo of {what}"}
 
 
 def sample(rng: np.random.Generator, tag: str) -> tuple[Metadata, Scene]:
-    """Draw one of a tag's prompts at random, and a scene that satisfies it."""
+    """One of a tag's prompts at random, and a scene that satisfies it."""
     lines = all_metadata(tag)
     metadata = lines[int(rng.integers(len(lines)))]
     return metadata, realise(rng, metadata)
 
 
 def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
-    """Draw a random scene that satisfies a metadata line: nothing else in it, no overlap, a gap between any two
-    objects.
+    """A random scene that satisfies a metadata line, with nothing else in it and a gap between any two objects.
 
-    A color that the prompt leaves open is drawn at random, for each object on its own.
+    A color that the prompt leaves open is chosen at random, for each object on its own.
     """
     wanted = [need for need in metadata["include"] for _ in range(need["count"])]
     relations = [(i, *need["position"]) for i, need in enumerate(wanted) if "position" in need]
@@ -158,15 +147,12 @@ def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
         boxes = _place(rng, len(wanted))
         if boxes is not None and all(_holds(rel, boxes[i], boxes[anchor]) for i, rel, anchor in relations):
             break
-    colors = [need.get("color") or str(rng.choice(list(COLORS))) for need in wanted]
-    return Scene(
-        tuple(_object(need["class"], color, box) for need, color, box in zip(wanted, colors, boxes, strict=True))
-    )
-
-
-def _object(shape: str, color: str, box: Box) -> SceneObject:
-    x, y = _center(box)
-    return SceneObject(shape, color, x / RASTER, y / RASTER, FILL * box[2] / RASTER)
+    objects = []
+    for need, box in zip(wanted, boxes, strict=True):
+        color = need.get("color") or str(rng.choice(list(COLORS)))
+        x, y = _center(box)
+        objects.append(SceneObject(need["class"], color, x / RASTER, y / RASTER, FILL * box[2] / RASTER))
+    return Scene(tuple(objects))
 
 
 Box = tuple[int, int, int]

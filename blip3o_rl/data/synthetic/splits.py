@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +21,4 @@ def split(items: Sequence[Item], held_out: int, seed: int) -> tuple[tuple[Item, 
 def draw_prompts(pools: Sequence[Sequence[Metadata]], n: int, seed: int) -> list[Metadata]:
     """`n` prompts with replacement, one from each pool in turn. The same arguments give the same list."""
     rng = np.random.default_rng(seed)
-    chosen = []
-    for number in range(n):
-        pool = pools[number % len(pools)]
-        chosen.append(pool[int(rng.integers(len(pool)))])
-    return chosen
+    return [pool[int(rng.integers(len(pool)))] for pool in islice(cycle(pools), n)]

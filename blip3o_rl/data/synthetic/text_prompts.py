@@ -1,12 +1,10 @@
 """Prompts that ask for text in an image: `a chalkboard that says "FRESH BREAD"`, with words that training never sees.
 
-Words are split once, by a fixed shuffle, into training and held-out ones. A held-out prompt consists of held-out words
-only, so a gain on it means better spelling and not remembered words; the scenes around the text are the same on both
-sides. Three tags, in equal shares, from easy to hard: `word` (one word), `phrase` (an adjective and a noun) and
-`two_texts` (two quoted words in one image). The quoted text is also in the field `text`, which the OCR reward reads
-first, so that a scene may use quotation marks of its own.
-
-The words are common, four to nine letters long and differ in several letters, so that a near miss is not another one.
+A held-out prompt consists of held-out words only, so a gain on it means better spelling and not remembered words; the
+scenes around the text are the same on both sides. Three tags, in equal shares, from easy to hard: `word` (one word),
+`phrase` (an adjective and a noun) and `two_texts` (two quoted words in one image). The quoted text is also in the field
+`text`, which the OCR reward reads first. The words are common and differ in several letters, so that a near miss is not
+another one.
 """
 
 from __future__ import annotations
@@ -58,11 +56,11 @@ SPLIT_SEED = 20251015
 @cache
 def split_words(held_out: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The (adjectives, nouns) of one side; the two sides share no word."""
-    sides = []
-    for number, words in enumerate((ADJECTIVES.split(), NOUNS.split())):
-        count = round(HELD_OUT_SHARE * len(words))
-        sides.append(splits.split(words, count, SPLIT_SEED + number)[1 if held_out else 0])
-    return sides[0], sides[1]
+    adjectives, nouns = (
+        splits.split(words, round(HELD_OUT_SHARE * len(words)), SPLIT_SEED + number)[held_out]
+        for number, words in enumerate((ADJECTIVES.split(), NOUNS.split()))
+    )
+    return adjectives, nouns
 
 
 @cache
@@ -71,15 +69,14 @@ def all_text_prompts(tag: str, held_out: bool) -> tuple[Metadata, ...]:
     adjectives, nouns = split_words(held_out)
     words = (*adjectives, *nouns)
     if tag == "word":
-        texts: list[list[str]] = [[word] for word in words]
+        texts = [[word] for word in words]
     elif tag == "phrase":
-        texts = [[f"{adjective} {noun}"] for adjective, noun in product(adjectives, nouns)]
+        texts = [[" ".join(pair)] for pair in product(adjectives, nouns)]
     else:
         texts = [list(pair) for pair in permutations(words, 2)]
-    scenes = TWO_TEXT_SCENES if tag == "two_texts" else SCENES
     return tuple(
         {"tag": tag, "text": text, "prompt": scene.format(*(f'"{word}"' for word in text))}
-        for text, scene in product(texts, scenes)
+        for text, scene in product(texts, TWO_TEXT_SCENES if tag == "two_texts" else SCENES)
     )
 
 

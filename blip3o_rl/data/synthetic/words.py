@@ -1,12 +1,9 @@
-"""Images with writing: words of two block letters, so that a reward that reads text has something to read.
+"""Images with writing: words of two block letters, for rewards that read text.
 
-A letter is three cells wide and five high on the raster of the scenes, in the scenes' black on their background: it
-consists of cell contents that the image tokenizer knows from the shapes, so tokenizer and autoencoder need not have
-seen a letter before. The eleven letters are those whose words RapidOCR reads best at 64 px: 95 % of all 110 words
-at random places, before and after a pass through the autoencoder. Others are left out because a block font makes
-them look alike (O and D, S and 5, Z and 2).
-
-Words are split once into training and held-out ones; every letter is trained in both places.
+A letter is three cells wide and five high on the raster of the scenes, in the scenes' black on their background. So it
+consists of cell contents that image tokenizer and autoencoder know from the shapes. The eleven letters are those whose
+words RapidOCR reads best at 64 px (95 % of all 110 words at random places); others look alike in a block font (O and D,
+S and 5, Z and 2). Words are split once into training and held-out ones; every letter is trained in both places.
 """
 
 from __future__ import annotations
@@ -19,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from blip3o_rl.data.synthetic import splits
-from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, RASTER, SUPERSAMPLING, Metadata
+from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, RASTER, SUPERSAMPLING
+from blip3o_rl.data.synthetic.splits import Metadata
 
 TAG = "text"
 LETTERS: dict[str, tuple[str, ...]] = {
@@ -35,10 +33,8 @@ LETTERS: dict[str, tuple[str, ...]] = {
     "T": ("###", ".#.", ".#.", ".#.", ".#."),
     "U": ("#.#", "#.#", "#.#", "#.#", "###"),
 }
-WIDTH, HEIGHT = 3, 5
-"""Of a letter, in cells."""
-LENGTH = 2
-"""Letters of a word."""
+WIDTH, HEIGHT = 3, 5  # of a letter, in cells
+LENGTH = 2  # letters of a word
 HELD_OUT = 22
 SPLIT_SEED = 20251121
 
@@ -54,17 +50,14 @@ class Writing:
     def draw(self, side: int = 64) -> np.ndarray:
         """uint8 [side, side, 3], antialiased like a scene."""
         large = side * SUPERSAMPLING
-        large_image = Image.new("RGB", (large, large), BACKGROUND)
-        pen = ImageDraw.Draw(large_image)
-        cell = large / RASTER
-        for place, letter in enumerate(self.text):
-            for y, line in enumerate(LETTERS[letter], start=self.row):
-                for x, mark in enumerate(line, start=self.column + place * (WIDTH + 1)):
-                    if mark == "#":
-                        pen.rectangle(
-                            (x * cell, y * cell, (x + 1) * cell - 1, (y + 1) * cell - 1), fill=COLORS["black"]
-                        )
-        return np.asarray(large_image.resize((side, side), Image.Resampling.BOX))
+        image, cell = Image.new("RGB", (large, large), BACKGROUND), large / RASTER
+        pen = ImageDraw.Draw(image)
+        for y, lines in enumerate(zip(*(LETTERS[letter] for letter in self.text), strict=True), start=self.row):
+            for x, mark in enumerate(".".join(lines), start=self.column):
+                if mark == "#":
+                    box = (x * cell, y * cell, (x + 1) * cell - 1, (y + 1) * cell - 1)
+                    pen.rectangle(box, fill=COLORS["black"])
+        return np.asarray(image.resize((side, side), Image.Resampling.BOX))
 
 
 @cache

@@ -55,23 +55,23 @@ def test_objects_keep_apart_and_inside(seed: int, tag: str) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), tag=st.sampled_from(TAGS))
-def test_drawn_objects_are_separate_regions_of_their_colour(seed: int, tag: str) -> None:
+def test_objects_are_separate_regions_of_their_color(seed: int, tag: str) -> None:
     _, scene = sample(np.random.default_rng(seed), tag)
-    picture = draw(scene, side=64)
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
-    foreground = (np.abs(picture.astype(int) - BACKGROUND).max(-1) > 10).astype(np.uint8)
+    image = draw(scene, side=64)
+    assert image.shape == (64, 64, 3) and image.dtype == np.uint8
+    foreground = (np.abs(image.astype(int) - BACKGROUND).max(-1) > 10).astype(np.uint8)
     regions, _ = cv2.connectedComponents(foreground, connectivity=8)
     assert regions - 1 == len(scene.objects)
     for item in scene.objects:
-        center = picture[round(item.y * 64 - 0.5), round(item.x * 64 - 0.5)]
+        center = image[round(item.y * 64 - 0.5), round(item.x * 64 - 0.5)]
         assert tuple(center) == COLORS[item.color]
 
 
 def test_a_cell_of_the_raster_has_few_contents() -> None:
     rng, contents = np.random.default_rng(0), set()
     for tag in TAGS * 100:
-        picture = draw(sample(rng, tag)[1], side=RASTER * 12)
-        cells = picture.reshape(RASTER, 12, RASTER, 12, 3).transpose(0, 2, 1, 3, 4)
+        image = draw(sample(rng, tag)[1], side=RASTER * 12)
+        cells = image.reshape(RASTER, 12, RASTER, 12, 3).transpose(0, 2, 1, 3, 4)
         contents |= {cell.tobytes() for row in cells for cell in row}
     assert len(contents) < NUM_IMAGE_TOKENS
 
@@ -79,8 +79,8 @@ def test_a_cell_of_the_raster_has_few_contents() -> None:
 def test_shapes_fill_their_boxes_differently() -> None:
     filled = {}
     for shape in SHAPES:
-        picture = draw(Scene((SceneObject(shape, "black", 0.5, 0.5, 0.5),)), side=128)
-        filled[shape] = float((picture[..., 0] < 128).mean() / 0.25)
+        image = draw(Scene((SceneObject(shape, "black", 0.5, 0.5, 0.5),)), side=128)
+        filled[shape] = float((image[..., 0] < 128).mean() / 0.25)
     expected = {"circle": 0.785, "square": 1.0, "triangle": 0.5, "cross": 5 / 9}
     assert filled == pytest.approx(expected, abs=0.04)
 

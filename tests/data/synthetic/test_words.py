@@ -20,7 +20,7 @@ def test_training_words_follow_their_seed() -> None:
     assert words.train_words(20, 3) == words.train_words(20, 3) != words.train_words(20, 4)
 
 
-def test_a_word_is_drawn_inside_the_picture_with_a_free_column_between_its_letters() -> None:
+def test_a_word_is_drawn_inside_the_image_with_a_free_column_between_its_letters() -> None:
     rng = np.random.default_rng(0)
     line = {"text": "HH"}
     for _ in range(50):
