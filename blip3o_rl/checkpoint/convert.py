@@ -1,8 +1,8 @@
 """An upstream BLIP3o-NEXT checkpoint -> a model folder.
 
-Every weight is copied once, as bytes, to the place that the plan gives it: no module is built in memory. Next to the
-parts that this package reads, the folder gets `upstream/`: what only the upstream layout knows (its config, tokenizer
-and shards, and weights that the model never uses), so that the checkpoint can be written again, key for key.
+Every weight is copied once, as bytes, to the place that the plan gives it: no module is built in memory. The folder
+also gets `upstream/` with what only the upstream layout knows (config, tokenizer, shards, weights that the model never
+uses), so that the checkpoint can be written again, key for key.
 
 Decided here:
 - The policy's generation config names only eos and pad. The one that comes with Qwen3 (top_k 20, top_p 0.95) would
@@ -49,7 +49,7 @@ def convert(
     dry_run: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Writes the model folder of an upstream checkpoint.
+    """Writes the model folder of an upstream checkpoint; returns the plan that was carried out.
 
     Args:
         source: a folder, or a hub id.
@@ -60,9 +60,6 @@ def convert(
         ta_tok: `ta_tok.pth`, for TA-Tok's flags and, in a checkpoint without vision tower, its weights.
         dry_run: check and plan, write nothing.
         tell: takes the lines of the plan and one line per file written.
-
-    Returns:
-        The plan that was carried out.
 
     Raises:
         UserError: the source, a config, the target or the disk; nothing is left of the target then.
@@ -84,7 +81,7 @@ def convert(
 
 def _write(plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
     """Carries out a plan; the index comes last."""
-    hashes = {file.name: weights.sha256(file) for file in weights.weight_files(plan.source.folder)}
+    hashes = {name: weights.sha256(plan.source.folder / name) for name in plan.checkpoint.metadata}
     written = {}
     for part, tensors in plan.tensors.items():
         name = f"{part}/{_WEIGHTS.get(part, 'diffusion_pytorch_model.safetensors')}"
@@ -124,17 +121,15 @@ def _write_policy_files(plan: Plan, folder: Path) -> None:
 def _keep_upstream(plan: Plan, folder: Path) -> None:
     """Keeps the source's small files, and how its weights were laid out."""
     folder.mkdir(exist_ok=True)
-    source = plan.source.folder
-    for file in sorted({file for pattern in PATTERNS[1:] for file in source.glob(pattern) if file.is_file()}):
+    for file in {file for pattern in PATTERNS[1:] for file in plan.source.folder.glob(pattern) if file.is_file()}:
         generated = file.name.endswith(".index.json") or file.name in CONFIG_FILES.values()
         if not generated and file.stat().st_size < _KEPT_LIMIT:
             shutil.copyfile(file, folder / file.name)
-    indices = [read_json(file) for file in source.glob(weights.INDEX)]
     layout = {
         "lm_head": plan.lm_head,
         "files": plan.checkpoint.metadata,
         "weight_map": plan.checkpoint.places,
-        "index_metadata": indices[0].get("metadata") if indices else None,
+        "index_metadata": plan.checkpoint.index_metadata,
     }
     write_json(folder / LAYOUT, layout)
 
@@ -147,11 +142,9 @@ def keep_origin(base: Path, folder: Path) -> None:
             weights can be written in the upstream layout too.
         folder: a complete model folder.
     """
-    origin = read_json(base / INDEX)
-    kept = kept_folder(base)
-    if kept.is_dir():
-        shutil.copytree(kept, folder / KEPT, dirs_exist_ok=True)
-    index = read_json(folder / INDEX)
+    origin, index = read_json(base / INDEX), read_json(folder / INDEX)
+    if kept_folder(base).is_dir():
+        shutil.copytree(kept_folder(base), folder / KEPT, dirs_exist_ok=True)
     index["base"] = origin.get("base") or origin.get("source")
     if "converted" in origin:
         index["converted"] = {name: value for name, value in origin["converted"].items() if name != "sha256"}

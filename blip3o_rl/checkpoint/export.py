@@ -4,9 +4,9 @@
     diffusers    transformer/ vae/ scheduler/ as a SanaPipeline without text encoder, with policy/ and connector/
     policy       a plain transformers folder: Qwen3 with a larger vocabulary
 
-Weights are copied as bytes, so nothing is rounded. A folder that was converted from an upstream checkpoint remembers
-its shards, small files and unused weights in `upstream/`; its export has the same keys in the same shards, and files
-that were not trained keep their hashes. Other folders get a config in upstream's terms and shards of at most 5 GB.
+Weights are copied as bytes. A folder that was converted from an upstream checkpoint remembers its shards, small files
+and unused weights in `upstream/`; its export has the same keys in the same shards, and files that were not trained keep
+their hashes. Other folders get a config in upstream's terms and shards of at most 5 GB.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from blip3o_rl.checkpoint import weights
 from blip3o_rl.checkpoint.convert import LAYOUT
 from blip3o_rl.checkpoint.model_card import CARD, Training, card
-from blip3o_rl.checkpoint.staging import folder_size, gigabytes, require_unused, staged
+from blip3o_rl.checkpoint.staging import folder_size, gigabytes, staged
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, upstream_config
 from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, LM_HEAD, TOWER, kept_folder, upstream_tensors
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.devices import dtype_name
 
 SHARD_BYTES = 5_000_000_000
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -59,7 +60,6 @@ def export(
     writers = {"upstream": _write_upstream, "diffusers": _write_diffusers, "policy": _write_policy}
     if format not in writers:
         raise UserError(f"format {format}: there is no such format; choose one of {', '.join(writers)}")
-    require_unused(Path(target))
     source = model_folder.ModelFolder(folder, *model_folder.GENERATING).path
     embedding = weights.open_folder(source / "policy").tensors.get(EMBEDDING)
     copied = 0 if embedding is None else embedding.nbytes  # lm_head may be a copy of it
@@ -77,8 +77,7 @@ def _write_upstream(source: Path, target: Path, tell: Tell) -> None:
     if layout["lm_head"] == "copy":
         tensors[LM_HEAD] = weights.open_folder(source / "policy").tensors[EMBEDDING]  # mapped again: none may share
     places: dict[str, str] = layout["weight_map"]
-    missing = [key for key in places if key not in tensors]
-    if missing:
+    if missing := places.keys() - tensors.keys():
         raise UserError(f"{source}: {weights.compact(missing)} missing, which {kept / LAYOUT} lists; convert again")
     if not converted and any(key.startswith(TOWER) for key in tensors):
         tell("TA-Tok is written without the weights that BLIP3o-NEXT never uses; upstream initializes them itself")
@@ -87,11 +86,10 @@ def _write_upstream(source: Path, target: Path, tell: Tell) -> None:
         weights.write(target / name, shard, layout["files"].get(name))
         tell(f"wrote {name}, {len(shard)} tensors, {gigabytes(weights.size_of(shard))}")
     if layout["index_metadata"] is not None:
-        total = sum(tensors[key].nbytes for key in places)
-        metadata = layout["index_metadata"] | {"total_size": total}
+        metadata = layout["index_metadata"] | {"total_size": sum(tensors[key].nbytes for key in places)}
         index = {"metadata": metadata, "weight_map": dict(sorted(places.items()))}
         write_json(target / "model.safetensors.index.json", index)
-    write_json(target / "config.json", upstream_config(source, weights.dtype_name(tensors[EMBEDDING])))
+    write_json(target / "config.json", upstream_config(source, dtype_name(tensors[EMBEDDING].dtype)))
     _copy_small_files(kept if converted else source / "policy", target)
     for name, part in _PARTS.items():
         if (source / part / "config.json").is_file():
@@ -102,12 +100,12 @@ def _fresh_layout(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Shards of at most `SHARD_BYTES`, in the order of the tensors; one file if they fit."""
     split = split_state_dict_into_shards_factory(
         tensors,
-        get_storage_size=lambda tensor: tensor.nbytes,
+        get_storage_size=lambda tensor: tensor.nbytes,  # of the tensor: all of a mapped file share its storage
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )
-    index: dict[str, Any] | None = {} if split.is_sharded else None
-    return {"lm_head": "absent", "files": {}, "weight_map": split.tensor_to_filename, "index_metadata": index}
+    metadata: dict[str, Any] | None = {} if split.is_sharded else None
+    return {"lm_head": "absent", "files": {}, "weight_map": split.tensor_to_filename, "index_metadata": metadata}
 
 
 def _write_policy(source: Path, target: Path, tell: Tell) -> None:
@@ -122,9 +120,7 @@ def _write_policy(source: Path, target: Path, tell: Tell) -> None:
 
 
 def _write_diffusers(source: Path, target: Path, tell: Tell) -> None:
-    for part in ("connector", "transformer", "vae", "reference_connector"):
-        if (source / "renderer" / part).is_dir():
-            shutil.copytree(source / "renderer" / part, target / part)
+    shutil.copytree(source / "renderer", target, dirs_exist_ok=True)
     (target / "policy").mkdir()
     _write_policy(source, target / "policy", tell)
     FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(target / "scheduler")
@@ -142,7 +138,7 @@ def _write_diffusers(source: Path, target: Path, tell: Tell) -> None:
 
 def _copy_small_files(source: Path, target: Path) -> None:
     """Tokenizer, generation config, licence: all files but weights, configs and cards."""
-    for file in sorted(source.iterdir()):
+    for file in source.iterdir():
         left_out = file.name in (LAYOUT, "config.json", CARD) or any(file.match(pattern) for pattern in _WEIGHTS)
         if file.is_file() and not left_out:
             shutil.copyfile(file, target / file.name)

@@ -1,8 +1,8 @@
 """The README.md that goes with exported weights: licence, origin, training, use and known failures.
 
-The text is in model_card.md, a template. A card states what is recorded and nothing else. The licence is the one in
-the front matter of the source's own README and is inherited; where none was recorded the card says so and sends the
-reader to the base model, and so it does for the parts that were frozen and have licences of their own.
+The text is in model_card.md, a template. A card states what is recorded and nothing else. The licence is inherited from
+the front matter of the source's own README; where none was recorded, and for the frozen parts with licences of their
+own, the card sends the reader to the base model.
 """
 
 from __future__ import annotations
@@ -45,35 +45,28 @@ class Training:
 def training_of(checkpoint: Path) -> Training | None:
     """What the run of a checkpoint, or of the model folder that it wrote, did; None if its run folder is not there."""
     near = (checkpoint, *checkpoint.resolve().parents[:2])
-    found = [path for path in near if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()]
-    if not found:
+    run = next((path for path in near if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()), None)
+    if run is None:
         return None
-    folder = RunFolder.open(found[0])
+    folder = RunFolder.open(run)
     config: Any = OmegaConf.load(folder.config)
     summary = summarize(folder)
     step = step_of(checkpoint) or summary.steps
     if "reward" not in config:
         trained = f"the policy and the renderer ({config.train.trainable}) were trained"
         return Training(summary.run, step, method="supervised fine-tuning", trained=trained)
-    metrics = {}
-    if step == summary.steps:  # an earlier checkpoint was not measured
-        if summary.before is not None and summary.after is not None:
-            metrics["Score"] = f"{summary.before:.3f} before, {summary.after:.3f} after ({summary.measured_by})"
-        if summary.kl is not None:
-            metrics["KL to the base policy"] = f"{summary.kl:.4f} per token, last step"
+    metrics, last = {}, step == summary.steps  # an earlier checkpoint was not measured
+    if last and summary.before is not None and summary.after is not None:
+        metrics["Score"] = f"{summary.before:.3f} before, {summary.after:.3f} after ({summary.measured_by})"
+    if last and summary.kl is not None:
+        metrics["KL to the base policy"] = f"{summary.kl:.4f} per token, last step"
     rewards = {str(name): entry or {} for name, entry in (config.reward.get("rewards") or {}).items()}
     weights = {name: float(e.get("weight", 1.0)) for name, e in rewards.items() if not e.get("held_out")}
     return Training(summary.run, step, weights, metrics)
 
 
 def card(folder: Path, format: str, training: Training | None = None) -> str:
-    """The text of README.md.
-
-    Args:
-        folder: the model folder that is exported.
-        format: "folder", "upstream", "diffusers" or "policy".
-        training: of the run that the weights come from.
-    """
+    """The text of README.md for a model folder that is exported as "folder", "upstream", "diffusers" or "policy"."""
     index = read_json(folder / model_folder.INDEX)
     converted = index.get("converted") or {}
     readme = kept_folder(folder) / CARD

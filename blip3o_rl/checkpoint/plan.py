@@ -1,8 +1,7 @@
 """What a conversion is going to write: an upstream checkpoint, checked against its configs without loading a weight.
 
-Headers, configs and the tokenizer are read and compared with the modules that this package builds; every key gets its
-place in the model folder. A checkpoint that does not fit is refused here, with every key that is missing, unexpected
-or of the wrong shape, before anything is written.
+Headers, configs and the tokenizer are compared with the modules that this package builds. A checkpoint that does not
+fit is refused here, with every key that is missing, unexpected or of the wrong shape.
 
 Decided here:
 - The output matrix (`lm_head.weight`) is compared bit for bit with the embedding. A copy is dropped and the policy is
@@ -15,7 +14,7 @@ Decided here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ from blip3o_rl.checkpoint.staging import gigabytes
 from blip3o_rl.checkpoint.ta_tok import TaTokFile, read_ta_tok_config
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, read_config
 from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, KEPT, LM_HEAD, TOWER, Shape
-from blip3o_rl.checkpoint.weights import Checkpoint, compact, dtype_name, size_of
+from blip3o_rl.checkpoint.weights import Checkpoint, compact, size_of
 from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.devices import dtype_name
 from blip3o_rl.model.image_tokenizer import check_config
 from blip3o_rl.model.policy import Blip3oNextConfig
 from blip3o_rl.model.token_layout import CHATML, TokenLayout
@@ -62,23 +62,20 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan as text, one line per part, then the warnings."""
-        stored = self.checkpoint.tensors
+        stored, layout = self.checkpoint.tensors, self.layout
         lines = [f"source: {self.source}, {len(stored)} tensors, {gigabytes(size_of(stored))}"]
         for part, tensors in sorted(self.tensors.items()):
-            dtypes = "/".join(sorted({dtype_name(tensor) for tensor in tensors.values()}))
+            dtypes = "/".join(sorted({dtype_name(tensor.dtype) for tensor in tensors.values()}))
             lines.append(f"{part}: {len(tensors)} tensors, {gigabytes(size_of(tensors))}, {dtypes}")
         lines.append(
-            f"tokens: {self.layout.num_image_tokens} image tokens from id {self.layout.image_start_token_id}, grid "
-            f"{self.layout.grid} x {self.layout.grid}, vocabulary {self.policy.vocab_size} x {self.policy.hidden_size}"
+            f"tokens: {layout.num_image_tokens} image tokens from id {layout.image_start_token_id}, grid "
+            f"{layout.grid} x {layout.grid}, vocabulary {self.policy.vocab_size} x {self.policy.hidden_size}"
         )
-        lines.append(f"lm_head.weight: {self.lm_head}")
-        return lines + [f"warning: {text}" for text in self.warnings]
+        return [*lines, f"lm_head.weight: {self.lm_head}", *(f"warning: {text}" for text in self.warnings)]
 
 
 def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | None = None) -> Plan:
-    """Checks an upstream checkpoint and plans its conversion; reads headers, configs and tokenizer, no weights.
-
-    The one exception is `lm_head.weight`, which is compared with the embedding.
+    """Checks an upstream checkpoint and plans its conversion; reads no weight but `lm_head.weight` and the embedding.
 
     Args:
         source: the checkpoint.
@@ -88,24 +85,25 @@ def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | N
     Raises:
         UserError: naming every key that is missing, unexpected or of the wrong shape.
     """
-    if (source.folder / model_folder.INDEX).is_file() and (source.folder / "policy").is_dir():
-        raise UserError(f"{source.folder}: is a model folder already; give an upstream checkpoint")
-    fields = read_config(source.folder / "config.json")
-    checkpoint = weights.open_folder(source.folder)
+    folder = source.folder
+    if (folder / model_folder.INDEX).is_file() and (folder / "policy").is_dir():
+        raise UserError(f"{folder}: is a model folder already; give an upstream checkpoint")
+    fields = read_config(folder / "config.json")
+    checkpoint = weights.open_folder(folder)
     stored = checkpoint.tensors
     _require_blip3o(fields, stored)
-    found = {name: source.folder / file for name, file in CONFIG_FILES.items() if (source.folder / file).is_file()}
-    files = {**found, **configs}
+    files = {name: folder / file for name, file in CONFIG_FILES.items() if (folder / file).is_file()} | dict(configs)
     has_tower = any(key.startswith(TOWER) for key in stored)
     image_tokenizer = _image_tokenizer_config(files, ta_tok) if has_tower or ta_tok else None
     tokenizer = _load_tokenizer(source)
-    layout = upstream_config.token_layout(fields, tokenizer, _grid(image_tokenizer))
+    sizes = {"image_size": 384, "patch_size": 14} | (image_tokenizer or {})
+    layout = upstream_config.token_layout(fields, tokenizer, int(sizes["image_size"]) // int(sizes["patch_size"]))
     lm_head, differing = upstream_keys.lm_head_kind(stored)
     policy = upstream_config.policy_config(
         fields,
         layout,
         tied=lm_head != "separate",
-        dtype=dtype_name(stored[EMBEDDING]) if EMBEDDING in stored else None,
+        dtype=dtype_name(stored[EMBEDDING].dtype) if EMBEDDING in stored else None,
         eos_token_id=fields.get("eos_token_id", tokenizer.eos_token_id),
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -120,7 +118,7 @@ def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | N
     own = {key: shape for key, shape in manifest.items() if has_tower or not key.startswith(TOWER)}
     if differences := upstream_keys.differences(own, stored):
         raise UserError(
-            f"{source.folder}: its weights are not those of its configs: {differences}; "
+            f"{folder}: its weights are not those of its configs: {differences}; "
             "give a whole checkpoint, and the configs of its SANA and autoencoder if they are not the published ones"
         )
     tensors: dict[str, dict[str, torch.Tensor]] = {}
@@ -130,14 +128,15 @@ def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | N
             tensors.setdefault(part, {})[name] = tensor
     if ta_tok and not has_tower:
         tensors["image_tokenizer"] = _ta_tok_weights(ta_tok, manifest)
-    if image_tokenizer is not None and modules["image_tokenizer"].config.num_image_tokens != layout.num_image_tokens:
+    codes = modules["image_tokenizer"].config.num_image_tokens if image_tokenizer else layout.num_image_tokens
+    if codes != layout.num_image_tokens:
         raise UserError(
-            f"TA-Tok has {modules['image_tokenizer'].config.num_image_tokens} codes, the policy "
-            f"{layout.num_image_tokens} image tokens; the two are not from the same model"
+            f"TA-Tok has {codes} codes, the policy {layout.num_image_tokens} image tokens; "
+            "the two are not from the same model"
         )
     flags = ta_tok.flags if ta_tok else None
     plan = Plan(source, checkpoint, layout, policy, modules, tensors, tokenizer, lm_head, flags)
-    plan.warnings = _warnings(plan, fields, differing, has_tower)
+    plan.warnings = list(_warnings(plan, fields, differing, has_tower))
     return plan
 
 
@@ -160,17 +159,10 @@ def _image_tokenizer_config(files: Mapping[str, Path], ta_tok: TaTokFile | None)
     return config
 
 
-def _grid(image_tokenizer: Mapping[str, Any] | None) -> int:
-    """Side of the token grid: 27 in every published model."""
-    config = image_tokenizer or {}
-    return int(config.get("image_size", 384)) // int(config.get("patch_size", 14))
-
-
 def _ta_tok_weights(ta_tok: TaTokFile, manifest: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
     expected = {key.removeprefix(TOWER): shape for key, shape in manifest.items() if key.startswith(TOWER)}
     found = {name: tuple(tensor.shape) for name, tensor in ta_tok.weights.items()}
-    wrong = [name for name, shape in expected.items() if found.get(name) != shape]
-    if wrong:
+    if wrong := [name for name, shape in expected.items() if found.get(name) != shape]:
         raise UserError(f"ta_tok.pth: missing or of the wrong shape: {compact(wrong)}; give its config too")
     return {name: ta_tok.weights[name] for name in expected}
 
@@ -180,35 +172,28 @@ def _load_tokenizer(source: Source) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, config=Blip3oNextConfig(), padding_side="left")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{source.folder}: its tokenizer cannot be loaded ({error}); give its tokenizer files too"
-        ) from error
+        raise UserError(f"{source.folder}: its tokenizer cannot be loaded ({error}); give its files too") from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
     return tokenizer
 
 
-def _warnings(plan: Plan, fields: Mapping[str, Any], differing: int, has_tower: bool) -> list[str]:
-    lines = []
+def _warnings(plan: Plan, fields: Mapping[str, Any], differing: int, has_tower: bool) -> Iterator[str]:
+    tied = fields.get("tie_word_embeddings")
     if plan.lm_head == "separate":
-        lines.append(
+        yield (
             f"lm_head.weight differs from the embedding in {differing} of {plan.policy.vocab_size} rows; it is kept as "
-            f"the output matrix (config.json: tie_word_embeddings {fields.get('tie_word_embeddings')})"
+            f"the output matrix (config.json: tie_word_embeddings {tied})"
         )
-    if plan.lm_head == "absent" and fields.get("tie_word_embeddings") is False:
-        lines.append("lm_head.weight is absent although tie_word_embeddings is false; the embedding is used")
+    if plan.lm_head == "absent" and tied is False:
+        yield "lm_head.weight is absent although tie_word_embeddings is false; the embedding is used"
+    cannot = "so the folder cannot tokenize images (editing, fine-tuning); give ta_tok.pth"
     if "image_tokenizer" not in plan.tensors:
-        lines.append(
-            "no vision tower: the folder cannot tokenize images (editing, fine-tuning); give ta_tok.pth to add it"
-        )
+        yield f"no vision tower, {cannot} to add it"
     elif plan.modules["image_tokenizer"].config.l2_normalized is None:
-        lines.append(
-            "TA-Tok: l2_normalized is not in the checkpoint, so the folder will not tokenize images (editing, "
-            "fine-tuning); give ta_tok.pth, which says it"
-        )
+        yield f"TA-Tok: l2_normalized is not in the checkpoint, {cannot}, which says it"
     elif plan.ta_tok is not None and has_tower:
-        lines.append("TA-Tok: flags from ta_tok.pth, weights from the checkpoint")
+        yield "TA-Tok: flags from ta_tok.pth, weights from the checkpoint"
     behind = [token for token, number in plan.tokenizer.get_vocab().items() if number >= plan.policy.vocab_size]
     if behind:
-        lines.append(f"tokenizer: {', '.join(behind)} behind the end of the embedding, left out")
-    return lines
+        yield f"tokenizer: {', '.join(behind)} behind the end of the embedding, left out"

@@ -10,10 +10,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import errors, snapshot_download
+
 from blip3o_rl.errors import UserError
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -41,42 +42,27 @@ def resolve(name: str | Path, revision: str | None = None, offline: bool = False
     Raises:
         UserError: no such folder and no hub id, or the hub does not have it or cannot be reached.
     """
-    folder = Path(name).expanduser()
+    folder, name = Path(name).expanduser(), str(name)
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"--revision {revision}: {folder} is a folder; revisions are for hub ids")
         return Source(folder.resolve(), folder.resolve().name)
-    if folder.exists() or not _HUB_ID.fullmatch(str(name)):
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"{name}: no such folder, and no hub id (owner/name); give an upstream checkpoint")
-    return _download(str(name), revision, offline, cache)
-
-
-def _download(name: str, revision: str | None, offline: bool, cache: Path | None) -> Source:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     at = f"{name}@{revision}" if revision else name
     try:
         snapshot = snapshot_download(
             name, revision=revision, cache_dir=cache, local_files_only=offline, allow_patterns=list(PATTERNS)
         )
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise UserError(f"{at}: the hub has no such revision; give a branch, tag or commit of {name}") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise UserError(f"{name}: no such folder, and the hub has no such model (or it asks for a login)") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
             f"{at}: no such folder, not in the hub's cache, and the hub was not asked or not reached; "
             "download it where there is a network, or give a folder"
         ) from error
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
+    except (errors.HFValidationError, OSError) as error:
         raise UserError(f"{at}: the hub did not give it ({str(error).splitlines()[0]}); try again later") from error
-    folder = Path(snapshot)
-    return Source(folder, name, folder.name)
+    return Source(Path(snapshot), name, Path(snapshot).name)

@@ -1,9 +1,9 @@
 """A folder appears whole or not at all.
 
-Weights of gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is
-written next to its place under a name of its own (`<name>.partial`) and renamed when it is complete. After an error
-nothing is left; after a SIGKILL the `.partial` folder is, and the next attempt replaces it. The mark inside it tells it
-from a user's folder of that name, which is never touched.
+Gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is written next
+to its place as `<name>.partial` and renamed when it is complete. After an error nothing is left; after a SIGKILL the
+`.partial` folder is, and the next attempt replaces it. The mark inside it tells it from a user's folder of that name,
+which is never touched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 from blip3o_rl.errors import UserError
 
-SUFFIX = ".partial"
 _MARK = ".incomplete"
 RESERVE = 64 * 2**20
 """Bytes that stay free on the disk, for configs and tokenizers and for other processes that write there."""
@@ -46,7 +45,7 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
             f"{target}: needs {gigabytes(needed)}, {gigabytes(free)} are free on its disk; "
             "free some space, or give a folder on another disk"
         )
-    partial = target.with_name(target.name + SUFFIX)
+    partial = target.with_name(f"{target.name}.partial")
     if partial.exists() and not (partial / _MARK).is_file():
         raise UserError(f"{partial}: is in the way and not left by an earlier attempt; move it, or give another folder")
     try:
@@ -55,9 +54,7 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
         (partial / _MARK).touch()
         yield partial
         (partial / _MARK).unlink()
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
+        partial.rename(target)  # an empty folder is replaced
     except OSError as error:
         raise UserError(
             f"{target}: not written ({error}); nothing is left of it; is the disk full or not writable?"

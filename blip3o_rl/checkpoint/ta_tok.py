@@ -23,11 +23,9 @@ from blip3o_rl.checkpoint.upstream_config import read_config
 from blip3o_rl.errors import UserError
 
 _OWN = {
-    "input_size": "image_size",
-    "bottleneck_dim": "bottleneck_dim",
-    "codebook_size": "num_image_tokens",
+    "input_size": "image_size", "bottleneck_dim": "bottleneck_dim", "codebook_size": "num_image_tokens",
     "l2_normalized": "l2_normalized",
-}
+}  # fmt: skip
 """Upstream's arguments, wherever they are nested -> keys of `TATok`'s config."""
 _FLAGS = (*_OWN, "stochastic", "stochastic_temperature", "select_layer_id", "pool_scale")
 
@@ -53,22 +51,18 @@ def read(file: Path) -> TaTokFile:
     if not file.is_file():
         raise UserError(f"{file}: no such file; give ta_tok.pth of csuhan/TA-Tok")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        model = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["model"]
+        weights = {name: value.contiguous() for name, value in model["sd"].items() if not name.startswith("teacher")}
+        flags = _flags(model["args"], str(file))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{file}: refused, it holds more than tensors and plain values and could run code; use the published file"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{file}: truncated or no file of torch.save; download it again") from error
-    try:
-        arguments, weights = content["model"]["args"], content["model"]["sd"]
-        kept = {name: value.contiguous() for name, value in weights.items() if not name.startswith("teacher")}
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: not laid out as ta_tok.pth (model, args, sd): {error}; give the published file"
-        ) from error
-    flags = _flags(arguments, str(file))
-    return TaTokFile(flags, _config(flags), kept)
+        raise UserError(f"{file}: not laid out as ta_tok.pth (no {error}); give the published one") from error
+    return TaTokFile(flags, _config(flags), weights)
 
 
 def read_ta_tok_config(path: str | Path) -> dict[str, Any]:
@@ -106,8 +100,7 @@ def _config(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     """(name, value) of nested mappings, outer ones first."""
-    if not isinstance(tree, Mapping):
-        return
-    yield from ((str(name), value) for name, value in tree.items() if not isinstance(value, Mapping))
-    for value in tree.values():
-        yield from _leaves(value)
+    if isinstance(tree, Mapping):
+        yield from ((str(name), value) for name, value in tree.items() if not isinstance(value, Mapping))
+        for value in tree.values():
+            yield from _leaves(value)

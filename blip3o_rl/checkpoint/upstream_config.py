@@ -1,9 +1,8 @@
 """The upstream checkpoint's config.json and ours, in both directions, and the sizes that no checkpoint records.
 
 An upstream checkpoint holds the weights of SANA and DC-AE but not their configs: upstream code fetches those from the
-SANA-1.5 repository. They are kept here so that a conversion needs no second download. Sources: the transformer and
-vae configs of SANA1.5_1.6B_1024px in diffusers' layout; with them the modules have the 1,604,641,952 parameters and
-the 375 tensors of the published weights.
+SANA-1.5 repository. They are kept here, so that a conversion needs no second download. With them the modules have the
+1,604,641,952 parameters and the 375 tensors of the published weights.
 """
 
 from __future__ import annotations
@@ -21,27 +20,14 @@ from blip3o_rl.model.token_layout import IMAGE_TAGS, TokenLayout, check_tokenize
 
 CONFIG_FILES = {"sana": "sana_config.json", "vae": "vae_config.json", "image_tokenizer": "ta_tok_config.json"}
 """Looked for next to an upstream checkpoint; an export writes them there."""
-SANA: dict[str, Any] = {
-    "in_channels": 32, "out_channels": 32, "num_attention_heads": 70, "attention_head_dim": 32, "num_layers": 20,
-    "num_cross_attention_heads": 20, "cross_attention_head_dim": 112, "cross_attention_dim": 2240,
-    "caption_channels": 2304, "mlp_ratio": 2.5, "dropout": 0.0, "attention_bias": False, "sample_size": 32,
-    "patch_size": 1, "norm_elementwise_affine": False, "norm_eps": 1e-6, "interpolation_scale": None,
-    "guidance_embeds": False, "qk_norm": "rms_norm_across_heads", "timestep_scale": 1.0,
-}  # fmt: skip
-"""SanaTransformer2DModel of SANA-1.5 1.6B at 1024 px. No positional embedding (`interpolation_scale` None)."""
+SANA: dict[str, Any] = {"qk_norm": "rms_norm_across_heads"}
+"""SanaTransformer2DModel of SANA-1.5 1.6B at 1024 px, whose other sizes are diffusers' defaults."""
 _BLOCKS = ["ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock", "EfficientViTBlock"]
-_WIDTHS = [128, 256, 512, 512, 1024, 1024]
-_MULTISCALES: list[list[int]] = [[], [], [], [5], [5], [5]]
 DC_AE: dict[str, Any] = {
-    "in_channels": 3, "latent_channels": 32, "attention_head_dim": 32,
-    "encoder_block_types": _BLOCKS, "decoder_block_types": _BLOCKS,
-    "encoder_block_out_channels": _WIDTHS, "decoder_block_out_channels": _WIDTHS,
-    "encoder_layers_per_block": [2, 2, 2, 3, 3, 3], "decoder_layers_per_block": [3, 3, 3, 3, 3, 3],
-    "encoder_qkv_multiscales": _MULTISCALES, "decoder_qkv_multiscales": _MULTISCALES,
-    "upsample_block_type": "interpolate", "downsample_block_type": "conv",
-    "decoder_norm_types": "rms_norm", "decoder_act_fns": "silu", "scaling_factor": 0.41407,
+    "encoder_block_types": _BLOCKS, "decoder_block_types": _BLOCKS, "upsample_block_type": "interpolate",
+    "downsample_block_type": "conv", "scaling_factor": 0.41407,
 }  # fmt: skip
-"""AutoencoderDC f32c32 as SANA uses it: 1024 px images to 32 x 32 latents of 32 channels."""
+"""AutoencoderDC f32c32 as SANA uses it: 1024 px images to 32 x 32 latents of 32 channels; the rest are defaults."""
 _QWEN3_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
@@ -51,11 +37,7 @@ _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layer
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A JSON config from a file, or from the config.json of a folder; private keys (`_class_name`, ...) left out.
-
-    Raises:
-        UserError: missing, or no JSON object.
-    """
+    """A JSON config from a file, or from the config.json of a folder; private keys (`_class_name`, ...) left out."""
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a config.json")
@@ -66,29 +48,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def policy_config(fields: Mapping[str, Any], layout: TokenLayout, *, tied: bool, **others: Any) -> Blip3oNextConfig:
-    """The policy's config from that of an upstream checkpoint.
+    """The policy's config from that of an upstream checkpoint, in the layout of any transformers version.
 
     Only Qwen3's own fields are taken over. `rope_scaling` is not: upstream sets it to None in its constructor.
-
-    Args:
-        fields: the upstream config.json, in the layout of any transformers version.
-        layout: the token layout.
-        tied: whether the output matrix is the embedding.
-        others: further fields.
-
-    Raises:
-        UserError: a size is missing, or the vocabulary is smaller than the layout needs.
     """
-    missing = [name for name in _REQUIRED if not isinstance(fields.get(name), int)]
-    if missing:
+    if missing := [name for name in _REQUIRED if not isinstance(fields.get(name), int)]:
         raise UserError(f"config.json: {', '.join(missing)} missing or no integer; give a whole checkpoint folder")
     if fields["vocab_size"] < layout.image_ids.stop:
         raise UserError(
             f"config.json: vocab_size {fields['vocab_size']} has no room for the image tokens up to id "
             f"{layout.image_ids.stop - 1}; config and tokenizer are not from the same model"
         )
-    rope = fields.get("rope_parameters") or {}
-    theta = fields.get("rope_theta") or rope.get("rope_theta") or 1e6
+    theta = fields.get("rope_theta") or (fields.get("rope_parameters") or {}).get("rope_theta") or 1e6
     return Blip3oNextConfig(
         **{name: fields[name] for name in _QWEN3_FIELDS if fields.get(name) is not None},
         rope_parameters={"rope_type": "default", "rope_theta": float(theta)},
@@ -99,34 +70,21 @@ def policy_config(fields: Mapping[str, Any], layout: TokenLayout, *, tied: bool,
 
 
 def token_layout(fields: Mapping[str, Any], tokenizer: Any, grid: int) -> TokenLayout:
-    """The token layout, from config.json where it says it, else from the tokenizer; where both do they must agree.
-
-    Raises:
-        UserError: neither knows one of the numbers, or they disagree.
-    """
-    vocabulary = tokenizer.get_vocab()
-    scales, codes = (sum(re.fullmatch(rf"<{kind}\d+>", token) is not None for token in vocabulary) for kind in "SI")
+    """The token layout, from the tokenizer; what config.json says of it must agree."""
+    ids = tokenizer.get_vocab()
+    scales, codes = (sum(re.fullmatch(rf"<{kind}\d+>", token) is not None for token in ids) for kind in "SI")
     known = {
-        "image_start_tag_id": vocabulary.get(IMAGE_TAGS[0]),
-        "image_end_tag_id": vocabulary.get(IMAGE_TAGS[1]),
-        "scale_start_token_id": vocabulary.get("<S0>"),
-        "num_scale_tokens": scales or None,
-        "image_start_token_id": vocabulary.get("<I0>"),
-        "num_image_tokens": codes or None,
-    }
-    absent = [name for name, value in known.items() if value is None and fields.get(name) is None]
-    if absent:
-        raise UserError(
-            f"neither config.json nor the tokenizer knows {', '.join(absent)}; is this the tokenizer of a text-only "
-            "model? use the files that came with the checkpoint"
-        )
+        "image_start_tag_id": ids.get(IMAGE_TAGS[0]), "image_end_tag_id": ids.get(IMAGE_TAGS[1]),
+        "scale_start_token_id": ids.get("<S0>"), "num_scale_tokens": scales or None,
+        "image_start_token_id": ids.get("<I0>"), "num_image_tokens": codes or None,
+    }  # fmt: skip
+    hint = "use the tokenizer that was saved with this checkpoint"
     for name, value in known.items():
-        if fields.get(name) is not None and fields[name] != value:
-            raise UserError(
-                f"config.json says {name} {fields[name]}, the tokenizer {value}; "
-                "use the tokenizer that was saved with this checkpoint"
-            )
-    layout = TokenLayout(**{name: int(value) for name, value in known.items() if value is not None}, grid=grid)
+        if fields.get(name) not in (None, value):
+            raise UserError(f"config.json says {name} {fields[name]}, the tokenizer {value}; {hint}")
+    if absent := [name for name, value in known.items() if value is None]:
+        raise UserError(f"tokenizer: knows no {', '.join(absent)}, like that of a text-only model; {hint}")
+    layout = TokenLayout(**known, grid=grid)
     check_tokenizer(tokenizer, layout)
     return layout
 
@@ -142,58 +100,45 @@ def reference_flags(fields: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[
     as_noise = fields.get("use_und_image_vae_as_noise")
     if as_noise is None:
         as_noise = any(key.startswith(AS_NOISE) for key in keys)
-    only = bool(fields.get("only_use_und_image_vae_as_noise", False))
-    return {"cross_attention": not only, "noise_injection": bool(as_noise)}
+    return {"cross_attention": not fields.get("only_use_und_image_vae_as_noise"), "noise_injection": bool(as_noise)}
 
 
-def upstream_config(source: Path, dtype: str) -> dict[str, Any]:
+def upstream_config(model: Path, dtype: str) -> dict[str, Any]:
     """config.json in upstream's terms: the one that was converted, or one composed from the policy's.
 
     The fields are those of transformers 4, which upstream code needs (`rope_theta`, `torch_dtype`).
-
-    Args:
-        source: the model folder.
-        dtype: of the weights, e.g. `bfloat16`.
     """
-    policy = Blip3oNextConfig.from_pretrained(source / "policy")
-    kept = kept_folder(source) / "config.json"
-    fields = read_json(kept) if kept.is_file() else _composed(source, policy)
+    policy = Blip3oNextConfig.from_pretrained(model / "policy")
+    kept = kept_folder(model) / "config.json"
+    fields = read_json(kept) if kept.is_file() else _composed(model, policy)
     fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
     if not policy.tie_word_embeddings:
         fields["tie_word_embeddings"] = False
     return fields
 
 
-def _composed(source: Path, policy: Blip3oNextConfig) -> dict[str, Any]:
+def _composed(model: Path, policy: Blip3oNextConfig) -> dict[str, Any]:
     layout = TokenLayout.from_config(policy)
-    ids = layout.config_fields()
-    del ids["image_grid"]
     fields = {
-        "architectures": ["blip3oQwenForInferenceLM"],
-        "model_type": "qwen3",
+        "architectures": ["blip3oQwenForInferenceLM"], "model_type": "qwen3",
         **{name: getattr(policy, name, None) for name in _QWEN3_FIELDS},
-        "rope_theta": policy.rope_parameters["rope_theta"],
-        "rope_scaling": None,
+        "rope_theta": policy.rope_parameters["rope_theta"], "rope_scaling": None,
         "tie_word_embeddings": policy.tie_word_embeddings,
-        "bos_token_id": policy.bos_token_id,
-        "eos_token_id": policy.eos_token_id,
-        "use_cache": True,
-        "torch_dtype": None,
-        "mm_vision_tower": "google/siglip2-so400m-patch14-384",
+        "bos_token_id": policy.bos_token_id, "eos_token_id": policy.eos_token_id, "use_cache": True,
+        "torch_dtype": None, "mm_vision_tower": "google/siglip2-so400m-patch14-384",
         "diffusion_name_or_path": "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers",
-        "mm_patch_merge_type": "flat",
-        "image_aspect_ratio": "square",
-        "tokenizer_padding_side": "right",
-        "tokenizer_model_max_length": 2048,
-        **ids,
+        "mm_patch_merge_type": "flat", "image_aspect_ratio": "square",
+        "tokenizer_padding_side": "right", "tokenizer_model_max_length": 2048,
+        **{name: value for name, value in layout.config_fields().items() if name != "image_grid"},
         "scale_end_token_id": layout.scale_start_token_id + layout.num_scale_tokens - 1,
-        "image_end_token_id": layout.image_ids.stop - 1,
-        "num_new_tokens": layout.num_image_tokens,
+        "image_end_token_id": layout.image_ids.stop - 1, "num_new_tokens": layout.num_image_tokens,
+    }  # fmt: skip
+    connector = model / "renderer" / "reference_connector" / "config.json"
+    if not connector.is_file():
+        return fields
+    flags = read_json(connector)
+    return fields | {
+        "use_und_image_vae": True,
+        "use_und_image_vae_as_noise": bool(flags["noise_injection"]),
+        "only_use_und_image_vae_as_noise": not flags["cross_attention"],
     }
-    connector = source / "renderer" / "reference_connector" / "config.json"
-    if connector.is_file():
-        flags = read_json(connector)
-        fields["use_und_image_vae"] = True
-        fields["use_und_image_vae_as_noise"] = bool(flags["noise_injection"])
-        fields["only_use_und_image_vae_as_noise"] = not flags["cross_attention"]
-    return fields

@@ -8,16 +8,16 @@ One flat state dict of `blip3oQwenForInferenceLM` and its relatives holds everyt
     model.vision_tower.vision_tower                           TA-Tok; two levels, since a tower wraps the tokenizer
     model.und_image_vae_connector                             editing models: the reference's connector
 
-The keys decide what is what, never `model_type`, which is `qwen3`, `llava_qwen_grpo` and more for the same
-architecture. Expected shapes are those of this package's modules built on the meta device, so nothing is allocated and
-the manifest cannot drift from the code. Some keys belong to weights that BLIP3o-NEXT computes but never uses (TA-Tok's
-feature decoder, the encoder's last layer, ...) or to abandoned variants. They are kept aside so that an export is
-whole again; nothing checks their shapes.
+The keys decide what is what, never `model_type`, which is `qwen3`, `llava_qwen_grpo` and more for one architecture.
+Expected shapes are those of this package's modules on the meta device. Some keys belong to weights that BLIP3o-NEXT
+never uses (TA-Tok's feature decoder, the encoder's last layer, ...) or to abandoned variants. They are kept aside
+unchecked, so that an export is whole again.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 from blip3o_rl.checkpoint import weights
 from blip3o_rl.checkpoint.weights import compact
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.devices import dtype_name
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import Connector, ReferenceConnector
@@ -35,7 +36,6 @@ from blip3o_rl.model.renderer import Connector, ReferenceConnector
 Shape = tuple[int, ...]
 KEPT = "upstream"
 """Part of a model folder with what only the upstream layout knows: config, tokenizer, shards and unused weights."""
-_KEPT_BEFORE = "official"
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TOWER = "model.vision_tower.vision_tower."
 REFERENCE = "model.und_image_vae_connector."
@@ -48,23 +48,16 @@ PREFIXES = {
     TOWER: ("image_tokenizer", ""),
 }
 """Upstream prefix -> part of the model folder and prefix there. The policy's names are the same in both."""
-_UNUSED = (
-    TOWER + "encoder.post_layernorm.",
-    TOWER + "encoder.head.",
-    TOWER + "decoder.",
-    TOWER + "decode_task_layer.",
-    TOWER + "bottleneck.out_linear.",
-    TOWER + "bottleneck.regularizer.stochastic_temperature_inv",
-    TOWER + "scale_layer.",
-    AS_NOISE,
-    "model.tar_siglip_features_connector.",
-)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_UNUSED_IN_TOWER = (
+    "encoder.post_layernorm.", "encoder.head.", "decoder.", "decode_task_layer.", "scale_layer.",
+    "bottleneck.out_linear.", "bottleneck.regularizer.stochastic_temperature_inv",
+)  # fmt: skip
+_UNUSED = (AS_NOISE, "model.tar_siglip_features_connector.", *(TOWER + name for name in _UNUSED_IN_TOWER))
 
 
 def kept_folder(model: Path) -> Path:
     """Where a model folder keeps what only the upstream layout knows; earlier versions called it `official`."""
-    before = model / _KEPT_BEFORE
+    before = model / "official"
     return before if before.is_dir() else model / KEPT
 
 
@@ -84,27 +77,26 @@ def build_modules(
     Raises:
         UserError: one of the configs does not describe such a module.
     """
-    modules = {
-        "policy": _on_meta("policy", Blip3oNextForCausalLM, policy),
-        "renderer/transformer": _on_meta("renderer/transformer", SanaTransformer2DModel.from_config, sana),
-        "renderer/vae": _on_meta("renderer/vae", AutoencoderDC.from_config, vae),
-    }
+    modules: dict[str, Any] = {}
+
+    def build(part: str, make: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
+        try:
+            with torch.device("meta"):
+                modules[part] = make(*arguments, **settings)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
+            raise UserError(f"config of {part}: describes no such module ({error}); check the config") from error
+
+    build("policy", Blip3oNextForCausalLM, policy)
+    build("renderer/transformer", SanaTransformer2DModel.from_config, sana)
+    build("renderer/vae", AutoencoderDC.from_config, vae)
     width = modules["renderer/transformer"].config.caption_channels
-    modules["renderer/connector"] = _on_meta("renderer/connector", Connector, policy.hidden_size, width)
+    build("renderer/connector", Connector, policy.hidden_size, width)
     if reference is not None:
-        part, channels = "renderer/reference_connector", modules["renderer/vae"].config.latent_channels
-        modules[part] = _on_meta(part, ReferenceConnector, channels, width, **reference)
+        channels = modules["renderer/vae"].config.latent_channels
+        build("renderer/reference_connector", ReferenceConnector, channels, width, **reference)
     if image_tokenizer is not None:
-        modules["image_tokenizer"] = _on_meta("image_tokenizer", TATok.from_config, image_tokenizer)
+        build("image_tokenizer", TATok.from_config, image_tokenizer)
     return modules
-
-
-def _on_meta(part: str, build: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    try:
-        with torch.device("meta"):
-            return build(*arguments, **settings)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError) as error:
-        raise UserError(f"config of {part}: describes no such module ({error}); check the config") from error
 
 
 def manifest(modules: Mapping[str, Any]) -> dict[str, Shape]:
@@ -113,9 +105,8 @@ def manifest(modules: Mapping[str, Any]) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for part, module in modules.items():
         upstream, own = prefixes[part]
-        for name, value in module.state_dict().items():
-            shapes[upstream + name.removeprefix(own)] = tuple(value.shape)
-    shapes.pop(LM_HEAD)
+        shapes |= {upstream + name.removeprefix(own): tuple(value.shape) for name, value in module.state_dict().items()}
+    del shapes[LM_HEAD]
     return shapes
 
 
@@ -126,19 +117,18 @@ def place(key: str, used: Mapping[str, Shape]) -> tuple[str, str] | None:
         key: of the upstream state dict.
         used: the manifest.
     """
-    if key in used or key == LM_HEAD:
-        for upstream, (part, own) in PREFIXES.items():
-            if key.startswith(upstream):
-                return part, own + key.removeprefix(upstream)
-        return "policy", key
-    return (KEPT, key) if key.startswith(_UNUSED) or _is_last_encoder_layer(key, used) else None
+    if key not in used and key != LM_HEAD:
+        return (KEPT, key) if key.startswith(_UNUSED) or _is_last_encoder_layer(key, used) else None
+    for upstream, (part, own) in PREFIXES.items():
+        if key.startswith(upstream):
+            return part, own + key.removeprefix(upstream)
+    return "policy", key
 
 
 def _is_last_encoder_layer(key: str, used: Mapping[str, Shape]) -> bool:
     """Whether a key lies in the encoder's last layer, which is never computed: the one behind those of the manifest."""
-    match = re.match(re.escape(TOWER) + r"encoder\.encoder\.layers\.(\d+)\.", key)
-    number = int(match.group(1)) if match else 0
-    return number > 0 and f"{TOWER}encoder.encoder.layers.{number - 1}.layer_norm1.weight" in used
+    match = re.match(re.escape(TOWER) + r"encoder\.encoder\.layers\.([1-9]\d*)\.", key)
+    return match is not None and f"{TOWER}encoder.encoder.layers.{int(match[1]) - 1}.layer_norm1.weight" in used
 
 
 def upstream_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -146,33 +136,27 @@ def upstream_tensors(folder: Path) -> dict[str, torch.Tensor]:
     found = weights.open_folder(folder / "policy").tensors
     for prefix, (part, own) in PREFIXES.items():
         if (folder / part).is_dir():
-            for name, tensor in weights.open_folder(folder / part).tensors.items():
-                found[prefix + name.removeprefix(own)] = tensor
+            stored = weights.open_folder(folder / part).tensors
+            found |= {prefix + name.removeprefix(own): tensor for name, tensor in stored.items()}
     unused = kept_folder(folder) / "unused.safetensors"
     return found | (weights.open_file(unused)[0] if unused.is_file() else {})
 
 
 def differences(used: Mapping[str, Shape], stored: Mapping[str, torch.Tensor]) -> str:
-    """How a checkpoint differs from the manifest; empty if it does not.
-
-    Every key is named, in one line; keys that differ only in a layer's number share an entry.
-    """
+    """How a checkpoint differs from the manifest, with every key in one line; empty if it does not."""
     expected = dict(used) | ({LM_HEAD: used[EMBEDDING]} if LM_HEAD in stored else {})
     missing = [key for key in expected if key not in stored]
     unexpected = [key for key in stored if place(key, used) is None]
-    shapes: dict[str, list[str]] = {}
-    dtypes: dict[str, list[str]] = {}
+    shapes: dict[str, list[str]] = defaultdict(list)
+    dtypes: dict[str, list[str]] = defaultdict(list)
     for key in expected.keys() & stored.keys():
         tensor = stored[key]
         if tuple(tensor.shape) != expected[key]:
-            shapes.setdefault(f"{list(tensor.shape)} instead of {list(expected[key])}", []).append(key)
-        if tensor.dtype not in _DTYPES:
-            dtypes.setdefault(weights.dtype_name(tensor), []).append(key)
-    found = [
-        f"{len(keys)} {what}: {compact(keys)}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected))
-        if keys
-    ]
+            shapes[f"{list(tensor.shape)} instead of {list(expected[key])}"].append(key)
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            dtypes[dtype_name(tensor.dtype)].append(key)
+    found = [f"{len(missing)} missing: {compact(missing)}"] if missing else []
+    found += [f"{len(unexpected)} unexpected: {compact(unexpected)}"] if unexpected else []
     if shapes:
         listed = sorted(f"{compact(keys)} {what}" for what, keys in shapes.items())
         found.append(f"{sum(map(len, shapes.values()))} of the wrong shape: {', '.join(listed)}")

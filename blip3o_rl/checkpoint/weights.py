@@ -1,9 +1,8 @@
 """Weights on disk: safetensors checkpoints opened as mapped tensors, checked strictly, and written again.
 
-The safetensors library maps a file and writes a file from mapped tensors without a copy, so moving gigabytes between
-layouts takes no memory but the page cache, values cannot change on the way, and a shard that is taken apart and put
-together again keeps its hash. Here is what the library leaves open: an index that disagrees with its shards, pickled
-weights and truncated files are each one error, and names are listed without loss.
+The library maps files and writes mapped tensors without a copy. So gigabytes move in no memory but the page cache, and
+a shard that is taken apart and put together again keeps its hash. Here is what the library leaves open: an index that
+disagrees with its shards, pickled weights and truncated files are one error each, and names are listed without loss.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -28,7 +28,7 @@ METADATA = {"format": "pt"}
 """The header that transformers asks for."""
 INDEX = "*.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_NUMBER = re.compile(r"\.(\d+)\.")
+_NUMBERED = re.compile(r"(.*?\.)(\d+)(\..*)")
 _ROWS = 4096
 
 
@@ -41,14 +41,11 @@ class Checkpoint:
     """Key -> name of its file."""
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     """Name of a file -> strings of its header."""
+    index_metadata: Any = None
 
 
 def open_file(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors, mapped to the file, and metadata of one safetensors file.
-
-    Raises:
-        UserError: the file is truncated, or no safetensors file.
-    """
+    """Tensors, mapped to the file, and metadata of one safetensors file."""
     try:
         with safe_open(file, framework="pt") as opened:
             return opened.get_tensors(), _header(file)[1].get("__metadata__", {})
@@ -66,59 +63,51 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
         return length, json.loads(stream.read(length))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: those its index names, or its only one.
-
-    Raises:
-        UserError: there are none (pickled weights are not read), an index names a file that is not there, or there
-            are several and no index.
-    """
-    index = next(iter(sorted(folder.glob(INDEX))), None)
-    if index is not None:
-        named = set(_weight_map(index).values())
-        missing = [name for name in sorted(named) if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"{folder}: {', '.join(missing)} missing, named in {index.name}; download it again")
-        stray = {file.name for file in folder.glob("*-of-*.safetensors")}
-        return [folder / name for name in sorted(named | stray)]
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) > 1:
-        raise UserError(f"{folder}: {len(files)} safetensors files and no {INDEX}; download the index too")
-    if not files:
-        pickled = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
-        hint = f"; {', '.join(pickled)}: pickled weights can run code and are not read" if pickled else ""
-        raise UserError(f"{folder}: no safetensors weights{hint}; give a folder with .safetensors files")
-    return files
-
-
 def open_folder(folder: Path) -> Checkpoint:
-    """A checkpoint, checked against its index.
+    """The checkpoint in a folder: the shards that its index names, or its only safetensors file.
 
     Raises:
-        UserError: see `open_file` and `weight_files`; or index and shards disagree.
+        UserError: no weights, pickled or unreadable ones, several files without an index, or index and shards disagree.
     """
-    found = Checkpoint()
-    for file in weight_files(folder):
-        tensors, found.metadata[file.name] = open_file(file)
-        found.tensors |= tensors
-        found.places |= dict.fromkeys(tensors, file.name)
-    for index in sorted(folder.glob(INDEX))[:1]:
-        listed = _weight_map(index)
-        unlisted = [name for name, place in found.places.items() if listed.get(name) != place]
-        if unlisted:
-            files = ", ".join(sorted({found.places[name] for name in unlisted}))
-            raise UserError(f"{index}: no entry for {compact(unlisted)}, which {files} holds; download the index again")
-        absent = [name for name in listed if name not in found.tensors]
-        if absent:
-            raise UserError(f"{index}: names {compact(absent)}, which its shards do not hold; download it again")
+    index = min(folder.glob(INDEX), default=None)
+    if index is None:
+        return _read([_only_file(folder)])
+    try:
+        content = json.loads(index.read_text())
+        listed: dict[str, str] = dict(content["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: not readable as an index of shards ({error}); download it again") from error
+    if missing := sorted(name for name in set(listed.values()) if not (folder / name).is_file()):
+        raise UserError(f"{folder}: {', '.join(missing)} missing, named in {index.name}; download it again")
+    strays = {file.name for file in folder.glob("*-of-*.safetensors")}
+    found = _read([folder / name for name in sorted(strays.union(listed.values()))])
+    if unlisted := [name for name, place in found.places.items() if listed.get(name) != place]:
+        files = ", ".join(sorted({found.places[name] for name in unlisted}))
+        raise UserError(f"{index}: no entry for {compact(unlisted)}, which {files} holds; download the index again")
+    if absent := listed.keys() - found.tensors.keys():
+        raise UserError(f"{index}: names {compact(absent)}, which its shards do not hold; download it again")
+    found.index_metadata = content.get("metadata")
     return found
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index}: not readable as an index of shards ({error}); download it again") from error
+def _only_file(folder: Path) -> Path:
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise UserError(f"{folder}: {len(files)} safetensors files and no {INDEX}; download the index too")
+    pickled = ", ".join(file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern)))
+    hint = f"; {pickled}: pickled weights can run code and are not read" if pickled else ""
+    raise UserError(f"{folder}: no safetensors weights{hint}; give a folder with .safetensors files")
+
+
+def _read(files: list[Path]) -> Checkpoint:
+    found = Checkpoint()
+    for file in files:
+        tensors, found.metadata[file.name] = open_file(file)
+        found.tensors |= tensors
+        found.places |= dict.fromkeys(tensors, file.name)
+    return found
 
 
 def write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -155,13 +144,7 @@ def sha256(file: Path) -> str:
 
 
 def size_of(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of some tensors."""
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def dtype_name(tensor: torch.Tensor) -> str:
-    """The dtype as config files call it, e.g. `bfloat16`."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def differing_rows(first: torch.Tensor, second: torch.Tensor) -> int:
@@ -171,26 +154,17 @@ def differing_rows(first: torch.Tensor, second: torch.Tensor) -> int:
 
 
 def compact(names: Iterable[str]) -> str:
-    """Names in one line without loss: those that differ only in their first number share an entry.
-
-    `a.0.w`, `a.1.w`, `a.3.w`, `b` become `a.{0-1,3}.w, b`.
-    """
-    groups: dict[tuple[str, str], list[int]] = {}
-    plain: list[str] = []
+    """Names in one line without loss: `a.0.w`, `a.1.w`, `a.3.w`, `b` become `a.{0-1,3}.w, b`."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in sorted(names):
-        match = _NUMBER.search(name)
-        if match is None:
-            plain.append(name)
-        else:
-            groups.setdefault((name[: match.start(1)], name[match.end(1) :]), []).append(int(match.group(1)))
-    numbered = [
-        f"{head}{numbers[0]}{tail}" if len(numbers) == 1 else f"{head}{{{_ranges(sorted(numbers))}}}{tail}"
-        for (head, tail), numbers in groups.items()
-    ]
-    return ", ".join([*numbered, *plain])
+        match = _NUMBERED.fullmatch(name)
+        head, number, tail = match.groups() if match else (name, None, "")
+        groups[head, tail] += [] if number is None else [int(number)]
+    return ", ".join(f"{head}{_ranges(sorted(numbers))}{tail}" for (head, tail), numbers in groups.items())
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Rising numbers with their runs joined: `0-1,3`."""
-    runs = (list(run) for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
-    return ",".join(f"{run[0][1]}-{run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs)
+    """Rising numbers with their runs joined, in braces if there are several: `{0-1,3}`."""
+    runs = ([n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
+    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"{{{text}}}" if len(numbers) > 1 else text
