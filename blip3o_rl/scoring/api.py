@@ -1,15 +1,13 @@
 """What a reward is: it takes samples, it returns one score per sample.
 
-The unit is a *batch of samples*, because detectors and judges are faster that way; a reward that only knows single
-images is wrapped by `adapters`. A score is a number plus named components (logged, never added up) and a reason, one
-line for the person who looks at the image. Rewards name the metadata fields they need, so that a prompt file without
-them is refused when it is loaded and not in the middle of a run.
-
+The unit is a *batch of samples*, because detectors and judges are faster that way; `adapters` wraps a function of one
+image. Rewards name the metadata fields they need, so that a prompt file without them is refused when it is loaded.
 A reward that cannot score raises. It never answers 0 for "I don't know": 0 is a verdict about the image.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -78,15 +76,13 @@ def as_score(value: Any) -> Score:
         RewardError: for any other type, and for NaN or infinity in the value or in a component.
     """
     if isinstance(value, Score):
-        score = Score(_number(value.value, "the value"), _components(value.components), value.reason)
-    elif isinstance(value, Mapping):
-        if "score" not in value:
-            raise RewardError(f"returned a mapping without 'score' (it has {sorted(map(str, value))})")
-        numeric = {str(k): v for k, v in value.items() if k not in ("score", "reason") and _is_number(v)}
-        score = Score(_number(value["score"], "'score'"), _components(numeric), str(value.get("reason", "")))
-    else:
-        score = Score(_number(value, "the value"))
-    return score
+        return Score(_number(value.value, "the value"), _components(value.components), value.reason)
+    if not isinstance(value, Mapping):
+        return Score(_number(value, "the value"))
+    if "score" not in value:
+        raise RewardError(f"returned a mapping without 'score' (it has {sorted(map(str, value))})")
+    numeric = {k: v for k, v in value.items() if k not in ("score", "reason") and _is_number(v)}
+    return Score(_number(value["score"], "'score'"), _components(numeric), str(value.get("reason", "")))
 
 
 def as_scores(values: Any, count: int) -> list[Score | RewardError]:
@@ -99,35 +95,35 @@ def as_scores(values: Any, count: int) -> list[Score | RewardError]:
     """
     if hasattr(values, "tolist") and not isinstance(values, Sequence):
         values = values.tolist()
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sequence):
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise RewardError(f"returned {type(values).__name__} where a list of {count} scores is due")
     if len(values) != count:
         raise RewardError(f"returned {len(values)} scores for {count} samples")
-    result: list[Score | RewardError] = []
-    for value in values:
-        try:
-            result.append(value if isinstance(value, RewardError) else as_score(value))
-        except RewardError as error:
-            result.append(error)
-    return result
+    return [_outcome(value) for value in values]
+
+
+def _outcome(value: Any) -> Score | RewardError:
+    try:
+        return value if isinstance(value, RewardError) else as_score(value)
+    except RewardError as error:
+        return error
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (Real, np.bool_)) or (hasattr(value, "item") and getattr(value, "size", None) == 1)
+    return isinstance(value, Real) or (hasattr(value, "item") and getattr(value, "size", None) == 1)
 
 
 def _number(value: Any, what: str) -> float:
-    if not isinstance(value, (Real, np.bool_)) and hasattr(value, "item"):
+    if hasattr(value, "item"):  # numpy and tensors
         try:
             value = value.item()
         except (ValueError, RuntimeError) as error:
             raise RewardError(f"returned {type(value).__name__} with several elements as {what}") from error
-    if not isinstance(value, (Real, np.bool_)):
+    if not isinstance(value, Real):
         raise RewardError(f"returned {type(value).__name__} as {what}, not a number")
-    number = float(value)
-    if not np.isfinite(number):
-        raise RewardError(f"returned {number} as {what}")
-    return number
+    if not math.isfinite(value):
+        raise RewardError(f"returned {float(value)} as {what}")
+    return float(value)
 
 
 def _components(components: Mapping[str, Any]) -> dict[str, float]:
