@@ -1,7 +1,6 @@
 """Builds the rubric of a configuration: each reward in this process, at an address, or in the run's own cluster.
 
-A rubric stays in its process; every process that scores builds its own from the configuration. What a user can get
-wrong here is a UserError of one line that starts with the key.
+A rubric stays in its process; every process that scores builds its own from the configuration.
 """
 
 from __future__ import annotations
@@ -39,9 +38,10 @@ def _reward(name: str, entry: RewardEntry) -> Reward:
         remote = name
     else:
         remote = entry.name or name
-        for setting in (*entry.keywords, *(["path"] if entry.path is not None else [])):
+        elsewhere = [*entry.keywords, *(["path"] if entry.path is not None else [])]
+        if elsewhere:
             raise UserError(
-                f"{KEY}.{name}.{setting}: belongs to the service at the url; give it to blip3o-rl rewards serve "
-                f"there, as {name}.{setting}=..."
+                f"{KEY}.{name}.{elsewhere[0]}: belongs to the service at the url; give it to blip3o-rl rewards serve "
+                f"there, as {name}.{elsewhere[0]}=..."
             )
     return RemoteReward(name, remote, endpoint_of(entry.service, key), entry.service.timeout_s, key)

@@ -8,12 +8,9 @@ with a reason, or stops the run; it never makes a 0. `on_error` chooses:
 A service that is `Unreachable` is asked again up to its own `retries` times, with growing pauses, under every policy.
 When a batch raises, its samples are scored one by one first, so that one bad image cannot fail its neighbors.
 
-Synchronous rewards run in daemon threads: the event loop stays free, and a reward that hangs cannot keep the process
-from ending. The time limit starts when the call starts, not while it waits for its turn (`concurrency`).
-
-A reward may have a method `setup()`, for weights and connections to files. It is called once in each process that
-scores, before the first score and outside of the time limit, however many calls come in at once. If it raises, the
-samples fail, and it is called again at the next attempt.
+A reward's `setup()`, for weights and files, is called once in each process that scores, before the first score. If it
+raises, the samples fail, and it is called again at the next attempt. The time limit starts when the call starts, after
+`setup` and after waiting for a turn (`concurrency`).
 """
 
 from __future__ import annotations
@@ -57,11 +54,7 @@ class Once:
 
 @dataclass
 class RubricEntry:
-    """One reward with its settings.
-
-    Raises:
-        UserError: its `setup` is a coroutine function.
-    """
+    """One reward with its settings."""
 
     name: str
     reward: Reward
@@ -86,7 +79,6 @@ class RubricEntry:
 
     @property
     def log_name(self) -> str:
-        """Its name in the log."""
         return f"held_out/{self.name}" if self.settings.held_out else self.name
 
     @property
@@ -95,10 +87,7 @@ class RubricEntry:
         return getattr(self.reward, "available", True)
 
     async def score(self, samples: Sequence[Sample]) -> list[Outcome]:
-        """Scores samples under the failure policy.
-
-        Returns:
-            one Score or RewardError per sample, in order.
+        """Outcomes in the samples' order, under the failure policy.
 
         Raises:
             RewardError: a sample failed and `on_error` is stop.
@@ -121,7 +110,6 @@ class RubricEntry:
 
     async def attempt(self, samples: Sequence[Sample]) -> list[Outcome]:
         """One attempt at a batch; samples of a batch that raises are tried one by one. Never raises for the reward."""
-        samples = list(samples)
         if not samples:
             return []
         limit: asyncio.Timeout | None = None
@@ -129,17 +117,16 @@ class RubricEntry:
             async with self._turn():
                 await self._set_up()
                 async with asyncio.timeout(self.settings.timeout_s) as limit:
-                    values = await sync.call(self.reward.score, samples)
+                    values = await sync.call(self.reward.score, list(samples))
             outcomes = as_scores(values, len(samples))
         except RewardError as error:
             outcomes = [error] * len(samples)
         except Exception as error:
-            if limit is not None and limit.expired():
-                outcomes = [_caused(f"gave no answer within {self.settings.timeout_s:g} s", error)] * len(samples)
-            elif len(samples) > 1:
+            expired = limit is not None and limit.expired()
+            if len(samples) > 1 and not expired:
                 return [outcome for sample in samples for outcome in await self.attempt([sample])]
-            else:
-                outcomes = [_caused(f"raised {type(error).__name__}: {error}", error)]
+            text = f"gave no answer within {self.settings.timeout_s:g} s" if expired else _raised(error)
+            outcomes = [_caused(text, error)] * len(samples)
         return [
             _caused(f"reward '{self.name}' {outcome} (sample {sample.id})", outcome.__cause__ or outcome, type(outcome))
             if isinstance(outcome, RewardError)
@@ -171,7 +158,11 @@ class RubricEntry:
         try:
             await sync.call(setup)
         except Exception as error:
-            raise _caused(f"raised {type(error).__name__} in setup: {error}", error) from error
+            raise _caused(_raised(error, " in setup"), error) from error
+
+
+def _raised(error: Exception, where: str = "") -> str:
+    return f"raised {type(error).__name__}{where}: {error}"
 
 
 def _caused(text: str, cause: BaseException, kind: type[RewardError] = RewardError) -> RewardError:

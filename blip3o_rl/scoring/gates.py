@@ -2,17 +2,15 @@
 
 An easy reward (looks, style) drowns a hard one (is it what was asked for?). GDPO (arXiv 2601.05242) therefore lets the
 easy reward count only where the hard one is reached: r_k if r_j >= t, else 0. The gate looks at the other reward's
-own, unweighted value. Where it is closed the reward is not even asked, which saves the time of an expensive judge, and
-the sample gets `otherwise` (default 0). A reward with negative values needs an `otherwise` at or below its worst
-value: else staying below the gate would pay.
-
+own, unweighted value. Where it is closed the reward is not even asked, and the sample gets `otherwise` (default 0). A
+reward with negative values needs an `otherwise` at or below its worst value: else staying below the gate would pay.
 A gate steers training, so it cannot hang on a held-out reward.
 """
 
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from blip3o_rl.config.reward import KEY
 from blip3o_rl.errors import UserError, did_you_mean
@@ -20,11 +18,11 @@ from blip3o_rl.scoring.api import Score
 from blip3o_rl.scoring.entry import Outcome, RubricEntry
 
 
-def check_gates(entries: Sequence[RubricEntry]) -> None:
-    """Checks that every gate hangs on another, trained or gating reward, and that no two wait for each other.
+def order(entries: Sequence[RubricEntry]) -> list[RubricEntry]:
+    """The rewards, each after its gates.
 
     Raises:
-        UserError: naming the gate.
+        UserError: a gate is no other reward of the run, or is held out, or two rewards wait for each other.
     """
     by_name = {entry.name: entry for entry in entries}
     for entry in entries:
@@ -38,18 +36,9 @@ def check_gates(entries: Sequence[RubricEntry]) -> None:
                 raise UserError(f"{key}: there is no such reward{hint}; this run has {', '.join(others) or 'no other'}")
             if by_name[gate].settings.held_out:
                 raise UserError(f"{key}: '{gate}' is held out, and a gate would train on it; gate by another reward")
-    order(entries)
-
-
-def order(entries: Iterable[RubricEntry]) -> list[str]:
-    """The rewards' names, each after its gates.
-
-    Raises:
-        UserError: two rewards wait for each other.
-    """
-    graph = {entry.name: list(entry.settings.gates) for entry in entries}
     try:
-        return list(graphlib.TopologicalSorter(graph).static_order())
+        names = graphlib.TopologicalSorter({e.name: e.settings.gates for e in entries}).static_order()
+        return [by_name[name] for name in names]
     except graphlib.CycleError as error:
         circle = list(reversed(error.args[1]))
         raise UserError(
@@ -58,14 +47,6 @@ def order(entries: Iterable[RubricEntry]) -> list[str]:
 
 
 def is_open(entry: RubricEntry, outcomes: Mapping[str, Outcome | None]) -> bool:
-    """Whether all gates of `entry` are open for a sample.
-
-    Args:
-        entry: the gated reward.
-        outcomes: by gate, what it made of the sample; None where it was itself not asked.
-    """
-    for gate, minimum in entry.settings.gates.items():
-        outcome = outcomes[gate]
-        if not isinstance(outcome, Score) or outcome.value < minimum:
-            return False
-    return True
+    """Whether all gates of `entry` are open for a sample; `outcomes` has None where a gate was itself not asked."""
+    found = ((outcomes[gate], minimum) for gate, minimum in entry.settings.gates.items())
+    return all(isinstance(outcome, Score) and outcome.value >= minimum for outcome, minimum in found)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import operator
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,7 @@ _FOLDERS: set[Path] = set()
 
 
 def load_file(path: str, key: str) -> Any:
-    """The object that `file.py:name` means.
-
-    Args:
-        path: relative to the working directory, or absolute.
-        key: config key for messages.
+    """The object that `file.py:name` means; `key` is the config key for messages.
 
     Raises:
         UserError: no such file or name, or the file cannot be imported.
@@ -75,9 +72,8 @@ def _package(folder: Path) -> str:
     """The name of a package that stands for a folder, so that `from .helper import f` works in its files, too."""
     name = f"blip3o_rl_user_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
-        package = ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
     return name
 
 
@@ -88,12 +84,12 @@ def _siblings_first(folder: Path) -> Iterator[None]:
     The folder stays importable afterwards, behind everything else, for imports inside functions.
     """
     _FOLDERS.add(folder)
+    others = _FOLDERS - {folder}
+    own = {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/__init__.py")}
     aside = {}
     for name, module in list(sys.modules.items()):
-        top = name.partition(".")[0]
         origin = Path(getattr(module, "__file__", None) or "/")
-        elsewhere = any(origin.parent.is_relative_to(other) for other in _FOLDERS - {folder})
-        if elsewhere and ((folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()):
+        if name.partition(".")[0] in own and any(origin.is_relative_to(other) for other in others):
             aside[name] = sys.modules.pop(name)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
@@ -107,13 +103,11 @@ def _siblings_first(folder: Path) -> Iterator[None]:
 
 
 def _attribute(module: Any, attribute: str, where: str, key: str) -> Any:
-    thing = module
-    for part in attribute.split("."):
-        if not hasattr(thing, part):
-            public = [found for found in vars(module) if not found.startswith("_") and callable(getattr(module, found))]
-            raise UserError(
-                f"{key}: {where} has no '{attribute}'{did_you_mean(attribute, public)}; "
-                f"it defines {', '.join(sorted(public)) or 'nothing callable'}"
-            )
-        thing = getattr(thing, part)
-    return thing
+    try:
+        return operator.attrgetter(attribute)(module)
+    except AttributeError as error:
+        public = sorted(name for name, value in vars(module).items() if not name.startswith("_") and callable(value))
+        raise UserError(
+            f"{key}: {where} has no '{attribute}'{did_you_mean(attribute, public)}; "
+            f"it defines {', '.join(public) or 'nothing callable'}"
+        ) from error

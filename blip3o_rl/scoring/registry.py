@@ -5,7 +5,6 @@ Where the reward of an entry of `reward.rewards` comes from, in this order:
     name: package.module:thing        anything importable
     name: geneval                     a built-in reward or an installed entry point of the group `blip3o_rl.rewards`;
                                       the entry's own key is the default for `name`
-Rewards that a service computes are built in `build`, on top of the client; the service itself builds them here.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ ENTRY_POINT_GROUP = "blip3o_rl.rewards"
 
 def known_rewards() -> dict[str, str]:
     """Name -> "module:thing" of the built-in rewards and of the installed entry points."""
-    found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
-    return {**found, **BUILT_IN}
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)} | BUILT_IN
 
 
 def local_reward(name: str, entry: RewardEntry) -> Reward:

@@ -1,12 +1,10 @@
 """Several named rewards, one number per sample.
 
 The value is the weighted sum, not divided by the weights (Flow-GRPO's `multi_score`): changing one weight leaves the
-others' scale alone. The single values are kept as well, because GDPO (`reward.aggregation: gdpo`) normalizes each
-within its group before the sum; that is done in `training.advantage`.
-
-What a single reward does, and what happens when it fails, is in `entry`; rewards that wait for others in `gates`. A
-held-out reward is scored and logged like the others under `held_out/<name>`, but enters neither value nor values, and
-its failure is logged (`held_out/<name>/failed`) without taking the sample from training.
+others' scale alone. The single values are kept for GDPO, which normalizes each within its group (`training.advantage`).
+A held-out reward is scored and logged under `held_out/<name>`, but enters neither value nor values, and its failure is
+logged (`held_out/<name>/failed`) without taking the sample from training. Single rewards and their failures are in
+`entry`, rewards that wait for others in `gates`.
 """
 
 from __future__ import annotations
@@ -14,20 +12,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import difflib
+import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from blip3o_rl.config.reward import RewardEntry
+from blip3o_rl.config.reward import KEY
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring import sync
 from blip3o_rl.scoring.api import Reward, RewardError, Sample, Score
 from blip3o_rl.scoring.entry import Outcome, RubricEntry
-from blip3o_rl.scoring.gates import check_gates, is_open, order
+from blip3o_rl.scoring.gates import is_open, order
 
 if TYPE_CHECKING:
     from blip3o_rl.data.prompts import PromptRow
@@ -58,7 +58,7 @@ class RubricScore:
 
 
 class Rubric:
-    """Named rewards with weights, scored together; see the module's docstring.
+    """Named rewards with weights, scored together.
 
     Raises:
         UserError: two rewards of one name, a gate that cannot work, or nothing to train on.
@@ -66,17 +66,12 @@ class Rubric:
 
     def __init__(self, entries: Sequence[RubricEntry]):
         self.entries = list(entries)
-        names = [entry.name for entry in self.entries]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"reward.rewards.{name}: there are two rewards of this name; rename one")
-        check_gates(self.entries)
+        for name, count in Counter(self.names).items():
+            if count > 1:
+                raise UserError(f"{KEY}.{name}: there are two rewards of this name; rename one")
+        self._order = order(self.entries)
         if self.entries and all(entry.settings.held_out for entry in self.entries):
-            raise UserError(
-                "reward.rewards: all rewards are held out, which leaves nothing to train on; add one that is not"
-            )
-        self._by_name = {entry.name: entry for entry in self.entries}
-        self._order = [self._by_name[name] for name in order(self.entries)]
+            raise UserError(f"{KEY}: all rewards are held out, which leaves nothing to train on; add one that is not")
 
     @classmethod
     def of(cls, reward: Reward) -> Rubric:
@@ -97,20 +92,14 @@ class Rubric:
         return sync.run(self.score_async(samples))
 
     async def score_async(self, samples: Sequence[Sample]) -> list[RubricScore]:
-        """Scores all samples with all rewards: concurrently, except those that wait for their gates.
-
-        Returns:
-            one RubricScore per sample, in order.
+        """One RubricScore per sample, in order. Rewards work concurrently, except those that wait for their gates.
 
         Raises:
             RewardError: if a reward with `on_error: stop` fails.
         """
-        samples = list(samples)
-        if not samples:
-            return []
-        columns: dict[str, asyncio.Task[list[Outcome | None]]] = {}
+        columns: dict[str, Column] = {}
         for entry in self._order:
-            columns[entry.name] = asyncio.create_task(self._column(entry, samples, columns))
+            columns[entry.name] = asyncio.create_task(_column(entry, samples, columns))
         try:
             await asyncio.gather(*columns.values())
         except BaseException:
@@ -123,24 +112,11 @@ class Rubric:
             for row, sample in enumerate(samples)
         ]
 
-    async def _column(
-        self, entry: RubricEntry, samples: list[Sample], columns: Mapping[str, asyncio.Task[list[Outcome | None]]]
-    ) -> list[Outcome | None]:
-        """One reward's outcome for each sample; None where its gate is closed."""
-        gates = {gate: await columns[gate] for gate in entry.settings.gates}
-        rows = [
-            row for row in range(len(samples)) if is_open(entry, {gate: column[row] for gate, column in gates.items()})
-        ]
-        result: list[Outcome | None] = [None] * len(samples)
-        for row, outcome in zip(rows, await entry.score([samples[row] for row in rows]), strict=True):
-            result[row] = outcome
-        return result
-
     def _combine(self, sample: Sample, outcomes: Mapping[str, Outcome | None]) -> RubricScore:
         components: dict[str, float] = {}
+        values: dict[str, float] = {}
         reasons: list[str] = []
         failures: list[str] = []
-        values: dict[str, float] = {}
         for entry in self.entries:
             outcome = outcomes[entry.name]
             if entry.settings.gates:
@@ -164,9 +140,7 @@ class Rubric:
     def self_check(self, rows: Sequence[PromptRow] = ()) -> list[str]:
         """Scores two blank images with each reward, so that a broken one is found before any model is loaded. The
         prompt is the first row, or the reward's `example_metadata`. A reward that is yet to be deployed is left out.
-
-        Returns:
-            a line for each reward with `on_error: skip_sample` that raised, which it may do on such an image.
+        Returns a line per reward with `on_error: skip_sample` that raised, which it may do on such an image.
 
         Raises:
             UserError: naming the reward and what it did.
@@ -178,20 +152,19 @@ class Rubric:
             known = metadata if metadata is not None else dict.fromkeys(entry.reward.required_metadata, "")
             prompt = str(known.get("prompt", "a photo of a circle"))
             blank = [Sample(f"self-check-{i}", prompt, np.zeros((64, 64, 3), np.uint8), dict(known)) for i in range(2)]
-            trial = RubricEntry(entry.name, entry.reward, RewardEntry(timeout_s=entry.settings.timeout_s))
-            failures = [found for found in sync.run(trial.attempt(blank)) if isinstance(found, RewardError)]
+            failures = [found for found in sync.run(entry.attempt(blank)) if isinstance(found, RewardError)]
             if not failures:
                 continue
             found = f"{failures[0]}; found by scoring two blank 64x64 images before the run"
-            if entry.settings.on_error != "skip_sample" or not _raised(failures[0]):
+            # It raised while it scored, here or in a service: no timeout, no unusable number, no setup.
+            raised = re.search(r"' raised \w+: ", str(failures[0]))
+            if entry.settings.on_error != "skip_sample" or not raised:
                 raise UserError(f"{found}: fix the reward or take it out") from failures[0]
             remarks.append(found if metadata is not None else f"{found}, with no prompt or example_metadata to try")
         return remarks
 
     def check_prompts(self, rows: Iterable[PromptRow]) -> None:
-        """Checks that each row has what each reward needs. A reward may look at one row (`check_metadata`), or at
-        all of them in one go (`check_metadatas`), as a service in another process does. A reward that is yet to be
-        deployed is left out; check again when it is.
+        """Checks that each row has what each reward needs; a reward that is yet to be deployed is left out.
 
         Raises:
             UserError: naming file, line, field and reward.
@@ -218,9 +191,15 @@ class Rubric:
         return [entry for entry in self.entries if entry.available]
 
 
-def _raised(failure: RewardError) -> bool:
-    """Whether the reward raised while it scored, here or in a service: no timeout, no unusable number, no setup."""
-    return re.search(r"' raised \w+: ", str(failure)) is not None
+Column: TypeAlias = "asyncio.Task[list[Outcome | None]]"
+"""One reward's outcome for each sample; None where its gate is closed."""
+
+
+async def _column(entry: RubricEntry, samples: Sequence[Sample], columns: Mapping[str, Column]) -> list[Outcome | None]:
+    gates = {gate: await columns[gate] for gate in entry.settings.gates}
+    asked = [is_open(entry, {gate: column[row] for gate, column in gates.items()}) for row in range(len(samples))]
+    outcomes = iter(await entry.score(list(itertools.compress(samples, asked))))
+    return [next(outcomes) if open_ else None for open_ in asked]
 
 
 def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:
@@ -229,8 +208,8 @@ def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:
 
 
 def misspelt_metadata(rewards: Sequence[Reward], metadata: Mapping[str, Any]) -> tuple[str, str]:
-    """A field that no reward declares, and the declared one that it nearly is and that is not there; or ("", ""). A
-    misspelt optional field would be a demand that nobody reads, so that a wrong image scores 1."""
+    """A field that no reward declares, and the absent declared one that it nearly is; or ("", ""). A misspelt optional
+    field would be a demand that nobody reads, so that a wrong image scores 1."""
     declared = {name for r in rewards for name in (*r.required_metadata, *getattr(r, "optional_metadata", ()))}
     absent = sorted(declared - metadata.keys())
     for field in sorted(metadata.keys() - declared - {"prompt", "tag", "id", "image"}):
@@ -241,10 +220,10 @@ def misspelt_metadata(rewards: Sequence[Reward], metadata: Mapping[str, Any]) ->
 
 
 def metadata_problems(reward: Reward, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the reward says is wrong with each prompt's metadata, "" for nothing."""
-    together = getattr(reward, "check_metadatas", None)
-    if together is not None:
-        return together(metadatas)
+    """What the reward says is wrong with each prompt's metadata, "" for nothing. A reward may look at one
+    (`check_metadata`), or at all of them in one go (`check_metadatas`), as a service in another process does."""
+    if hasattr(reward, "check_metadatas"):
+        return reward.check_metadatas(metadatas)
     single = getattr(reward, "check_metadata", lambda metadata: "")
     return [single(metadata) or "" for metadata in metadatas]
 

@@ -23,26 +23,17 @@ OPEN_PATHS = ("/health", "/ready", "/openapi.json")
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """How much a service takes.
+    """How much a service takes."""
 
-    Attributes:
-        score_bytes: body of /score, nearly all of it pixels.
-        check_bytes: body of any other request, JSON.
-        samples: per request.
-        pending_bytes: bodies of all requests in progress; a service with more is busy.
-        read_s: seconds until a body must have arrived.
-    """
-
-    score_bytes: int = 64 * MIB
-    check_bytes: int = 4 * MIB
-    samples: int = 64
-    pending_bytes: int = 384 * MIB
-    read_s: float = 60.0
+    score_bytes: int = 64 * MIB  # body of /score, nearly all of it pixels
+    check_bytes: int = 4 * MIB  # body of any other request, JSON
+    samples: int = 64  # per request
+    pending_bytes: int = 384 * MIB  # bodies of all requests in progress; a service with more is busy
+    read_s: float = 60.0  # until a body must have arrived
 
 
 class Admission:
-    """ASGI middleware that refuses what the service is not going to answer. All paths but `OPEN_PATHS` ask for the
-    token, if there is one."""
+    """ASGI middleware that refuses what the service is not going to answer."""
 
     def __init__(self, app: ASGIApp, limits: RequestLimits, token: str | None = None):
         self.app, self.limits, self.token = app, limits, token
@@ -63,11 +54,7 @@ class Admission:
             self.pending_bytes -= length
 
     def _admit(self, path: str, method: str, headers: Headers) -> int:
-        """The length of the body.
-
-        Raises:
-            HTTPException: the request is refused.
-        """
+        """The length of the body, or HTTPException."""
         given = headers.get("authorization", "").encode("latin-1")  # the bytes as sent
         expected = f"Bearer {self.token}".encode()
         if self.token is not None and path not in OPEN_PATHS and not hmac.compare_digest(given, expected):
@@ -85,17 +72,17 @@ class Admission:
 
 def _within(receive: Receive, seconds: float) -> Receive:
     """`receive`, whose body must be complete in so many seconds."""
-    deadline = asyncio.get_running_loop().time() + seconds
-    complete = False
+    deadline: float | None = asyncio.get_running_loop().time() + seconds
 
     async def timed() -> Message:
-        nonlocal complete
+        nonlocal deadline
         try:
-            async with asyncio.timeout_at(None if complete else deadline):
+            async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError as error:
             raise HTTPException(408, f"the body did not arrive within {seconds:g} s") from error
-        complete = not message.get("more_body", False)
+        if not message.get("more_body", False):
+            deadline = None
         return message
 
     return timed

@@ -16,12 +16,8 @@ from blip3o_rl.scoring.entry import Outcome, RubricEntry
 
 
 class BatchQueue:
-    """The queue before one reward; belongs to one event loop.
-
-    Args:
-        entry: the reward; its `concurrency` (default 1) is the number of batches at a time.
-        max_batch: samples per batch.
-    """
+    """The queue before one reward; belongs to one event loop. `entry.settings.concurrency` (default 1) is the number of
+    batches at a time."""
 
     def __init__(self, entry: RubricEntry, max_batch: int):
         self.entry = entry

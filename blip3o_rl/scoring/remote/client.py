@@ -1,12 +1,10 @@
 """A reward that asks a service.
 
 Whatever keeps a request from being answered (nobody listens, the connection broke, busy, a fault of the service) is
-`Unreachable`: scoring keeps no state, so the same request may be sent again, and `entry` does that, with pauses. A
-request that the service refuses is a RewardError at once, with the service's own text. A sample that the reward itself
-could not score comes back as an error in its place. Nothing becomes a 0.
-
-What the reward says about metadata is asked of the service too, the first time it is needed: that is the check, before
-a run, that the service is there.
+`Unreachable`: scoring keeps no state, so `entry` sends the same request again, with pauses. A request that the service
+refuses is a RewardError at once, with the service's own text. A sample that the reward itself could not score comes
+back as an error in its place. What the reward says about metadata is asked of the service the first time it is needed:
+that checks, before a run, that the service is there.
 """
 
 from __future__ import annotations
@@ -38,22 +36,10 @@ SPLIT = (400, 413, 422)
 
 
 class RemoteReward:
-    """A Reward that a service holds.
-
-    Args:
-        name: the reward's name in the caller's rubric.
-        remote: its name in the service.
-        endpoint: how to get there.
-        timeout_s: limit of one request.
-        key: config key of the service, for messages.
-    """
+    """A Reward that a service holds, there under the name `remote`; `key` is the service's config key."""
 
     def __init__(self, name: str, remote: str, endpoint: Endpoint, timeout_s: float = 60.0, key: str = "service"):
-        self.name = name
-        self.remote = remote
-        self.endpoint = endpoint
-        self.timeout_s = timeout_s
-        self.key = key
+        self.name, self.remote, self.endpoint, self.timeout_s, self.key = name, remote, endpoint, timeout_s, key
 
     @property
     def available(self) -> bool:
@@ -102,36 +88,28 @@ class RemoteReward:
         status, body = await self._send("POST", "/score", **request)
         if status == 200:
             return wire.decode_outcomes(body, self.remote, len(samples))
-        if status in SPLIT and len(samples) > 1:
-            return [outcome for sample in samples for outcome in await self._alone(sample)]
-        raise RewardError(f"was refused by the {self.endpoint.where}: {_reason(status, body)}")
-
-    async def _alone(self, sample: Sample) -> list[Score | RewardError]:
-        try:
-            return await self._score([sample])
-        except RewardError as error:
-            return [error]
+        if status not in SPLIT or len(samples) == 1:
+            raise RewardError(f"was refused by the {self.endpoint.where}: {_reason(status, body)}")
+        outcomes: list[Score | RewardError] = []
+        for sample in samples:
+            try:
+                outcomes += await self._score([sample])
+            except RewardError as error:
+                outcomes.append(error)
+        return outcomes
 
     @cached_property
     def _info(self) -> wire.RewardInfo:
-        """What the service says about the reward.
-
-        Raises:
-            UserError: it is not there, or does not have the reward.
-        """
-        served = self._ask("GET", "/rewards", list[wire.RewardInfo])
-        for info in served:
-            if info.name == self.remote:
-                return info
-        names = ", ".join(info.name for info in served)
-        raise UserError(f"{self.key}: {self.endpoint.where} has no reward '{self.remote}'; it has {names}")
+        """What the service says about the reward; UserError if it is not there or does not have it."""
+        served = {info.name: info for info in self._ask("GET", "/rewards", list[wire.RewardInfo])}
+        if self.remote not in served:
+            raise UserError(
+                f"{self.key}: {self.endpoint.where} has no reward '{self.remote}'; it has {', '.join(served)}"
+            )
+        return served[self.remote]
 
     def _ask(self, method: str, path: str, answer: Any, **request: Any) -> Any:
-        """A request outside scoring, whose failure the user can fix.
-
-        Args:
-            answer: type of the answer.
-        """
+        """A request outside scoring, whose failure the user can fix; `answer` is the answer's type."""
         try:
             status, body = sync.run(self._send(method, path, **request))
         except RewardError as error:
@@ -144,19 +122,12 @@ class RemoteReward:
             raise UserError(f"{self.key}: {self.endpoint.where} does not answer as a reward service") from error
 
     async def _send(self, method: str, path: str, **request: Any) -> tuple[int, bytes]:
-        """Status and body of an answer that another attempt would not change.
-
-        Raises:
-            Unreachable: there is none.
-        """
+        """Status and body of an answer that another attempt would not change, or Unreachable."""
         endpoint, received = self.endpoint, bytearray()
         client = httpx.AsyncClient(transport=endpoint.transport(), headers=endpoint.headers, timeout=None)
+        stream = client.stream(method, endpoint.url + path, **request)
         try:
-            async with (
-                asyncio.timeout(self.timeout_s),
-                client,
-                client.stream(method, endpoint.url + path, **request) as answer,
-            ):
+            async with asyncio.timeout(self.timeout_s), client, stream as answer:
                 async for chunk in answer.aiter_bytes():
                     received += chunk
                     if len(received) > ANSWER_BYTES:
@@ -164,8 +135,7 @@ class RemoteReward:
         except TimeoutError as error:
             raise Unreachable(f"{endpoint.where} gave no answer within {self.timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable(f"{endpoint.where} gave no answer: {reason}") from error
+            raise Unreachable(f"{endpoint.where} gave no answer: {str(error) or type(error).__name__}") from error
         if answer.status_code >= 500 or answer.status_code in TRANSIENT:
             raise Unreachable(f"{endpoint.where} gave no answer: {_reason(answer.status_code, received)}")
         return answer.status_code, bytes(received)

@@ -2,10 +2,8 @@
 
 The replica runs the very app of `service`, and callers send it the very bytes of `wire` through a Serve handle
 (`endpoints`): limits, checks and answers are those of the HTTP service, and nothing but bytes crosses between
-environments, whose versions of numpy need not agree. Placing, restarting and health checks are Serve's.
-
-The replica's environment is Ray's `runtime_env` (pip, env_vars, working_dir ...) or `python`, the interpreter of an
-environment that exists already on every node. Either needs this package and the same Ray.
+environments, whose versions of numpy need not agree. Its environment is Ray's `runtime_env` or `python`, an interpreter
+that exists on every node; either needs this package and the same Ray.
 """
 
 from __future__ import annotations
@@ -19,16 +17,10 @@ from ray import serve
 from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, process_environment, read_rewards
 from blip3o_rl.errors import UserError
 
-HEALTH_EVERY_S = 5.0
-
 
 @serve.deployment
 class RewardReplica:
-    """One replica: a reward service without a socket.
-
-    Args:
-        rewards: a mapping as under `reward.rewards`, without `service`.
-    """
+    """One replica: a reward service without a socket. `rewards` is a mapping as under `reward.rewards`."""
 
     def __init__(self, rewards: dict[str, Any]):
         from blip3o_rl.scoring.remote.service import RewardService, create_app
@@ -64,14 +56,10 @@ def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
     started: list[str] = []
     for name, service in services.items():
         assert service.app is not None
-        own = {key: value for key, value in rewards[name].items() if key not in CALLER_KEYS}
+        own = {name: {key: value for key, value in rewards[name].items() if key not in CALLER_KEYS}}
         serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
         try:
-            serve.run(
-                _deployment(service, process_environment({name: own})).bind({name: own}),
-                name=service.app,
-                route_prefix=None,
-            )
+            serve.run(_deployment(service, process_environment(own)).bind(own), name=service.app, route_prefix=None)
         except Exception as error:
             stop([service.app])
             reason = " ".join(str(error).split())[:500]
@@ -107,11 +95,7 @@ def _deployment(service: DeployedService, environment: Mapping[str, str]) -> Any
     return deployment.options(
         num_replicas=service.replicas,
         max_ongoing_requests=256,
-        health_check_period_s=HEALTH_EVERY_S,
+        health_check_period_s=5.0,
         max_constructor_retry_count=2,
-        ray_actor_options={
-            "num_cpus": service.num_cpus,
-            "num_gpus": service.num_gpus,
-            "runtime_env": runtime_env,
-        },
+        ray_actor_options={"num_cpus": service.num_cpus, "num_gpus": service.num_gpus, "runtime_env": runtime_env},
     )

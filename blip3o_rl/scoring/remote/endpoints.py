@@ -1,7 +1,7 @@
 """How a request gets to a reward service: over HTTP to an address, or through a Serve handle to a deployment.
 
-Either is an httpx transport, so the client above does not know which. Each request has a transport of its own:
-rewards are scored from several event loops, and an open connection belongs to one.
+Either is an httpx transport, so the client does not know which. Each request has a transport of its own: rewards are
+scored from several event loops, and an open connection belongs to one.
 """
 
 from __future__ import annotations
@@ -19,29 +19,17 @@ from blip3o_rl.config.reward import DeployedService, UrlService
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A service.
+    """A service."""
 
-    Attributes:
-        where: the service, for messages.
-        transport: makes the transport of a request.
-        url: prefix of all paths.
-        headers: of each request.
-        available: whether the service can be asked already; a deployment cannot before Ray runs.
-    """
-
-    where: str
-    transport: Callable[[], httpx.AsyncBaseTransport]
-    url: str = "http://reward"
+    where: str  # for messages
+    transport: Callable[[], httpx.AsyncBaseTransport]  # makes the transport of a request
+    url: str = "http://reward"  # prefix of all paths
     headers: Mapping[str, str] = field(default_factory=dict)
-    available: Callable[[], bool] = lambda: True
+    available: Callable[[], bool] = lambda: True  # whether it can be asked already; a deployment cannot before Ray runs
 
 
 def endpoint_of(service: UrlService | DeployedService, key: str) -> Endpoint:
-    """The endpoint that a configuration describes.
-
-    Args:
-        service: where the reward is scored.
-        key: its config key, for messages.
+    """The endpoint that a configuration describes; `key` is for messages.
 
     Raises:
         UserError: the variable with the token is not set.
@@ -87,13 +75,11 @@ class HandleTransport(httpx.AsyncBaseTransport):
 
         if not ray.is_initialized():  # Serve would start a cluster of its own
             raise httpx.ConnectError("Ray is not running in this process")
-        body = await request.aread()
-        content_type = request.headers.get("content-type", "")
+        arguments = (request.method, request.url.path, request.headers.get("content-type", ""), await request.aread())
         try:
             if self._handle is None:
                 self._handle = serve.get_app_handle(self.app)
-            answer = self._handle.send.remote(request.method, request.url.path, content_type, body)
-            status, received = await answer
+            status, received = await self._handle.send.remote(*arguments)
         except (RayError, RayServeException) as error:
             raise httpx.ReadError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}") from error
         return httpx.Response(status, content=received)

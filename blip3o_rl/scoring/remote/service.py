@@ -1,17 +1,14 @@
 """Rewards as an HTTP service: the FastAPI app that `blip3o-rl rewards serve` and the Ray Serve deployment both run.
 
-A scorer with an environment of its own (mmdet, paddle, a judge on another machine) lives in a process of its own; the
-trainer asks it over the format in `wire`. This module therefore imports neither torch nor Ray, verl or vLLM: the
-process needs this package's `scoring` folder, FastAPI and what its rewards need.
-
-The rewards are tried on a blank image before the service listens. It keeps no state: the same request may be sent
-again, to this process or to the one that replaces it. What it refuses unread, and what bounds its memory, is in
-`admission`.
+A scorer with an environment of its own (mmdet, paddle, a judge on another machine) lives in a process of its own, so
+this module imports neither torch nor Ray, verl or vLLM. The service keeps no state: the same request may be sent again,
+to this process or to the one that replaces it. What it refuses unread, and what bounds its memory, is in `admission`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import socket
@@ -45,7 +42,7 @@ log = logging.getLogger("blip3o_rl.rewards")
 
 
 class RewardService:
-    """Named rewards behind the models of `wire`; knows no HTTP server.
+    """Named rewards behind the models of `wire`; knows no HTTP server. They are tried on a blank image first.
 
     Args:
         rewards: a mapping as under `reward.rewards`.
@@ -67,35 +64,25 @@ class RewardService:
         self.infos = [_describe(entry) for entry in rubric.entries]
 
     async def score(self, rewards: list[str] | None, samples: list[Sample]) -> wire.ScoreResponse:
-        """Answers /score.
-
-        Raises:
-            HTTPException: a reward is unknown, or a sample lacks metadata.
-        """
-        queues = self._asked(rewards)
-        for queue in queues.values():
-            problems = await asyncio.to_thread(_problems, queue.entry, [sample.metadata for sample in samples])
+        """Answers /score; HTTPException if a reward is unknown or a sample lacks metadata."""
+        checked = await self.check(rewards, [sample.metadata for sample in samples])
+        for name, problems in checked.problems.items():
             for row, problem in enumerate(problems):
                 if problem:
-                    raise HTTPException(422, f"sample {row}: reward '{queue.entry.name}': {problem}")
+                    raise HTTPException(422, f"sample {row}: reward '{name}': {problem}")
+        queues = self._asked(rewards)
         columns = await asyncio.gather(*(queue.score(samples) for queue in queues.values()))
-        for outcome in (outcome for column in columns for outcome in column):
+        for outcome in itertools.chain(*columns):
             if isinstance(outcome, RewardError):
                 log.warning("%s", outcome)
-        return wire.ScoreResponse(
-            scores={name: wire.encode_outcomes(column) for name, column in zip(queues, columns, strict=True)}
-        )
+        return wire.ScoreResponse(scores=dict(zip(queues, map(wire.encode_outcomes, columns), strict=True)))
 
-    async def check(self, rewards: list[str] | None, metadatas: list[dict[str, Any]]) -> wire.CheckResponse:
-        """Answers /check.
-
-        Raises:
-            HTTPException: a reward is unknown.
-        """
-        entries = {name: queue.entry for name, queue in self._asked(rewards).items()}
-        return wire.CheckResponse(
-            problems={name: await asyncio.to_thread(_problems, entry, metadatas) for name, entry in entries.items()}
-        )
+    async def check(self, rewards: list[str] | None, metadatas: Sequence[Mapping[str, Any]]) -> wire.CheckResponse:
+        """Answers /check; HTTPException if a reward is unknown."""
+        problems = {}
+        for name, queue in self._asked(rewards).items():
+            problems[name] = await asyncio.to_thread(lambda entry: [_problem(entry, m) for m in metadatas], queue.entry)
+        return wire.CheckResponse(problems=problems)
 
     def _asked(self, names: list[str] | None) -> dict[str, BatchQueue]:
         for name in names or []:
@@ -105,13 +92,7 @@ class RewardService:
 
 
 def create_app(service: RewardService, token: str | None = None, limits: RequestLimits | None = None) -> FastAPI:
-    """The ASGI app: /score and /check, /rewards, /health and /ready, /openapi.json.
-
-    Args:
-        service: what answers.
-        token: bearer token; see `Admission`.
-        limits: of requests.
-    """
+    """The ASGI app: /score and /check, /rewards, /health and /ready, /openapi.json; `Admission` asks for the token."""
     limits = limits or RequestLimits()
     app = FastAPI(title="blip3o-rl rewards", version=__version__, description=wire.__doc__ or "", docs_url=None)
     app.add_middleware(Admission, limits=limits, token=token)
@@ -149,11 +130,9 @@ def create_app(service: RewardService, token: str | None = None, limits: Request
 def listen(
     service: RewardService, host: str, port: int, token: str | None, announce: Callable[[str], None] | None = None
 ) -> None:
-    """Serves until SIGINT or SIGTERM.
+    """Serves until SIGINT or SIGTERM; port 0 takes a free one.
 
     Args:
-        host: address to listen on.
-        port: 0 takes a free one.
         announce: called with the address, such as http://127.0.0.1:18085, once the service listens.
 
     Raises:
@@ -162,15 +141,13 @@ def listen(
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise UserError(
-            f"{host}:{port}: cannot listen there, {error.strerror}; choose another --port or --host"
-        ) from error
+        problem = f"{host}:{port}: cannot listen there, {error.strerror}; choose another --port or --host"
+        raise UserError(problem) from error
     if announce is not None:
         announce(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it has a line for every malformed request
-    config = uvicorn.Config(
-        create_app(service, token), log_level="warning", access_log=False, limit_concurrency=CONNECTIONS
-    )
+    app = create_app(service, token)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS)
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -193,10 +170,6 @@ def _describe(entry: RubricEntry) -> wire.RewardInfo:
         optional_metadata=list(getattr(entry.reward, "optional_metadata", ())),
         example_metadata=None if example is None else json.loads(json.dumps(dict(example), default=str)),
     )
-
-
-def _problems(entry: RubricEntry, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [_problem(entry, metadata) for metadata in metadatas]
 
 
 def _problem(entry: RubricEntry, metadata: Mapping[str, Any]) -> str:

@@ -24,18 +24,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
+from blip3o_rl.config.base import Strict
 from blip3o_rl.io import whole_characters
 from blip3o_rl.scoring.api import RewardError, Sample, Score
-
-ERROR_CHARACTERS = 2000
-
-
-class Strict(BaseModel):
-    """No unknown keys, no silent conversions, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _finite(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -61,11 +54,7 @@ class SampleSpec(Strict):
     width: Annotated[int, Field(ge=1)]
 
     def sample(self, pixels: bytes) -> Sample:
-        """The whole sample; its image may be written to.
-
-        Args:
-            pixels: height x width x 3 bytes.
-        """
+        """The whole sample, from height x width x 3 bytes; its image may be written to."""
         image = np.frombuffer(pixels, np.uint8).reshape(self.height, self.width, 3).copy()
         return Sample(self.id, self.prompt, image, self.metadata, self.group, self.step)
 
@@ -148,11 +137,7 @@ def encode_outcomes(outcomes: Sequence[Score | RewardError]) -> list[ScoreEntry]
 
 
 def decode_outcomes(text: bytes, reward: str, count: int) -> list[Score | RewardError]:
-    """One reward's outcomes from the answer of /score.
-
-    Raises:
-        RewardError: not an answer for this reward and this number of samples.
-    """
+    """One reward's outcomes from the answer of /score; RewardError if it does not answer for `count` samples."""
     try:
         entries = ScoreResponse.model_validate_json(text).scores[reward]
     except (ValidationError, KeyError) as error:
@@ -169,4 +154,4 @@ def decode_outcomes(text: bytes, reward: str, count: int) -> list[Score | Reward
 
 def _sendable(text: str) -> str:
     """A reward's text, which may quote half a character, cut to a readable length."""
-    return whole_characters(text[:ERROR_CHARACTERS])
+    return whole_characters(text[:2000])
