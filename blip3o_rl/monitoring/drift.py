@@ -5,12 +5,9 @@ compared with it, because one odd draw of prompts says nothing. The statistic ha
 baseline than its limit *and* than `deviations` standard deviations. The limit silences a change that is certain but
 small, since a policy that learns changes its images; the deviations silence a statistic that fluctuates anyway.
 
-The standard deviation of single steps is estimated as in control charts for individual values (moving ranges:
-Montgomery, Introduction to Statistical Quality Control, section 6.4): the mean absolute difference of successive steps
-over 1.128. A slow drift hardly widens it, as it would the plain one. It is taken over all steps so far, because five
-steps alone often look much calmer than they are.
-
-A drift that goes on is reported again each time it has doubled: a few warnings per statistic and not one per step.
+The standard deviation of single steps is estimated from moving ranges (Montgomery, Introduction to Statistical Quality
+Control, section 6.4), which a slow drift hardly widens, over all steps so far: five steps alone often look much calmer
+than they are. A drift that goes on is reported again each time it has doubled.
 """
 
 from __future__ import annotations
@@ -47,26 +44,16 @@ MIN_LIMIT = 1e-6
 
 @dataclass(frozen=True)
 class Drift:
-    """One statistic that went too far.
+    """One statistic that went too far."""
 
-    Attributes:
-        step: the step at which it was seen.
-        statistic: a key of WATCHED, or "held_out/<reward>".
-        baseline, value: the two means that were compared.
-        limit: how far they may be apart: the configured limit or the deviations, whichever is more.
-        deviation: standard deviation of single steps.
-        stop: whether the run has to end.
-        meaning: what it looks like.
-    """
-
-    step: int
-    statistic: str
-    baseline: float
-    value: float
-    limit: float
-    deviation: float
-    stop: bool
-    meaning: str
+    step: int  # at which it was seen
+    statistic: str  # a key of WATCHED, or "held_out/<reward>"
+    baseline: float  # mean of the first steps
+    value: float  # mean of the last steps
+    limit: float  # how far they may be apart: the configured limit or the deviations, whichever is more
+    deviation: float  # standard deviation of single steps
+    stop: bool  # whether the run has to end
+    meaning: str  # what it looks like
 
     @property
     def rises(self) -> bool:
@@ -90,13 +77,8 @@ class DriftMonitor:
         self._reported: dict[tuple[str, bool, bool], float] = {}
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> list[Drift]:
-        """Takes the metrics of one step and returns what has drifted, each statistic at most once.
-
-        Args:
-            step: its number; a step that comes twice replaces its values.
-            metrics: as in metrics.jsonl: "monitor/<statistic>" and "reward/held_out/<reward>" are read. A value that is
-                missing, null or not finite leaves the step out for that statistic.
-        """
+        """Takes the metrics of one step (as in metrics.jsonl) and returns what has drifted, each statistic at most
+        once. A step that comes twice replaces its values; a value that is missing, null or not finite is left out."""
         found = []
         for metric, value in metrics.items():
             name = watched_name(metric)
@@ -134,9 +116,9 @@ class DriftMonitor:
 def watched_name(metric: str) -> str | None:
     """The statistic that a metric is: "monitor/dark_share" is dark_share, "reward/held_out/hpsv2" held_out/hpsv2; None
     for every other metric, such as the components of a held-out reward."""
-    group, *rest = metric.split("/")
-    if group in GROUPS and len(rest) == 1 and rest[0] in WATCHED and rest[0] != HELD_OUT:
-        return rest[0]
-    if group == "reward" and len(rest) == 2 and rest[0] == HELD_OUT:
-        return "/".join(rest)
+    match metric.split("/"):
+        case [group, name] if group in GROUPS and name in WATCHED and name != HELD_OUT:
+            return name
+        case ["reward", "held_out", reward]:
+            return f"{HELD_OUT}/{reward}"
     return None

@@ -2,16 +2,14 @@
 
 Reward hacking shows in the images before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
 colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
-of a group become copies of one another. Each function is pure and takes well under a millisecond at 64 px.
-All values are in [0, 1].
-
-The share of an image that text covers needs an OCR engine. It is monitored in runs that have an OCR reward, which
-reads every image anyway: the recorder takes it from the reward's component of that name.
+of a group become copies of one another. Each function takes under a millisecond at 64 px. All values are in [0, 1].
+The share of an image that text covers needs an OCR engine, so it is taken from the component of an OCR reward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -31,15 +29,10 @@ FROM_REWARDS = ("text_area",)
 
 
 def image_statistics(image: np.ndarray) -> dict[str, float]:
-    """Statistics of one image.
-
-    Args:
-        image: uint8 [H, W, 3], RGB.
+    """Statistics of one image, uint8 [H, W, 3], RGB.
 
     Returns:
-        dark_share: share of dark pixels, 0 (none) .. 1 (all).
-        flat_share: share of pixels without local contrast, 0 .. 1 (one flat colour).
-        edge_density: share of pixels on an edge, 0 .. 1.
+        dark_share, flat_share (without local contrast) and edge_density: shares of the pixels.
         colour_entropy: entropy of the 8x8x8 colour histogram over its largest possible value, 0 (one colour) .. 1.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -47,8 +40,7 @@ def image_statistics(image: np.ndarray) -> dict[str, float]:
     variance = np.maximum(cv2.blur(grey * grey, (3, 3)) - mean * mean, 0)
     gradient = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)) / 8
     levels = (image.astype(np.int64) * COLOUR_LEVELS) // 256
-    index = (levels[..., 0] * COLOUR_LEVELS + levels[..., 1]) * COLOUR_LEVELS + levels[..., 2]
-    share = np.bincount(index.ravel(), minlength=COLOUR_LEVELS**3) / index.size
+    share = np.bincount((levels @ [COLOUR_LEVELS**2, COLOUR_LEVELS, 1]).ravel()) / grey.size
     share = share[share > 0]
     entropy = float(-(share * np.log(share)).sum() / np.log(COLOUR_LEVELS**3))
     return {
@@ -60,8 +52,7 @@ def image_statistics(image: np.ndarray) -> dict[str, float]:
 
 
 def component_statistics(components: Mapping[str, float]) -> dict[str, float]:
-    """The monitored statistics among an image's components, as the rubric names them: "ocr/text_area" is text_area.
-    Where several rewards report one, the largest counts."""
+    """The monitored statistics among an image's components ("ocr/text_area"); of several rewards the largest counts."""
     found: dict[str, float] = {}
     for name, value in components.items():
         statistic = name.rsplit("/", 1)[-1]
@@ -71,28 +62,20 @@ def component_statistics(components: Mapping[str, float]) -> dict[str, float]:
 
 
 def pixel_distances(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean absolute pixel differences between all pairs, 0 .. 1, as a flat array of n*(n-1)/2 values.
-
-    Args:
-        images: uint8 [H, W, 3] each, all of one size.
-    """
-    flat = np.stack([image.reshape(-1) for image in images]).astype(np.float32) / 255
-    return np.array(
-        [np.abs(flat[i] - flat[j]).mean() for i in range(len(flat)) for j in range(i + 1, len(flat))], np.float32
-    )
+    """Mean absolute pixel differences between all pairs of images of one size, 0 .. 1; n*(n-1)/2 values."""
+    scaled = [image.astype(np.float32) / 255 for image in images]
+    return np.array([np.abs(a - b).mean() for a, b in combinations(scaled, 2)], np.float32)
 
 
 def group_statistics(images: Sequence[np.ndarray]) -> dict[str, float]:
-    """Statistics of the images of one group (one prompt, one step).
+    """Statistics of the images of one group (one prompt, one step), over its pairs; 0 for a single image.
 
     Returns:
-        near_duplicate_share: share of pairs that are near duplicates, 0 .. 1 (all alike); 0 for a single image.
-        pixel_distance: mean absolute pixel difference over pairs, 0 (identical) .. 1; 0 for a single image.
+        near_duplicate_share: share of pairs that are near duplicates.
+        pixel_distance: mean absolute pixel difference, 0 (identical) .. 1.
     """
     if len(images) < 2:
         return {"near_duplicate_share": 0.0, "pixel_distance": 0.0}
     distances = pixel_distances(images)
-    return {
-        "near_duplicate_share": float((distances < DUPLICATE_BELOW).mean()),
-        "pixel_distance": float(distances.mean()),
-    }
+    duplicates = distances < DUPLICATE_BELOW
+    return {"near_duplicate_share": float(duplicates.mean()), "pixel_distance": float(distances.mean())}

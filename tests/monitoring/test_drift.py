@@ -20,7 +20,7 @@ SCENE = draw(Scene((SceneObject("circle", "red", 0.3, 0.4, 0.4), SceneObject("sq
 
 
 def warnings(values, metric: str = "monitor/dark_share", **limits) -> list[Drift]:
-    """What is said about a series that begins at step 1."""
+    """What is reported about a series that begins at step 1."""
     kind = metric.split("/")[1]
     watch = DriftMonitor(MonitorSettings(**{"warn": {kind: 0.1}, **limits}))
     return [drift for step, value in enumerate(values, start=1) for drift in watch.add(step, {metric: value})]
@@ -137,7 +137,7 @@ def test_a_monitor_built_from_the_metrics_goes_on_where_the_first_one_stopped():
     assert again == [drift for drift in whole if drift.step >= 9] != []
 
 
-def test_pictures_that_go_dark_lose_their_edges_and_colours():
+def test_images_that_go_dark_lose_their_edges_and_colours():
     watch = DriftMonitor(MonitorSettings(warn={"dark_share": 0.3, "edge_density": 0.03, "colour_entropy": 0.05}))
     found = []
     for step in range(1, 21):
@@ -157,15 +157,15 @@ def test_the_shipped_limits_tell_a_published_case_of_hacking_from_an_ordinary_ru
     change = {"dark_share": 0.475, "edge_density": -0.6 * 0.069, "colour_entropy": -0.54 * 0.14}
     seen = []
     for seed in range(20):
-        rng, watch, told = np.random.default_rng(seed), DriftMonitor(MonitorSettings()), set()
+        rng, watch, reported = np.random.default_rng(seed), DriftMonitor(MonitorSettings()), set()
         for step in range(1, 81):
             share = min(1.0, max(0, step - 10) / 40) if hacked else 0.0
             values = {n: mean + share * change[n] + rng.normal(0, sd) for n, (mean, sd) in ordinary.items()}
-            told |= {d.statistic for d in watch.add(step, {f"monitor/{n}": v for n, v in values.items()})}
-        seen.append(told)
+            reported |= {d.statistic for d in watch.add(step, {f"monitor/{n}": v for n, v in values.items()})}
+        seen.append(reported)
     if hacked:
-        assert all("dark_share" in told for told in seen)
-        assert sum(told == set(ordinary) for told in seen) >= 18
+        assert all("dark_share" in reported for reported in seen)
+        assert sum(reported == set(ordinary) for reported in seen) >= 18
     else:
         assert sum(map(bool, seen)) <= 1
 
@@ -183,7 +183,7 @@ def test_a_group_that_collapses():
     assert all(drift.step > 8 for drift in found)
 
 
-def test_text_area_comes_from_the_reward_that_reads_the_picture():
+def test_text_area_comes_from_the_reward_that_reads_the_image():
     parts = {"ocr": 0.5, "ocr/text_area": 0.2, "signs/text_area": 0.3, "ocr/strict": 1.0}
     assert component_statistics(parts) == {"text_area": 0.3}
     assert component_statistics({"geneval": 1.0}) == {}

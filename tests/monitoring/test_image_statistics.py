@@ -1,4 +1,4 @@
-"""The guard statistics must stay in [0, 1] and must move where reward hacking moves them."""
+"""The monitored statistics must stay in [0, 1] and must move where reward hacking moves them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -79,9 +80,25 @@ def reward_file(tmp_path: Path) -> Path:
     return path
 
 
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when a test moves `now`, in seconds."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def pictures() -> Callable[..., list[Sample]]:
-    """`pictures(n, size)`: samples with random pixels."""
+def clock() -> Iterator[Clock]:
+    loop = Clock()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def make_samples() -> Callable[..., list[Sample]]:
+    """`make_samples(n, size)`: samples with random pixels."""
 
     def make(n: int = 4, size: tuple[int, int] = (24, 16), **fields: Any) -> list[Sample]:
         noise = np.random.default_rng(7)

@@ -73,3 +73,24 @@ def test_the_process_of_a_service_finds_it_too(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, path], cwd="/", capture_output=True, text=True)
     assert done.stdout.strip() == "mine", done.stderr
+
+
+@pytest.mark.slow
+def test_a_ray_worker_finds_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.chdir("/")
+    paths = {form: write(tmp_path / form, form, 0.5) for form in FORMS}
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+
+        @ray.remote
+        class Worker:
+            def score(self, config: dict[str, dict[str, str]]) -> dict[str, float]:
+                sample = Sample("s", "", np.zeros((4, 4, 3), np.uint8))
+                return dict(build_rubric(config).score([sample])[0].components)
+
+        config = {form: {"path": path} for form, path in paths.items()}
+        assert ray.get(Worker.remote().score.remote(config)) == dict.fromkeys(FORMS, 0.5)
+    finally:
+        ray.shutdown()

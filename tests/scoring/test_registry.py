@@ -271,7 +271,7 @@ def test_syntax_error_and_import_error_name_file_and_line(tmp_path):
         build(broken, "f")
 
 
-def test_where_a_reward_is_scored_is_said_beside_its_options(file, monkeypatch):
+def test_where_a_reward_is_scored_stands_next_to_its_options(file, monkeypatch):
     config = {
         "near": {"path": f"{file}:Tall", "least": 0.75},
         "far": {"name": "geneval", "service": {"url": "http://127.0.0.1:9", "retries": 0}, "only_if": {"near": 0.5}},

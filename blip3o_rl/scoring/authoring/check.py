@@ -1,14 +1,14 @@
 """Tries a reward on images whose content is known, before a run depends on it.
 
-What a good reward says about them is for its author to judge, so the values are only shown. What no reward may do is
-found here: no usable number (NaN, wrong type, wrong count, an exception), another value for the same image the second
-time, a value that depends on the other images of the batch or on their order, and writing into the image, which the
-next reward is going to score.
+What a good reward says about them is for its author to judge, so the values are only shown. Found is what no reward
+may do: give no usable number, another value for the same image the second time, or a value that depends on the batch;
+or write into the image, which the next reward is going to score.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,23 +26,14 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found.
-
-    Attributes:
-        name: the reward's.
-        scores: image -> Score, of the images that got one.
-        first_s: seconds of the first call, with whatever is loaded in it.
-        seconds: seconds per image afterwards.
-        problems: what has to be fixed; one line each.
-        remarks: what the author should look at.
-    """
+    """What `check` found."""
 
     name: str
-    scores: dict[str, Score] = field(default_factory=dict)
-    first_s: float = 0.0
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    scores: dict[str, Score] = field(default_factory=dict)  # image -> Score, of the images that got one
+    first_s: float = 0.0  # of the first call, with whatever is loaded in it
+    seconds: float = 0.0  # per image afterwards
+    problems: list[str] = field(default_factory=list)  # what has to be fixed; one line each
+    remarks: list[str] = field(default_factory=list)  # what the author should look at
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -69,38 +60,35 @@ def check(entry: RubricEntry, metadata: Mapping[str, Any] | None = None, side: i
     middle = time.perf_counter()
     second = _scored(entry, samples)
     seconds = (time.perf_counter() - middle) / len(samples)
-    result = CheckResult(entry.name, first_s=middle - begun, seconds=seconds)
-    result.scores.update({name: outcome for name, outcome in first.items() if isinstance(outcome, Score)})
-    result.problems.extend(_failures(first))
-    result.problems.extend(_differences(first, second, "is scored {} and then {}: not deterministic"))
-    if len(result.scores) == len(samples):
+    scores = {name: outcome for name, outcome in first.items() if isinstance(outcome, Score)}
+    problems = _failures(first) + _differences(first, second, "is scored {} and then {}: not deterministic")
+    if len(scores) == len(samples):
         turned = _scored(entry, samples[::-1])
         alone = {name: outcome for sample in samples for name, outcome in _scored(entry, [sample]).items()}
         for again, text in (
             (turned, "is scored {}, and {} in a batch in reverse order: scores belong to the wrong images"),
             (alone, "is scored {} in a batch and {} alone: the score depends on the other images"),
         ):
-            if not result.problems:  # a reward that answers at random differs everywhere
-                result.problems.extend(_differences(first, again, text))
+            if not problems:  # a reward that answers at random differs everywhere
+                problems += _differences(first, again, text)
     if any(not np.array_equal(old, sample.image) for old, sample in zip(before, samples, strict=True)):
-        result.problems.append("writes into the image, which other rewards score too; work on image.copy()")
-    if not result.problems and result.range is not None and result.range[0] == result.range[1]:
-        result.remarks.append("gives all images the same value, and equal values are no signal for training")
-    return result
+        problems.append("writes into the image, which other rewards score too; work on image.copy()")
+    equal = not problems and len({score.value for score in scores.values()}) == 1
+    remarks = ["gives all images the same value, and equal values are no signal for training"] if equal else []
+    return CheckResult(entry.name, scores, middle - begun, seconds, problems, remarks)
 
 
 def _scored(entry: RubricEntry, samples: Sequence[Sample]) -> dict[str, Outcome]:
-    """Image -> what one call made of it."""
     outcomes = sync.run(entry.attempt(samples))
     return {sample.id: outcome for sample, outcome in zip(samples, outcomes, strict=True)}
 
 
 def _failures(outcomes: Mapping[str, Outcome]) -> list[str]:
     """The failures, those with the same text in one line."""
-    images: dict[str, list[str]] = {}
+    images: dict[str, list[str]] = defaultdict(list)
     for name, outcome in outcomes.items():
         if isinstance(outcome, RewardError):
-            images.setdefault(str(outcome).rsplit(" (sample ", 1)[0], []).append(name)
+            images[str(outcome).rsplit(" (sample ", 1)[0]].append(name)
     return [f"{text} ({', '.join(names)})" for text, names in images.items()]
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,22 +32,14 @@ class FolderImage:
     row: PromptRow
 
     def sample(self) -> Sample:
-        """Reads the image.
-
-        Raises:
-            UserError: it is not readable.
-        """
+        """Reads the image; UserError if it is not readable."""
         return Sample(self.name, self.row.prompt, read_image(self.file), self.row.metadata)
 
 
 def read_folder(folder: Path, prompts: Path | None = None) -> tuple[list[FolderImage], list[str]]:
-    """The images of a folder, and the names of those left out because nothing says what they show.
+    """The images of a folder and its sub-folders, and the names of those left out because nothing says what they show.
 
-    An image that several lines name is there once for each of them.
-
-    Args:
-        folder: with image files, also in sub-folders.
-        prompts: prompt file.
+    An image that several lines of the prompt file name is there once for each of them.
 
     Raises:
         UserError: no such folder, no image with a prompt in it, an image that cannot be read, a line that names an
@@ -57,41 +50,34 @@ def read_folder(folder: Path, prompts: Path | None = None) -> tuple[list[FolderI
     files = {_key(str(file.relative_to(folder))): file for file in _image_files(folder)}
     if not files:
         raise UserError(f"{folder}: has no images ({', '.join(SUFFIXES)}); give a folder that has")
-    rows = read_prompts(prompts) if prompts is not None else []
-    found, named = [], set()
-    for row in rows:
+    pairs: list[tuple[Path, PromptRow]] = []
+    by_prompt: dict[str, list[PromptRow]] = defaultdict(list)
+    for row in read_prompts(prompts) if prompts is not None else []:
+        by_prompt[row.prompt.strip()].append(row)
         if row.metadata.get("image") is not None:
-            file = _named_file(row, folder, files)
-            found.append(FolderImage(file, _name(file, folder), row))
-            named.add(file)
-    by_prompt: dict[str, list[PromptRow]] = {}
-    for row in rows:
-        by_prompt.setdefault(row.prompt.strip(), []).append(row)
+            pairs.append((_named_file(row, folder, files), row))
     left_out = []
-    for file in files.values():
-        if file in named:
-            continue
+    for file in sorted(set(files.values()) - {file for file, _ in pairs}):
         its_row = _by_prompt(file, by_prompt) if prompts is not None else _alone(file)
         if its_row is None:
             left_out.append(_name(file, folder))
         else:
-            found.append(FolderImage(file, _name(file, folder), its_row))
-    if not found:
+            pairs.append((file, its_row))
+    if not pairs:
         remedy = (
-            'name each in a line of it, {"image": "' + left_out[0] + '", "prompt": ...}'
+            f'name each in a line of it, {{"image": "{left_out[0]}", "prompt": ...}}'
             if prompts is not None
             else "give --prompts; images made by `blip3o-rl generate` carry their own"
         )
         raise UserError(f"{folder}: nothing says what its {len(files)} images show; {remedy}")
+    found = [FolderImage(file, _name(file, folder), row) for file, row in pairs]
     return sorted(found, key=lambda image: image.name), left_out
 
 
-def _image_files(folder: Path) -> Iterable[Path]:
+def _image_files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield Path(parent, name)
+        folders[:] = (name for name in folders if not name.startswith("."))
+        yield from (Path(parent, n) for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES))
 
 
 def _key(name: str) -> str:
@@ -103,14 +89,13 @@ def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
 
 
-def _named_file(row: PromptRow, folder: Path, files: dict[str, Path]) -> Path:
+def _named_file(row: PromptRow, folder: Path, files: Mapping[str, Path]) -> Path:
     name = row.metadata["image"]
-    file = files.get(_key(name)) if isinstance(name, str) else None
-    if file is None and isinstance(name, str) and (folder / name).is_file():
-        file = folder / name  # outside of the folder, hidden, or with an unusual suffix
-    if file is None:
-        raise UserError(f"{row.where}: field 'image' is {name!r}, and {folder} has no such image; fix the name")
-    return file
+    if isinstance(name, str) and _key(name) in files:
+        return files[_key(name)]
+    if isinstance(name, str) and (folder / name).is_file():
+        return folder / name  # outside of the folder, hidden, or with an unusual suffix
+    raise UserError(f"{row.where}: field 'image' is {name!r}, and {folder} has no such image; fix the name")
 
 
 def _carried_prompt(file: Path) -> str:
@@ -118,7 +103,7 @@ def _carried_prompt(file: Path) -> str:
     return read_text_chunks(file).get("prompt", "").strip()
 
 
-def _by_prompt(file: Path, by_prompt: dict[str, list[PromptRow]]) -> PromptRow | None:
+def _by_prompt(file: Path, by_prompt: Mapping[str, list[PromptRow]]) -> PromptRow | None:
     """The line with the prompt that a PNG carries."""
     fitting = by_prompt.get(_carried_prompt(file), [])
     for row in fitting[1:]:

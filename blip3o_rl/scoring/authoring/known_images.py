@@ -1,5 +1,4 @@
-"""Images whose content is known, for trying a reward: all black, noise, a synthetic scene that shows its prompt, and
-the prompt's text in letters."""
+"""Images of known content, for trying a reward: black, noise, a scene with its prompt, and the prompt in letters."""
 
 from __future__ import annotations
 
@@ -24,7 +23,6 @@ def known_samples(entry: RubricEntry, metadata: Mapping[str, Any] | None = None,
     """One sample per name in `NAMES`, which is its id, with a prompt and metadata that the reward can score.
 
     Args:
-        entry: of a rubric.
         metadata: of the prompt; by default a scene's, or the reward's `example_metadata` where it needs other fields.
         side: of the images, px.
 
@@ -45,7 +43,7 @@ def known_samples(entry: RubricEntry, metadata: Mapping[str, Any] | None = None,
 
 
 def lettering(text: str, side: int) -> np.ndarray:
-    """Black letters on white, nothing else; uint8 [side, side, 3]."""
+    """Black letters on white; uint8 [side, side, 3]."""
     image = Image.new("RGB", (side, side), "white")
     font = ImageFont.load_default(side / 10)
     ImageDraw.Draw(image).multiline_text((side / 12, side / 6), fill(text, 14), fill="black", font=font)

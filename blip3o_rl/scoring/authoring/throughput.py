@@ -16,23 +16,14 @@ from blip3o_rl.scoring.entry import RubricEntry
 
 @dataclass(frozen=True)
 class Throughput:
-    """What `measure` found.
-
-    Attributes:
-        name: the reward's.
-        images: that were timed.
-        batch: images per call.
-        side: of the images, px.
-        seconds: for all of them.
-        first_s: of a batch before them, with whatever is loaded in it.
-    """
+    """What `measure` found."""
 
     name: str
-    images: int
-    batch: int
-    side: int
-    seconds: float
-    first_s: float
+    images: int  # that were timed
+    batch: int  # images per call
+    side: int  # px
+    seconds: float  # for all of them
+    first_s: float  # of a batch before them, with whatever is loaded in it
 
     @property
     def images_per_s(self) -> float:
@@ -50,10 +41,7 @@ def measure(
     """Times a reward on synthetic scenes and lettering, half and half.
 
     Args:
-        entry: of a rubric.
         images: to score after a first batch, which loads and compiles.
-        batch: images per call.
-        side: of the images, px.
         max_s: no further batch is begun after so many seconds.
         metadata: as for `known_samples`.
 

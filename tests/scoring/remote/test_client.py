@@ -71,13 +71,13 @@ def refused() -> httpx.ConnectError:
     return httpx.ConnectError("connection refused")
 
 
-def test_through_the_service_as_in_process(app, reward_file: Path, pictures) -> None:  # type: ignore[no-untyped-def]
-    samples = pictures(6)
+def test_through_the_service_as_in_process(app, reward_file: Path, make_samples) -> None:
+    samples = make_samples(6)
     here = build_rubric({"detailed": {"path": f"{reward_file}:detailed"}})
     assert rubric_of(remote(app, "detailed")).score(samples) == here.score(samples)
 
 
-def test_transient_failures_cost_attempts_and_nothing_else(app, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_transient_failures_cost_attempts_and_nothing_else(app, make_samples) -> None:
     failures = [
         refused(),
         httpx.Response(503, content=b"busy"),
@@ -86,27 +86,27 @@ def test_transient_failures_cost_attempts_and_nothing_else(app, pictures) -> Non
         httpx.RemoteProtocolError("x"),
     ]
     reward = remote(app, "brightness", *failures)
-    samples = pictures(2)
+    samples = make_samples(2)
     results = rubric_of(reward, on_error="stop").score(samples)
     assert [result.value for result in results] == [sample.image.mean() / 255 for sample in samples]
     assert len(sent(reward)) == 6
 
 
 @pytest.mark.parametrize("on_error", ["retry", "skip_sample", "stop"])
-def test_a_service_that_stays_away_is_a_loud_failure_and_never_a_number(app, pictures, on_error: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_service_that_stays_away_is_a_loud_failure_and_never_a_number(app, make_samples, on_error: str) -> None:
     reward = remote(app, "brightness", *[refused() for _ in range(100)])
     rubric = rubric_of(reward, on_error=on_error)
     message = "reward 'brightness' service test gave no answer: connection refused"
     if on_error == "stop":
         with pytest.raises(RewardError, match=message):
-            rubric.score(pictures(1))
+            rubric.score(make_samples(1))
     else:
-        (result,) = rubric.score(pictures(1))
+        (result,) = rubric.score(make_samples(1))
         assert result.failed and math.isnan(result.value) and message in result.reason
     assert len(sent(reward)) == 6, "one attempt and the service's 5 retries, whatever on_error says"
 
 
-def test_a_service_that_is_too_slow_is_asked_again(app, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_a_service_that_is_too_slow_is_asked_again(app, make_samples) -> None:
     class Slow(AppTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             if len(self.sent) == 0:
@@ -117,29 +117,29 @@ def test_a_service_that_is_too_slow_is_asked_again(app, pictures) -> None:  # ty
     transport = Slow(app)
     reward = RemoteReward("brightness", "brightness", Endpoint("service test", lambda: transport), timeout_s=0.05)
     with pytest.raises(Unreachable, match="service test gave no answer within 0.05 s"):
-        asyncio.run(reward.score(pictures(1)))
+        asyncio.run(reward.score(make_samples(1)))
     reward.timeout_s = 60.0
     transport.sent.clear()
     transport.sent.append("asked before")
-    assert not rubric_of(reward).score(pictures(1))[0].failed
+    assert not rubric_of(reward).score(make_samples(1))[0].failed
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
-def test_a_refusal_is_not_sent_again(app, pictures, status: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_refusal_is_not_sent_again(app, make_samples, status: int) -> None:
     reward = remote(app, "brightness", httpx.Response(status, content=b'{"detail": "not\\nlike this"}'))
     with pytest.raises(RewardError, match=f"was refused by the service test: {status} not like this") as caught:
-        asyncio.run(reward.score(pictures(1)))
+        asyncio.run(reward.score(make_samples(1)))
     assert len(sent(reward)) == 1 and not isinstance(caught.value, Unreachable)
 
 
-def test_one_refused_sample_does_not_take_its_neighbours_along(app, pictures) -> None:  # type: ignore[no-untyped-def]
-    samples = [*pictures(2, target="ab"), Sample("wrong", "p", np.zeros((4, 4, 3), np.uint8), {"target": "AB"})]
+def test_one_refused_sample_does_not_take_its_neighbours_along(app, make_samples) -> None:
+    samples = [*make_samples(2, target="ab"), Sample("wrong", "p", np.zeros((4, 4, 3), np.uint8), {"target": "AB"})]
     outcomes = asyncio.run(remote(app, "target").score(samples))
     assert [o.value for o in outcomes[:2]] == [2.0, 2.0]
     assert isinstance(outcomes[2], RewardError) and "not lower case" in str(outcomes[2])
 
 
-def test_the_rewards_own_failure_comes_back_in_its_place(app) -> None:  # type: ignore[no-untyped-def]
+def test_the_rewards_own_failure_comes_back_in_its_place(app) -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     samples = [Sample(str(i), prompt, image) for i, prompt in enumerate(("good", "bad", "nan"))]
     reward = remote(app, "picky")
@@ -152,14 +152,14 @@ def test_the_rewards_own_failure_comes_back_in_its_place(app) -> None:  # type: 
 @pytest.mark.parametrize(
     "answer", [b"", b"<html>", b'{"scores": {"brightness": []}}', b'{"scores": {"brightness": [{"value": NaN}]}}']
 )
-def test_an_answer_that_is_none_is_an_error(app, pictures, answer: bytes) -> None:  # type: ignore[no-untyped-def]
+def test_an_answer_that_is_none_is_an_error(app, make_samples, answer: bytes) -> None:
     with pytest.raises(RewardError, match="got"):
-        asyncio.run(remote(app, "brightness", httpx.Response(200, content=answer)).score(pictures(1)))
+        asyncio.run(remote(app, "brightness", httpx.Response(200, content=answer)).score(make_samples(1)))
 
 
-def test_large_batches_are_sent_in_pieces_that_every_service_takes(app, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_large_batches_are_sent_in_pieces_that_every_service_takes(app, make_samples) -> None:
     many = remote(app, "brightness")
-    assert len(asyncio.run(many.score(pictures(RequestLimits.samples + 1)))) == RequestLimits.samples + 1
+    assert len(asyncio.run(many.score(make_samples(RequestLimits.samples + 1)))) == RequestLimits.samples + 1
     assert len(sent(many)) == 2
     large = remote(app, "brightness")
     blank = np.zeros((3000, 3000, 3), np.uint8)
@@ -168,7 +168,7 @@ def test_large_batches_are_sent_in_pieces_that_every_service_takes(app, pictures
     assert asyncio.run(large.score([])) == []
 
 
-def test_what_the_reward_needs_is_asked_before_the_run(app) -> None:  # type: ignore[no-untyped-def]
+def test_what_the_reward_needs_is_asked_before_the_run(app) -> None:
     reward = remote(app, "target")
     rubric = rubric_of(reward)
     assert reward.required_metadata == ("target",) and reward.example_metadata == {"target": "x"}
@@ -180,7 +180,7 @@ def test_what_the_reward_needs_is_asked_before_the_run(app) -> None:  # type: ig
         rubric.check_prompts([PromptRow("p", {"target": "ab"}, "f:1"), PromptRow("p", {"target": "A"}, "f:9")])
 
 
-def test_a_service_that_cannot_be_used_is_found_before_the_run(app) -> None:  # type: ignore[no-untyped-def]
+def test_a_service_that_cannot_be_used_is_found_before_the_run(app) -> None:
     refusal = httpx.Response(401, content=b'{"detail": "the bearer token is missing or wrong"}')
     for reward, words in (
         (remote(app, "beauty"), "has no reward 'beauty'; it has brightness, detailed, picky, target"),
@@ -193,10 +193,10 @@ def test_a_service_that_cannot_be_used_is_found_before_the_run(app) -> None:  # 
         assert str(caught.value).startswith(reward.key) and "\n" not in str(caught.value)
 
 
-def test_over_a_real_socket_with_a_token(serving, reward_file: Path, pictures, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_over_a_real_socket_with_a_token(serving, reward_file: Path, make_samples, monkeypatch) -> None:
     served = serving(["detailed", f"detailed.path={reward_file}:detailed"], token="secret")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # a service is never asked through a proxy
-    samples = pictures(5)
+    samples = make_samples(5)
     here = build_rubric({"detailed": {"path": f"{reward_file}:detailed"}})
     monkeypatch.setenv("WRONG", "guess")
     for wrong in (None, "WRONG"):
@@ -219,13 +219,15 @@ def test_nobody_listens() -> None:
         asyncio.run(RemoteReward("r", "r", endpoint).score([Sample("s", "p", np.zeros((4, 4, 3), np.uint8))]))
 
 
-def test_a_killed_service_that_comes_back_loses_no_sample(serving, reward_file: Path, tmp_path: Path, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_a_killed_service_that_comes_back_loses_no_sample(
+    serving, reward_file: Path, tmp_path: Path, make_samples
+) -> None:
     words = ["slow", f"slow.path={reward_file}:slow", f"slow.folder={tmp_path}"]
     served = serving(words)
     calls = tmp_path / "calls"
     service = {"url": served.url, "retries": 60, "backoff_s": 0.05, "max_backoff_s": 0.5}
     rubric = build_rubric({"slow": {"service": service, "retries": 0, "concurrency": 4}})
-    samples = pictures(24)
+    samples = make_samples(24)
 
     async def one_by_one() -> list[Any]:
         return await asyncio.gather(*(rubric.score_async([sample]) for sample in samples))
@@ -251,8 +253,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_the_answer_of_a_service_cannot_flood_the_client(app, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_the_answer_of_a_service_cannot_flood_the_client(app, make_samples) -> None:
     long = json.dumps({"detail": "x" * 10_000}).encode()
     with pytest.raises(RewardError) as caught:
-        asyncio.run(remote(app, "brightness", httpx.Response(422, content=long)).score(pictures(1)))
+        asyncio.run(remote(app, "brightness", httpx.Response(422, content=long)).score(make_samples(1)))
     assert len(str(caught.value)) < 500

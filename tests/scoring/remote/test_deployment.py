@@ -67,11 +67,13 @@ def test_without_ray_a_deployed_reward_waits_to_be_checked(reward_file: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, make_samples) -> None:
     import ray
     from ray import serve
 
     calls = tmp_path / "calls"
+    (tmp_path / "next_to_reward.py").write_text("LOADED = True\n")
+    reward_file.write_text(f"import next_to_reward\n{reward_file.read_text()}")
     config: dict[str, Any] = {
         "slow": {
             "path": f"{reward_file}:SlowTarget",
@@ -101,7 +103,7 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, pic
         with pytest.raises(UserError, match="f:1: reward 'slow' cannot score this prompt"):
             rubric.check_prompts([PromptRow("p", {"target": "A"}, "f:1")])
 
-        samples = pictures(24, target="abc")
+        samples = make_samples(24, target="abc")
         results: list[Any] = []
 
         async def one_by_one() -> None:

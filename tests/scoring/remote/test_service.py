@@ -63,8 +63,8 @@ def score(ask: Ask, samples: list[Sample], rewards: list[str]) -> dict[str, list
     return answer["scores"]
 
 
-def test_scores_are_those_of_the_same_rewards_in_process(ask: Ask, config, pictures) -> None:  # type: ignore[no-untyped-def]
-    samples = pictures(5)
+def test_scores_are_those_of_the_same_rewards_in_process(ask: Ask, config, make_samples) -> None:
+    samples = make_samples(5)
     names = ["brightness", "detailed", "judge"]
     answer = score(ask, samples, names)
     assert list(answer) == names
@@ -88,12 +88,12 @@ def test_a_sample_that_cannot_be_scored_is_an_error_in_its_place(ask: Ask) -> No
     assert "nan" in entries[2]["error"]
 
 
-def test_metadata_are_checked_before_anything_is_scored(ask: Ask, pictures) -> None:  # type: ignore[no-untyped-def]
-    status, answer = ask("POST", "/score", **wire.encode_request(pictures(2), ["target"]))
+def test_metadata_are_checked_before_anything_is_scored(ask: Ask, make_samples) -> None:
+    status, answer = ask("POST", "/score", **wire.encode_request(make_samples(2), ["target"]))
     assert (status, answer["detail"]) == (422, "sample 0: reward 'target': the metadata field 'target' is missing")
-    status, answer = ask("POST", "/score", **wire.encode_request(pictures(2, target="A"), ["target"]))
+    status, answer = ask("POST", "/score", **wire.encode_request(make_samples(2, target="A"), ["target"]))
     assert status == 422 and "'A' is not lower case" in answer["detail"]
-    status, answer = ask("POST", "/score", **wire.encode_request(pictures(2, target=7), ["target"]))
+    status, answer = ask("POST", "/score", **wire.encode_request(make_samples(2, target=7), ["target"]))
     assert status == 422 and "not readable (AttributeError" in answer["detail"]
     asked = {"rewards": ["target", "judge"], "metadata": [{"target": "a"}, {"target": "A"}, {}]}
     status, answer = ask("POST", "/check", json=asked)
@@ -101,8 +101,8 @@ def test_metadata_are_checked_before_anything_is_scored(ask: Ask, pictures) -> N
     assert [bool(problem) for problem in answer["problems"]["target"]] == [False, True, True]
 
 
-def test_unknown_rewards_and_paths(ask: Ask, pictures) -> None:  # type: ignore[no-untyped-def]
-    status, answer = ask("POST", "/score", **wire.encode_request(pictures(1), ["beauty"]))
+def test_unknown_rewards_and_paths(ask: Ask, make_samples) -> None:
+    status, answer = ask("POST", "/score", **wire.encode_request(make_samples(1), ["beauty"]))
     assert status == 422 and "'beauty'" in answer["detail"] and "brightness" in answer["detail"]
     assert ask("GET", "/nothing")[0] == 404
     assert ask("GET", "/score")[0] == 405
@@ -129,7 +129,7 @@ def test_what_is_served_is_described(ask: Ask) -> None:
     assert "no pickle" not in text and "nothing that can run code" in schema["info"]["description"]
 
 
-def test_without_the_token_nothing_is_told(config) -> None:  # type: ignore[no-untyped-def]
+def test_without_the_token_nothing_is_answered(config) -> None:
     app = create_app(RewardService({"brightness": config["brightness"]}), token="sésame")
 
     def status(path: str, authorization: str | None, method: str = "GET") -> int:
@@ -146,13 +146,13 @@ def test_without_the_token_nothing_is_told(config) -> None:  # type: ignore[no-u
     assert [status(path, None) for path in ("/health", "/ready", "/openapi.json")] == [200] * 3
 
 
-def test_a_busy_service_refuses_before_it_reads(config, reward_file, tmp_path, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_a_busy_service_refuses_before_it_reads(config, reward_file, tmp_path, make_samples) -> None:
     """While a body takes the memory that is allowed, scoring is refused; afterwards it is not."""
     keywords = {"path": f"{reward_file}:slow", "folder": str(tmp_path), "seconds": 0.2}
     app = create_app(RewardService({"slow": keywords}), limits=RequestLimits(pending_bytes=1000))
 
     async def main() -> list[int]:
-        request = wire.encode_request(pictures(1))
+        request = wire.encode_request(make_samples(1))
         first = asyncio.create_task(send(app, "POST", "/score", **request))
         before = (tmp_path / "calls").stat().st_size
         while not first.done() and (await send(app, "GET", "/ready"))[0] == 200:
@@ -165,17 +165,17 @@ def test_a_busy_service_refuses_before_it_reads(config, reward_file, tmp_path, p
     assert asyncio.run(main()) == [503, 200, 503, 200, 200]
 
 
-def test_concurrent_requests_share_batches(reward_file: Path, tmp_path: Path, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_concurrent_requests_share_batches(reward_file: Path, tmp_path: Path, make_samples) -> None:
     keywords = {"path": f"{reward_file}:slow", "folder": str(tmp_path), "seconds": 0.2}
     app = create_app(RewardService({"slow": keywords}, batch=5))
     (tmp_path / "calls").unlink()  # the self-check's
 
     async def main() -> list[tuple[int, Any]]:
-        requests = [wire.encode_request([sample]) for sample in pictures(9)]
+        requests = [wire.encode_request([sample]) for sample in make_samples(9)]
         return await asyncio.gather(*(send(app, "POST", "/score", **request) for request in requests))
 
     answers = [answer["scores"]["slow"][0]["value"] for _, answer in asyncio.run(main())]
-    assert answers == [sample.image.mean() / 255 for sample in pictures(9)]
+    assert answers == [sample.image.mean() / 255 for sample in make_samples(9)]
     batches = [len(line.split()) - 1 for line in (tmp_path / "calls").read_text().splitlines()]
     assert sum(batches) == 9 and max(batches) <= 5 and len(batches) <= 5
 
@@ -191,7 +191,7 @@ def test_concurrent_requests_share_batches(reward_file: Path, tmp_path: Path, pi
         ({"content-length": "10", "transfer-encoding": "chunked"}, 411),
     ],
 )
-def test_a_body_that_may_be_too_long_is_not_read(config, headers: dict[str, str], status: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_body_that_may_be_too_long_is_not_read(config, headers: dict[str, str], status: int) -> None:
     app = create_app(RewardService({"brightness": config["brightness"]}), limits=RequestLimits(score_bytes=1000))
     sent: list[dict[str, Any]] = []
 
@@ -207,7 +207,7 @@ def test_a_body_that_may_be_too_long_is_not_read(config, headers: dict[str, str]
     assert sent[0]["status"] == status
 
 
-def test_a_body_that_does_not_arrive_is_given_up(config) -> None:  # type: ignore[no-untyped-def]
+def test_a_body_that_does_not_arrive_is_given_up(config) -> None:
     app = create_app(RewardService({"brightness": config["brightness"]}), limits=RequestLimits(read_s=0.05))
 
     async def body() -> AsyncIterator[bytes]:
@@ -296,13 +296,13 @@ def refused(count: int, config: dict[str, Any], samples: list[Sample]) -> float:
     return asyncio.run(attack())
 
 
-def test_malformed_requests_are_refused_and_harm_nobody(config, pictures) -> None:  # type: ignore[no-untyped-def]
-    assert refused(1000, config, pictures(3)) < 200
+def test_malformed_requests_are_refused_and_harm_nobody(config, make_samples) -> None:
+    assert refused(1000, config, make_samples(3)) < 200
 
 
 @pytest.mark.long
-def test_ten_thousand_malformed_requests_are_refused_and_harm_nobody(config, pictures) -> None:  # type: ignore[no-untyped-def]
-    assert refused(10_000, config, pictures(3)) < 200
+def test_ten_thousand_malformed_requests_are_refused_and_harm_nobody(config, make_samples) -> None:
+    assert refused(10_000, config, make_samples(3)) < 200
 
 
 def fetch(request: urllib.request.Request | str) -> tuple[int, bytes]:
@@ -313,12 +313,12 @@ def fetch(request: urllib.request.Request | str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def test_a_process_of_its_own(serving, reward_file: Path, pictures) -> None:  # type: ignore[no-untyped-def]
+def test_a_process_of_its_own(serving, reward_file: Path, make_samples) -> None:
     served = serving(["brightness", f"brightness.path={reward_file}:brightness"], token="secret")
     assert "serves brightness" in served.announced
     assert fetch(f"{served.url}/health")[0] == fetch(f"{served.url}/ready")[0] == 200
     assert fetch(f"{served.url}/rewards")[0] == 401
-    samples = pictures(2)
+    samples = make_samples(2)
     content_type, body = raw_request(samples)
     headers = {"Content-Type": content_type, "Authorization": "Bearer secret"}
     request = urllib.request.Request(f"{served.url}/score", body, headers)
@@ -348,7 +348,7 @@ def test_a_process_of_its_own(serving, reward_file: Path, pictures) -> None:  # 
     assert process.memory_info().rss - before < 200 * 2**20
 
 
-def test_a_service_needs_neither_torch_nor_ray_nor_verl(config) -> None:  # type: ignore[no-untyped-def]
+def test_a_service_needs_neither_torch_nor_ray_nor_verl(config) -> None:
     code = (
         "import sys; from blip3o_rl.scoring.remote.service import RewardService, create_app\n"
         f"create_app(RewardService({config!r}))\n"
@@ -389,7 +389,7 @@ def test_a_number_of_the_prompts_line_can_be_read_in_a_service(
     assert status == 200 and answer["scores"][name][0]["value"] == -120
 
 
-def test_words_of_the_command_line() -> None:
+def test_arguments_of_the_command_line() -> None:
     found = commands.served_rewards(["geneval", "geneval.mode=strict", "mine.path=a.py:f", "mine.least=0.5", "b.py:g"])
     assert found == {
         "geneval": {"mode": "strict"},

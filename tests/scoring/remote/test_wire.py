@@ -61,7 +61,7 @@ def post(service: RewardService, **request: object) -> tuple[int, str]:
     ),
     st.none() | st.lists(LINES, min_size=1, max_size=3),
 )
-def test_samples_arrive_as_they_were_sent(samples, rewards) -> None:  # type: ignore[no-untyped-def]
+def test_samples_arrive_as_they_were_sent(samples, rewards) -> None:
     service = Recording()
     status, answer = post(service, **wire.encode_request(samples, rewards))
     assert status == 200, answer
@@ -72,7 +72,7 @@ def test_samples_arrive_as_they_were_sent(samples, rewards) -> None:  # type: ig
         assert there.metadata == here.metadata
 
 
-def test_half_an_emoji_and_images_that_fill_memory_arrive(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_half_an_emoji_and_images_that_fill_memory_arrive(tmp_path, monkeypatch) -> None:
     """The first as the replacement character, the second without a temporary file."""
     service = Recording()
     monkeypatch.setattr("tempfile.TemporaryFile", None)
@@ -97,7 +97,7 @@ def test_half_an_emoji_and_images_that_fill_memory_arrive(tmp_path, monkeypatch)
         max_size=4,
     )
 )
-def test_scores_arrive_to_the_last_bit(outcomes) -> None:  # type: ignore[no-untyped-def]
+def test_scores_arrive_to_the_last_bit(outcomes) -> None:
     sent = wire.ScoreResponse(scores={"r": wire.encode_outcomes(outcomes)}).model_dump_json().encode()
     for there, here in zip(wire.decode_outcomes(sent, "r", len(outcomes)), outcomes, strict=True):
         if isinstance(here, RewardError):
@@ -164,7 +164,7 @@ def test_a_hand_written_request_is_read() -> None:
         (400, {"content": b"\x80\x04\x95 a pickle", "headers": {"content-type": "multipart/form-data; boundary=X"}}),
         (422, {"data": {"request": json.dumps(one()), "image": "not a file"}}),
         (422, {"files": [FILE]}),
-        (422, form(one(), ("picture", FILE[1]))),
+        (422, form(one(), ("photo", FILE[1]))),
         (422, form(one(), FILE, FILE)),
         (422, form("", FILE)),
         (422, form("{", FILE)),
