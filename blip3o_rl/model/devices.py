@@ -10,15 +10,7 @@ AUTO = "auto"
 
 
 def device_of(name: str, key: str = "device") -> torch.device:
-    """The device of that name; "auto" is the GPU if there is one, else the CPU.
-
-    Args:
-        name: auto, cpu, cuda or cuda:N.
-        key: of the option or setting, for the error message.
-
-    Raises:
-        UserError: torch does not know the name, or there is no such GPU.
-    """
+    """The device called auto (the GPU if there is one, else the CPU), cpu, cuda or cuda:N; `key` is for the error."""
     if name == AUTO:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -31,11 +23,7 @@ def device_of(name: str, key: str = "device") -> torch.device:
 
 
 def dtype_of(name: str, device: torch.device, key: str = "dtype") -> torch.dtype:
-    """The torch dtype of that name; "auto" is bfloat16 on a GPU, float32 on a CPU.
-
-    Raises:
-        UserError: torch has no such dtype.
-    """
+    """The torch dtype of that name; "auto" is bfloat16 on a GPU, float32 on a CPU; `key` is for the error."""
     if name == AUTO:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = getattr(torch, name, None)

@@ -38,13 +38,7 @@ class Reference:
 def autoencoder_pixels(image: np.ndarray, size: int) -> torch.Tensor:
     """Input of the autoencoder: shorter side to `size`, bilinear, center crop; float32 [3, size, size] in [-1, 1].
 
-    Upstream's `target_transform` at 1024 px.
-
-    Args:
-        image: uint8 [H, W, 3], RGB.
-
-    Raises:
-        UserError: the image is more than 16 times as long as it is wide, or the other way round.
+    Upstream's `target_transform` at 1024 px. The image is uint8 [H, W, 3], RGB, at most 16 times as long as wide.
     """
     height, width = image.shape[:2]
     if max(width, height) > MAX_ASPECT * min(width, height):

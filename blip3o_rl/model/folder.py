@@ -6,8 +6,7 @@
     model_index.json   format version, what is inside, where it came from
 
 `model_index.json` is written last, so that a folder whose writing was interrupted has none and is refused. Loading
-never guesses: a missing part is one error that names it. `mini` is the name of the small model that ships with the
-package.
+never guesses: a missing part is one error that names it. `mini` is the small model that ships with the package.
 """
 
 from __future__ import annotations
@@ -37,18 +36,12 @@ MINI = "mini"
 PARTS = ("policy", "renderer", "image_tokenizer")
 GENERATING = ("policy", "renderer")
 """The parts that text-to-image needs."""
-_FOLDERS = {"policy": ("",), "renderer": RENDERER_PARTS, "image_tokenizer": ("",)}
-"""Where each part has a config.json and weights."""
 _EDITING = f"renderer/{REFERENCE_CONNECTOR}"
 """The part that only editing models have. The index lists it, so that a copy without it is incomplete."""
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder for a path, or for the name of the packaged model (`mini`).
-
-    Raises:
-        UserError: there is no such folder.
-    """
+    """The existing folder for a path, or for the name of the packaged model (`mini`)."""
     if str(name_or_path) == MINI:
         return Path(__file__).parents[1] / "mini" / "weights"
     path = Path(name_or_path).expanduser()
@@ -87,7 +80,7 @@ class ModelFolder:
         if written != FORMAT:
             raise UserError(f"{file}: format {written}, this version reads {FORMAT}; write the model folder again")
         for part in parts:
-            self._check(part)
+            self._checked(part)
 
     @property
     def can_edit(self) -> bool:
@@ -100,62 +93,53 @@ class ModelFolder:
 
     @cached_property
     def policy_config(self) -> Blip3oNextConfig:
-        self._check("policy")
-        return Blip3oNextConfig.from_pretrained(self.path / "policy")
+        return Blip3oNextConfig.from_pretrained(self._checked("policy"))
 
     def check_editing(self) -> None:
-        """Checks that the model can edit images and has all parts for it.
-
-        Raises:
-            UserError: the model generates from text only, or a file is missing.
-        """
+        """Raises `UserError` unless the model can edit images and has all parts for it."""
         if not self.can_edit:
             raise UserError(
                 f"model folder {self.path}: has no {_EDITING}, so it generates from text only and takes no reference "
                 "image; use the folder of an editing model"
             )
         for part in PARTS:
-            self._check(part)
+            self._checked(part)
 
     def load_policy(
         self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> Blip3oNextForCausalLM:
         """The policy in evaluation mode."""
-        self._check("policy")
-        return Blip3oNextForCausalLM.from_pretrained(self.path / "policy", dtype=dtype).to(device).eval()
+        return Blip3oNextForCausalLM.from_pretrained(self._checked("policy"), dtype=dtype).to(device).eval()
 
     def load_tokenizer(self) -> Any:
         """The text tokenizer, left-padding, checked against the policy's layout."""
-        self._check("policy")
-        tokenizer = AutoTokenizer.from_pretrained(self.path / "policy", padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(self._checked("policy"), padding_side="left")
         check_tokenizer(tokenizer, self.layout)
         return tokenizer
 
     def load_renderer(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Renderer:
         """The frozen renderer in evaluation mode."""
-        self._check("renderer")
-        return Renderer.from_pretrained(self.path / "renderer", dtype=dtype).to(device).eval().requires_grad_(False)
+        return Renderer.from_pretrained(self._checked("renderer"), dtype=dtype).to(device).requires_grad_(False)
 
     def load_image_tokenizer(self, device: str | torch.device = "cpu") -> TATok:
         """The frozen image tokenizer in evaluation mode, always float32."""
-        self._check("image_tokenizer")
-        tokenizer = TATok.from_pretrained(self.path / "image_tokenizer", torch_dtype=torch.float32)
+        tokenizer = TATok.from_pretrained(self._checked("image_tokenizer"), torch_dtype=torch.float32)
         return tokenizer.to(device).eval().requires_grad_(False)
 
-    def _check(self, part: str) -> None:
-        folders = _FOLDERS[part]
+    def _checked(self, part: str) -> Path:
+        """The folder of a part, with all its files."""
+        path = self.path / part
+        folders = [path / name for name in RENDERER_PARTS] if part == "renderer" else [path]
         if part == "renderer" and (self.can_edit or _EDITING in self.index.get("parts", ())):
-            folders = (*folders, REFERENCE_CONNECTOR)
-        files = [self.path / part / folder / "config.json" for folder in folders]
-        if part == "policy":
-            files.append(self.path / part / "tokenizer.json")
-        for file in files:
+            folders.append(path / REFERENCE_CONNECTOR)
+        files = [folder / "config.json" for folder in folders]
+        for file in [*files, path / "tokenizer.json"] if part == "policy" else files:
             if not file.is_file():
                 raise UserError(f"{file}: missing from the model folder; write or copy it again")
         for folder in folders:
-            weights = sorted((self.path / part / folder).glob("*.safetensors"))
+            weights = sorted(folder.glob("*.safetensors"))
             if not weights:
-                raise UserError(f"{self.path / part / folder}: no .safetensors file; write or copy the folder again")
+                raise UserError(f"{folder}: no .safetensors file; write or copy the folder again")
             for file in weights:
                 if file.stat().st_size < 8:
                     raise UserError(f"{file}: truncated ({file.stat().st_size} bytes); copy the model folder again")
@@ -163,6 +147,7 @@ class ModelFolder:
             TokenLayout.from_config(SimpleNamespace(**read_json(files[0])))
         if part == "image_tokenizer":
             require_config(files[0])
+        return path
 
 
 def save(
@@ -192,7 +177,10 @@ def save(
             shutil.copytree(value, path / part, dirs_exist_ok=True)
         elif value is not None:
             value.save_pretrained(path / part)
-    _forget_origins(path)
+    for file in path.rglob("config.json"):
+        fields = json.loads(file.read_text())
+        if fields.pop("_name_or_path", None) is not None:  # the path it was loaded from, which diffusers writes there
+            write_json(file, fields)
     write_index(path, source)
     return path
 
@@ -202,11 +190,3 @@ def write_index(path: Path, source: str, **records: Any) -> None:
     parts = [part for part in (*PARTS, _EDITING) if (path / part).is_dir()]
     index = {"format": FORMAT, "parts": parts, "source": source, "blip3o_rl": __version__, "torch": torch.__version__}
     write_json(path / INDEX, index | records)
-
-
-def _forget_origins(path: Path) -> None:
-    """Removes from every config the path its weights were loaded from, which diffusers writes there."""
-    for file in path.rglob("config.json"):
-        fields = json.loads(file.read_text())
-        if fields.pop("_name_or_path", None) is not None:
-            write_json(file, fields)

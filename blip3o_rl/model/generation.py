@@ -12,8 +12,7 @@ from blip3o_rl.errors import UserError
 class GenerationConfig:
     """Settings of text-to-image generation, editing and reconstruction; the defaults are the upstream renderer's.
 
-    Raises:
-        UserError: a number out of range. What depends on the model (scale, size) is checked against the model.
+    Numbers out of range are a `UserError`. What depends on the model (scale, size) is checked against the model.
     """
 
     scale: int = 0

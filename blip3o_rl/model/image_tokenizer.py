@@ -1,9 +1,8 @@
 """TA-Tok, the image tokenizer: images to the discrete tokens that the policy speaks.
 
-A SigLIP encoder, average pooling by the scale, a task layer, and a nearest-neighbor search in a SimVQ codebook. Only
-what is needed to get from pixels to indices is kept: the upstream checkpoint also holds SigLIP's last layer and head
-and a feature decoder, which BLIP3o never uses. The features are `hidden_states[-2]` of upstream's encoder, so an
-encoder of N layers is built here with N - 1, and without the final layer norm. Names of the weights are upstream's.
+A SigLIP encoder, average pooling by the scale, a task layer, and a nearest-neighbor search in a SimVQ codebook. The
+features are `hidden_states[-2]` of upstream's encoder, so an encoder of N layers is built here with N - 1, and without
+the final layer norm; upstream's unused parts are left out. Names of the weights are upstream's.
 
 Which entry is nearest is a discrete answer, and a rounding error can change it. Hence one policy for numbers, the
 same on every device and for every batch:
@@ -36,7 +35,7 @@ from blip3o_rl.io import read_json
 from blip3o_rl.model.pixels import squashed
 
 NEAREST_CHUNK = 1024
-"""Rows of the distance matrix held at a time; bounds the memory to 256 MiB with the full codebook."""
+"""Rows of the distance matrix held at a time: 256 MiB with the full codebook."""
 CANDIDATES = 4
 """Nearest entries by float32 that are compared again in float64."""
 
@@ -117,24 +116,23 @@ class TATok(ModelMixin, ConfigMixin):
             scale: 0, 1 or 2; the grid is average-pooled by `scale + 1`, and what does not fill a cell is dropped.
 
         Returns:
-            [B, (grid // (scale + 1)) ** 2, bottleneck_dim], rows of the grid one after the other; L2-normalized if
-            the config says so.
+            [B, (grid // (scale + 1)) ** 2, bottleneck_dim], row-major; L2-normalized if the config says so.
         """
         if scale not in (0, 1, 2):
             raise ValueError(f"scale {scale}: must be 0, 1 or 2")
         hidden = self.encoder(pixel_values=pixels.to(self.dtype)).last_hidden_state
         maps = hidden.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         pooled = F.avg_pool2d(maps, scale + 1).flatten(2).transpose(1, 2)
-        vectors = self.bottleneck.in_linear(self.encode_task_layer(pooled)).float()
-        return F.normalize(vectors, dim=-1) if self.config.l2_normalized else vectors
+        return self._compared(self.bottleneck.in_linear(self.encode_task_layer(pooled)).float())
 
     def codebook(self) -> torch.Tensor:
         """The effective codebook, embedding_proj(embedding): float32 [num_image_tokens, bottleneck_dim]."""
         vq = self.bottleneck.regularizer
-        entries = F.linear(
-            vq.embedding.weight.float(), vq.embedding_proj.weight.float(), vq.embedding_proj.bias.float()
-        )
-        return F.normalize(entries, dim=-1) if self.config.l2_normalized else entries
+        project = vq.embedding_proj
+        return self._compared(F.linear(vq.embedding.weight.float(), project.weight.float(), project.bias.float()))
+
+    def _compared(self, vectors: torch.Tensor) -> torch.Tensor:
+        return F.normalize(vectors, dim=-1) if self.config.l2_normalized else vectors
 
     def preprocess(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """The encoder's input, as SigLIP's processor makes it with the size forced to a square.
@@ -151,35 +149,22 @@ class TATok(ModelMixin, ConfigMixin):
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(self.device)
 
     def tokenize(self, images: Sequence[np.ndarray], scale: int = 0, batch_size: int = 16) -> torch.Tensor:
-        """Codebook indices of images of any sizes.
+        """Codebook indices of images of any sizes: int64 [B, n] on the CPU, see `encode`.
 
         Args:
             images: at least one, uint8 [H, W, 3], RGB.
-            scale: 0, 1, 2 for 729, 169, 81 tokens on the upstream grid of 27 x 27.
+            scale: 0, 1, 2 for n = 729, 169, 81 on the upstream grid of 27 x 27.
             batch_size: images at a time; bounds the memory and does not change the result.
-
-        Returns:
-            int64 [B, n] on the CPU, values 0..num_image_tokens - 1.
         """
         batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
         return torch.cat([self.encode(self.preprocess(batch), scale).cpu() for batch in batches])
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, scale: int = 0) -> torch.Tensor:
-        """Codebook indices of prepared images.
+        """Codebook indices 0..num_image_tokens - 1 of prepared images [B, 3, image_size, image_size]: int64 [B, n].
 
         In evaluation mode the codebook is computed once and kept; `train()` and every move to another device or
-        dtype forget it.
-
-        Args:
-            pixels: [B, 3, image_size, image_size] in [-1, 1].
-            scale: 0, 1, 2 for 729, 169, 81 tokens on the published grid of 27 x 27.
-
-        Returns:
-            int64 [B, n], values 0..num_image_tokens - 1.
-
-        Raises:
-            ValueError: the weights are not float32, or the scale is unknown.
+        dtype forget it. The weights must be float32.
         """
         if self.dtype != torch.float32:
             raise ValueError(f"image tokenizer in {self.dtype}: its indices are defined in float32; load it so")
@@ -198,17 +183,12 @@ class TATok(ModelMixin, ConfigMixin):
 
 
 def check_config(fields: Mapping[str, Any], where: str | Path) -> None:
-    """Refuses a config of `TATok` that silently changes the ids.
-
-    Raises:
-        UserError: a key is unknown, or one is missing that changes ids and that the shapes of the weights do not show.
-    """
+    """Refuses a config of `TATok` with an unknown key, or without one that the weights' shapes do not show."""
     known = list(inspect.signature(TATok.__init__).parameters)[1:]
     for name in fields:
         if name not in known and not name.startswith("_"):
             raise UserError(f"{where}: TA-Tok has no {name}{did_you_mean(name, known)}")
-    needed = ("l2_normalized", "num_attention_heads") if "hidden_size" in fields else ("l2_normalized",)
-    for name in needed:
+    for name in ("l2_normalized", "num_attention_heads") if "hidden_size" in fields else ("l2_normalized",):
         if name not in fields:
             raise UserError(f"{where}: no {name}, which changes the ids; TA-Tok's ta_tok.pth says it")
     if fields["l2_normalized"] not in (True, False, None):
@@ -228,17 +208,10 @@ def require_config(file: Path) -> None:
 
 @torch.no_grad()
 def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest entry by Euclidean distance.
+    """Index of the nearest of K entries [K, d] by Euclidean distance, for vectors [..., d]: int64 [...].
 
     The search is by |c|^2 - 2 z c in float32, whose rounding grows with the lengths of the vectors; the
     `CANDIDATES` nearest are then compared by |z - c|^2 in float64. Of equally near ones the lowest index is taken.
-
-    Args:
-        vectors: [..., d].
-        codebook: [K, d].
-
-    Returns:
-        int64 [...].
     """
     squares = codebook.square().sum(-1)
     count = min(CANDIDATES, len(codebook))

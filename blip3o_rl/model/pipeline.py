@@ -1,7 +1,6 @@
 """Prompt -> image, by transformers alone or with another sampler: the reference for everything faster.
 
-No RL and no server. Every stage can be called on given inputs, so that each can be replaced and be compared with
-reference values alone:
+Every stage can be called on given inputs, so that each can be replaced and be compared with reference values alone:
 
     prompt_ids -> sampler (`sampling`) -> renderer.condition, renderer.null_condition
                -> rendering.initial_noise -> rendering.denoise (each Euler step) -> renderer.decode_pixels
@@ -23,7 +22,7 @@ import torch
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.editing import Reference, encode_reference, prompt_ids
-from blip3o_rl.model.folder import ModelFolder
+from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig, Progress, silent
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.renderer import Renderer
@@ -92,7 +91,7 @@ class Blip3oPipeline:
             sampler: samples the tokens; the policy is then not loaded.
             editing: load the image tokenizer too, which reference images need.
         """
-        model = ModelFolder(folder, "policy", "renderer")
+        model = ModelFolder(folder, *GENERATING)
         return cls(
             None if sampler else model.load_policy(dtype, device),
             model.load_tokenizer(),
@@ -134,7 +133,7 @@ class Blip3oPipeline:
             return self.sampler(rows[some], seeds[some], config, progress)
 
         latents = [None if reference is None else reference.latents for reference in encoded]
-        return self._in_batches(len(prompts), seeds, config, tokens_and_states, latents, progress)
+        return self._in_batches(tokens_and_states, latents, seeds, config, progress)
 
     def render_tokens(
         self,
@@ -144,7 +143,7 @@ class Blip3oPipeline:
         config: GenerationConfig = DEFAULTS,
         progress: Progress = silent,
     ) -> GenerationOutput:
-        """Renders given image tokens, those of a tokenized image for example.
+        """Renders given image tokens, those of a tokenized image for example; arguments and errors as in a call.
 
         The renderer knows tokens only through the policy's hidden states, and those depend on the prompt. By default
         it is the text-to-image prompt with an empty caption: the tokens are a full description, and a caption would add
@@ -155,11 +154,6 @@ class Blip3oPipeline:
             indices: codebook indices int64 [B, n], n = 729, 169, 81 for scale 0, 1, 2.
             seeds: B seeds of the renderer's initial noise.
             prompts: B captions.
-
-        The other arguments, and what is raised, are those of a call.
-
-        Raises:
-            UserError: also if an index lies outside the codebook, or n does not fit the scale.
         """
         captions = prompts if prompts is not None else [""] * len(indices)
         if len(captions) != len(indices):
@@ -169,17 +163,14 @@ class Blip3oPipeline:
         def tokens_and_states(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
             return tokens[some], self.hidden_states(rows[some], tokens[some], config.scale)
 
-        return self._in_batches(len(captions), seeds, config, tokens_and_states, [None] * len(captions), progress)
+        return self._in_batches(tokens_and_states, [None] * len(captions), seeds, config, progress)
 
     def prompt_ids(
         self, prompts: list[str], scale: int, references: Sequence[Reference | None] | None = None
     ) -> list[list[int]]:
         """Token ids of the prompts, not padded; each ends with `<im_start>` and the scale token."""
-        given = references if references is not None else [None] * len(prompts)
-        return [
-            prompt_ids(self.tokenizer, prompt, reference, scale, self.layout)
-            for prompt, reference in zip(prompts, given, strict=True)
-        ]
+        pairs = zip(prompts, references or [None] * len(prompts), strict=True)
+        return [prompt_ids(self.tokenizer, prompt, reference, scale, self.layout) for prompt, reference in pairs]
 
     def hidden_states(self, prompts: list[list[int]], tokens: torch.Tensor, scale: int) -> torch.Tensor:
         """States [B, n + 1, hidden] of given image tokens [B, n] by the policy; see `PolicySampler.hidden_states`."""
@@ -187,21 +178,21 @@ class Blip3oPipeline:
 
     def _encode_references(self, entries: list[Images | None], scale: int) -> list[Reference | None]:
         """What the model takes from reference images; an entry that occurs repeatedly is encoded once."""
-        encoded: dict[int, Reference] = {}
-        for entry in entries:
-            if entry is not None and id(entry) not in encoded:
-                encoded[id(entry)] = encode_reference(entry, self.image_tokenizer, self.renderer, scale)
-        return [None if entry is None else encoded[id(entry)] for entry in entries]
+        different = {id(entry): entry for entry in entries if entry is not None}
+        encoded = {
+            key: encode_reference(entry, self.image_tokenizer, self.renderer, scale) for key, entry in different.items()
+        }
+        return [encoded.get(id(entry)) for entry in entries]
 
     def _in_batches(
         self,
-        count: int,
-        seeds: list[int],
-        config: GenerationConfig,
         tokens_and_states: Callable[[slice], tuple[torch.Tensor, torch.Tensor]],
         latents: list[torch.Tensor | None],
+        seeds: list[int],
+        config: GenerationConfig,
         progress: Progress,
     ) -> GenerationOutput:
+        count = len(latents)
         if not count or count != len(seeds):
             raise UserError(f"{count} images and {len(seeds)} seeds: give one seed per image, at least one")
         check_side(self.renderer, config.size, editing=any(latent is not None for latent in latents))

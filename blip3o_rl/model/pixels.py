@@ -16,28 +16,19 @@ become 150 megabytes, and the middle square is all that is kept."""
 
 
 def squashed(image: np.ndarray, side: int) -> np.ndarray:
-    """The whole image as a square, bicubic, without keeping its aspect ratio: uint8 [side, side, 3].
-
-    Args:
-        image: uint8 [H, W, 3].
-    """
+    """A whole image, uint8 [H, W, 3], as a square whatever its aspect ratio, bicubic: uint8 [side, side, 3]."""
     return np.asarray(_pil(image).resize((side, side), BICUBIC))
 
 
 def middle_square(image: np.ndarray, side: int, resample: Image.Resampling = BICUBIC) -> np.ndarray:
     """Shorter side resized to `side`, middle square: torchvision's Resize and CenterCrop; uint8 [side, side, 3].
 
-    The longer side is rounded down, the crop's offset half to even.
-
-    Args:
-        image: uint8 [H, W, 3].
+    The longer side is rounded down, the crop's offset half to even. The image is uint8 [H, W, 3].
     """
     full = _pil(image)
-    width, height = full.size
-    if max(width, height) > SLIVER * min(width, height):
-        full = _middle(full, min(width, SLIVER * height), min(height, SLIVER * width))
-        width, height = full.size
-    short = min(width, height)
+    if max(full.size) > SLIVER * min(full.size):
+        full = _middle(full, min(full.width, SLIVER * full.height), min(full.height, SLIVER * full.width))
+    width, height, short = full.width, full.height, min(full.size)
     resized = full.resize((int(side * width / short), int(side * height / short)), resample)
     return np.array(_middle(resized, side, side))
 
@@ -49,8 +40,6 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _pil(image: np.ndarray) -> Image.Image:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"image of {getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}: "
-            "uint8 [H, W, 3] expected; data.images.read_image gives it"
-        )
+        given = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
+        raise ValueError(f"image of {given}: uint8 [H, W, 3] expected; data.images.read_image gives it")
     return Image.fromarray(image)

@@ -1,9 +1,9 @@
 """The policy: a Qwen3 language model whose actions are the image tokens.
 
 `Blip3oNextForCausalLM` *is* transformers' Qwen3 with the token layout in its config, so that transformers, vLLM and
-verl load the same folder without conversion. What it adds is the action space: `image_logits` multiplies only the
-image rows of the output matrix. Softmax over these rows is the distribution that is sampled from and optimized,
-everywhere in this package. With `full_vocabulary: true` in the config upstream's full softmax is used instead.
+verl load the same folder without conversion. It adds the action space: `image_logits` multiplies only the image rows of
+the output matrix, and the softmax over them is sampled from and optimized everywhere in this package. With
+`full_vocabulary: true` in the config upstream's full softmax is used instead.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ MODEL_TYPE = "blip3o_next"
 
 
 class Blip3oNextConfig(Qwen3Config):
-    """Qwen3's config plus the token layout.
-
-    The layout fields are None in a default-constructed config (transformers builds one to find out what to write to
-    config.json); `TokenLayout.from_config` refuses such a config.
-    """
+    """Qwen3's config plus the token layout: None in the default-constructed config that transformers compares with."""
 
     model_type = MODEL_TYPE
 
@@ -40,10 +36,7 @@ class Blip3oNextConfig(Qwen3Config):
 
 
 class Blip3oNextForCausalLM(Qwen3ForCausalLM):
-    """Qwen3 with image tokens; see the module's docstring."""
-
     config_class = Blip3oNextConfig
-
     image_vocabulary_only = False
     """Whether `forward` returns image logits [..., num_image_tokens] only; set by the trainer's engine."""
 
@@ -62,18 +55,9 @@ class Blip3oNextForCausalLM(Qwen3ForCausalLM):
 
 
 def image_logits(policy: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits over the image tokens only.
-
-    Args:
-        policy: a causal language model with a token layout in its config.
-        hidden: post-norm states [..., hidden_size].
-
-    Returns:
-        [..., num_image_tokens], in the dtype of the output matrix.
-    """
-    layout = TokenLayout.from_config(policy.config)
-    first = layout.image_start_token_id
-    rows = policy.get_output_embeddings().weight[first : first + layout.num_image_tokens]
+    """Logits over the image tokens for post-norm states [..., d]: [..., num_image_tokens], dtype of the weights."""
+    image = TokenLayout.from_config(policy.config).image_ids
+    rows = policy.get_output_embeddings().weight[image.start : image.stop]
     return F.linear(hidden.to(rows.dtype), rows)
 
 

@@ -2,20 +2,17 @@
 
 Connector (two linear layers and a norm), SANA (a diffusion transformer that meets the connector's output in
 cross-attention) and DC-AE (a convolutional autoencoder). Flow matching: x(sigma) = (1 - sigma) x0 + sigma noise, and
-the network predicts the velocity noise - x0. This module is the networks, each stage a method that works on given
-inputs; the way from noise to an image is `rendering`.
+the network predicts the velocity noise - x0. The way from noise to an image is `rendering`.
 
 Facts kept from BLIP3o-NEXT, each of which is easy to get wrong:
 - the condition is the *post-norm* hidden states of the scale token and all image tokens;
 - the null condition of the guidance is the connector applied to zeros, not zeros;
 - the network's timestep is sigma * 1000;
 - latents are divided by the autoencoder's scaling factor before decoding; there is no shift.
+The null condition's rows are all equal, and attention over n equal rows is attention over one of them.
 
-The null condition's rows are all equal, and attention over n equal rows is attention over one of them, so one row is
-used.
-
-A model that was trained to edit has a second connector, for the autoencoder's latent of a reference image. It uses the
-latent in two places, each of which its config can switch off:
+An editing model has a second connector, for the autoencoder's latent of a reference image. It uses the latent in two
+places, each of which its config can switch off:
 - in cross-attention: one row per position, row-major, through that connector, *after* the rows of the tokens;
 - in the network's input: the clean latent next to the noisy one, [noisy | reference], concatenated along the *width*
   (the upstream flag is called CONCAT_AS_HEIGHT). Both halves have the timestep of the noise, and only the noisy half
@@ -28,6 +25,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, ConfigMixin, ModelMixin, SanaTransformer2DModel
@@ -71,7 +69,7 @@ class Connector(ModelMixin, ConfigMixin):
 class ReferenceConnector(Connector):
     """Latents of a reference image, one row per position, to condition rows; and how the model uses references.
 
-    The weights are `und_image_vae_connector` upstream. The defaults are the upstream editing model's.
+    Upstream's `und_image_vae_connector` and, as defaults, its sizes.
 
     Args:
         in_features: channels of a latent.
@@ -122,26 +120,22 @@ class Renderer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Renderer:
         """Loads `connector/`, `transformer/`, `vae/` and, if there, `reference_connector/`, in evaluation mode."""
-        folder = Path(folder)
-        reference_connector = None
-        if (folder / REFERENCE_CONNECTOR).is_dir():
-            reference_connector = ReferenceConnector.from_pretrained(folder / REFERENCE_CONNECTOR, torch_dtype=dtype)
-        renderer = cls(
-            Connector.from_pretrained(folder / "connector", torch_dtype=dtype),
-            SanaTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
-            AutoencoderDC.from_pretrained(folder / "vae", torch_dtype=dtype),
-            reference_connector,
-        )
-        return renderer.eval()
+        kinds: dict[str, Any] = {
+            "connector": Connector, "transformer": SanaTransformer2DModel, "vae": AutoencoderDC,
+            REFERENCE_CONNECTOR: ReferenceConnector,
+        }  # fmt: skip
+        if not (Path(folder) / REFERENCE_CONNECTOR).is_dir():
+            del kinds[REFERENCE_CONNECTOR]
+        parts = {name: kind.from_pretrained(Path(folder) / name, torch_dtype=dtype) for name, kind in kinds.items()}
+        return cls(**parts).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the parts, each with its config and safetensors; a `reference_connector/` without one is removed."""
-        for part in PARTS:
-            getattr(self, part).save_pretrained(Path(folder) / part)
-        if self.reference_connector is not None:
-            self.reference_connector.save_pretrained(Path(folder) / REFERENCE_CONNECTOR)
-        elif (Path(folder) / REFERENCE_CONNECTOR).exists():
-            shutil.rmtree(Path(folder) / REFERENCE_CONNECTOR)
+        parts: Any = self.named_children()
+        for name, part in parts:
+            part.save_pretrained(Path(folder) / name)
+        if self.reference_connector is None:
+            shutil.rmtree(Path(folder) / REFERENCE_CONNECTOR, ignore_errors=True)
 
     @property
     def device(self) -> torch.device:
@@ -163,11 +157,7 @@ class Renderer(nn.Module):
         return self.latent_shape[1] * self.vae.spatial_compression_ratio
 
     def editing_connector(self) -> ReferenceConnector:
-        """The second connector.
-
-        Raises:
-            UserError: the model was not trained to edit.
-        """
+        """The second connector, or a `UserError` if the model was not trained to edit."""
         if self.reference_connector is None:
             raise UserError(
                 "reference image: this model folder has no renderer/reference_connector, it generates from text only; "
@@ -176,15 +166,11 @@ class Renderer(nn.Module):
         return self.reference_connector
 
     def condition(self, states: torch.Tensor, latents: torch.Tensor | None = None) -> torch.Tensor:
-        """Condition of images.
+        """Condition of images: [B, n + 1, C]; with references [B, n + 1 + h * w, C] if the model appends rows.
 
         Args:
-            states: post-norm hidden states of the scale token and the image tokens, [B, n + 1, hidden], any dtype and
-                device.
+            states: post-norm hidden states of scale token and image tokens, [B, n + 1, hidden], any dtype and device.
             latents: of the references, [B, c, h, w]; None for text-to-image.
-
-        Returns:
-            [B, n + 1, C] in the renderer's dtype; with references [B, n + 1 + h * w, C] if the model appends rows.
         """
         rows = self.connector(states.to(self.device, self.dtype))
         if latents is None:
@@ -211,15 +197,12 @@ class Renderer(nn.Module):
         return torch.cat([rows, rows.new_zeros(1, height * width, rows.shape[-1])], dim=1)
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: torch.Tensor) -> torch.Tensor:
-        """The network's velocity for one condition, without guidance.
+        """The network's velocity for one condition, without guidance: float32 [B, c, h, w], as x.
 
         Args:
             x: [B, c, h, w].
             sigma: noise level in (0, 1], one number or [B].
             condition: [B or 1, rows, C].
-
-        Returns:
-            float32 [B, c, h, w].
         """
         timestep = torch.as_tensor(sigma, dtype=torch.float32, device=self.device) * TIMESTEPS
         out = self.transformer(
@@ -268,16 +251,9 @@ class Renderer(nn.Module):
 
     @torch.no_grad()
     def encode_latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Autoencoder latents of images times the scaling factor; DC-AE's encoder is deterministic.
+        """Autoencoder latents times the scaling factor, float32 [B, c, h, w], of pixels [B, 3, S, S] in [-1, 1].
 
-        Args:
-            pixels: [B, 3, S, S] in [-1, 1] with S = `image_size`.
-
-        Returns:
-            float32 [B, c, h, w].
-
-        Raises:
-            UserError: images of another size.
+        S is `image_size`. DC-AE's encoder is deterministic.
         """
         size = self.image_size
         if pixels.shape[1:] != (3, size, size):

@@ -1,12 +1,12 @@
 """From hidden states to images: noise, the Euler steps from sigma 1 to 0, pixels. The one denoising loop.
 
-It serves text-to-image and editing. A batch may mix both: the width of the network's input and the number of condition
-rows differ, so rows are grouped by kind and each kind is rendered in a call of its own. Within a kind all rows are
-equally long, so nothing is padded or masked, and a mixed batch is exactly its parts.
+A batch may mix text-to-image and edits. The width of the network's input and the number of condition rows differ, so
+each kind is rendered by itself: nothing is padded or masked, and a mixed batch is exactly its parts.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def render(
     references: Sequence[torch.Tensor | None] | None = None,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Renders one image per row of hidden states.
+    """Renders one image per row of hidden states: uint8 [B, H, W, 3], each as if rendered with those of its kind alone.
 
     Args:
         states: post-norm hidden states of the scale token and the image tokens, [B, n + 1, hidden].
@@ -38,9 +38,6 @@ def render(
         config: its steps, guidance and size.
         references: B latents [c, h, w] of the images to edit, or None for a text-to-image row.
         progress: receives the steps.
-
-    Returns:
-        uint8 [B, H, W, 3], each image as if rendered with those of its kind alone.
 
     Raises:
         UserError: the numbers of rows, seeds and references differ, a size that the model cannot render, or references
@@ -52,23 +49,21 @@ def render(
             f"{len(states)} rows of states, {len(seeds)} seeds and {len(given)} references: give one of each per "
             "image, None where there is no reference"
         )
-    check_side(renderer, config.size, editing=any(latents is not None for latents in given))
+    edits = {row: latents for row, latents in enumerate(given) if latents is not None}
+    check_side(renderer, config.size, editing=bool(edits))
     noise = initial_noise(renderer, seeds, config.size)
-    kinds = [[i for i, r in enumerate(given) if r is None], [i for i, r in enumerate(given) if r is not None]]
-    kinds = [rows for rows in kinds if rows]
-    images: list[Any] = [None] * len(states)
+    kinds = [rows for rows in ([row for row in range(len(given)) if row not in edits], list(edits)) if rows]
+    images: dict[int, np.ndarray] = {}
     for number, rows in enumerate(kinds):
-        edits = [latents for i in rows if (latents := given[i]) is not None]
-        latents = torch.stack(edits) if edits else None
+        latents = torch.stack([edits[row] for row in rows]) if rows[0] in edits else None
         condition = renderer.condition(states[rows], latents)
-        null = renderer.null_condition(states.shape[1] if edits else 1, editing=bool(edits))
+        null = renderer.null_condition(1 if latents is None else states.shape[1], editing=latents is not None)
         denoised = noise[rows]
         for step, after in enumerate(denoise(renderer, denoised, condition, null, config, latents), 1):
             denoised = after
             progress("steps", number * config.steps + step, len(kinds) * config.steps)
-        for row, image in zip(rows, renderer.decode(denoised).cpu().numpy(), strict=True):
-            images[row] = image
-    return np.stack(images)
+        images.update(zip(rows, renderer.decode(denoised).cpu().numpy(), strict=True))
+    return np.stack([images[row] for row in range(len(given))])
 
 
 def denoise(
@@ -79,18 +74,17 @@ def denoise(
     config: GenerationConfig,
     latents: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The Euler steps from noise to the image's latents; gives the latents after each, `config.steps` in all.
+    """The Euler steps from noise [B, c, h, w] to the image's latents; gives the latents after each, `config.steps`.
 
     With a reference, upstream steps the whole input and then puts the reference back, which is the same as stepping
     the noisy half.
 
     Args:
-        noise: [B, c, h, w].
         condition, null: [B, rows, C] and [1, rows, C], as the renderer gives them.
         latents: of the references, [B, c, h, w].
     """
-    x, levels = noise, sigmas(config.steps).tolist()
-    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+    x = noise
+    for sigma, following in itertools.pairwise(sigmas(config.steps).tolist()):
         x = x + (following - sigma) * renderer.velocity(x, sigma, condition, null, config.guidance, latents)
         yield x
 
@@ -117,14 +111,10 @@ def check_side(renderer: Renderer, size: int | None, editing: bool) -> None:
 def latent_side(renderer: Renderer, size: int | None) -> int:
     """Side of the latent for images of `size` x `size` pixels; the model's own for None.
 
-    The autoencoder makes each latent position a square of 32 x 32 pixels (8 x 8 in the packaged model), so a 1024 px
-    image has a latent of 32 x 32. The number of image tokens does not depend on it. Upstream models have no positional
-    embedding, so their transformer takes any latent; they were trained at 1024 px, and images at other sizes get worse
-    with the distance from it. A transformer with a positional embedding (the packaged model's) has its own size only.
-
-    Raises:
-        UserError: the size is no multiple of the autoencoder's factor, or another than the model's own although its
-            transformer has a positional embedding.
+    The autoencoder makes each latent position a square of 32 x 32 pixels (8 x 8 in the packaged model). The number of
+    image tokens does not depend on it. Upstream models have no positional embedding, so their transformer takes any
+    latent; they were trained at 1024 px, and images get worse with the distance from it. A transformer with a
+    positional embedding (the packaged model's) has its own size only. Any other size is a `UserError`.
     """
     return _latent_side(renderer.transformer.config, renderer.vae.spatial_compression_ratio, size)
 
@@ -137,15 +127,15 @@ def check_size(folder: Path, size: int | None) -> None:
 
 
 def _latent_side(transformer: Any, factor: int, size: int | None) -> int:
-    own = transformer.sample_size
-    if size is None or size == own * factor:
-        return own
+    own = transformer.sample_size * factor
+    if size is None or size == own:
+        return transformer.sample_size
     if transformer.interpolation_scale is not None:
         raise UserError(
-            f"size={size}: this model has a positional embedding for {own * factor} px and renders no other size; "
+            f"size={size}: this model has a positional embedding for {own} px and renders no other size; "
             "leave the size out"
         )
     multiple = factor * transformer.patch_size
     if size < multiple or size % multiple:
-        raise UserError(f"size={size}: must be a multiple of {multiple} pixels; the model's own size is {own * factor}")
+        raise UserError(f"size={size}: must be a multiple of {multiple} pixels; the model's own size is {own}")
     return size // factor

@@ -1,10 +1,8 @@
 """Sampling image tokens with transformers, and the hidden states of given tokens.
 
-A left-padded batch with its attention mask is sampled token by token with a cache. The post-norm hidden states on the
-way are the renderer's condition; the state of the last token costs one more step, never a second prefill.
-`hidden_states` is the plain forward pass over given tokens without a cache: the oracle for the states of every
-sampler, and the way to render tokens that were not sampled.
-
+A left-padded batch is sampled token by token with a cache. The post-norm hidden states on the way are the renderer's
+condition; the state of the last token costs one more step, never a second prefill. `hidden_states` is the plain forward
+pass over given tokens: the oracle for the states of every sampler, and the way to render tokens that were not sampled.
 Two samplers give different tokens for one seed; for the same tokens they have the same states.
 """
 
@@ -28,24 +26,20 @@ class Sampler(Protocol):
     def __call__(
         self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and hidden states of one image per prompt.
+        """Token ids int64 [B, n] and post-norm states of the scale token and the n tokens, [B, n + 1, hidden].
 
         Args:
             prompts: token ids of B prompts, each ending with `<im_start>` and the scale token.
             seeds: one per prompt.
-            config: its scale: 0, 1, 2 for n = 729, 169, 81 tokens.
+            config: its scale: 0, 1, 2 for n = 729, 169, 81 tokens; top_k and top_p.
             progress: receives the number of tokens that are sampled.
-
-        Returns:
-            Token ids int64 [B, n] and the post-norm states of the scale token and the n tokens, [B, n + 1, hidden].
         """
 
 
 class PolicySampler:
     """The `Sampler` of a policy in transformers: the softmax over its action space at temperature 1.
 
-    The action space is the image vocabulary, or all tokens if the policy's config says `full_vocabulary`; then tokens
-    may be text, too, as upstream.
+    With `full_vocabulary` in the policy's config the action space is all tokens, text too, as upstream.
     """
 
     def __init__(self, policy: Any, pad_token_id: int):
@@ -57,7 +51,6 @@ class PolicySampler:
     def __call__(
         self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and hidden states of one image per prompt; see `Sampler`."""
         ids, mask = self._padded(prompts)
         count = self.layout.tokens_per_image(config.scale)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -81,15 +74,12 @@ class PolicySampler:
 
     @torch.inference_mode()
     def hidden_states(self, prompts: list[list[int]], tokens: torch.Tensor, scale: int) -> torch.Tensor:
-        """Post-norm hidden states of given image tokens, by one forward pass without a cache.
+        """Post-norm hidden states [B, n + 1, hidden] of given image tokens, the scale token's first.
 
         Args:
             prompts: token ids of B prompts of any lengths, each ending with `<im_start>` and the scale token.
             tokens: token ids of the images, int64 [B, n].
             scale: 0, 1, 2 for n = 729, 169, 81.
-
-        Returns:
-            [B, n + 1, hidden]: the scale token's state, then one per token.
 
         Raises:
             UserError: an id is not an image token, or the shape does not fit prompts and scale.
@@ -100,9 +90,8 @@ class PolicySampler:
         try:
             self.layout.to_indices(tokens)
         except ValueError as error:
-            raise UserError(
-                f"image tokens: {error}; give codebook indices below {self.layout.num_image_tokens}"
-            ) from error
+            codes = self.layout.num_image_tokens
+            raise UserError(f"image tokens: {error}; give codebook indices below {codes}") from error
         ids, mask = self._padded(prompts)
         ids = torch.cat([ids, tokens.to(ids.device)], dim=1)
         mask = torch.cat([mask, mask.new_ones(shape)], dim=1)

@@ -1,8 +1,8 @@
 """Where the image tokens live in the vocabulary, and how a prompt becomes token ids.
 
 BLIP3o-NEXT adds three groups of tokens behind the text vocabulary, in this order: `<im_start>` `<im_end>`, the
-scale tokens `<S0>` `<S1>` `<S2>`, and the image tokens `<I0>` ... `<I65535>`. All ids follow from six numbers, kept
-here and in the policy's config, so that nothing else in the package does arithmetic on token ids.
+scale tokens `<S0>` `<S1>` `<S2>`, and the image tokens `<I0>` ... `<I65535>`. All ids follow from six numbers in the
+policy's config; nothing else in the package does arithmetic on token ids.
 
 An image is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; scales 1 and 2 pool the grid by 2 and
 3, which gives 13 x 13 = 169 and 9 x 9 = 81 tokens. The published models were trained at scale 0 only.
@@ -42,14 +42,9 @@ class TokenLayout:
 
     @classmethod
     def from_config(cls, config: Any) -> TokenLayout:
-        """Reads the layout from a policy config.
-
-        Raises:
-            UserError: a field is absent, which is what happens when a text-only Qwen3 is given by mistake.
-        """
+        """Reads the layout from a policy config; a field is absent where a text-only Qwen3 is given by mistake."""
         names = [field.name for field in fields(cls) if field.name != "grid"]
-        missing = [name for name in names if getattr(config, name, None) is None]
-        if missing:
+        if missing := [name for name in names if getattr(config, name, None) is None]:
             raise UserError(
                 f"policy config.json: {', '.join(missing)} missing, so this is no BLIP3o-NEXT policy "
                 "(a text-only language model?); give a model folder written by this package"
@@ -82,11 +77,7 @@ class TokenLayout:
         return indices + self.image_start_token_id
 
     def to_indices(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids to codebook indices, any shape.
-
-        Raises:
-            ValueError: an id is not an image token.
-        """
+        """Token ids to codebook indices, any shape; a `ValueError` if an id is not an image token."""
         indices = ids - self.image_start_token_id
         if indices.numel() and not bool(((indices >= 0) & (indices < self.num_image_tokens)).all()):
             raise ValueError(f"token ids outside the image vocabulary {self.image_ids}")
@@ -98,10 +89,7 @@ class TokenLayout:
 
 
 def add_image_tokens(tokenizer: Any, num_image_tokens: int, grid: int = 27) -> TokenLayout:
-    """Adds the tags, the scale tokens and `num_image_tokens` image tokens to `tokenizer`, in upstream's order.
-
-    Only the tags are *special* tokens, as upstream. Returns the layout that follows.
-    """
+    """Adds the tags (alone *special* tokens, as upstream), scale tokens and image tokens; returns their layout."""
     start = len(tokenizer)
     tokenizer.add_tokens(list(IMAGE_TAGS), special_tokens=True)
     tokenizer.add_tokens([f"<S{i}>" for i in range(NUM_SCALES)])
@@ -113,13 +101,12 @@ def add_image_tokens(tokenizer: Any, num_image_tokens: int, grid: int = 27) -> T
 
 def check_tokenizer(tokenizer: Any, layout: TokenLayout) -> None:
     """Raises `UserError` unless the tokenizer gives the added tokens the ids that the layout says."""
-    last = layout.num_image_tokens - 1
     expected = {
         IMAGE_TAGS[0]: layout.image_start_tag_id,
         IMAGE_TAGS[1]: layout.image_end_tag_id,
         "<S0>": layout.scale_start_token_id,
-        "<I0>": layout.image_start_token_id,
-        f"<I{last}>": layout.image_start_token_id + last,
+        "<I0>": layout.image_ids[0],
+        f"<I{layout.num_image_tokens - 1}>": layout.image_ids[-1],
     }
     for token, token_id in expected.items():
         found = tokenizer.convert_tokens_to_ids(token)
@@ -141,21 +128,7 @@ CHATML = (
 
 def chat_messages(prompt: str) -> list[dict[str, str]]:
     """The conversation the model was trained on, with the caption in the user's turn."""
-    return [
-        {"role": "system", "content": SYSTEM_PROMPT},
-        {"role": "user", "content": USER_PROMPT.format(prompt=prompt)},
-    ]
-
-
-def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) -> list[int]:
-    """Token ids of a text-to-image prompt; they end with `<im_start>` and the scale token.
-
-    The text part goes through the tokenizer's chat template with a generation prompt, the two added tokens follow
-    directly after `<|im_start|>assistant\\n`, as in upstream's inference code.
-    """
-    text = tokenizer.apply_chat_template(chat_messages(prompt), tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*ids, layout.image_start_tag_id, layout.scale_token_id(scale)]
+    return _conversation(USER_PROMPT.format(prompt=prompt))
 
 
 def edit_messages(instruction: str, references: int) -> list[dict[str, str]]:
@@ -165,8 +138,21 @@ def edit_messages(instruction: str, references: int) -> list[dict[str, str]]:
     every instruction, and all references share one pair of tags.
     """
     which = "this image" if references == 1 else "these images"
-    content = EDIT_PROMPT.format(which=which, instruction=instruction) + "".join(VISION_TAGS)
+    return _conversation(EDIT_PROMPT.format(which=which, instruction=instruction) + "".join(VISION_TAGS))
+
+
+def _conversation(content: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": content}]
+
+
+def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) -> list[int]:
+    """Token ids of a text-to-image prompt; they end with `<im_start>` and the scale token.
+
+    The text part goes through the tokenizer's chat template with a generation prompt, the two added tokens follow
+    directly after `<|im_start|>assistant\\n`, as in upstream's inference code.
+    """
+    text = tokenizer.apply_chat_template(chat_messages(prompt), tokenize=False, add_generation_prompt=True)
+    return [*_ids(tokenizer, text), layout.image_start_tag_id, layout.scale_token_id(scale)]
 
 
 def encode_edit_prompt(
@@ -174,9 +160,9 @@ def encode_edit_prompt(
 ) -> list[int]:
     """Token ids of an editing prompt; like those of a text-to-image prompt they end with `<im_start>`, scale token.
 
-    Upstream writes one `<|image_pad|>` for every token of the references and then replaces these ids in order.
-    Here the references' ids go between the tags at once, which gives the same ids and leaves an `<|image_pad|>` in
-    the instruction alone. The references have no `<im_start>` and no scale token of their own.
+    Upstream writes one `<|image_pad|>` for every token of the references and then replaces these ids in order. Here
+    the references' ids go between the tags at once: the same ids, and an `<|image_pad|>` in the instruction is left
+    alone. The references have no `<im_start>` and no scale token of their own.
 
     Args:
         instruction: what to change.
@@ -192,18 +178,19 @@ def encode_edit_prompt(
             f"of {count} tokens each (scale {scale})"
         )
     for tag in VISION_TAGS:
-        if tokenizer(tag, add_special_tokens=False)["input_ids"] != [tokenizer.convert_tokens_to_ids(tag)]:
-            raise UserError(
-                f"tokenizer: {tag} is not one of its tokens; editing needs the tokenizer of a BLIP3o-NEXT policy"
-            )
-    text = tokenizer.apply_chat_template(
-        edit_messages(instruction, len(references)), tokenize=False, add_generation_prompt=True
-    )
+        if _ids(tokenizer, tag) != [tokenizer.convert_tokens_to_ids(tag)]:
+            raise UserError(f"tokenizer: {tag} is none of its tokens; editing needs that of a BLIP3o-NEXT policy")
+    messages = edit_messages(instruction, len(references))
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     before, after = text.rsplit(VISION_TAGS[1], 1)
     return [
-        *tokenizer(before, add_special_tokens=False)["input_ids"],
+        *_ids(tokenizer, before),
         *layout.to_ids(references).flatten().tolist(),
-        *tokenizer(VISION_TAGS[1] + after, add_special_tokens=False)["input_ids"],
+        *_ids(tokenizer, VISION_TAGS[1] + after),
         layout.image_start_tag_id,
         layout.scale_token_id(scale),
     ]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
