@@ -5,14 +5,14 @@ a red object") are embedded, normalized, averaged and normalized again. Each obj
 grey (#999999), cropped to its box and brought to CLIP's input by OpenAI's own transform. The color whose embedding has
 the largest cosine with the crop's wins.
 
-Two differences from the upstream evaluator, neither of them in what is computed: crops of all images go through the
-network together (no data loader per image), and the ten embeddings of a class are kept. It computes in float32 where
-upstream uses automatic mixed precision.
+Unlike upstream, crops of all images go through the network together, the ten embeddings of a class are kept, and it
+computes in float32 (upstream: automatic mixed precision).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,7 @@ class ClipColors:
 
     Args:
         checkpoint: transformers folder or hub name of a CLIP model with its tokenizer.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
         batch_size: crops per forward pass.
-
-    Raises:
-        UserError: the checkpoint cannot be loaded, or the device is unknown.
     """
 
     colors: tuple[str, ...] = COLORS
@@ -48,9 +44,7 @@ class ClipColors:
         model = pretrained_model(CLIPModel, str(checkpoint), "clip")
         tokenizer = pretrained(AutoTokenizer, str(checkpoint), "clip")
         side = model.config.vision_config.image_size
-        self.encoder = ClipEncoder(
-            model, tokenizer, lambda images: cropped(images, side), device, "float32", batch_size
-        )
+        self.encoder = ClipEncoder(model, tokenizer, partial(cropped, side=side), device, batch_size=batch_size)
         self._embeddings: dict[str, torch.Tensor] = {}
 
     def classify(self, questions: Sequence[ColorQuestion]) -> list[str]:
@@ -65,7 +59,7 @@ class ClipColors:
         return [self.colors[index] for index in cosines.argmax(-1).tolist()]
 
     def text_classifier(self, class_name: str) -> torch.Tensor:
-        """The embeddings of the ten colors for objects of a class, [10, d], length 1; computed once per class."""
+        """The embeddings of the ten colors for a class, [10, D], length 1; computed once per class."""
         if class_name not in self._embeddings:
             sentences = [template.format(c=color, name=class_name) for color in self.colors for template in TEMPLATES]
             by_color = self.encoder.text_features(sentences).unflatten(0, (len(self.colors), len(TEMPLATES)))
@@ -74,11 +68,7 @@ class ClipColors:
 
 
 def crop(image: np.ndarray, detection: Detection) -> np.ndarray:
-    """The object on flat grey, cropped to its box (rounded to whole pixels); without a mask, the image in the box.
-
-    Args:
-        image: uint8 [H, W, 3], RGB.
-    """
+    """The object on flat grey, cropped to its box (rounded to whole pixels); without a mask, the image in the box."""
     if detection.mask is not None:
         image = np.where(detection.mask[..., None], image, BACKGROUND)
     return np.asarray(Image.fromarray(image).crop(detection.box))

@@ -2,21 +2,19 @@
 
     python -m blip3o_rl.rewards.geneval.convert_mmdet CHECKPOINT.pth FOLDER
 
-GenEval's upstream detector is mmdet's Mask2Former (Swin-S). transformers has the same network, with other names and
-another order of channels in three places:
+transformers has the network of mmdet with other names and three differences in the weights:
     attention   mmdet keeps query, key and value in one matrix; transformers splits them (not in cross-attention);
     merging     Swin's patch merging takes the four neighbors of a pixel in the order channel * 4 + 2 * row + column
                 in mmdet, and (row + 2 * column) * channels + channel in transformers;
     norms       the decoder's norms.0, .1, .2 follow cross-attention, self-attention and feed-forward.
-Sizes are read off the tensors, so that smaller models of the same family convert as well. Nothing is guessed: each
-tensor of the file must have a place, each place a tensor, and the shapes must agree; otherwise nothing is written.
+Sizes are read off the tensors, so that smaller models of the family convert as well. Each tensor of the file must have
+a place, each place a tensor, and the shapes must agree; otherwise nothing is written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
+from blip3o_rl.checkpoint.staging import staged
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_json
 from blip3o_rl.rewards.geneval.classes import CLASSES, UPSTREAM_NAME, UPSTREAM_URL
@@ -33,27 +32,30 @@ from blip3o_rl.rewards.weights import Rules, model_from_state, module_rules, rea
 LEVELS, POINTS = 3, 4
 """Feature levels and sampling points of deformable attention, fixed in both implementations."""
 
-SWIN, PIXELS = "model.pixel_level_module.encoder.", "model.pixel_level_module.decoder."
-HEAD, DECODER = "model.transformer_module.", "model.transformer_module.decoder."
+BACKBONE, BLOCK = r"backbone\.", r"backbone\.stages\.(\d+)\.blocks\.(\d+)\."
+SWIN = "model.pixel_level_module.encoder."
+SWIN_BLOCK = rf"{SWIN}swin.encoder.layers.\1.blocks.\2."
+PANOPTIC, PIXELS = r"panoptic_head\.", "model.pixel_level_module.decoder."
+LAYER, DECODER = r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.", "model.transformer_module.decoder."
 FFN = {r"ffn\.layers\.0\.0": "fc1", r"ffn\.layers\.1": "fc2"}
 MODULES: dict[tuple[str, str], dict[str, str]] = {
-    (r"backbone\.patch_embed\.", f"{SWIN}swin.embeddings."): {
+    (rf"{BACKBONE}patch_embed\.", f"{SWIN}swin.embeddings."): {
         "projection": "patch_embeddings.projection",
         "norm": "norm",
     },
-    (r"backbone\.", f"{SWIN}hidden_states_norms."): {f"norm{i}": f"stage{i + 1}" for i in range(4)},
-    (r"backbone\.stages\.(\d+)\.downsample\.", rf"{SWIN}swin.encoder.layers.\1.downsample."): {
+    (BACKBONE, f"{SWIN}hidden_states_norms."): {f"norm{i}": f"stage{i + 1}" for i in range(4)},
+    (rf"{BACKBONE}stages\.(\d+)\.downsample\.", rf"{SWIN}swin.encoder.layers.\1.downsample."): {
         "norm": "norm",
         "reduction": "reduction",
     },
-    (r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.", rf"{SWIN}swin.encoder.layers.\1.blocks.\2."): {
+    (BLOCK, SWIN_BLOCK): {
         "norm1": "layernorm_before",
         "norm2": "layernorm_after",
         r"attn\.w_msa\.qkv": "attention.{}_proj",
         r"attn\.w_msa\.proj": "attention.o_proj",
         **{old: f"mlp.{new}" for old, new in FFN.items()},
     },
-    (r"panoptic_head\.pixel_decoder\.", PIXELS): {
+    (rf"{PANOPTIC}pixel_decoder\.", PIXELS): {
         r"input_convs\.(\d)\.conv": r"input_projections.\1.0",
         r"input_convs\.(\d)\.gn": r"input_projections.\1.1",
         r"lateral_convs\.0\.conv": "adapter_1.0",
@@ -62,13 +64,13 @@ MODULES: dict[tuple[str, str], dict[str, str]] = {
         r"output_convs\.0\.gn": "layer_1.1",
         "mask_feature": "mask_projection",
     },
-    (r"panoptic_head\.pixel_decoder\.encoder\.layers\.(\d+)\.", rf"{PIXELS}encoder.layers.\1."): {
+    (rf"{PANOPTIC}pixel_decoder\.encoder\.layers\.(\d+)\.", rf"{PIXELS}encoder.layers.\1."): {
         r"self_attn\.(\w+)": r"self_attn.\2",
         r"norms\.0": "self_attn_layer_norm",
         r"norms\.1": "final_layer_norm",
         **FFN,
     },
-    (r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.", rf"{DECODER}layers.\1."): {
+    (LAYER, rf"{DECODER}layers.\1."): {
         r"self_attn\.attn\.in_proj": "self_attn.{}_proj",
         r"(self|cross)_attn\.attn\.out_proj": r"\2_attn.out_proj",
         r"norms\.0": "cross_attn_layer_norm",
@@ -76,26 +78,20 @@ MODULES: dict[tuple[str, str], dict[str, str]] = {
         r"norms\.2": "final_layer_norm",
         **FFN,
     },
-    (r"panoptic_head\.", HEAD): {
+    (PANOPTIC, "model.transformer_module."): {
         "query_embed": "queries_embedder",
         "query_feat": "queries_features",
         "level_embed": "level_embed",
         r"transformer_decoder\.post_norm": "decoder.layernorm",
         **{rf"mask_embed\.{2 * i}": f"decoder.mask_predictor.mask_embedder.{i}.0" for i in range(3)},
     },
-    (r"panoptic_head\.", ""): {"cls_embed": "class_predictor"},
+    (PANOPTIC, ""): {"cls_embed": "class_predictor"},
 }
 NAMES: Rules = [
     *(rule for (old, new), names in MODULES.items() for rule in module_rules(old, new, names)),
-    (
-        r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.(relative_position_\w+)",
-        rf"{SWIN}swin.encoder.layers.\1.blocks.\2.attention.relative_position_bias.\3",
-    ),
-    (r"panoptic_head\.pixel_decoder\.level_encoding\.weight", f"{PIXELS}level_embed"),
-    (
-        r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.cross_attn\.attn\.(in_proj_\w+)",
-        rf"{DECODER}layers.\1.cross_attn.\2",
-    ),
+    (rf"{BLOCK}attn\.w_msa\.(relative_position_\w+)", rf"{SWIN_BLOCK}attention.relative_position_bias.\3"),
+    (rf"{PANOPTIC}pixel_decoder\.level_encoding\.weight", f"{PIXELS}level_embed"),
+    (rf"{LAYER}cross_attn\.attn\.(in_proj_\w+)", rf"{DECODER}layers.\1.cross_attn.\2"),
 ]
 """mmdet's tensor name -> transformers'."""
 WITHOUT_SOURCE = re.compile(rf"{re.escape(SWIN)}swin\.layernorm\.\w+|criterion\.empty_weight")
@@ -103,12 +99,7 @@ WITHOUT_SOURCE = re.compile(rf"{re.escape(SWIN)}swin\.layernorm\.\w+|criterion\.
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of an mmdet checkpoint file, on the CPU.
-
-    Raises:
-        UserError: there is no such file, it is damaged (the published names end in the start of the file's SHA-256),
-            holds more than tensors and plain data, or is no checkpoint.
-    """
+    """The tensors of an mmdet checkpoint file, on the CPU; published names end in the start of the file's SHA-256."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; the upstream checkpoint is {UPSTREAM_URL}")
@@ -119,15 +110,10 @@ def load_checkpoint(path: Path | str) -> dict[str, Tensor]:
 
 
 def model_from_mmdet(tensors: Mapping[str, Tensor], source: str = "checkpoint") -> Any:
-    """The transformers model (`Mask2FormerForUniversalSegmentation`, eval mode) of an mmdet 3.x state dict.
-
-    Raises:
-        UserError: a name is unknown or missing, or a shape does not fit; `source` stands for the checkpoint.
-    """
+    """The transformers model (`Mask2FormerForUniversalSegmentation`, eval mode) of an mmdet 3.x state dict."""
     if any(".attentions.0." in name or ".ffns.0." in name for name in tensors):
-        raise UserError(
-            f"{source}: has the tensor names of mmdet 2.x; take the 3.x file of the same weights, {UPSTREAM_URL}"
-        )
+        advice = f"take the 3.x file of the same weights, {UPSTREAM_URL}"
+        raise UserError(f"{source}: has the tensor names of mmdet 2.x; {advice}")
     unknown = f"{source}: {{name}} belongs to no Mask2Former with Swin; give a checkpoint of {UPSTREAM_NAME}"
     converted = {
         name: _merged_order(tensor) if ".downsample." in name else tensor
@@ -143,30 +129,20 @@ def model_from_mmdet(tensors: Mapping[str, Tensor], source: str = "checkpoint") 
 
 
 def convert(checkpoint: Path | str, folder: Path | str) -> Path:
-    """Writes the model folder of a checkpoint file: config.json, model.safetensors and conversion.json; returns it.
-
-    Raises:
-        UserError: as `load_checkpoint` and `model_from_mmdet`, and if the folder exists.
-    """
+    """Writes the model folder of a checkpoint file: config.json, model.safetensors and conversion.json; returns it."""
     checkpoint, folder = Path(checkpoint), Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already; name another folder or remove it")
     tensors = load_checkpoint(checkpoint)
     model = model_from_mmdet(tensors, str(checkpoint))
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    origin = {"source": checkpoint.name, "sha256": sha256(checkpoint), "tensors": len(tensors)}
+    with staged(folder, checkpoint.stat().st_size) as unfinished:
         model.save_pretrained(unfinished)
-        origin = {"source": checkpoint.name, "sha256": sha256(checkpoint), "tensors": len(tensors)}
         write_json(unfinished / "conversion.json", origin)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

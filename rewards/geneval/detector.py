@@ -1,7 +1,7 @@
 """What GenEval's rules need to see: objects with scores and boxes, and the colors of those objects.
 
-Detectors and color classifiers are separate protocols because they are separate models in the reference (Mask2Former
-and CLIP) and one is far more expensive than the other: colors are asked for only where a rule needs them.
+Detectors and color classifiers are separate protocols because they are separate models upstream (Mask2Former and CLIP),
+and colors are asked for only where a rule needs them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Detection:
     """One object.
 
     Attributes:
-        class_name: GenEval's name of the class.
+        class_name: as GenEval calls it.
         score: confidence, 0..1.
         box: x1, y1, x2, y2 in pixels, x2 and y2 exclusive, y down.
         mask: bool [H, W], or None if the detector has no masks.
@@ -42,13 +42,7 @@ class ObjectDetector(Protocol):
 
 @dataclass(frozen=True)
 class ColorQuestion:
-    """Which color has this object?
-
-    Attributes:
-        image: uint8 [H, W, 3], RGB.
-        detection: the object in it.
-        class_name: what the prompt calls it.
-    """
+    """Which color has this object in an image (uint8 [H, W, 3], RGB), which the prompt calls `class_name`?"""
 
     image: np.ndarray
     detection: Detection

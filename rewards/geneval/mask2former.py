@@ -1,16 +1,9 @@
 """GenEval's detector on transformers: the network, its input and its detections as in mmdet 3.x.
 
-The upstream evaluator runs mmdet's Mask2Former (Swin-S, COCO instances). transformers has the same network; a folder
-made by `convert_mmdet` carries the upstream weights. What surrounds the network decides the scores as much as the
-weights do, so it is written here after mmdet and not taken from transformers' image processor (which works at 384 px,
-drops what scores below 0.5 and enlarges masks without interpolation):
-    input   float32 *before* the resize; the image scaled to fit 1333 x 800 with cv2's bilinear filter; ImageNet mean
-            and deviation; zeros to the right and below up to multiples of 32;
-    output  mask logits enlarged to the padded input, cut, resized to the image, all bilinear; class probabilities by
-            softmax without the "no object" class; the 100 best of queries x classes; score = class probability x mean
-            mask probability inside the mask; mask = logit > 0; box = the mask's tight box, right and bottom exclusive.
-Images are RGB from the `Sample` to the network: there is no BGR anywhere, hence no channel order to confuse. Only
-images of equal size form a batch, so that each gets the scores it gets alone.
+A folder made by `convert_mmdet` carries the upstream weights. What surrounds the network decides the scores as much, so
+it is written here after mmdet and not taken from transformers' image processor (which works at 384 px, drops what
+scores below 0.5 and enlarges masks without interpolation). Images are RGB throughout. Only images of equal size form a
+batch, so that each gets the scores it gets alone.
 """
 
 from __future__ import annotations
@@ -21,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
 from blip3o_rl.errors import UserError
@@ -45,14 +38,10 @@ class Mask2FormerDetector:
 
     Args:
         checkpoint: transformers model folder (from `convert_mmdet`), or a hub name.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
         batch_size: images per forward pass; 0 means 8 on a GPU and 1 on a CPU, where batches gain nothing.
-        min_score: detections that cannot score more than this are left out before their masks are made; the 100
-            best are returned for 0. Saves most of the time behind the network.
+        min_score: detections that cannot score more than this are left out before their masks are made, which saves
+            most of the time behind the network; the 100 best are returned for 0.
         scale: largest long and short side of the network's input, pixels.
-
-    Raises:
-        UserError: the checkpoint cannot be loaded or has not 80 classes, or the device is unknown.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -71,9 +60,8 @@ class Mask2FormerDetector:
         self.device = device_of(device)
         model = pretrained_model(Mask2FormerForUniversalSegmentation, checkpoint, "checkpoint")
         if model.config.num_labels != len(CLASSES):
-            raise UserError(
-                f"checkpoint: {checkpoint} has {model.config.num_labels} classes; GenEval needs COCO's {len(CLASSES)}"
-            )
+            found = model.config.num_labels
+            raise UserError(f"checkpoint: {checkpoint} has {found} classes; GenEval needs COCO's {len(CLASSES)}")
         self.model = model.to(self.device)
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.min_score = min_score
@@ -84,12 +72,11 @@ class Mask2FormerDetector:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(index)
-        found: list[list[Detection]] = [[] for _ in images]
+        found: dict[int, list[Detection]] = {}
         for indices in by_size.values():
             for batch in batches(indices, self.batch_size):
-                for index, detections in zip(batch, self._detect([images[i] for i in batch]), strict=True):
-                    found[index] = detections
-        return found
+                found |= zip(batch, self._detect([images[index] for index in batch]), strict=True)
+        return [found[index] for index in range(len(images))]
 
     @torch.inference_mode()
     def _detect(self, images: list[np.ndarray]) -> list[list[Detection]]:
@@ -97,7 +84,7 @@ class Mask2FormerDetector:
         inputs = torch.from_numpy(np.stack([network_input(image, self.scale) for image in images])).permute(0, 3, 1, 2)
         height, width = inputs.shape[-2:]
         padded = tuple(-(-side // PAD_TO) * PAD_TO for side in (height, width))
-        pixels = torch.nn.functional.pad(inputs, (0, padded[1] - width, 0, padded[0] - height))
+        pixels = pad(inputs, (0, padded[1] - width, 0, padded[0] - height))
         output = self.model(pixels.to(self.device))
         return [
             instances(classes, masks, padded, (height, width), images[0].shape[:2], self.min_score)
@@ -123,17 +110,16 @@ def instances(
 ) -> list[Detection]:
     """mmdet's instance post-processing of one image, best detection first.
 
+    The 100 best of queries x classes; score = class probability x mean mask probability inside the mask (logit > 0).
+
     Args:
         class_logits: [queries, classes + 1], "no object" last.
         mask_logits: [queries, h, w], at a quarter of the network's input.
-        padded: height and width of the network's input with padding.
-        shape: the same without padding.
+        padded, shape: height and width of the network's input, with and without padding.
         original: height and width of the image; masks and boxes are in its pixels.
         min_score: detections whose class probability does not exceed this are left out.
-
-    Raises:
-        ValueError: the network's output is not finite; "no detections" would be a verdict about the image.
     """
+    # "No detections" would be a verdict about the image.
     if not (class_logits.isfinite().all() and mask_logits.isfinite().all()):
         raise ValueError("the detector's output is not finite")
     probabilities = class_logits.softmax(-1)[:, :-1]
@@ -148,12 +134,11 @@ def instances(
     logits = interpolate(mask_logits[queries][None], size=tuple(padded), mode="bilinear", align_corners=False)
     logits = logits[:, :, : shape[0], : shape[1]]
     logits = interpolate(logits, size=tuple(original), mode="bilinear", align_corners=False)[0]
-    inside = (logits > 0).float()
-    certainty = (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-    scores = (best * certainty[mask_of]).cpu()
+    inside = logits > 0
+    certainty = (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.float().flatten(1).sum(1) + 1e-6)
+    scores, order = (best * certainty[mask_of]).sort(descending=True, stable=True)
 
-    masks = (logits > 0).cpu().numpy()
+    masks = inside.cpu().numpy()
     boxes = [tight_box(mask) for mask in masks]
-    names, mask_number = [CLASSES[label] for label in labels.tolist()], mask_of.tolist()
-    order = scores.argsort(descending=True, stable=True).tolist()
-    return [Detection(names[i], float(scores[i]), boxes[mask_number[i]], masks[mask_number[i]]) for i in order]
+    rows = zip(labels[order].tolist(), scores.tolist(), mask_of[order].tolist(), strict=True)
+    return [Detection(CLASSES[label], score, boxes[mask], masks[mask]) for label, score, mask in rows]

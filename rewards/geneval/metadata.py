@@ -21,21 +21,12 @@ Exclude = create_model(
     __base__=Settings,
     **{"class": (str, ...), "count": (StrictInt, Field(ge=1))},  # type: ignore[call-overload]
 )
-Include = create_model(
-    "Include",
-    __base__=Exclude,
-    color=(str | None, None),
-    position=(tuple[RELATIONS, StrictInt] | None, None),
-)
+Position = tuple[RELATIONS, StrictInt]
+Include = create_model("Include", __base__=Exclude, color=(str | None, None), position=(Position | None, None))
 
 
 def fault(metadata: Mapping[str, Any], classes: Sequence[str], colors: Sequence[str]) -> str:
-    """Why these metadata cannot be scored; empty if they can.
-
-    Args:
-        metadata: has `tag` and `include`.
-        classes, colors: what the detector and the color classifier know.
-    """
+    """Why these metadata cannot be scored, given what detector and color classifier know; empty if they can."""
     if metadata["tag"] not in TAGS:
         return f"unknown tag '{metadata['tag']}'{did_you_mean(metadata['tag'], TAGS)}; known: {', '.join(TAGS)}"
     for field, model in (("include", Include), ("exclude", Exclude)):

@@ -1,11 +1,9 @@
 """GenEval's detector by mmdet itself, for the environment that `environments/create_mmdet.sh` makes.
 
-It exists to check `mask2former` against upstream and to reproduce numbers with nothing in between. mmdet is imported
-when a detector is made, never by this module: the trainer's environment has no mmdet.
-
-mmcv-lite has no compiled operators, and mmdet imports them all. Mask2Former calls only one, deformable attention, for
-which mmcv has a PyTorch version with the same result; it is used on the CPU anyway and chosen here on a GPU as well.
-With a full mmcv its own operators are used.
+It checks `mask2former` against upstream. mmdet is imported when a detector is made, because the trainer's environment
+has none. mmcv-lite lacks the compiled operators, and mmdet imports them all. Mask2Former calls only one, deformable
+attention, for which mmcv has a PyTorch version with the same result; it is chosen here on a GPU as well. With a full
+mmcv its own operators are used.
 """
 
 from __future__ import annotations
@@ -34,11 +32,7 @@ class MmdetDetector:
 
     Args:
         checkpoint: mmdet 3.x checkpoint file (.pth) of the upstream configuration.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one.
         config: an mmdet configuration file; by default the upstream one, which mmdet's wheel carries.
-
-    Raises:
-        UserError: if mmdet is not installed here or the checkpoint does not fit the configuration.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -72,11 +66,7 @@ class MmdetDetector:
 
 
 def import_mmdet() -> Any:
-    """The module mmdet, with a stand-in for mmcv's compiled operators if there are none.
-
-    Raises:
-        UserError: if mmdet is not installed in this environment.
-    """
+    """The module mmdet, with a stand-in for mmcv's compiled operators if there are none."""
     try:
         if importlib.util.find_spec("mmcv._ext") is None:
             sys.modules["mmcv._ext"] = _NoOperators("mmcv._ext")

@@ -1,13 +1,15 @@
 """The GenEval reward: detector + color classifier + rules, as one Reward.
 
-The value is the rules' score in the chosen mode; the verdict of the benchmark is always a component, whatever is
-optimized.
+The value is the rules' score in the chosen mode. The benchmark's verdict is a component in every mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.geneval import metadata as clauses
@@ -31,13 +33,9 @@ class GenEvalReward:
     Args:
         mode: partial (default), official, strict or flow_grpo; see `rules`.
         detector: "scenes" for the mini model's synthetic scenes; "mask2former" for photographs, the upstream detector
-            on transformers; "mmdet" for the same on mmdet, in its own environment; or an (ObjectDetector,
-            ColorClassifier) pair.
-        checkpoint: weights of mask2former (a folder) or mmdet (a file).
-        clip: CLIP of the colors, for mask2former and mmdet; a folder or a hub name.
-        device: for mask2former and mmdet: auto, cpu, cuda, cuda:N.
-        nms: overlap from which the weaker of two objects of a class is dropped, (0, 1]; 1, upstream's default, drops
-            none.
+            on transformers; "mmdet" for the same on mmdet, in its own environment; or a pair of both protocols.
+        checkpoint, clip, device: of mask2former (a folder) and mmdet (a file), which name colors with CLIP.
+        nms: overlap from which the weaker of two objects of a class is dropped, (0, 1]; 1, upstream's default: none is.
 
     Ranges: partial, official, strict in [0, 1]; flow_grpo in (-14, 1].
     Components: correct (the benchmark's verdict, 0 or 1), tag_<tag> (the value, for the image's own tag), and in the
@@ -76,14 +74,14 @@ class GenEvalReward:
         }
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
-        """Why these metadata cannot be scored; empty if they can. Called for every prompt when the data is loaded."""
+        """Why these metadata cannot be scored; empty if they can."""
         return clauses.fault(metadata, self.detector.classes, self.colors.colors)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One Score per sample; detector and color classifier see all images at once.
 
-        The rules ask about the same objects whatever the answers are, so a first pass over them with empty answers
-        finds all questions of a batch; the second pass gets the answers.
+        What the rules ask about never depends on the answers, so a first pass with empty answers collects the
+        questions of the whole batch.
         """
         detections = self.detector.detect([sample.image for sample in samples])
         objects = [
@@ -91,19 +89,20 @@ class GenEvalReward:
             for sample, found in zip(samples, detections, strict=True)
         ]
         questions: dict[tuple[int, str], ColorQuestion] = {}
-        for sample, found in zip(samples, objects, strict=True):
+        answers: dict[tuple[int, str], str] = {}
 
-            def note(asked: Sequence[Detection], name: str, image: Any = sample.image) -> list[str]:
-                questions.update({(id(item), name): ColorQuestion(image, item, name) for item in asked})
-                return [""] * len(asked)
+        def color_of(image: np.ndarray, asked: Sequence[Detection], name: str) -> list[str]:
+            questions.update({(id(item), name): ColorQuestion(image, item, name) for item in asked})
+            return [answers[id(item), name] if answers else "" for item in asked]
 
-            self._score(sample, found, note)
-        answers = dict(zip(questions, self.colors.classify(list(questions.values())), strict=True)) if questions else {}
+        def scores() -> list[Score]:
+            pairs = zip(samples, objects, strict=True)
+            return [self._score(sample, found, partial(color_of, sample.image)) for sample, found in pairs]
 
-        def answer(asked: Sequence[Detection], name: str) -> list[str]:
-            return [answers[id(item), name] for item in asked]
-
-        return [self._score(sample, found, answer) for sample, found in zip(samples, objects, strict=True)]
+        scores()
+        if questions:
+            answers.update(zip(questions, self.colors.classify(list(questions.values())), strict=True))
+        return scores()
 
     def _score(self, sample: Sample, objects: rules.Objects, color_of: rules.ColorOf) -> Score:
         correct = rules.official(sample.metadata, objects, color_of)
@@ -121,13 +120,7 @@ class GenEvalReward:
 def open_detector(
     detector: str, checkpoint: str | None, clip: str, device: str
 ) -> tuple[ObjectDetector, ColorClassifier]:
-    """The detector of that name and its color classifier; see `GenEvalReward` for the arguments.
-
-    The neural ones are imported here, so that torch is loaded only where they are used.
-
-    Raises:
-        UserError: for an unknown name, and if a checkpoint is missing, superfluous or cannot be loaded.
-    """
+    """The detector of that name and its color classifier; torch is imported only for the neural ones."""
     if detector not in DETECTORS:
         raise UserError(f"detector: is {detector!r}; use one of {', '.join(DETECTORS)}")
     if detector not in CHECKPOINTS:

@@ -3,16 +3,16 @@
 Four scorings of the same detections, because three of them are in use and differ:
     official    djghosh13/geneval `evaluate`: 1 if every clause holds, "at least" semantics except for counting;
     strict      1 if every clause holds with *exactly* the asked number of objects (Flow-GRPO's strict_correct);
-    flow_grpo   Flow-GRPO's partial credit, number for number, including values below 0 and the extra 1.0 it appends
-                to a position clause (right 1, wrong 0.75, anchor missing 0.5);
+    flow_grpo   Flow-GRPO's partial credit, number for number;
     partial     the same idea made fit for optimizing: in [0, 1], and continuous where it can be. Default for training.
-The functions know no detector and no image: they take selected objects and a function that names colors.
+The functions take selected objects and a function that names colors; they know no detector and no image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,9 @@ class Verdict:
 def select(detections: Iterable[Detection], tag: str, nms: float = 1.0) -> dict[str, list[Detection]]:
     """The objects that the rules see, by class, best first; as the upstream evaluator chooses them.
 
-    Scores must exceed 0.3, or 0.9 for the tag "counting" (compared in float32, strictly). The 16 best of a class are
-    kept; of equal scores the later detection comes first. Then, below `nms` = 1, an object is dropped that overlaps a
-    better one of its class with an intersection over union of at least `nms` (upstream's `max_overlap`).
+    Scores must exceed the threshold, compared in float32. The 16 best of a class are kept; of equal scores the later
+    detection comes first. Then, below `nms` = 1, an object is dropped that overlaps a better one of its class with an
+    intersection over union of at least `nms` (upstream's `max_overlap`).
     """
     threshold = np.float32(COUNTING_THRESHOLD if tag == "counting" else THRESHOLD)
     objects: dict[str, list[Detection]] = {}
@@ -76,10 +76,9 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def offsets(a: Box, b: Box) -> tuple[float, float]:
-    """How far a lies right of (x) and below (y) b, as a direction with a dead zone.
+    """How far a lies right of (x) and below (y) b, as a direction with a dead zone; each value is in (-1, 1).
 
-    off = center(a) - center(b); per axis: sign(off) * max(|off| - 0.1 * (size a + size b), 0), divided by the length
-    of `off` itself. Each value is in (-1, 1); (0, 0) if both vanish.
+    off = center(a) - center(b); per axis: sign(off) * max(|off| - 0.1 * (size a + size b), 0), over the length of off.
     """
     size = np.array([a[2] - a[0] + b[2] - b[0], a[3] - a[1] + b[3] - b[1]], np.float64)
     off = np.array([a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]], np.float64) / 2
@@ -105,6 +104,11 @@ def _along(a: Box, b: Box) -> dict[str, float]:
     return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
 
 
+def _clauses(metadata: Mapping[str, Any]) -> Iterator[tuple[str, int, str | None, Any]]:
+    """(class, count, color, position) per include clause."""
+    return ((c["class"], c["count"], c.get("color"), c.get("position")) for c in metadata["include"])
+
+
 def official(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -> Verdict:
     """The benchmark's verdict, 0 or 1.
 
@@ -114,42 +118,44 @@ def official(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -
     """
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []
-    for clause in metadata["include"]:
-        name, count = clause["class"], clause["count"]
+    for name, count, color, position in _clauses(metadata):
         found = objects.get(name, [])[:count]
         wrong = ""
         if len(found) < count:
             wrong = f"expected {name}>={count}, found {len(found)}"
-        elif clause.get("color") is not None:
+        elif color is not None:
             colors = color_of(found, name)
-            if colors.count(clause["color"]) < count:
-                wrong = f"expected {clause['color']} {name}>={count}, found {', '.join(colors)}"
-        if not wrong and clause.get("position") is not None:
-            wrong = _position_fault(found, clause, groups)
+            if colors.count(color) < count:
+                wrong = f"expected {color} {name}>={count}, found {', '.join(colors)}"
+        if position is not None and not wrong:
+            wrong = _position_fault(found, name, position, groups)
         groups.append(None if wrong else found)
-        if wrong:
-            reasons.append(wrong)
+        reasons.append(wrong)
     for clause in metadata.get("exclude") or []:
         number = len(objects.get(clause["class"], []))
         if number >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
-    return Verdict(0.0 if reasons else 1.0, "; ".join(reasons))
+    reason = _joined(reasons)
+    return Verdict(0.0 if reason else 1.0, reason)
 
 
-def _position_fault(found: Sequence[Detection], clause: Mapping[str, Any], groups: list[Any]) -> str:
+def _position_fault(found: Sequence[Detection], name: str, position: Any, groups: Sequence[Any]) -> str:
     """Why a position clause fails; empty if it holds."""
-    relation, target = clause["position"]
+    relation, target = position
     if groups[target] is None:
-        return f"no object for {clause['class']} to be {relation}"
-    for a in found:
-        for b in groups[target]:
-            if relation not in relative_position(a.box, b.box):
-                return f"expected {clause['class']} {relation} {b.class_name}"
+        return f"no object for {name} to be {relation}"
+    for a, b in product(found, groups[target]):
+        if relation not in relative_position(a.box, b.box):
+            return f"expected {name} {relation} {b.class_name}"
     return ""
 
 
+def _joined(reasons: Iterable[str]) -> str:
+    return "; ".join(filter(None, reasons))
+
+
 def flow_grpo(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -> tuple[Verdict, bool]:
-    """Flow-GRPO's partial credit and its strict verdict.
+    """Flow-GRPO's partial credit, in (-14, 1], and whether every clause holds with exactly the asked number.
 
     The mean over these terms; n = *all* detections of the clause's class, k = those of the asked color:
         1 - |count - n| / count                           every clause; below 0 when n > 2 * count
@@ -157,87 +163,79 @@ def flow_grpo(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) 
         1 - |count - k| / count                           if n == count and a color is asked
         0 if the relation or its anchor is missing, and 1 in any case      if a position is asked and all else held
     `exclude` is not looked at. No clause gives 0.
-
-    Returns:
-        the verdict, score in (-14, 1], and whether every clause holds with exactly the asked number.
     """
     values: list[float] = []
     reasons: list[str] = []
     groups: list[Sequence[Detection] | None] = []
-    for clause in metadata["include"]:
-        name, count = clause["class"], clause["count"]
+    for name, count, color, position in _clauses(metadata):
         found = objects.get(name, [])
         values.append(1 - abs(count - len(found)) / count)
         wrong = ""
         if len(found) != count:
             wrong = f"expected {name}=={count}, found {len(found)}"
-            if clause.get("color") is not None or clause.get("position") is not None:
+            if color is not None or position is not None:
                 values.append(0.0)
-        else:
-            if clause.get("color") is not None:
-                right = color_of(found, name).count(clause["color"])
-                values.append(1 - abs(count - right) / count)
-                if right != count:
-                    wrong = f"expected {clause['color']} {name}=={count}, found {right}"
-            if clause.get("position") is not None and not wrong:
-                wrong = _position_fault(found, clause, groups)
-                values.extend([0.0, 1.0] if wrong else [1.0])
+        elif color is not None:
+            right = color_of(found, name).count(color)
+            values.append(1 - abs(count - right) / count)
+            if right != count:
+                wrong = f"expected {color} {name}=={count}, found {right}"
+        if position is not None and not wrong:
+            wrong = _position_fault(found, name, position, groups)
+            values += [0.0, 1.0] if wrong else [1.0]
         groups.append(None if wrong else found)
-        if wrong:
-            reasons.append(wrong)
-    score = float(np.mean(values)) if values else 0.0
-    return Verdict(score, "; ".join(reasons)), not reasons
+        reasons.append(wrong)
+    reason = _joined(reasons)
+    return Verdict(_mean(values), reason), not reason
 
 
 def partial(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -> Verdict:
     """Partial credit in [0, 1]: the mean over these terms, each in [0, 1].
 
     n = all detections of the clause's class above the threshold, k = those of the asked color:
-        count      max(0, 1 - |count - n| / count)                            every clause
-        color     k / max(count, n)                                          if a color is asked
+        count      max(0, 1 - |count - n| / count)                              every clause
+        color      k / max(count, n)                                            if a color is asked
         position   share * mean degree over all pairs with the anchor's objects,    if a position is asked
                    share = min(n, count) / max(n, count), degree = `relation_degree`; 0 if the anchor has no object
-    So, against Flow-GRPO: too many objects cost at most the term and never push the mean below 0; color counts even
-    when the number is wrong; a wrong position has a slope towards the right one (0 in the mean at worst: two of three
-    terms remain, 2/3); no constant is added. 1.0 exactly if every clause holds with exactly the asked number.
-    `exclude` is not looked at, since equality is already demanded. No clause gives 0.
+    So, against Flow-GRPO: too many objects never push the mean below 0; color counts even when the number is wrong; a
+    wrong position has a slope towards the right one; no constant is added. 1.0 exactly if every clause holds with
+    exactly the asked number. `exclude` is not looked at, since equality is already demanded. No clause gives 0.
     """
     terms: dict[str, list[float]] = {}
     reasons: list[str] = []
     groups: list[Sequence[Detection]] = []
-    for clause in metadata["include"]:
-        name, count = clause["class"], clause["count"]
+    for name, count, color, position in _clauses(metadata):
         found = objects.get(name, [])
         terms.setdefault("count", []).append(max(0.0, 1 - abs(count - len(found)) / count))
         if len(found) != count:
             reasons.append(f"expected {name}=={count}, found {len(found)}")
-        if clause.get("color") is not None:
+        if color is not None:
             colors = color_of(found, name) if found else []
-            right = colors.count(clause["color"])
+            right = colors.count(color)
             terms.setdefault("color", []).append(right / max(count, len(found)))
             if found and right < len(found):
-                reasons.append(f"expected {clause['color']} {name}, found {', '.join(colors)}")
-        if clause.get("position") is not None:
-            relation, target = clause["position"]
-            pairs = [relation_degree(a.box, b.box, relation) for a in found for b in groups[target]]
+                reasons.append(f"expected {color} {name}, found {', '.join(colors)}")
+        if position is not None:
+            relation, target = position
+            degrees = [relation_degree(a.box, b.box, relation) for a, b in product(found, groups[target])]
             share = min(len(found), count) / max(len(found), count)
-            terms.setdefault("position", []).append(share * float(np.mean(pairs)) if pairs else 0.0)
-            if pairs and min(pairs) < 1:
+            terms.setdefault("position", []).append(share * _mean(degrees))
+            if degrees and min(degrees) < 1:
                 reasons.append(f"expected {name} {relation} {metadata['include'][target]['class']}")
         groups.append(found)
-    values = [value for kind in terms.values() for value in kind]
-    means = {kind: float(np.mean(kind_values)) for kind, kind_values in terms.items()}
-    return Verdict(float(np.mean(values)) if values else 0.0, "; ".join(reasons), means)
+    means = {kind: _mean(values) for kind, values in terms.items()}
+    return Verdict(_mean([*chain.from_iterable(terms.values())]), _joined(reasons), means)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
 
 
 def overall(verdicts: Iterable[tuple[str, float]]) -> tuple[float, dict[str, float]]:
-    """The benchmark's number: the unweighted mean of the per-tag means (not the mean over images).
+    """The benchmark's number, the unweighted mean of the per-tag means (not the mean over images), and those means.
 
     Args:
-        verdicts: (tag, score) per image.
-
-    Returns:
-        overall and per tag; (nan, {}) without any image.
+        verdicts: (tag, score) per image; without any, the answer is (nan, {}).
     """
     by_tag: dict[str, list[float]] = {}
     for tag, value in verdicts:

@@ -2,15 +2,10 @@
 
 It reads images of flat colored shapes on a plain background (`data.synthetic.scenes`), drawn or rendered by a network.
 An object is a connected region that differs from the background. Which shape it is follows from comparing it with each
-shape *drawn at the same mass and center of mass*; both are indifferent to blur, unlike edges and contours.
-The score is meant as GenEval means it: above 0.9 for a well-made object (so that it counts at the counting threshold),
-falling to 0 as the region becomes less of a shape. It is the product of four factors, each 1 inside a tolerance and 0
-beyond a limit:
-    form       intersection over union with the best shape's drawing      1 from 0.86, 0 below 0.68
-    margin     how much better the best shape fits than the second        1 from 0.06, 0 at 0
-    color     distance to the nearest palette color (RGB, Euclidean)    1 to 55, 0 from 115
-    purity     mean deviation from one flat, sharply bounded color       1 to 24, 0 from 56 (RGB, Euclidean)
-The tolerances are those that drawn scenes keep after a Gaussian blur of 0.8 px, noise of 8 and color errors of 20.
+shape *drawn at the same mass and center of mass*; both are indifferent to blur, unlike edges and contours. The score is
+meant as GenEval means it: above 0.9 for a well-made object, falling to 0 as the region becomes less of a shape. It is
+the product of four factors, each 1 inside a tolerance and 0 beyond a limit. Drawn scenes keep within the tolerances
+after a Gaussian blur of 0.8 px, noise of 8 and color errors of 20.
 """
 
 from __future__ import annotations
@@ -35,17 +30,18 @@ FRAME = 48
 FRAME_SPAN = 1.3
 """Width of that frame in units of the object's size."""
 
-FORM = (0.68, 0.86)
-MARGIN = (0.0, 0.06)
-COLOR = (115.0, 55.0)
-PURITY = (56.0, 24.0)
+# The limit (factor 0) and the tolerance (factor 1) of each factor; colors are compared in RGB, Euclidean.
+FORM = (0.68, 0.86)  # intersection over union with the best shape's drawing
+MARGIN = (0.0, 0.06)  # how much better the best shape fits than the second
+COLOR = (115.0, 55.0)  # distance to the nearest palette color
+PURITY = (56.0, 24.0)  # mean deviation from one flat, sharply bounded color
 
 PALETTE = np.array(list(COLORS.values()), np.float32)
 COLOR_NAMES = tuple(COLORS)
 
 
 def _ramp(value: float, limits: tuple[float, float]) -> float:
-    """0 at the first limit, 1 at the second, linear between, in whichever direction."""
+    """0 at the first limit, 1 at the second, linear between."""
     return float(np.clip((value - limits[0]) / (limits[1] - limits[0]), 0.0, 1.0))
 
 
@@ -57,7 +53,7 @@ def background_color(image: np.ndarray) -> np.ndarray:
 
 
 def _mass_and_center(coverage: np.ndarray) -> tuple[float, float, float]:
-    """Sum, center x and center y in pixel coordinates (the center of the first pixel is 0) of a [H, W] coverage map."""
+    """Sum, center x and center y of a [H, W] coverage map; the center of the first pixel is 0."""
     moments = cv2.moments(coverage)
     mass = moments["m00"]
     return mass, moments["m10"] / mass, moments["m01"] / mass
@@ -66,8 +62,8 @@ def _mass_and_center(coverage: np.ndarray) -> tuple[float, float, float]:
 def _in_frame(coverage: np.ndarray, x: float, y: float, size: float) -> np.ndarray:
     """The object in the comparison frame: centered at its center of mass, scaled by its size; bool [FRAME, FRAME]."""
     scale = size * FRAME_SPAN / FRAME
-    middle = (FRAME - 1) / 2
-    matrix = np.array([[scale, 0, x - scale * middle], [0, scale, y - scale * middle]], np.float32)
+    middle = scale * (FRAME - 1) / 2
+    matrix = np.array([[scale, 0, x - middle], [0, scale, y - middle]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(coverage, matrix, (FRAME, FRAME), flags=flags, borderValue=0) > 0.5
 
@@ -75,11 +71,9 @@ def _in_frame(coverage: np.ndarray, x: float, y: float, size: float) -> np.ndarr
 @cache
 def _drawing(shape: str, root_mass: int) -> np.ndarray:
     """A shape with `root_mass`² pixels of mass, drawn and brought into the comparison frame."""
-    side = 8 * max(8, root_mass)
-    trial = _coverage_of_drawing(shape, 0.5, side)
-    size = 0.5 * root_mass / np.sqrt(float(trial.sum()))
     small = 4 * max(8, root_mass)
-    coverage = _coverage_of_drawing(shape, size * side / small, small)
+    filled = np.sqrt(float(_coverage_of_drawing(shape, 0.5, 2 * small).sum()))
+    coverage = _coverage_of_drawing(shape, root_mass / filled, small)
     mass, x, y = _mass_and_center(coverage)
     return _in_frame(coverage, x, y, float(np.sqrt(mass)))
 
@@ -115,13 +109,10 @@ class SceneDetector:
         self, pixels: np.ndarray, background: np.ndarray, labels: np.ndarray, label: int, stat: np.ndarray, side: int
     ) -> tuple[float, Detection]:
         """(mass in pixels, detection) of one region."""
-        height, width = labels.shape
         pad = max(2, side // 24)
-        left, top = max(stat[cv2.CC_STAT_LEFT] - pad, 0), max(stat[cv2.CC_STAT_TOP] - pad, 0)
-        right = min(stat[cv2.CC_STAT_LEFT] + stat[cv2.CC_STAT_WIDTH] + pad, width)
-        bottom = min(stat[cv2.CC_STAT_TOP] + stat[cv2.CC_STAT_HEIGHT] + pad, height)
-        window = labels[top:bottom, left:right]
-        colors = pixels[top:bottom, left:right]
+        left, top, width, height, _ = stat
+        place = slice(max(top - pad, 0), top + height + pad), slice(max(left - pad, 0), left + width + pad)
+        window, colors = labels[place], pixels[place]
         region = (window == label).astype(np.uint8)
         color = core_color(colors, region)
         reach = cv2.dilate(region, np.ones((2 * pad - 1, 2 * pad - 1), np.uint8)) * ((window == 0) | (window == label))
@@ -133,14 +124,14 @@ class SceneDetector:
         form, margin, shape = self._best_shape(_in_frame(coverage, x, y, root), root)
 
         mixture = background + coverage[..., None] * away
-        deviation = np.linalg.norm(colors - mixture, axis=2) + np.where(
-            cv2.erode(region, np.ones((3, 3), np.uint8)) > 0, (1 - coverage) * float(np.linalg.norm(away)), 0
-        )
+        core = cv2.erode(region, np.ones((3, 3), np.uint8)) > 0
+        deviation = np.linalg.norm(colors - mixture, axis=2)
+        deviation += np.where(core, (1 - coverage) * float(np.linalg.norm(away)), 0)
         impurity = float(deviation[region > 0].mean())
         strangeness = float(np.linalg.norm(PALETTE - color, axis=1).min())
         score = _ramp(form, FORM) * _ramp(margin, MARGIN) * _ramp(strangeness, COLOR) * _ramp(impurity, PURITY)
-        mask = np.zeros((height, width), bool)
-        mask[top:bottom, left:right] = coverage > 0.5
+        mask = np.zeros(labels.shape, bool)
+        mask[place] = coverage > 0.5
         return mass, Detection(shape, score, tight_box(mask), mask)
 
     @staticmethod
@@ -151,17 +142,12 @@ class SceneDetector:
             drawing = _drawing(shape, min(max(round(root_mass), 4), 128))
             union = float((frame | drawing).sum())
             fits.append((float((frame & drawing).sum()) / union if union else 0.0, shape))
-        fits.sort(reverse=True)
-        return fits[0][0], fits[0][0] - fits[1][0], fits[0][1]
+        (best, shape), (second, _) = sorted(fits, reverse=True)[:2]
+        return best, best - second, shape
 
 
 def core_color(colors: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Median color of a region's inside, away from its blurred edge; float32 [3].
-
-    Args:
-        colors: [H, W, 3].
-        region: uint8 or bool [H, W].
-    """
+    """Median of colors [H, W, 3] inside a region (uint8 or bool [H, W]), away from its blurred edge; float32 [3]."""
     region = region.astype(np.uint8)
     inside = cv2.erode(region, np.ones((3, 3), np.uint8), borderValue=0)
     chosen = inside if inside.sum() >= 4 else region

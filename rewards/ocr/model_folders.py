@@ -2,9 +2,8 @@
 
     python -m blip3o_rl.rewards.ocr.model_folders FOLDER
 
-writes FOLDER/detection and FOLDER/recognition for `PaddleReader(backend="onnxruntime")`. The weights are the ones
-`RapidReader` uses (PP-OCRv6 small), before and after them runs PaddleOCR's code; so the two readers can also be
-compared. The settings in inference.yml are those that RapidOCR uses for these weights.
+writes FOLDER/detection and FOLDER/recognition for `PaddleReader(backend="onnxruntime")`. The weights and the settings
+in inference.yml are those of `RapidReader` (PP-OCRv6 small), so the two readers can also be compared.
 """
 
 from __future__ import annotations
@@ -33,11 +32,7 @@ RECOGNITION: dict[str, Any] = {
 
 
 def write_model_folders(folder: str | Path) -> tuple[Path, Path]:
-    """Writes the two model folders and returns (detection, recognition).
-
-    Raises:
-        UserError: rapidocr or onnxruntime is not installed, or the wheel has other models than these.
-    """
+    """Writes the two model folders and returns (detection, recognition)."""
     try:
         import onnxruntime
         import rapidocr
@@ -51,9 +46,9 @@ def write_model_folders(folder: str | Path) -> tuple[Path, Path]:
             raise UserError(f"{file}: is missing; install rapidocr==3.10.0, whose wheel has it")
     session = onnxruntime.InferenceSession(str(recognizer), providers=["CPUExecutionProvider"])
     letters = session.get_modelmeta().custom_metadata_map["character"].splitlines()
-    decoder = {**RECOGNITION["PostProcess"], "character_dict": letters}
+    recognition = RECOGNITION | {"PostProcess": RECOGNITION["PostProcess"] | {"character_dict": letters}}
     targets = Path(folder) / "detection", Path(folder) / "recognition"
-    configs = DETECTION, {**RECOGNITION, "PostProcess": decoder}
+    configs = DETECTION, recognition
     for target, model, config in zip(targets, (detector, recognizer), configs, strict=True):
         with replacing(target / "inference.onnx") as unfinished:
             shutil.copyfile(model, unfinished)

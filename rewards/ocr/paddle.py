@@ -1,10 +1,9 @@
 """PaddleOCR 3.x behind the reader protocol: the engine of upstream's reward, for an environment of its own.
 
 paddlex pins numpy and PyYAML, brings a second opencv over the trainer's, and GPU builds of paddle and torch do not
-share a process; so nothing here is imported until a `PaddleReader` is made, and `environments/create_paddle.sh`
-creates a place for it. Two backends: `paddle` (paddlepaddle, models in Paddle's format) and `onnxruntime` (no
-paddlepaddle needed, models in ONNX format). Models come from local folders or from PaddleOCR's own download; the three
-document models (orientation, unwarping, text line orientation) are off, as in upstream's reward.
+share a process. So paddle is imported when a `PaddleReader` is made, in the environment that
+`environments/create_paddle.sh` creates. The three document models (orientation, unwarping, text line orientation) are
+off, as in upstream's reward.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.ocr.reader import TextLine
+from blip3o_rl.rewards.ocr.reader import TextLine, text_lines
 
 BACKENDS = {"paddle": ("inference.pdiparams", "paddle"), "onnxruntime": ("inference.onnx", "onnxruntime")}
 """Backend -> (the weights' file in a model folder, the package that runs it)."""
@@ -28,15 +27,12 @@ class PaddleReader:
     """Reads text with PaddleOCR 3.x.
 
     Args:
-        backend: "paddle" or "onnxruntime".
+        backend: "paddle" (paddlepaddle, models in its format) or "onnxruntime" (without paddlepaddle, models in ONNX).
         detection_folder, recognition_folder: model folders with inference.yml and the backend's weights, both or
             neither. Without them PaddleOCR downloads (or takes from ~/.paddlex/official_models) the models below.
         language, version: which models to download: "en" and "PP-OCRv5" are upstream's choice.
         device: "cpu", "gpu:0", ...
         threads: CPU threads of one reader.
-
-    Raises:
-        UserError: packages or model files are missing, or the models cannot be downloaded.
     """
 
     def __init__(
@@ -56,29 +52,24 @@ class PaddleReader:
         models: dict[str, Any] = {"lang": language, "ocr_version": version}
         if detection_folder is not None and recognition_folder is not None:
             models = {}
-            for part, folder in (("text_detection", detection_folder), ("text_recognition", recognition_folder)):
-                models[f"{part}_model_dir"] = str(Path(folder).expanduser())
-                models[f"{part}_model_name"] = _model_name(Path(folder).expanduser(), backend)
+            for part, folder in (("detection", detection_folder), ("recognition", recognition_folder)):
+                path = Path(folder).expanduser()
+                models |= {f"text_{part}_model_dir": str(path), f"text_{part}_model_name": _model_name(path, backend)}
         try:
             importlib.import_module(BACKENDS[backend][1])
             from paddleocr import PaddleOCR
         except ModuleNotFoundError as error:
+            advice = f"create its environment with {COMMAND} and run this reward there"
             raise UserError(
-                f"reader: paddle with the backend {backend} needs the package '{error.name}'; create its environment "
-                f"with {COMMAND} and run this reward there"
+                f"reader: paddle with the backend {backend} needs the package '{error.name}'; {advice}"
             ) from error
         if backend == "onnxruntime":
             models["engine_config"] = {"onnxruntime": {"intra_op_num_threads": threads}}
         try:
-            self._ocr = PaddleOCR(
-                **models,
-                engine=backend,
-                device=device,
-                cpu_threads=threads,
-                use_doc_orientation_classify=False,
-                use_doc_unwarping=False,
-                use_textline_orientation=False,
+            off = dict.fromkeys(
+                ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation"), False
             )
+            self._ocr = PaddleOCR(**models, **off, engine=backend, device=device, cpu_threads=threads)
         except Exception as error:
             if "model hosting platforms" not in str(error):
                 raise
@@ -92,20 +83,12 @@ class PaddleReader:
         results = self._ocr.predict([np.ascontiguousarray(image[:, :, ::-1]) for image in images])  # BGR
         if len(results) != len(images):
             raise RuntimeError(f"PaddleOCR gave {len(results)} results for {len(images)} images")
-        return [
-            [
-                TextLine(text, float(confidence), np.asarray(polygon, np.float64))
-                for text, confidence, polygon in zip(
-                    result["rec_texts"], result["rec_scores"], result["rec_polys"], strict=True
-                )
-                if text.strip()
-            ]
-            for result in results
-        ]
+        read = [text_lines(result["rec_texts"], result["rec_scores"], result["rec_polys"]) for result in results]
+        return [[line for line in lines if line.text.strip()] for lines in read]
 
 
 def _model_name(folder: Path, backend: str) -> str:
-    """The model's name as its folder gives it; PaddleOCR wants it next to the folder, and the two to agree."""
+    """The model's name in its folder; PaddleOCR wants to be given both, and that they agree."""
     import yaml
 
     weights, _ = BACKENDS[backend]

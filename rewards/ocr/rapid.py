@@ -1,8 +1,8 @@
 """RapidOCR, the embedded default: PP-OCR models in ONNX format inside the wheel, so no network and no paddle.
 
-Orientation classification is off, as in the original reward: text that stands upside down or on
-its side is read badly and earns less. Detection runs at the image's own size up to `longest_side`; RapidOCR's own
-setting enlarges every small image to 736 pixels, which costs several times as much and reads no better.
+Orientation classification is off, as in the original reward: text upside down or on its side is read badly and earns
+less. Detection runs at the image's own size; RapidOCR's own setting enlarges every small image to 736 pixels, which
+costs several times as much and reads no better.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.ocr.reader import TextLine
+from blip3o_rl.rewards.ocr.reader import TextLine, text_lines
 
 
 class RapidReader:
@@ -23,9 +23,6 @@ class RapidReader:
         longest_side: larger images are reduced to this for finding text, in pixels; letters are recognized at the
             image's own size. The default is the side of the 3B model's images.
         threads: CPU threads of one reader. Rewards run next to a trainer: raise it only where cores are free.
-
-    Raises:
-        UserError: rapidocr or onnxruntime is not installed.
     """
 
     def __init__(self, longest_side: int = 1024, threads: int = 1):
@@ -33,9 +30,8 @@ class RapidReader:
             import onnxruntime  # noqa: F401  (rapidocr does not depend on the engine it runs on by default)
             from rapidocr import RapidOCR
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"reader: rapid needs the package '{error.name}'; pip install rapidocr==3.10.0 onnxruntime==1.31.1"
-            ) from error
+            advice = "pip install rapidocr==3.10.0 onnxruntime==1.31.1"
+            raise UserError(f"reader: rapid needs the package '{error.name}'; {advice}") from error
         self._ocr = RapidOCR(
             params={
                 "Global.use_cls": False,
@@ -58,7 +54,4 @@ class RapidReader:
             return []
         if result.txts is None:
             raise RuntimeError("RapidOCR found text but its recognizer gave nothing back")
-        return [
-            TextLine(text, float(confidence), np.asarray(polygon, np.float64))
-            for text, confidence, polygon in zip(result.txts, result.scores, result.boxes, strict=True)
-        ]
+        return text_lines(result.txts, result.scores, result.boxes)

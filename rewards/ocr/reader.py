@@ -1,16 +1,15 @@
-"""What the OCR rules see: lines of text, each with a confidence and a place; and the embedded engine, RapidOCR.
+"""What the OCR rules see: lines of text, each with a confidence and a place.
 
-A reader is an OCR engine behind one method. Readers return every line they recognized, whatever its confidence: what
-counts is the rules' decision, and the statistic of covered area needs all of it. Two functions over lines belong to no
-engine and stand here too: the order in which a person reads them (engines sort by fixed numbers of pixels, which fits
-no 64-pixel image), and the share of the image they cover.
+A reader is an OCR engine behind one method. It returns every line it recognized, whatever its confidence: what counts
+is the rules' decision. The reading order is computed here, because engines sort by fixed numbers of pixels, which fits
+no 64-pixel image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -38,11 +37,14 @@ class TextReader(Protocol):
     """An OCR engine."""
 
     def read(self, images: Sequence[np.ndarray]) -> list[list[TextLine]]:
-        """The lines of each image (uint8 [H, W, 3], RGB) in the engine's order; an empty list where there is no text.
-
-        Raises an exception if an image cannot be read; never answers "no text" instead.
-        """
+        """The lines of each image (uint8 [H, W, 3], RGB) in the engine's order; raises if an image cannot be read."""
         ...
+
+
+def text_lines(texts: Iterable[str], confidences: Iterable[float], polygons: Iterable[Any]) -> list[TextLine]:
+    """The lines of one image from an engine's three lists."""
+    rows = zip(texts, confidences, polygons, strict=True)
+    return [TextLine(text, float(confidence), np.asarray(polygon, np.float64)) for text, confidence, polygon in rows]
 
 
 def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
@@ -58,20 +60,17 @@ def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
 
 def _overlap(a: TextLine, b: TextLine) -> float:
     """How much of the shorter one's height both lines share, at most 1; negative if there is a gap."""
-    top_a, bottom_a = float(a.polygon[:, 1].min()), float(a.polygon[:, 1].max())
-    top_b, bottom_b = float(b.polygon[:, 1].min()), float(b.polygon[:, 1].max())
-    height = max(min(bottom_a - top_a, bottom_b - top_b), 1e-6)
-    return (min(bottom_a, bottom_b) - max(top_a, top_b)) / height
+    tops, bottoms = zip(
+        *((float(line.polygon[:, 1].min()), float(line.polygon[:, 1].max())) for line in (a, b)), strict=True
+    )
+    height = max(min(bottom - top for top, bottom in zip(tops, bottoms, strict=True)), 1e-6)
+    return (min(bottoms) - max(tops)) / height
 
 
 def text_area(lines: Sequence[TextLine], height: int, width: int) -> float:
-    """Share of the image inside the lines' polygons, 0 (no text) .. 1 (all of it); overlaps count once.
+    """Share of an image inside the lines' polygons, 0..1; overlaps count once.
 
-    A monitored statistic: it rises when a policy fills the image with writing, whatever the reward says.
-
-    Args:
-        lines: lines of one image, of any confidence.
-        height, width: of that image, in pixels.
+    It rises when a policy fills the image with writing, whatever the reward says.
     """
     mask = np.zeros((height, width), np.uint8)
     for line in lines:

@@ -1,7 +1,7 @@
 """The OCR reward: a text reader and the rules, as one Reward.
 
-The value is the rules' score in the chosen mode. The original score, the strict one and the share of the image that
-text covers are always components: when the original rises and the other two say why, it was gamed.
+The value is the rules' score in the chosen mode. The components are the same in every mode: when the original score
+rises, the strict one and the share of the image that text covers say whether it was hacked.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class OCRReward:
         self.reader = _reader(reader, dict(reader_options or {}))
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
-        """Why this prompt cannot be scored; empty if it can. Called for every prompt when the data is loaded."""
+        """Why this prompt cannot be scored; empty if it can."""
         try:
             rules.wanted_texts(metadata["prompt"], metadata, self.mode)
         except ValueError as error:
@@ -68,11 +68,7 @@ class OCRReward:
         return ""
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """One Score per sample; the reader sees all images at once.
-
-        Raises:
-            ValueError: a sample has no wanted text (its prompt file was not checked).
-        """
+        """One Score per sample; the reader sees all images at once."""
         wanted = []
         for sample in samples:
             try:
@@ -111,8 +107,6 @@ def _reader(reader: str | TextReader, options: dict[str, Any]) -> TextReader:
     known = [*inspect.signature(READERS[reader]).parameters]
     for option in options:
         if option not in known:
-            raise UserError(
-                f"reader_options.{option}: the reader {reader} has no such option{did_you_mean(option, known)}; "
-                f"it takes {', '.join(known)}"
-            )
+            hint = f"{did_you_mean(option, known)}; it takes {', '.join(known)}"
+            raise UserError(f"reader_options.{option}: the reader {reader} has no such option{hint}")
     return READERS[reader](**options)

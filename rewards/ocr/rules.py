@@ -8,15 +8,12 @@ Two scorings, because one is in use and can be gamed:
               best, both as characters after NFKC, case folding and removal of white space;
               d = the cheapest way to turn R into T, where an extra, a missing and a wrong character cost 1 each;
               score = 1 - d / max(|R|, |T|).
-What `strict` changes, and why: there is no exemption for a wanted text inside other text, so every surplus character
-costs. An image with n times as much text as was asked for scores at most 1/n, whatever the text says, because
-d >= |R| - |T|; writing the text twice gives 0.5, and adding text to a right one always loses. Dividing by the longer
-side keeps the score in [0, 1] without cutting it off, so nearly right beats far off at every length, which a group of
-samples needs to differ.
+Why `strict`: it has no exemption for a wanted text inside other text, so every surplus character costs. An image with n
+times as much text as was asked for scores at most 1/n, whatever the text says, because d >= |R| - |T|. Dividing by the
+longer side keeps the score in [0, 1] without cutting it off, so nearly right beats far off at every length.
 
-With confidence weighting (strict only) a right character read with confidence c costs 1 - c instead of 0: an image
-with exactly the wanted text scores its mean confidence per character. Surplus text costs 1 per character at any
-confidence. Punctuation counts in both. Positions are not judged, and neither is which of several texts is where.
+With confidence weighting (strict only) a right character read with confidence c costs 1 - c instead of 0. Surplus text
+costs 1 per character at any confidence.
 """
 
 from __future__ import annotations
@@ -37,11 +34,10 @@ QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
 
 
 def wanted_texts(prompt: str, metadata: Mapping[str, Any], mode: str) -> list[str]:
-    """What the image should say: the metadata field `text` (a string or a list of strings) if there is one, else the
-    prompt's spans in double quotes, straight or typographic; in the mode `original` only the first straight one.
+    """What the image should say; a `ValueError` says why the prompt cannot be scored.
 
-    Raises:
-        ValueError: there is none, one is blank, quotation marks do not pair up, or there are more than MAX_TEXTS.
+    The metadata field `text` (a string or a list of strings) if there is one, else the prompt's spans in double quotes,
+    straight or typographic; in the mode `original` only the first straight one.
     """
     if metadata.get("text") is not None:
         text = metadata["text"]
@@ -69,12 +65,7 @@ def folded(text: str) -> str:
 
 
 def original(wanted: str, read: Sequence[str]) -> float:
-    """The original score, see the module's docstring.
-
-    Args:
-        wanted: the first wanted text, not blank.
-        read: recognized texts in the engine's order, of any confidence.
-    """
+    """The original score of the first wanted text (not blank), given all recognized texts in the engine's order."""
     t = wanted.replace(" ", "").lower()
     s = "".join(read).replace(" ", "").lower()
     if t in s:
@@ -83,10 +74,9 @@ def original(wanted: str, read: Sequence[str]) -> float:
 
 
 def strict(wanted: Sequence[str], lines: Sequence[TextLine], confidence_weighting: bool = False) -> float:
-    """The strict score, see the module's docstring.
+    """The strict score of one to MAX_TEXTS wanted texts, none blank, in any order.
 
     Args:
-        wanted: the wanted texts, one to MAX_TEXTS, none blank, in any order.
         lines: recognized lines in reading order, those of too little confidence left out.
         confidence_weighting: right characters count as much as their line's confidence.
     """
@@ -106,18 +96,13 @@ def edits(targets: Sequence[str], read: str, confidence: np.ndarray) -> float:
     into the targets of the bit set `done`. Each step is the row by row recursion of Levenshtein's distance.
 
     Args:
-        targets: strings, few.
-        read: a string.
         confidence: float [len(read)], 0..1; a character that is kept costs 1 minus its confidence.
     """
     letters = np.array(list(read), dtype="<U1")
     cost = [np.arange(len(read) + 1, dtype=np.float64)]
     for done in range(1, 1 << len(targets)):
-        ways = [
-            _append(cost[done ^ (1 << k)], target, letters, confidence)
-            for k, target in enumerate(targets)
-            if done >> k & 1
-        ]
+        last = [k for k in range(len(targets)) if done >> k & 1]
+        ways = [_append(cost[done ^ (1 << k)], targets[k], letters, confidence) for k in last]
         cost.append(np.minimum.reduce(ways))
     return float(cost[-1][-1])
 

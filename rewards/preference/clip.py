@@ -7,6 +7,7 @@ Each is the cosine between a text's and an image's embedding, times a constant. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -116,9 +117,8 @@ class HPSv2:
         state = from_open_clip(weights.read_state(file, "checkpoint"))
         model = weights.model_from_state(CLIPModel, config, state, str(file), "checkpoint")
         side = config.vision_config.image_size
-        self.encoder = ClipEncoder(
-            model, tokenizer, lambda images: padded(images, side, antialias), device, dtype, batch_size
-        )
+        to_pixels = partial(padded, side=side, antialias=antialias)
+        self.encoder = ClipEncoder(model, tokenizer, to_pixels, device, dtype, batch_size)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         return [Score(cosine) for cosine in cosines(self.encoder, samples)]
