@@ -2,8 +2,7 @@
 
 paddlex pins numpy and PyYAML, brings a second opencv over the trainer's, and GPU builds of paddle and torch do not
 share a process. So paddle is imported when a `PaddleReader` is made, in the environment that
-`environments/create_paddle.sh` creates. The three document models (orientation, unwarping, text line orientation) are
-off, as in upstream's reward.
+`environments/create_paddle.sh` creates.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from blip3o_rl.rewards.ocr.reader import TextLine, text_lines
 
 BACKENDS = {"paddle": ("inference.pdiparams", "paddle"), "onnxruntime": ("inference.onnx", "onnxruntime")}
 """Backend -> (the weights' file in a model folder, the package that runs it)."""
+OFF = {"use_doc_orientation_classify": False, "use_doc_unwarping": False, "use_textline_orientation": False}
+"""The document models, as in upstream's reward."""
 COMMAND = "rewards/ocr/environments/create_paddle.sh"
 
 
@@ -66,10 +67,7 @@ class PaddleReader:
         if backend == "onnxruntime":
             models["engine_config"] = {"onnxruntime": {"intra_op_num_threads": threads}}
         try:
-            off = dict.fromkeys(
-                ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation"), False
-            )
-            self._ocr = PaddleOCR(**models, **off, engine=backend, device=device, cpu_threads=threads)
+            self._ocr = PaddleOCR(**models, **OFF, engine=backend, device=device, cpu_threads=threads)
         except Exception as error:
             if "model hosting platforms" not in str(error):
                 raise

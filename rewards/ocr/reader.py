@@ -60,11 +60,10 @@ def reading_order(lines: Sequence[TextLine]) -> list[TextLine]:
 
 def _overlap(a: TextLine, b: TextLine) -> float:
     """How much of the shorter one's height both lines share, at most 1; negative if there is a gap."""
-    tops, bottoms = zip(
-        *((float(line.polygon[:, 1].min()), float(line.polygon[:, 1].max())) for line in (a, b)), strict=True
-    )
-    height = max(min(bottom - top for top, bottom in zip(tops, bottoms, strict=True)), 1e-6)
-    return (min(bottoms) - max(tops)) / height
+    top_a, bottom_a = float(a.polygon[:, 1].min()), float(a.polygon[:, 1].max())
+    top_b, bottom_b = float(b.polygon[:, 1].min()), float(b.polygon[:, 1].max())
+    height = max(min(bottom_a - top_a, bottom_b - top_b), 1e-6)
+    return (min(bottom_a, bottom_b) - max(top_a, top_b)) / height
 
 
 def text_area(lines: Sequence[TextLine], height: int, width: int) -> float:
