@@ -1,18 +1,14 @@
 """Advantages within the groups of one prompt: of the weighted sum (GRPO), or of each reward (GDPO).
 
-Computed here and not by verl, because of the edge cases. verl gives a sample that is alone in its group, when the
-rewards of all others failed, its raw score; and to a group whose rewards are all equal it gives whatever the mean was
-rounded by, over a standard deviation of nearly 0. Neither group has anything to compare, so both get exactly 0, and
-equal rewards are recognized before any arithmetic. Everything is computed in float64. The standard deviation gets
-`algorithm.advantage_epsilon` added, 1e-4 as in BLIP3o-NEXT (verl: 1e-6), and
-`algorithm.norm_adv_by_std_in_grpo: false` leaves the division out (Dr. GRPO, arXiv 2503.20783).
+Computed here and not by verl, which gives its raw score to a sample that is alone in its group, and rounding noise over
+a standard deviation of nearly 0 to a group of equal rewards. Neither has anything to compare, so both get exactly 0;
+equal rewards are recognized before any arithmetic, which is done in float64.
 
 GDPO (arXiv 2601.05242) normalizes each reward within its group before the weighted sum, so that a reward with a wide
-range does not drown the others, and then whitens over the batch. verl's V1 trainer hands estimators nothing but token
-rewards, so each reward's value lies on a token of its own (`scoring.rubric.token_rewards`).
+range does not drown the others. verl's V1 trainer gives estimators nothing but token rewards, so each reward's value
+lies on a token of its own (`scoring.rubric.token_rewards`).
 
-`verl_plugin` registers both. This module does not import verl: the launcher's checks need it before verl is loaded, and
-importing verl loads the plug-in, which needs this module whole.
+This module must not import verl: that loads the plug-in (`verl_plugin`), which needs this module whole.
 """
 
 from __future__ import annotations
@@ -33,18 +29,10 @@ WHITENING_EPSILON = 1e-8
 
 
 def algorithm_options(aggregation: str, weights: Mapping[str, float], algorithm: Any) -> dict[str, Any]:
-    """What `reward.aggregation` means for verl's `algorithm` group.
-
-    Args:
-        aggregation: weighted_sum or gdpo.
-        weights: `Rubric.weights`.
-        algorithm: verl's `algorithm` group as the user has it.
-
-    Returns:
-        the keys of that group to set; none for weighted_sum, which goes with any of verl's estimators.
+    """The keys that `reward.aggregation` sets in verl's `algorithm` group; none for weighted_sum.
 
     Raises:
-        UserError: an aggregation that cannot work with the rest.
+        UserError: an aggregation that cannot work with the rest of the group.
     """
     if aggregation == "weighted_sum":
         return {}
@@ -60,20 +48,16 @@ def algorithm_options(aggregation: str, weights: Mapping[str, float], algorithm:
         )
     if not weights:
         raise UserError("reward.aggregation=gdpo: every reward has weight 0 or is held out; give one a weight")
-    return {
-        "adv_estimator": GDPO,
-        "gdpo_reward_weights": list(weights.values()),
-    }
+    return {"adv_estimator": GDPO, "gdpo_reward_weights": list(weights.values())}
 
 
 def group_advantage(
-    token_level_rewards: torch.Tensor,
-    response_mask: torch.Tensor,
-    index: np.ndarray,
-    config: Any = None,
-    **_: Any,
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: np.ndarray, config: Any = None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRPO's advantages and returns, both [B, n]: (r - mean(r)) / (std(r) + epsilon) within each group.
+
+    epsilon is `algorithm.advantage_epsilon`; `norm_adv_by_std_in_grpo: false` leaves the division out (Dr. GRPO, arXiv
+    2503.20783).
 
     Args:
         token_level_rewards: [B, n]; a sample's reward is their sum.
@@ -86,22 +70,13 @@ def group_advantage(
 
 
 def group_gdpo_advantage(
-    token_level_rewards: torch.Tensor,
-    response_mask: torch.Tensor,
-    index: np.ndarray,
-    config: Any,
-    **_: Any,
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: np.ndarray, config: Any, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GDPO's advantages and returns, both [B, n] (arXiv 2601.05242, equations 4 to 6).
 
     A = whiten(sum_k w_k (r_k - mean(r_k)) / (std(r_k) + epsilon)): normalized within each group, whitened over the
-    tokens of all samples that are not alone in their group.
-
-    Args:
-        token_level_rewards: [B, n]; reward k's value on token k.
-        response_mask: [B, n].
-        index: [B], the group of each sample.
-        config: verl's `algorithm` group with what `algorithm_options` put there.
+    tokens of all samples that are not alone in their group. Arguments as for `group_advantage`, but reward k's value
+    lies on token k, and `config` holds what `algorithm_options` set.
     """
     weights = np.array(config["gdpo_reward_weights"], np.float64)
     values = token_level_rewards[:, : len(weights)].detach().cpu().double().numpy()
@@ -118,12 +93,8 @@ def group_gdpo_advantage(
 def _normalized(
     values: np.ndarray, index: np.ndarray, config: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values less their group's mean over their group's standard deviation.
-
-    Returns:
-        normalized: [B, K]; exactly 0 where the group's values are all equal, or only one.
-        varied: [B] bool, whether any of the K values differs within the sample's group.
-        sizes: [B], the number of samples in the sample's group.
+    """(values - mean) / std within each group, [B, K], exactly 0 where the group's values are all equal or only one;
+    whether any of the K values differs within the sample's group, [B]; the group's size, [B].
     """
     normalized = np.zeros_like(values)
     varied = np.zeros(len(values), bool)
@@ -145,6 +116,5 @@ def _normalized(
 def _on_tokens(
     advantages: np.ndarray, response_mask: torch.Tensor, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One advantage per sample on each of its tokens, in `like`'s type and on its device."""
     spread = (torch.from_numpy(advantages)[:, None] * response_mask.cpu()).to(like)
     return spread, spread

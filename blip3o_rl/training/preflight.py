@@ -43,11 +43,7 @@ class Checked:
 
 
 def check(config: DictConfig) -> Checked:
-    """Checks a composed configuration.
-
-    Raises:
-        UserError: the first thing that is wrong.
-    """
+    """Checks a composed configuration; raises `UserError` for the first thing that is wrong."""
     settings = read_settings(config)
     folder = ModelFolder(settings.model.folder, *GENERATING)
     folder.layout.tokens_per_image(settings.model.scale)
@@ -86,11 +82,7 @@ def needs(model: Path, settings: TrainSettings) -> machine.Needs:
 
 
 def held_out_rows(settings: TrainSettings) -> list[PromptRow]:
-    """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`.
-
-    Raises:
-        UserError: training is on prompts that have no evaluation.
-    """
+    """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`."""
     if not settings.run.evaluate:
         return []
     if settings.prompts.file is not None:

@@ -7,7 +7,6 @@ absolute path, what ships with the package (`mini`) by its name. `inputs.json` h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +31,21 @@ def store(config: DictConfig, folder: RunFolder) -> None:
     config.run.folder = str(folder.path)
     if config.model.folder != model_folder.MINI:
         config.model.folder = str(model_folder.resolve(config.model.folder))
+    inputs = []
     if config.prompts.file is not None:
-        config.prompts.file = str(_absolute(config.prompts.file))
+        inputs.append(_absolute(config.prompts.file))
+        config.prompts.file = str(inputs[0])
     for entry in config.reward.rewards.values():
         if entry.get("path") is not None:
             file, _, function = str(entry.path).rpartition(":")
-            entry.path = f"{_absolute(file)}:{function}"
-    write_json(folder.path / INPUTS, {str(file): _sha256(file) for file in _files(config)})
+            inputs.append(_absolute(file))
+            entry.path = f"{inputs[-1]}:{function}"
+    write_json(folder.path / INPUTS, {str(file): _sha256(file) for file in inputs})
     write_text(folder.config, OmegaConf.to_yaml(config))
 
 
 def resumed(folder: RunFolder, overrides: list[str]) -> DictConfig:
-    """The configuration to resume a run with; an evaluation that it makes incomparable is removed, to be made again.
-
-    Raises:
-        UserError: no configuration, one of another kind or version, or a bad override.
-    """
+    """The configuration to resume a run with; an evaluation that it makes incomparable is removed, to be made again."""
     if not folder.config.is_file():
         raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
     before: Any = OmegaConf.load(folder.config)
@@ -64,14 +62,6 @@ def changed_inputs(folder: RunFolder) -> list[str]:
     file = folder.path / INPUTS
     stored: dict[str, str] = read_json(file) if file.is_file() else {}
     return [path for path, digest in stored.items() if Path(path).is_file() and _sha256(Path(path)) != digest]
-
-
-def _files(config: DictConfig) -> Iterator[Path]:
-    if config.prompts.file is not None:
-        yield Path(config.prompts.file)
-    for entry in config.reward.rewards.values():
-        if entry.get("path") is not None:
-            yield Path(str(entry.path).rpartition(":")[0])
 
 
 def _absolute(path: str) -> Path:

@@ -1,7 +1,7 @@
 """`blip3o-rl submit`: the comfortable form of `ray job submit --working-dir . -- blip3o-rl train ...`.
 
-The working directory travels with the job (recipes, reward files, prompt files), without history, environments and
-earlier runs. Ray unpacks it in a folder that it deletes again, so the run folder is given as an absolute path.
+The working directory travels with the job, without history, environments and earlier runs. Ray unpacks it in a folder
+that it deletes again, so the run folder is given as an absolute path.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from blip3o_rl.config.reward import key_variables
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
 from blip3o_rl.training import given_cluster
+from blip3o_rl.training.interruption import INTERRUPTED
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 EXCLUDES = [".git", ".venv", ".venv-mmdet", ".venv-paddle", "models", "runs", "outputs", "build", "dist"]
@@ -34,14 +35,7 @@ def entrypoint(recipe: str, overrides: list[str], runs: Path) -> str:
 
 
 def submit(recipe: str, overrides: list[str], address: str | None, runs: Path, follow: bool = True) -> int:
-    """Submits the job and, with `follow`, shows its output until it ends.
-
-    Returns:
-        The job's exit code; 0 at once without `follow`.
-
-    Raises:
-        UserError: no cluster answers at the address.
-    """
+    """Submits the job and, with `follow`, shows its output until it ends and returns its exit code."""
     names = key_variables(compose_recipe(recipe, overrides).reward.rewards)
     # Keys travel with the job; proxies do not, since the cluster's network is another one.
     keys = {name: os.environ[name] for name in names if name in os.environ}
@@ -50,14 +44,15 @@ def submit(recipe: str, overrides: list[str], address: str | None, runs: Path, f
     runtime_env = {"working_dir": ".", "excludes": EXCLUDES, "env_vars": keys}
     job = client.submit_job(entrypoint=command, runtime_env=runtime_env)
     print(f"job {job}: {command}", flush=True)
+    later = f"its output: ray job logs --follow {job}; to stop it: ray job stop {job}"
     if not follow:
-        print(f"its output: ray job logs --follow {job}; to stop it: ray job stop {job}")
+        print(later)
         return 0
     try:
         asyncio.run(_show(client, job))
     except KeyboardInterrupt:
-        print(f"\nthe job goes on; its output: ray job logs --follow {job}; to stop it: ray job stop {job}")
-        return 130
+        print(f"\nthe job goes on; {later}")
+        return INTERRUPTED
     return exit_code(client.get_job_info(job))
 
 

