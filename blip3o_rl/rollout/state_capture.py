@@ -1,34 +1,17 @@
 """Hidden states out of the vLLM worker, without a second prefill.
 
-The renderer is conditioned on the policy's post-norm states at the scale token and the image tokens. The sampler
-computes exactly these: they are the rows that `compute_logits` multiplies. `StateCapture` is a vLLM worker extension
-that keeps them for the requests that ask.
+The renderer is conditioned on the policy's post-norm states at the scale token and the image tokens. These are the rows
+that `compute_logits` multiplies, and `StateCapture`, a vLLM worker extension, keeps them for the requests that ask.
 
-Where it hooks in (vLLM 0.24 and 0.28, "model runner V1"), both on the worker's own objects and only after
-`start_capture`:
-- `model_runner._update_states(scheduler_output)` opens every real step: after it the persistent batch is the batch of
-  this step, reordering and preemption included, also under asynchronous scheduling. Here each row of the batch gets
-  its destination.
-- `model_runner.model.compute_logits(states)` then gets one row per request, in the order of the batch. The first call
-  after `_update_states` is the sampler's; others (warm-up, prompt log-probs) find no plan and pass through.
+It hooks into "model runner V1" (vLLM 0.24 and 0.28) at two places. After `_update_states` the persistent batch is the
+batch of this step, reordering and preemption included: here each row gets its destination. The first `compute_logits`
+after it is the sampler's, with one row per request in that order; other calls (warm-up, prompt log-probs) find no plan.
+Rows are stored by absolute position, so chunked prefill, preemption and prefix caching need no treatment of their own.
 
-A row's absolute position is `num_computed + num_scheduled - 1`; the state of image token i is the one at position
-`prompt_len - 1 + i` (i = 0 is the scale token's). Rows are stored by that position, so chunked prefill, preemption
-with recompute, prefix caching, batches of any order and waiting requests need no treatment of their own.
-
-What a caller does: `sampling_params` for the request (n + 1 tokens, the last one dropped: the state of the last image
-token needs one more step), `collective_rpc("take_states", args=(request_id,))` when it has finished, `unpack_states`
-on the reply. Requests are known by the caller's own id, which travels in `SamplingParams.extra_args`, because the
-engine appends a suffix to request ids. States travel as bytes: vLLM's msgpack channel gives back tensors and arrays
-only when insecure serialisation is allowed.
-
-Not supported, and refused when capture starts: speculative decoding (several rows per request) and "model runner V2",
-which has no persistent batch. vLLM 0.28 prefers V2 wherever Triton works, 0.24 for listed architectures only:
-`vllm_patches.use_v1_runner` before the engine is made.
-
-Tensor and pipeline parallel: states are kept on the first rank of the last stage, the other workers answer None.
-With `data_parallel_size` > 1 inside one engine a `collective_rpc` does not reach every shard: use one engine per
-replica.
+A caller gives `sampling_params` to the request, calls `collective_rpc("take_states", args=(request_id,))` when it has
+finished, and `unpack_states` on the reply. The caller's id travels in `SamplingParams.extra_args`, because the engine
+appends a suffix to request ids; states travel as bytes, because vLLM's msgpack channel gives back arrays only when
+insecure serialisation is allowed. Of several workers the first rank of the last pipeline stage keeps the states.
 """
 
 from __future__ import annotations
@@ -40,12 +23,19 @@ import torch
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.token_layout import TokenLayout
-from blip3o_rl.rollout.state_pool import StateStore
+from blip3o_rl.rollout.state_pool import NOT_KEPT, StateStore
 
 EXTRA_ARG = "capture_states"
 UNTAKEN_PER_SEQUENCE = 4
 
 PackedStates = tuple[str, tuple[int, ...], bytes]
+
+
+def image_request(count: int) -> dict[str, Any]:
+    """Sampling parameters of an image of `count` tokens: one token more, which the caller drops, because the state of
+    the last image token is computed only when a token follows it.
+    """
+    return {"max_tokens": count + 1, "ignore_eos": True, "detokenize": False}
 
 
 def capture_request(request_id: str, n_states: int) -> dict[str, Any]:
@@ -66,41 +56,35 @@ def sampling_params(
 
     Args:
         layout: the policy's token layout.
-        scale: 0, 1, 2 for n = 729, 169, 81 tokens on the 27 x 27 grid.
+        scale: see `GenerationConfig`, as `top_k` and `top_p`, whose defaults are the whole action space.
         request_id: keep the hidden states under this id, unique among live requests; None keeps none.
         seed: of this request's own random stream.
         logprobs: return the log-probability of every sampled token.
-        top_k, top_p: see `GenerationConfig`; the defaults are the whole action space.
     """
     from vllm import SamplingParams
 
-    tokens = layout.tokens_per_image(scale) + 1
+    count = layout.tokens_per_image(scale)
     return SamplingParams(
         temperature=1.0,
         top_p=top_p,
         top_k=top_k,
-        max_tokens=tokens,
-        ignore_eos=True,
-        detokenize=False,
         seed=seed,
         logprobs=0 if logprobs else None,
-        extra_args=None if request_id is None else capture_request(request_id, tokens),
+        extra_args=None if request_id is None else capture_request(request_id, count + 1),
+        **image_request(count),
     )
 
 
 def unpack_states(replies: list[PackedStates | None]) -> np.ndarray:
-    """The reply of `collective_rpc("take_states")` as an array [n_states, hidden].
+    """The reply of `collective_rpc("take_states")` as an array [n_states, hidden] on the received memory, read-only.
 
-    It lies on the received memory (read-only, no copy). bfloat16, which numpy lacks, comes as its bits in uint16;
-    `states_tensor` knows.
-
-    Raises:
-        UserError: not exactly one worker answered with states.
+    bfloat16, which numpy lacks, comes as its bits in uint16; `states_tensor` knows.
     """
     packed = [reply for reply in replies if reply is not None]
     if len(packed) != 1:
         raise UserError(
-            f"take_states: {len(packed)} workers answered with states, expected one; use one engine per replica"
+            f"take_states: {len(packed)} workers answered with states, not 1; use one engine per replica, and call "
+            "start_capture first"
         )
     dtype, shape, data = packed[0]
     return np.frombuffer(data, dtype=np.uint16 if dtype == "bfloat16" else dtype).reshape(shape)
@@ -132,10 +116,7 @@ class StateCapture:
                 4 x max_num_seqs, more than finish between two steps.
 
         Returns:
-            Whether this worker keeps states (the first rank of the last pipeline stage).
-
-        Raises:
-            UserError: the model runner is not one that the hook fits.
+            Whether this worker keeps states.
         """
         if self._captured is None and _keeps_states():
             self._captured = RunnerHook(self.model_runner)
@@ -144,23 +125,13 @@ class StateCapture:
         return self._captured is not None
 
     def take_states(self, request_id: str) -> PackedStates | None:
-        """Hands over a finished request's states, [n_states, hidden], and frees their memory; None on the other ranks.
-
-        Raises:
-            UserError: the request is unknown or incomplete (the message says how many rows are missing).
-        """
-        if self._captured is None:
-            if _keeps_states():
-                raise UserError("take_states: capture was not started on this engine; call start_capture first")
-            return None
-        return pack_states(self._captured.store.take(request_id))
+        """Hands over a finished request's states and frees their memory; None on the ranks that keep none."""
+        return None if self._captured is None else pack_states(self._captured.store.take(request_id))
 
     def drop_states(self, request_id: str) -> bool:
-        """Forgets a request, running or finished; True where it was known."""
         return self._captured is not None and self._captured.store.drop(request_id)
 
     def captured_requests(self) -> list[str]:
-        """Ids of the requests whose states this worker keeps."""
         return [] if self._captured is None else self._captured.store.keys()
 
 
@@ -177,8 +148,6 @@ class RunnerHook:
             max_untaken=UNTAKEN_PER_SEQUENCE * runner.scheduler_config.max_num_seqs,
         )
         self._plan: np.ndarray | None = None
-        self._blocks_of: tuple[int, list[str]] | None = None
-        self._blocks = np.empty((0, 2), dtype=np.int64)
         self._update_states = runner._update_states
         self._compute_logits = runner.model.compute_logits
         runner._update_states = self._after_update_states
@@ -205,19 +174,13 @@ class RunnerHook:
     def _destinations(self, scheduler_output: Any) -> np.ndarray:
         """The row that each request of this step's batch writes to, int64 [requests]; 0 is the sink."""
         batch = self.runner.input_batch
-        count = batch.num_reqs
-        scheduled: int | np.ndarray = 1
-        if scheduler_output.total_num_scheduled_tokens != count:
-            tokens = scheduler_output.num_scheduled_tokens
-            scheduled = np.fromiter((tokens[i] for i in batch.req_ids), dtype=np.int64, count=count)
-        position = batch.num_computed_tokens_cpu[:count] + scheduled - 1
-        index = position - (batch.num_prompt_tokens[:count] - 1)
-        if self._blocks_of != (self.store.version, batch.req_ids):
-            self._blocks_of = (self.store.version, list(batch.req_ids))
-            kept = (self.store.running.get(req_id) for req_id in batch.req_ids)
-            blocks = [(0, 0) if request is None else (request.first, request.count) for request in kept]
-            self._blocks = np.array(blocks, dtype=np.int64)
-        first, rows = self._blocks.T
+        count, tokens = batch.num_reqs, scheduler_output.num_scheduled_tokens
+        scheduled = np.fromiter((tokens[req_id] for req_id in batch.req_ids), np.int64, count)
+        kept = [self.store.running.get(req_id, NOT_KEPT) for req_id in batch.req_ids]
+        first = np.fromiter((request.first for request in kept), np.int64, count)
+        rows = np.fromiter((request.count for request in kept), np.int64, count)
+        # The states of image tokens begin at the prompt's last position, the scale token's.
+        index = (batch.num_computed_tokens_cpu[:count] + scheduled - 1) - (batch.num_prompt_tokens[:count] - 1)
         return np.where((index >= 0) & (index < rows), first + index, 0)
 
 
@@ -230,10 +193,8 @@ def _keeps_states() -> bool:
 def _check_runner(runner: Any) -> None:
     """Raises `UserError` unless `runner` is a V1 model runner without speculative decoding."""
     batch = getattr(runner, "input_batch", None)
-    fits = hasattr(runner, "_update_states") and all(
-        hasattr(batch, name) for name in ("req_ids", "num_reqs", "num_computed_tokens_cpu", "num_prompt_tokens")
-    )
-    if not fits:
+    needed = ("req_ids", "num_reqs", "num_computed_tokens_cpu", "num_prompt_tokens")
+    if not hasattr(runner, "_update_states") or not all(hasattr(batch, name) for name in needed):
         raise UserError(
             f"vLLM model runner {type(runner).__module__}.{type(runner).__name__}: hidden states cannot be captured "
             "from it; set VLLM_USE_V2_MODEL_RUNNER=0 or use a supported vLLM version (0.24, 0.28)"

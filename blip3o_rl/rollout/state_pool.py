@@ -1,14 +1,12 @@
 """Where captured hidden states live between the step that computes them and the caller that takes them.
 
-`RowPool` is one tensor of rows on the model's device: a block of rows for each request, and row 0 as a sink for rows
-that no request asked for, so that a step is one `index_copy_` of the whole batch whatever is in it. On the host, one
-flag per row says what was written: a request's states are complete when all its flags are set, and never handed out
-before. Rows are addressed by position, so that writing one twice, late or out of order changes nothing.
+`RowPool` is one tensor on the model's device: a block of rows for each request, and row 0 as a sink for rows that no
+request asked for, so that a step is one `index_copy_` of the whole batch. One flag per row says what was written; a
+request's states are handed out when all its flags are set.
 
-`StateStore` gives requests their blocks and takes them back. Memory is bounded by the requests that are alive (running,
-waiting after a preemption, or finished and not yet taken): a request that ends incomplete (aborted) is forgotten at
-once, and of those that end complete and are never taken only the newest `max_untaken` are kept. When none is left, the
-memory is freed, so that it does not weigh on the update between two rollouts. Neither class knows vLLM.
+`StateStore` gives requests their blocks and takes them back. A request that ends incomplete (aborted) is forgotten at
+once, and of those that are never taken only the newest `max_untaken` are kept. When none is left, the memory is freed,
+so that it does not weigh on the update between two rollouts. Neither class knows vLLM.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ class RowPool:
         self.clear()
 
     def clear(self) -> None:
-        """Frees all blocks and their memory."""
         self.rows = self.rows.new_empty((1, self.rows.shape[1]))
         self.written = np.zeros(1, dtype=bool)
         self._end = 1
@@ -69,16 +66,16 @@ class RowPool:
 
 @dataclass
 class Captured:
-    """One request whose states are kept."""
+    """A request whose states are kept under the caller's `key` in `count` rows from `first` on."""
 
     key: str
-    """The caller's name for the request."""
     first: int
-    """Its first row in the pool."""
     count: int
-    """Its number of rows."""
     clashes: bool = False
     """Another live request used the same key, so that neither can be told apart."""
+
+
+NOT_KEPT = Captured("", 0, 0)
 
 
 class StateStore:
@@ -87,15 +84,12 @@ class StateStore:
     def __init__(self, hidden: int, dtype: torch.dtype, device: torch.device, max_untaken: int):
         self.pool = RowPool(hidden, dtype, device)
         self.max_untaken = max_untaken
-        self.version = 0
-        """Changes whenever a request enters or leaves, for callers that cache where its rows are."""
         self.running: dict[str, Captured] = {}
         self._by_key: dict[str, Captured] = {}
         self._untaken: dict[str, Captured] = {}
 
     def begin(self, engine_id: str, key: str, count: int) -> Captured:
         """Reserves `count` rows for a request that is about to run."""
-        self.version += 1
         request = Captured(key, self.pool.acquire(count), count)
         if key in self._by_key:
             request.clashes = self._by_key[key].clashes = True
@@ -112,7 +106,6 @@ class StateStore:
             if self._by_key.get(request.key) is not request or self.missing(request):
                 self._forget(request)
                 continue
-            self.version += 1
             self._untaken[request.key] = request
             if len(self._untaken) > self.max_untaken:
                 self._forget(next(iter(self._untaken.values())))
@@ -158,7 +151,6 @@ class StateStore:
         return list(self._by_key)
 
     def _forget(self, request: Captured) -> None:
-        self.version += 1
         if self._by_key.get(request.key) is request:
             del self._by_key[request.key]
             self._untaken.pop(request.key, None)

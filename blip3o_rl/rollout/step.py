@@ -17,21 +17,16 @@ from blip3o_rl.scoring.rubric import RubricScore
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled, rendered and scored image.
-
-    Attributes:
-        sample: prompt and image, with the group and step they belong to.
-        score: the rubric's.
-        tokens: image token ids.
-        seed: of the renderer's noise.
-        seconds: stage (sample, render_wait, render, score) -> seconds.
-    """
+    """One sampled, rendered and scored image."""
 
     sample: Sample
     score: RubricScore
     tokens: list[int]
+    """Image token ids."""
     seed: int
+    """Of the renderer's noise."""
     seconds: Mapping[str, float]
+    """Stage (sample, render_wait, render, score) -> seconds."""
 
     @property
     def value(self) -> float | None:
@@ -62,10 +57,8 @@ class Rollout:
 
 
 def step_statistics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Statistics of one step: rewards by component, failures, stage seconds, distinct images, monitors.
-
-    `rollout/distinct` is the share of distinct token sequences; `rollout/flat_groups` the share of groups whose scores
-    are all equal, which give no signal.
+    """Means over one step: scores, components, stage seconds, monitors; the share of failed rollouts, of distinct token
+    sequences, and of groups whose scores are all equal, which give no signal.
     """
     scored = [rollout for rollout in rollouts if not rollout.score.failed]
     columns: dict[str, list[float]] = defaultdict(list)

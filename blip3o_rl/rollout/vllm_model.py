@@ -1,20 +1,12 @@
 """The policy as a vLLM model: Qwen3 that samples image tokens only.
 
-vLLM's own Qwen3 does all the work; what changes is the last step. Of the output matrix only the rows of the image
-tokens are multiplied (65,536 of 217,210 in the published model), and the result is padded with -inf to the width of
-the vocabulary, so that token ids stay token ids and every vLLM feature that looks at logits (sampling, log-probs)
-works as before. The softmax that vLLM then takes is the softmax over the image tokens: the same distribution that
-`model.policy.image_logits` gives the trainer.
+vLLM's own Qwen3 does all the work; what changes is the last step. Of the output matrix only the image rows are
+multiplied, and the result is padded with -inf to the width of the vocabulary, so that token ids stay token ids. The
+softmax that vLLM then takes is the distribution that `model.policy.image_logits` gives the trainer.
 
-Decisions:
-- The rows are cut out of `lm_head.weight` at every step, never copied: a weight sync (`load_weights`) is seen at
-  once, tied or not.
-- Tensor parallel: each rank multiplies the part of the image rows in its own shard of the vocabulary and pads to the
-  shard's width; vLLM's own gather then puts the shards together. With `vocab_size` split evenly the image rows lie on
-  the last ranks only, so the step is as slow as the fullest rank, and never slower than the whole matrix.
-- A quantised output matrix has no rows to cut: refused when the model is built.
-- `full_vocabulary: true` in the policy's config.json leaves Qwen3 as it is.
-- `compute_logits` runs outside CUDA graphs and `torch.compile`, so neither needs to know.
+The rows are cut out of `lm_head.weight` at every step, never copied, so a weight sync is seen at once, tied or not.
+With tensor parallelism each rank multiplies the image rows in its own shard, and vLLM's gather puts the shards
+together. `full_vocabulary: true` in the policy's config.json leaves Qwen3 as it is.
 """
 
 from __future__ import annotations
@@ -41,49 +33,34 @@ class Blip3oNextForCausalLM(Qwen3ForCausalLM):
         self.layout = TokenLayout.from_config(config)
         self.full_vocabulary = bool(config.full_vocabulary)
         self.head_dtype = vllm_config.model_config.head_dtype
-        missing = isinstance(self.lm_head, PPMissingLayer)
-        if not (self.full_vocabulary or missing or isinstance(self.lm_head.quant_method, UnquantizedEmbeddingMethod)):
+        head = self.lm_head
+        cuttable = isinstance(head, PPMissingLayer) or isinstance(head.quant_method, UnquantizedEmbeddingMethod)
+        if not (self.full_vocabulary or cuttable):
             raise UserError(
                 "policy: its output matrix is quantised, so the image rows cannot be cut out; "
                 "leave lm_head out of the quantisation or set full_vocabulary: true in policy/config.json"
             )
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Logits of the next token.
-
-        Args:
-            hidden_states: post-norm states, [rows, hidden].
-
-        Returns:
-            [rows, vocab_size], -inf outside the image tokens; None on the tensor-parallel ranks that do not sample.
-        """
+        """Logits of the next token, [rows, vocab_size]; None on the tensor-parallel ranks that do not sample."""
         if self.full_vocabulary:
             return super().compute_logits(hidden_states)
         head: Any = self.lm_head
-        shard = head.shard_indices
-        logits = shard_logits(
-            hidden_states.to(self.head_dtype),
-            head.weight,
-            shard.org_vocab_start_index,
-            shard.org_vocab_end_index,
-            self.layout,
-        )
+        start, end = head.shard_indices.org_vocab_start_index, head.shard_indices.org_vocab_end_index
+        logits = shard_logits(hidden_states.to(self.head_dtype), head.weight, start, end, self.layout)
         if head.tp_size > 1:
             logits = self.logits_processor._gather_logits(logits)
         return None if logits is None else logits[..., : self.logits_processor.org_vocab_size]
 
 
 def shard_logits(hidden: torch.Tensor, weight: torch.Tensor, start: int, end: int, layout: TokenLayout) -> torch.Tensor:
-    """Logits of one vocabulary shard, -inf outside the image tokens.
+    """Logits of one vocabulary shard, [rows, shard rows], -inf outside the image tokens.
 
     Args:
         hidden: [rows, hidden].
         weight: the shard's rows of the output matrix (padding included), [shard rows, hidden].
         start, end: token ids that the shard holds, [start, end).
         layout: says which ids are image tokens.
-
-    Returns:
-        [rows, shard rows] in the dtype of `hidden`.
     """
     first = max(layout.image_ids.start, start) - start
     last = min(layout.image_ids.stop, end) - start

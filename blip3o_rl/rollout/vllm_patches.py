@@ -1,9 +1,7 @@
-"""Everything that this package changes in vLLM, in one place.
+"""Everything that this package changes in vLLM, each change with its version and reason.
 
-`register` is the `vllm.general_plugins` entry point: vLLM calls it in every process it starts (front end, engine
-core, workers). It registers the policy, which is what the plug-in system is for, and applies the patches below, each
-of which says for which version it was needed and why. `tests/rollout/test_vllm_model.py` fails when one of them is no
-longer needed.
+`register` is the `vllm.general_plugins` entry point, which vLLM calls in every process it starts.
+`tests/rollout/test_vllm_model.py` fails when a patch is no longer needed.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ def keep_cpu_weights() -> None:
     """Lets linear layers keep their weights on a CPU (vLLM 0.24 to 0.28).
 
     There vLLM packs each linear weight after loading and replaces the parameter by an empty one without
-    `weight_loader`, so the next weight sync fails. verl packs again after each sync, so keeping the weights is
-    enough.
+    `weight_loader`, so the next weight sync fails. verl packs again after each sync, so keeping the weights is enough.
     """
     from vllm.model_executor.layers import utils
 
@@ -52,7 +49,7 @@ def keep_cpu_weights() -> None:
 def use_v1_runner() -> None:
     """Chooses "model runner V1" for the engines that this process and its children make from now on.
 
-    `state_capture` hooks into V1 only. vLLM 0.28 takes V2 for every dense model where Triton works, 0.24 for listed
-    architectures. A VLLM_USE_V2_MODEL_RUNNER that is already set stays, and capture then refuses to start on V2.
+    `state_capture` hooks into V1 only, and refuses to start on V2, which vLLM 0.28 takes for every dense model where
+    Triton works, and 0.24 for listed architectures. A VLLM_USE_V2_MODEL_RUNNER that is already set stays.
     """
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -1,7 +1,4 @@
-"""What runs inside every vLLM worker of a rollout replica: verl's weight sync plus the capture of hidden states.
-
-A module of its own because vLLM imports it by name in its worker processes, which need nothing else of this package.
-"""
+"""What runs inside every vLLM worker of a rollout replica; a module of its own because vLLM imports it by name."""
 
 from __future__ import annotations
 
@@ -11,4 +8,4 @@ from blip3o_rl.rollout.state_capture import StateCapture
 
 
 class Blip3oWorkerExtension(StateCapture, vLLMColocateWorkerExtension):
-    """verl's extension (weight transfer, sleep) with `take_states` and friends."""
+    """verl's extension (weight transfer, sleep) and the capture of hidden states."""
