@@ -86,7 +86,6 @@ class OfflineSampler:
             use_tqdm_on_load=False,
             worker_extension_cls="blip3o_rl.rollout.state_capture.StateCapture",
         )
-        self._engine.collective_rpc("start_capture")
 
     def __call__(
         self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent

@@ -7,7 +7,6 @@ ends the run with the reason that a reward or a monitor gives (`failure`).
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import asdict
 from functools import cache, cached_property
@@ -19,7 +18,7 @@ from PIL import Image
 
 from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.data.images import read_image
-from blip3o_rl.io import append_line, write_text
+from blip3o_rl.io import append_line, write_lines
 from blip3o_rl.monitoring.drift import Drift, DriftMonitor
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.gallery import Tile, save_grid, step_header
@@ -90,7 +89,7 @@ class Recorder:
         append_line(self.folder.failed / "failures.jsonl", {**rollout.line(), "picture": name})
 
     def _write(self, step: int, rows: list[Rollout]) -> None:
-        write_text(self.folder.rollout_file(step), "".join(json.dumps(row.line()) + "\n" for row in rows))
+        write_lines(self.folder.rollout_file(step), (row.line() for row in rows))
         statistics = self._statistics[step] = step_statistics(rows)
         writer = self._writer
         for name, value in statistics.items():

@@ -6,7 +6,6 @@ sampler computed (`state_capture`), and this module puts them into Ray's object 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import ray
@@ -33,6 +32,8 @@ class Blip3oHttpServer(vLLMHttpServer):
             )
         use_v1_runner()
         await super().launch_server(*args, **kwargs)
+        if self.node_rank == 0:
+            await self.engine.collective_rpc("start_capture")
 
     def _get_worker_extension_cls(self) -> str:
         return "blip3o_rl.rollout.worker_extension.Blip3oWorkerExtension"
@@ -49,7 +50,6 @@ class Blip3oHttpServer(vLLMHttpServer):
         count = params.pop(IMAGE_TOKENS, None)
         if count is None:
             return await super().generate(prompt_ids, params, request_id, **kwargs)
-        await self._start_capture()
         params |= image_request(count) | {"extra_args": capture_request(request_id, count + 1)}
         output = await super().generate(prompt_ids, params, request_id, **kwargs)
         if output.stop_reason == "aborted":
@@ -61,12 +61,6 @@ class Blip3oHttpServer(vLLMHttpServer):
             output.log_probs = output.log_probs[:count]
         output.extra_fields[STATES] = ray.put(unpack_states(packed))
         return output
-
-    async def _start_capture(self) -> None:
-        """Tells the workers to keep states; once, before the first image request."""
-        if not hasattr(self, "_capture_started"):
-            self._capture_started = asyncio.ensure_future(self.engine.collective_rpc("start_capture"))
-        await self._capture_started
 
 
 class Blip3oReplica(vLLMReplica):

@@ -109,14 +109,9 @@ class StateCapture:
     _captured: RunnerHook | None = None
 
     def start_capture(self, max_untaken: int | None = None) -> bool:
-        """Begins to keep the states of new requests that ask for it; may be called repeatedly.
+        """Begins to keep the states of new requests that ask for it, if this worker does; may be called repeatedly.
 
-        Args:
-            max_untaken: finished requests whose states may wait to be taken before the oldest is dropped; default
-                4 x max_num_seqs, more than finish between two steps.
-
-        Returns:
-            Whether this worker keeps states.
+        Of the finished requests that wait to be taken, only the newest `max_untaken` are kept (4 x max_num_seqs).
         """
         if self._captured is None and _keeps_states():
             self._captured = RunnerHook(self.model_runner)
@@ -200,6 +195,4 @@ def _check_runner(runner: Any) -> None:
             "from it; set VLLM_USE_V2_MODEL_RUNNER=0 or use a supported vLLM version (0.24, 0.28)"
         )
     if runner.speculative_config is not None:
-        raise UserError(
-            "vLLM speculative_config: hidden states cannot be captured with speculative decoding; remove it"
-        )
+        raise UserError("vLLM speculative_config: speculative decoding hides the states to be captured; remove it")

@@ -30,7 +30,10 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
     At the end the logs are copied, and what the run deployed does not stay in a cluster that stays.
     """
     import ray
+    from ray.serve.exceptions import RayServeException
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
+
+    from blip3o_rl.scoring.remote import deployment
 
     environment = _environment(config, folder, metrics_file)
     runtime_env = get_ppo_ray_runtime_env(config)
@@ -54,7 +57,8 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
     finally:
         _keep_logs(config, folder)
         if address:
-            _stop_deployed(config)
+            with contextlib.suppress(RayServeException):  # Serve does not run: nothing was deployed
+                deployment.stop(_apps(config))
         held = set() if address else machine.shared_files()
         ray.shutdown()
         for file in held:  # vLLM's, hundreds of megabytes per run
@@ -144,15 +148,6 @@ def _apps(config: DictConfig) -> list[str]:
 
     rewards = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
     return [render_service.app_name(config.run.folder), *rewards]
-
-
-def _stop_deployed(config: DictConfig) -> None:
-    from ray.serve.exceptions import RayServeException
-
-    from blip3o_rl.scoring.remote import deployment
-
-    with contextlib.suppress(RayServeException):  # Serve does not run: nothing was deployed
-        deployment.stop(_apps(config))
 
 
 def _keep_logs(config: DictConfig, folder: RunFolder) -> None:

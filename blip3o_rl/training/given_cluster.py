@@ -21,33 +21,20 @@ START = "start one with `ray start --head --num-gpus=1`, or unset RAY_ADDRESS to
 
 
 def address() -> str | None:
-    """RAY_ADDRESS; None where a cluster is to be started here.
-
-    Raises:
-        UserError: it is not an address that a program can connect to.
-    """
+    """RAY_ADDRESS; None where a cluster is to be started here."""
     found = os.environ.get("RAY_ADDRESS") or "local"
     if found == "local":
         return None
-    if found.startswith(("http://", "https://")):
-        raise UserError(
-            f"RAY_ADDRESS={found}: is a dashboard's address, which takes jobs; use blip3o-rl submit, or give the "
-            "head's own address, such as 127.0.0.1:6379"
-        )
     if "://" in found:
         raise UserError(
             f"RAY_ADDRESS={found}: only a node of the cluster can train; give the head's own address, such as "
-            "127.0.0.1:6379, on one of the nodes, or use blip3o-rl submit"
+            "127.0.0.1:6379, on one of the nodes, or use blip3o-rl submit, which takes a dashboard's address"
         )
     return found
 
 
 def resources() -> list[dict[str, Any]]:
-    """What each living node of the given cluster has.
-
-    Raises:
-        UserError: no cluster answers.
-    """
+    """What each living node of the given cluster has."""
     where = address()
     if where is None or where == "auto":
         return []
@@ -90,9 +77,8 @@ def use_token() -> None:
     """Sends Ray's token where there is one and nothing else is said."""
     if "RAY_AUTH_MODE" in os.environ:
         return
-    default = Path("~/.ray/auth_token").expanduser()
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if os.environ.get("RAY_AUTH_TOKEN") or (Path(named) if named else default).is_file():
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser()
+    if os.environ.get("RAY_AUTH_TOKEN") or Path(file).is_file():
         os.environ["RAY_AUTH_MODE"] = "token"
         import ray
 

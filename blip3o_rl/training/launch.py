@@ -27,13 +27,12 @@ from blip3o_rl.report import checkpoints
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import progress
-from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
 from blip3o_rl.terminal import Redirected
 from blip3o_rl.training import cluster, given_cluster, preflight, stored
 from blip3o_rl.training.export import export
 
 POLL_S = 0.5
-RUNS = Path("runs")
 JOB_RUNS = Path("~/blip3o-rl-runs")
 """Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
 RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -57,7 +56,7 @@ def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
     """
     config, checked = plan(recipe, overrides)
     in_job = RAY_JOB_CONFIG in os.environ
-    folder = RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else RUNS, path=config.run.folder)
+    folder = RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else DEFAULT_ROOT, path=config.run.folder)
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
     return _run(config, checked, folder, output)
 
@@ -70,9 +69,7 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
     checked = preflight.check(config)
     step, steps = checkpoints.latest_step(folder.checkpoints), checked.settings.trainer.total_training_steps
     if step > steps or (step == steps and folder.summary_json.exists()):
-        raise UserError(
-            f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it to go on"
-        )
+        raise UserError(f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it")
     for file in changed:
         print(f"warning: {file} has changed since the run was started", file=output.terminal)
     folder.truncate_after(step)
@@ -153,12 +150,10 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         shown.phase("starting verl and vLLM")
 
-        def statistics(step: int) -> dict[str, float]:
-            return ray.get(record.statistics.remote(step))
-
-        with MetricsFollower(metrics_file, folder, shown.update, more=statistics):
-            runner: Any = TaskRunnerV1
-            task = runner.remote()
+        with MetricsFollower(
+            metrics_file, folder, shown.update, more=lambda step: ray.get(record.statistics.remote(step))
+        ):
+            task = TaskRunnerV1.remote()
             _wait(task.run.remote(config), record, folder, shown)
 
 
@@ -198,10 +193,9 @@ def _evaluate(config: DictConfig, checked: preflight.Checked, folder: RunFolder,
     deployed = any(is_deployed(entry) for entry in config.reward.rewards.values())
     with cluster.connected(config, folder) if deployed else nullcontext():
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
+        device = device_of("cpu" if config.trainer.device == "cpu" else "auto")
         evaluate(
-            Blip3oPipeline.from_pretrained(
-                model, device=device_of("cpu" if config.trainer.device == "cpu" else "auto")
-            ),
+            Blip3oPipeline.from_pretrained(model, device=device),
             checked.held_out,
             settings.prompts.source,
             images_per_prompt=settings.run.eval_images,
