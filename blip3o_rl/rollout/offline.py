@@ -28,7 +28,7 @@ from blip3o_rl.rollout.state_capture import sampling_params, states_tensor, unpa
 from blip3o_rl.rollout.vllm_patches import use_v1_runner
 
 KV_CACHE_LIMIT = 4 * 2**30
-"""Bytes for keys and values, unless a single sequence needs more."""
+"""Bytes for keys and values, unless a single sequence needs more; the rest of a GPU is left to the renderer."""
 BLOCK = 128
 """Tokens of the largest block in which vLLM hands out that memory."""
 GPU_SHARE = 0.5
@@ -44,16 +44,13 @@ def platform() -> str | None:
 
 
 class OfflineSampler:
-    """A `Sampler` by vLLM; see the module's docstring. Use it in a `with` statement, or call `close`.
+    """A `Sampler` by vLLM; use it in a `with` statement, or call `close`.
 
     Args:
         folder: model folder or `mini`.
         dtype: of the policy in the engine.
         max_num_seqs: images sampled at a time; more are queued.
         max_model_len: longest prompt plus its image tokens, in tokens; at most the policy's positions.
-
-    Raises:
-        UserError: vLLM is not installed, or the folder is incomplete.
     """
 
     def __init__(
@@ -90,11 +87,7 @@ class OfflineSampler:
     def __call__(
         self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and states of one image per prompt, on the CPU; see `model.sampling.Sampler`.
-
-        Raises:
-            UserError: the numbers of prompts and seeds differ, or a prompt is too long.
-        """
+        """Tokens and states of one image per prompt, on the CPU; see `model.sampling.Sampler`."""
         if len(prompts) != len(seeds):
             raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per image")
         count = self.layout.tokens_per_image(config.scale)
@@ -115,7 +108,7 @@ class OfflineSampler:
         given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
         progress("tokens", 0, count)
         outputs = self._engine.generate(given, asked, use_tqdm=False)
-        tokens = torch.tensor([list(output.outputs[0].token_ids)[:count] for output in outputs])
+        tokens = torch.tensor([output.outputs[0].token_ids[:count] for output in outputs])
         states = [states_tensor(unpack_states(self._engine.collective_rpc("take_states", args=(n,)))) for n in names]
         progress("tokens", count, count)
         return tokens, torch.stack(states)
@@ -134,10 +127,7 @@ class OfflineSampler:
 
 
 def kv_cache_bytes(config: Any, dtype: torch.dtype, max_model_len: int, max_num_seqs: int) -> int:
-    """Bytes of keys and values for `max_num_seqs` whole sequences, up to `KV_CACHE_LIMIT`, and for one at least.
-
-    Requests that do not fit wait for each other; the rest of a GPU is left to the renderer.
-    """
+    """Bytes of keys and values for `max_num_seqs` whole sequences, up to `KV_CACHE_LIMIT`, and for one at least."""
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
     sequence = per_token * (-(-max_model_len // BLOCK) + 1) * BLOCK
     return max(2 * sequence, min(KV_CACHE_LIMIT, (max_num_seqs + 1) * sequence))

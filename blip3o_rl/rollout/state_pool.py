@@ -1,12 +1,9 @@
 """Where captured hidden states live between the step that computes them and the caller that takes them.
 
 `RowPool` is one tensor on the model's device: a block of rows for each request, and row 0 as a sink for rows that no
-request asked for, so that a step is one `index_copy_` of the whole batch. One flag per row says what was written; a
-request's states are handed out when all its flags are set.
-
-`StateStore` gives requests their blocks and takes them back. A request that ends incomplete (aborted) is forgotten at
-once, and of those that are never taken only the newest `max_untaken` are kept. When none is left, the memory is freed,
-so that it does not weigh on the update between two rollouts. Neither class knows vLLM.
+request asked for, so that a step is one `index_copy_` of the whole batch. `StateStore` gives requests their blocks and
+takes them back. A request that ends incomplete (aborted) is forgotten at once, and of those that are never taken only
+the newest `max_untaken` are kept. When none is left, the memory is freed for the update between two rollouts.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ FIRST_ROWS = 1024
 
 
 class RowPool:
-    """Blocks of rows of `hidden` numbers; grows by doubling."""
+    """Blocks of rows of `hidden` numbers, with a flag per row that was written; grows by doubling."""
 
     def __init__(self, hidden: int, dtype: torch.dtype, device: torch.device):
         self.rows = torch.empty((1, hidden), dtype=dtype, device=device)
@@ -105,21 +102,17 @@ class StateStore:
                 continue
             if self._by_key.get(request.key) is not request or self.missing(request):
                 self._forget(request)
-                continue
-            self._untaken[request.key] = request
-            if len(self._untaken) > self.max_untaken:
-                self._forget(next(iter(self._untaken.values())))
+            else:
+                self._untaken[request.key] = request
+        while len(self._untaken) > self.max_untaken:
+            self._forget(next(iter(self._untaken.values())))
 
     def missing(self, request: Captured) -> int:
         """Rows of the request that were not written."""
         return request.count - int(self.pool.written[request.first : request.first + request.count].sum())
 
     def take(self, key: str) -> torch.Tensor:
-        """Hands a request's states over, [count, hidden] on the host, and forgets the request.
-
-        Raises:
-            UserError: no such request, two requests of this name, or rows are missing (the request is then kept).
-        """
+        """Hands a request's states over, [count, hidden] on the host, and forgets it, unless rows are missing."""
         request = self._by_key.get(key)
         if request is None:
             raise UserError(

@@ -30,8 +30,8 @@ def register() -> None:
 def keep_cpu_weights() -> None:
     """Lets linear layers keep their weights on a CPU (vLLM 0.24 to 0.28).
 
-    There vLLM packs each linear weight after loading and replaces the parameter by an empty one without
-    `weight_loader`, so the next weight sync fails. verl packs again after each sync, so keeping the weights is enough.
+    vLLM packs each linear weight after loading and replaces the parameter by an empty one without `weight_loader`, so
+    the next weight sync fails. verl packs again after each sync.
     """
     from vllm.model_executor.layers import utils
 

@@ -56,14 +56,12 @@ def group_advantage(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRPO's advantages and returns, both [B, n]: (r - mean(r)) / (std(r) + epsilon) within each group.
 
-    epsilon is `algorithm.advantage_epsilon`; `norm_adv_by_std_in_grpo: false` leaves the division out (Dr. GRPO, arXiv
-    2503.20783).
-
     Args:
         token_level_rewards: [B, n]; a sample's reward is their sum.
         response_mask: [B, n].
         index: [B], the group of each sample.
-        config: verl's `algorithm` group.
+        config: verl's `algorithm` group: `advantage_epsilon`, and `norm_adv_by_std_in_grpo`, which if false leaves the
+            division out (Dr. GRPO, arXiv 2503.20783).
     """
     scores = token_level_rewards.detach().cpu().double().sum(-1, keepdim=True).numpy()
     return _on_tokens(_normalized(scores, index, config or {})[0][:, 0], response_mask, token_level_rewards)

@@ -25,16 +25,13 @@ from blip3o_rl.training import lora
 def export(
     checkpoint: str | Path, folder: str | Path, dtype: torch.dtype | None = None, base: str | Path | None = None
 ) -> Path:
-    """Writes the model folder of a run's checkpoint, with a model card.
+    """Writes the model folder of a run's checkpoint, with a model card; nothing is left of it after an error.
 
     Args:
         checkpoint: a run folder (its newest complete checkpoint is taken) or `checkpoints/global_step_N`.
         folder: the model folder to write; must not exist or be empty.
         dtype: of the policy's weights; None keeps that of the checkpoint's tensors, bit for bit.
         base: the model that the run started from, if it is no longer where the run's config.yaml says.
-
-    Raises:
-        UserError: something is missing, or the target is in use; nothing is left of the target then.
     """
     source = require_complete(Path(checkpoint))
     target = Path(folder)

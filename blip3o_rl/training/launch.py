@@ -46,13 +46,10 @@ def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Check
 
 
 def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
-    """Runs a recipe (folder or name) to its last step; what libraries print to `output` goes on in the run's logs.
+    """Runs a recipe (folder or name) to its last step and returns the run folder.
 
-    Returns:
-        The run folder.
-
-    Raises:
-        UserError: something the user can fix, before or (a reward that says stop) during the run.
+    What libraries print to `output` goes on in the run's logs. A `UserError` may also come during the run: from a
+    reward that says stop.
     """
     config, checked = plan(recipe, overrides)
     in_job = RAY_JOB_CONFIG in os.environ
