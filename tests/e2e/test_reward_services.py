@@ -58,12 +58,12 @@ def served(samples, calls):
     return values
 
 def note(calls, samples, what):
-    if samples[0].step is not None:   # else the check of a new replica on a blank picture
+    if samples[0].step is not None:   # else the check of a new replica on a blank image
         with open(calls, "a") as file:
             file.write(json.dumps({"pid": os.getpid(), "what": what, "ids": [s.id for s in samples]}) + "\\n")
 
 def contrast(image):
-    """0..1; beside it what `served` must have said about the same picture."""
+    """0..1; next to it what `served` must have said about the same image."""
     return Score(float(image.std() / 127.5), {"brightness": brightness(image)})
 '''
 RECIPE = """
@@ -185,7 +185,7 @@ def lives(pid: int) -> bool:
 
 
 def test_a_monitor_that_says_stop_ends_the_run(tmp_path: Path) -> None:
-    """Any change of the pictures' edges is too much: the first step after the baseline is the last."""
+    """Any change of the images' edges is too much: the first step after the baseline is the last."""
     target, output = tmp_path / "run", tmp_path / "output.txt"
     monitors = ["baseline_steps=2", "window=1", "deviations=0", "stop.edge_density=0.0"]
     words = [*SMALL, "run.evaluate=false", f"run.folder={target}", *(f"monitors.{limit}" for limit in monitors)]

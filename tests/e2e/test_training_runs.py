@@ -49,8 +49,8 @@ def flaky(sample):
         raise RuntimeError("the judge is out")
     return 0.5
 
-def breaks_on_pictures(image):
-    """Good for the blank picture of the self-check, not for a real one."""
+def breaks_on_images(image):
+    """Good for the blank image of the self-check, not for a real one."""
     return float("nan") if image.std() > 0 else 0.5
 '''
 
@@ -206,7 +206,7 @@ def test_a_reward_that_says_stop_ends_the_run_loudly(rewards: Path, tmp_path: Pa
     done = run(
         tmp_path,
         *("train", "recipes/shapes", *SMALL, f"run.folder={target}", "run.evaluate=false"),
-        f"reward.rewards.mine.path={rewards}:breaks_on_pictures",
+        f"reward.rewards.mine.path={rewards}:breaks_on_images",
         "reward.rewards.mine.on_error=stop",
     )
     assert done.returncode == 2

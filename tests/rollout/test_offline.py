@@ -29,7 +29,7 @@ PROMPTS = ["a red circle", "a photo of a very long prompt " * 20, "a photo of tw
 FOUR_STEPS = GenerationConfig(scale=2, steps=4)
 SEEDS = [3, 4, 5, 6]
 LENGTH = 256
-"""Room for the long prompt and its picture; two long prompts do not fit into one step of the engine."""
+"""Room for the long prompt and its image; two long prompts do not fit into one step of the engine."""
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,17 @@ def sampler(folder: Path) -> Iterator[OfflineSampler]:
 
 
 @pytest.mark.slow
-def test_the_same_tokens_give_the_same_picture(folder: Path, pipe: Blip3oPipeline, sampler: OfflineSampler) -> None:
-    """Tokens and states by vLLM; the states again by transformers; both drawn. Four pictures, two at a time."""
+def test_the_same_tokens_give_the_same_image(folder: Path, pipe: Blip3oPipeline, sampler: OfflineSampler) -> None:
+    """Tokens and states by vLLM; the states again by transformers; both rendered. Four images, two at a time."""
     with_vllm = Blip3oPipeline.from_pretrained(folder, sampler=sampler)
     assert with_vllm.policy is None
-    drawn = with_vllm(PROMPTS, SEEDS, FOUR_STEPS)
-    assert drawn.tokens.shape == (4, 81) and drawn.states.shape == (4, 82, parts.HIDDEN)
-    indices = pipe.layout.to_indices(drawn.tokens)
+    made = with_vllm(PROMPTS, SEEDS, FOUR_STEPS)
+    assert made.tokens.shape == (4, 81) and made.states.shape == (4, 82, parts.HIDDEN)
+    indices = pipe.layout.to_indices(made.tokens)
     again = pipe.render_tokens(indices, SEEDS, PROMPTS, FOUR_STEPS)
-    torch.testing.assert_close(again.states, drawn.states, atol=1e-4, rtol=0)
-    assert np.abs(again.images.astype(int) - drawn.images).max() <= 1
-    assert len({image.tobytes() for image in drawn.images}) == 4
+    torch.testing.assert_close(again.states, made.states, atol=1e-4, rtol=0)
+    assert np.abs(again.images.astype(int) - made.images).max() <= 1
+    assert len({image.tobytes() for image in made.images}) == 4
 
 
 @pytest.mark.slow
@@ -180,8 +180,8 @@ def test_the_engine_is_spawned(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert seen == ["spawn", (1200, 0.95, 7)]
 
 
-def test_the_released_policys_cache_stays_within_its_limit() -> None:
-    """28 layers, 8 heads of 128: 114,688 bytes a token in bfloat16."""
+def test_the_upstream_policys_cache_stays_within_its_limit() -> None:
+    """28 layers, 8 heads of 128: 114,688 bytes per token in bfloat16."""
     config = Blip3oNextConfig(num_hidden_layers=28, num_key_value_heads=8, head_dim=128)
     one = kv_cache_bytes(config, torch.bfloat16, 2048, 1)
     assert one == 2 * 114_688 * (2048 + 128)

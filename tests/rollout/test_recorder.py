@@ -50,7 +50,7 @@ def test_a_complete_step_is_written_once(tmp_path: Path) -> None:
     assert list(folder.tensorboard.glob("*.rollouts"))
 
 
-def test_a_failed_samples_picture_and_reason_are_kept(tmp_path: Path) -> None:
+def test_a_failed_samples_image_and_reason_are_kept(tmp_path: Path) -> None:
     folder = RunFolder.create("test", path=tmp_path / "run")
     recorder = Recorder(str(folder.path), expected=8, images_every=1)
     bad = rollout(3, float("nan"), reason="mine: returned nan")

@@ -1,4 +1,4 @@
-"""Pictures that go dark in a run: the warning with its picture in the run folder, on the page, and as the run's end."""
+"""Images that go dark in a run: the warning with its image in the run folder, on the page, and as the run's end."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ def folder(tmp_path: Path) -> RunFolder:
     return run
 
 
-def test_pictures_that_stay_as_they_are_give_no_warning(folder: RunFolder) -> None:
+def test_images_that_stay_as_they_are_give_no_warning(folder: RunFolder) -> None:
     recorder = play(folder, [200] * 8)
     assert recorder.warnings() == [] and recorder.failure() is None
     assert not warning_log.file(folder).exists()
     assert "<h2>Warnings" not in page.write(folder).read_text()
 
 
-def test_a_warning_is_told_once_and_kept_with_the_worst_pictures_first(folder: RunFolder) -> None:
+def test_a_warning_is_reported_once_and_kept_with_the_worst_images_first(folder: RunFolder) -> None:
     recorder = play(folder, [200] * 8 + [10] * 2)
-    told = recorder.warnings()
-    assert told and told[0].startswith("warning at step 10: dark_share 0.000 -> 0.583, images go dark")
+    reported = recorder.warnings()
+    assert reported and reported[0].startswith("warning at step 10: dark_share 0.000 -> 0.583, images go dark")
     assert recorder.warnings() == []
     assert recorder.failure() is None
     first = json.loads(warning_log.file(folder).read_text().splitlines()[0])
@@ -74,7 +74,7 @@ def test_a_warning_is_told_once_and_kept_with_the_worst_pictures_first(folder: R
     assert Image.open(folder.path / first["image"]).size[0] > 64
     html = page.write(folder).read_text()
     assert "<h2>Warnings" in html and "images go dark" in html
-    assert html.count("data:image/png") == 2  # the grid of step 1 and the warning's picture
+    assert html.count("data:image/png") == 2  # the grid of step 1 and the warning's image
 
 
 def test_the_limit_for_stopping_ends_the_run_and_names_its_key(folder: RunFolder) -> None:

@@ -48,7 +48,7 @@ def test_shards_put_together_are_the_masked_full_matrix(
 
 
 def assert_engine_has_weights(engine: Any, policy: Any, request_id: str) -> None:
-    """One short picture: every sampled token's log-prob is the one of `policy`'s image softmax."""
+    """One short image: every sampled token's log-prob is the one of `policy`'s image softmax."""
     layout = policy.layout
     prompt = [5, 6, 7, layout.image_start_tag_id, layout.scale_token_id(2)]
     asked = sampling_params(layout, 2, request_id)

@@ -75,21 +75,21 @@ def test_a_wide_reward_does_not_drown_a_narrow_one() -> None:
 
 rows = st.lists(
     st.tuples(st.integers(0, 2), st.lists(st.integers(-40, 40), min_size=3, max_size=3)), min_size=6, max_size=12
-).map(lambda drawn: [("abc"[i % 3] if i < 6 else "abc"[g], [v / 8 for v in r]) for i, (g, r) in enumerate(drawn)])
+).map(lambda pairs: [("abc"[i % 3] if i < 6 else "abc"[g], [v / 8 for v in r]) for i, (g, r) in enumerate(pairs)])
 
 
 @settings(deadline=None, max_examples=80)
 @given(rows, st.lists(st.sampled_from([-2.0, -0.3, 0.1, 1.0, 3.0]), min_size=3, max_size=3))
-def test_any_rewards_agree_with_the_formula(drawn, weights) -> None:  # type: ignore[no-untyped-def]
-    groups, rewards = "".join(g for g, _ in drawn), [r for _, r in drawn]
+def test_any_rewards_agree_with_the_formula(pairs, weights) -> None:  # type: ignore[no-untyped-def]
+    groups, rewards = "".join(g for g, _ in pairs), [r for _, r in pairs]
     found, expected = gdpo(rewards, groups, weights), by_formula(rewards, groups, weights)
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
 @settings(deadline=None, max_examples=40)
 @given(rows, st.floats(0.1, 50), st.floats(-5, 5))
-def test_scale_and_offset_of_a_reward_do_not_matter(drawn, scale: float, offset: float) -> None:  # type: ignore[no-untyped-def]
-    groups, rewards = "".join(g for g, _ in drawn), [r for _, r in drawn]
+def test_scale_and_offset_of_a_reward_do_not_matter(pairs, scale: float, offset: float) -> None:  # type: ignore[no-untyped-def]
+    groups, rewards = "".join(g for g, _ in pairs), [r for _, r in pairs]
     other = [[r[0], scale * r[1] + offset, r[2]] for r in rewards]
     weights = [1.0, 0.5, 2.0]
     exact = {"advantage_epsilon": 1e-9}

@@ -1,4 +1,4 @@
-"""A cluster that is not there, or not one, is said in seconds; a token that is there is sent."""
+"""A cluster that is not there, or not one, is refused in seconds; a token that is there is sent."""
 
 from __future__ import annotations
 

