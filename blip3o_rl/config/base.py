@@ -6,10 +6,11 @@ nearest known one, renamed keys with their new name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -26,6 +27,35 @@ class Settings(BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
     """Old key -> new key, for the error message."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        closed = cls.model_config["extra"] == "forbid" and isinstance(values, Mapping)
+        for key in (str(key) for key in values if key not in cls.model_fields) if closed else ():
+            known = sorted(cls.model_fields)
+            text = f"there is no such key{did_you_mean(key, known)}; known: {', '.join(known)}"
+            if key in cls.renamed:
+                text = f"was renamed; write {cls.renamed[key]}"
+            raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
+        return values
+
+
+class Strict(Settings):
+    """Settings that take a number for a number: neither a string nor true."""
+
+    model_config = ConfigDict(strict=True)
+
+
+def refuse(wrong: Callable[[Any], bool], text: str) -> AfterValidator:
+    """A field's validator that refuses some values; `{}` in the text stands for the value."""
+
+    def check(value: Any) -> Any:
+        if wrong(value):
+            raise ValueError(text.format(value))
+        return value
+
+    return AfterValidator(check)
+
 
 def path_fields(model: type[Settings], prefix: str = "") -> set[str]:
     """The full keys of a settings model whose type is `PathText`, or holds it."""
@@ -36,12 +66,6 @@ def path_fields(model: type[Settings], prefix: str = "") -> set[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             found |= path_fields(field.annotation, f"{prefix}{name}.")
     return found
-
-
-class Strict(Settings):
-    """Settings that take a number for a number: neither a string nor true."""
-
-    model_config = ConfigDict(strict=True)
 
 
 def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
@@ -58,52 +82,22 @@ def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_explained(model, error, key)) from error
+        raise UserError(_explained(error, key)) from error
 
 
-def _explained(model: type[Settings], error: ValidationError, key: str) -> str:
+def _explained(error: ValidationError, key: str) -> str:
     # An unknown key explains a missing one, so it is reported first.
-    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    owner, place = _located(model, problem["loc"])
-    full = ".".join(part for part in [key, *place] if part)
-    if problem["type"] == "extra_forbidden":
-        name = place[-1]
-        if name in owner.renamed:
-            return f"{full}: was renamed; write {owner.renamed[name]}"
-        known = sorted(owner.model_fields)
-        return f"{full}: there is no such key{did_you_mean(name, known)}; known: {', '.join(known)}"
-    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    text = text.replace("Input should be", "must be")
-    if problem["type"] == "missing":
+    problem = min(error.errors(), key=lambda found: found["type"] != "unknown_key")
+    kind, text = problem["type"], problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    # The tags of a union's members, which pydantic puts into the place, are in parentheses.
+    place = [part for part in map(str, problem["loc"]) if not part.startswith("(")]
+    unknown = problem["ctx"]["key"] if kind == "unknown_key" else ""
+    full = ".".join(filter(None, [key, *place, unknown]))
+    if kind == "missing":
         return f"{full}: is missing; set it"
-    if problem["type"] in ("value_error", "assertion_error"):
+    if kind in ("unknown_key", "value_error"):
         return f"{full}: {text}" if full else text
     value = "null" if problem["input"] is None else problem["input"]
-    if problem["type"] in ("model_type", "dict_type"):
+    if kind in ("model_type", "dict_type"):
         return f"{full}={value}: is not a mapping; write {full}.<key>=<value>"
     return f"{full}={value}: {text[:1].lower()}{text[1:]}"
-
-
-def _located(model: type[Settings], path: tuple[int | str, ...]) -> tuple[type[Settings], list[str]]:
-    """The settings model that holds the last part of a path, and the path without the tags that pydantic puts into it
-    for the members of a union."""
-    place: list[str] = []
-    members: dict[str, type[Settings]] = {}
-    for part in map(str, path):
-        if part in members:
-            model = members[part]
-            continue
-        place.append(part)
-        if part in model.model_fields:
-            members = dict(_nested(model.model_fields[part].annotation))
-            model = members.get("", model)
-    return model, place
-
-
-def _nested(kind: Any, tag: str = "") -> Iterator[tuple[str, type[Settings]]]:
-    """The settings models in an annotation, each with its tag in a union."""
-    if isinstance(kind, type) and not get_args(kind) and issubclass(kind, Settings):
-        yield tag, kind
-    tags = [extra.tag for extra in getattr(kind, "__metadata__", ()) if isinstance(extra, Tag)]
-    for argument in get_args(kind):
-        yield from _nested(argument, tags[0] if tags else tag)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from blip3o_rl.config.base import Strict, validate
+from blip3o_rl.config.base import Strict, refuse, validate
 from blip3o_rl.errors import UserError, did_you_mean
 
 TIMEOUT_S = 120.0
@@ -35,21 +35,43 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 class RemoteService(Strict):
     """How a reward in another process is asked."""
 
-    timeout_s: float = Field(60.0, ge=1e-3, description="Limit of one request, seconds")
-    retries: int = Field(8, ge=0, description="Requests after the first, when nobody answered or the service was busy")
-    backoff_s: float = Field(0.5, ge=0, description="Pause before the first retry, seconds; it doubles each time")
-    max_backoff_s: float = Field(30.0, ge=0, description="Longest pause, seconds")
+    timeout_s: float = Field(60.0, ge=1e-3, description="limit of one request, seconds")
+    retries: int = Field(8, ge=0, description="requests after the first, when nobody answered or the service was busy")
+    backoff_s: float = Field(0.5, ge=0, description="pause before the first retry, seconds; it doubles each time")
+    max_backoff_s: float = Field(30.0, ge=0, description="longest pause, seconds")
 
     def pause_s(self, retry: int) -> float:
         """Seconds before retry number `retry` (the first is 0), without the random part."""
         return min(self.max_backoff_s, self.backoff_s * 2**retry)
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 class UrlService(RemoteService):
     """A service at an address."""
 
-    url: str
-    token_env: str | None = Field(None, description="Environment variable that holds the bearer token")
+    url: Annotated[
+        str,
+        refuse(lambda url: not _is_address(url), "is {!r}; write http://host:port"),
+        refuse(
+            lambda url: "@" in urlsplit(url).netloc,
+            "carries a name or password; put the service's token into token_env",
+        ),
+        AfterValidator(lambda url: url.rstrip("/")),
+    ] = Field(description="of a service that was started with `blip3o-rl rewards serve`")
+    token_env: Annotated[
+        str | None,
+        refuse(
+            lambda name: not (name is None or name.isidentifier()),
+            "is {!r}; give the name of an environment variable, not the token",
+        ),
+    ] = Field(None, description="environment variable that holds the bearer token")
 
     @model_validator(mode="before")
     @classmethod
@@ -59,37 +81,14 @@ class UrlService(RemoteService):
                 raise ValueError(f"{key} is a key of a deployed service, and url excludes it; remove one of them")
         return values
 
-    @field_validator("url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ValueError(f"is {url!r}; write http://host:port")
-        if parts.username or parts.password:
-            raise ValueError("carries a name or password; put the service's token into token_env")
-        return url.rstrip("/")
-
-    @field_validator("token_env")
-    @classmethod
-    def _variable(cls, name: str | None) -> str | None:
-        if name is not None and not name.isidentifier():
-            raise ValueError(f"is {name!r}; give the name of an environment variable, not the token")
-        return name
-
     def token(self, key: str = "service") -> str | None:
         """The bearer token.
 
         Raises:
             UserError: the variable is not set.
         """
-        if self.token_env is None:
-            return None
-        token = os.environ.get(self.token_env)
-        if not token:
+        token = self.token_env and os.environ.get(self.token_env)
+        if self.token_env and not token:
             raise UserError(f"{key}.token_env: the environment variable {self.token_env} is not set; export it")
         return token
 
@@ -101,32 +100,28 @@ class DeployedService(RemoteService):
     others.
     """
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, description="of the reward, each in a process of its own")
     num_gpus: float = Field(0.0, ge=0, description="GPUs per replica")
     num_cpus: float = Field(0.0, ge=0, description="CPUs per replica that Ray reserves")
-    runtime_env: dict[str, Any] = Field({}, description="Ray's runtime_env: pip, env_vars, working_dir ..")
-    python: str | None = Field(None, description="Interpreter of an environment that exists on every node")
-    app: str | None = Field(None, description="Name of the Serve application; set by the launcher")
-
-    @field_validator("python")
-    @classmethod
-    def _interpreter(cls, python: str | None) -> str | None:
-        if python is None:
-            return None
-        python = os.path.expanduser(python)
-        if not os.access(python, os.X_OK):
-            raise ValueError(f"there is no interpreter {python}; give the path of an environment's bin/python")
-        return python
+    runtime_env: dict[str, Any] = Field({}, description="Ray's runtime_env: pip, env_vars, working_dir ...")
+    python: Annotated[
+        str | None,
+        AfterValidator(lambda python: python and os.path.expanduser(python)),
+        refuse(
+            lambda python: python is not None and not os.access(python, os.X_OK),
+            "there is no interpreter {}; give the path of an environment's bin/python",
+        ),
+    ] = Field(None, description="interpreter of an environment that exists on every node")
+    app: str | None = Field(None, description="name of the Serve application; set by the launcher")
 
 
 def _kind(service: Any) -> str:
     has_url = "url" in service if isinstance(service, Mapping) else isinstance(service, UrlService)
-    return "a service with a url" if has_url else "a deployed service"
+    return "(url)" if has_url else "(deployed)"
 
 
 Service = Annotated[
-    Annotated[UrlService, Tag("a service with a url")] | Annotated[DeployedService, Tag("a deployed service")],
-    Discriminator(_kind),
+    Annotated[UrlService, Tag("(url)")] | Annotated[DeployedService, Tag("(deployed)")], Discriminator(_kind)
 ]
 
 
@@ -139,59 +134,48 @@ class RewardEntry(Strict):
         None, description="`my_reward.py:brightness`, a function or class in a file, relative to the working directory"
     )
     name: str | None = Field(
-        None,
-        description="A built-in reward, an entry point, or `package.module:thing`; by default the entry's key",
+        None, description="a built-in reward, an entry point, or `package.module:thing`; null: the entry's key"
     )
-    held_out: bool = Field(False, description="Logged and never trained on; its failure does not fail the sample")
-    weight: float = Field(1.0, description="In the sum; 0 logs the reward without training on it")
-    only_if: dict[str, float] | None = Field(
+    held_out: bool = Field(False, description="logged and never trained on; its failure does not fail the sample")
+    weight: float = Field(1.0, description="in the sum; 0 logs the reward without training on it")
+    only_if: Annotated[
+        dict[str, float] | None,
+        refuse(
+            lambda gates: gates == {},
+            "is empty; write {{other_reward: 0.5}}, the min value from which this reward counts",
+        ),
+    ] = Field(
         None,
-        description="Other reward -> min value; the reward counts, and is asked, only where all of them are reached",
+        description="other reward -> min value; the reward counts, and is asked, only where all of them are reached",
     )
-    otherwise: float = Field(0.0, description="The value where `only_if` is not met")
+    otherwise: float = Field(0.0, description="the value where `only_if` is not met")
     on_error: Literal["retry", "skip_sample", "stop"] = Field(
-        "retry", description="What a failure means: see `scoring.entry`"
+        "retry",
+        description="what a failure means. retry: more calls, then as skip_sample; skip_sample: the sample leaves its "
+        "group; stop: the run ends",
     )
-    retries: int | None = Field(
-        None, ge=0, description="Calls after the first that failed; by default 2 with retry and 0 otherwise"
-    )
-    service: Service | None = Field(None, description="Where else than in this process it is computed")
+    retries: int | None = Field(None, ge=0, description="calls after the first that failed; null: 2 with retry, else 0")
+    service: Service | None = Field(None, description="where else than in this process it is computed")
     timeout_s: float | None = Field(
         default_factory=lambda data: None if data.get("service") else TIMEOUT_S,
         ge=1e-3,
-        description="Limit of one call, seconds; by default 120, and none with a service: that has one per request",
+        description="limit of one call, seconds; by default 120, and null with a service, which has one per request",
     )
     concurrency: int | None = Field(
-        None, ge=1, description="Calls at a time; by default 1 for a synchronous reward and 64 for an asynchronous one"
+        None, ge=1, description="calls at a time; null: 1 for a synchronous reward, 64 for an asynchronous one"
     )
 
-    @field_validator("name")
+    @field_validator("name", "weight", "otherwise")
     @classmethod
-    def _one_place(cls, name: str | None, info: Any) -> str | None:
-        if name is not None and info.data.get("path") is not None:
+    def _fits_the_fields_above(cls, value: Any, info: Any) -> Any:
+        field, given = info.field_name, info.data
+        if field == "name" and value is not None and given.get("path") is not None:
             raise ValueError("path and name both say where the reward is; remove one")
-        return name
-
-    @field_validator("weight")
-    @classmethod
-    def _trained(cls, weight: float, info: Any) -> float:
-        if info.data.get("held_out"):
+        if field == "weight" and given.get("held_out"):
             raise ValueError("a held-out reward is never trained on; remove weight or held_out")
-        return weight
-
-    @field_validator("only_if")
-    @classmethod
-    def _some_gate(cls, gates: dict[str, float] | None) -> dict[str, float] | None:
-        if gates == {}:
-            raise ValueError("is empty; write {other_reward: 0.5}, the min value from which this reward counts")
-        return gates
-
-    @field_validator("otherwise")
-    @classmethod
-    def _behind_a_gate(cls, otherwise: float, info: Any) -> float:
-        if not info.data.get("only_if"):
+        if field == "otherwise" and not given.get("only_if"):
             raise ValueError("is the value where only_if is not met, and there is no only_if; remove it")
-        return otherwise
+        return value
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -217,7 +201,7 @@ class RewardSettings(Strict):
 
     model_config = ConfigDict(extra="ignore")
 
-    rewards: dict[str, RewardEntry]
+    rewards: dict[str, RewardEntry] = Field(description="name -> entry")
     aggregation: Literal["weighted_sum", "gdpo"] = Field(
         "weighted_sum", description="gdpo: each reward is normalized within its group before the weighted sum"
     )
@@ -268,11 +252,10 @@ def key_variables(rewards: Any) -> list[str]:
     """The environment variables that hold services' tokens and judges' keys, of raw entries."""
     entries = [entry or {} for entry in rewards.values()]
     named = [(entry.get("service") or {}).get("token_env") for entry in entries]
-    named += [entry.get("api_key_env") for entry in entries]
-    return [name for name in named if name]
+    return [name for name in (*named, *(entry.get("api_key_env") for entry in entries)) if name]
 
 
 def process_environment(rewards: Any) -> dict[str, str]:
     """What each process that scores needs of this process's environment: keys, and the proxies to the outside."""
-    names = [*key_variables(rewards), "OPENAI_API_KEY", *PROXIES, *(name.lower() for name in PROXIES)]
+    names = [*key_variables(rewards), "OPENAI_API_KEY", *PROXIES, *map(str.lower, PROXIES)]
     return {name: os.environ[name] for name in names if name in os.environ}

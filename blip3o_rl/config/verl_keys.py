@@ -5,11 +5,20 @@ All other keys of verl are left to verl, so these models ignore what they do not
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from blip3o_rl.config.base import Settings
+from blip3o_rl.config.base import Settings, refuse
+
+
+def _stays(wanted: float) -> Any:
+    return refuse(
+        lambda value: value != wanted, f"is {{}} and must stay {wanted}; what is sampled is what is optimized"
+    )
+
+
+_OFF = refuse(lambda value: value > 0, "must stay off; run.evaluate scores the held-out prompts before and after")
 
 
 class VerlKeys(Settings):
@@ -28,14 +37,13 @@ class Data(VerlKeys):
 
 
 class Checkpoint(VerlKeys):
-    save_contents: list[str]
-
-    @field_validator("save_contents")
-    @classmethod
-    def _exportable(cls, contents: list[str]) -> list[str]:
-        if "hf_model" not in contents:
-            raise ValueError("hf_model is missing, and the trained model folder is made of it; add it")
-        return contents
+    save_contents: Annotated[
+        list[str],
+        refuse(
+            lambda contents: "hf_model" not in contents,
+            "hf_model is missing, and the trained model folder is made of it; add it",
+        ),
+    ]
 
 
 class Actor(VerlKeys):
@@ -45,27 +53,10 @@ class Actor(VerlKeys):
 
 
 class Rollout(VerlKeys):
-    ON_POLICY: ClassVar[dict[str, Any]] = {"temperature": 1.0, "top_k": -1, "top_p": 1.0}
-
-    n: int
-    temperature: float
-    top_k: int
-    top_p: float
-
-    @field_validator("n")
-    @classmethod
-    def _group(cls, n: int) -> int:
-        if n < 2:
-            raise ValueError(f"is {n}; GRPO compares samples of one prompt, use at least 2")
-        return n
-
-    @field_validator(*ON_POLICY)
-    @classmethod
-    def _on_policy(cls, value: float, info: Any) -> float:
-        wanted = cls.ON_POLICY[info.field_name]
-        if value != wanted:
-            raise ValueError(f"is {value} and must stay {wanted}; what is sampled is what is optimized")
-        return value
+    n: Annotated[int, refuse(lambda n: n < 2, "is {}; GRPO compares samples of one prompt, use at least 2")]
+    temperature: Annotated[float, _stays(1.0)]
+    top_k: Annotated[int, _stays(-1)]
+    top_p: Annotated[float, _stays(1.0)]
 
 
 class ActorRolloutRef(VerlKeys):
@@ -83,16 +74,9 @@ class Trainer(VerlKeys):
     n_gpus_per_node: int = Field(ge=1)
     total_training_steps: int = Field(ge=1)
     save_freq: int
-    val_before_train: bool
-    test_freq: int
+    val_before_train: Annotated[bool, _OFF]
+    test_freq: Annotated[int, _OFF]
     v1: V1
-
-    @field_validator("val_before_train", "test_freq")
-    @classmethod
-    def _no_validation(cls, value: int) -> int:
-        if value > 0:
-            raise ValueError("must stay off; run.evaluate scores the held-out prompts before and after")
-        return value
 
     @property
     def gpus(self) -> int:
