@@ -1,7 +1,6 @@
 """The one exception that a user is meant to read, and the hint for a misspelt name.
 
-Everything that a user can put right (a key, a file, a size, a missing package) is raised as `UserError` with one line
-that names the thing, says what is wrong with it and how to fix it. The command line prints that line without a
+What a user can fix (a key, a file, a size, a missing package) is a `UserError`, which the command line prints without a
 traceback. Every other exception is a bug or a failing machine and keeps its traceback.
 """
 

@@ -1,8 +1,7 @@
 """Files that appear whole or not at all.
 
-A run may be killed at any moment, and a reader may look at a file while it is written. So a file is written next to its
-place under a name of its own and renamed when it is complete; a rename within one folder is atomic. A whole folder that
-appears at once (a model, an export) is `checkpoint.staging`.
+A run may be killed at any moment, and a file may be read while it is written. So it is written next to its place and
+renamed when it is complete, which is atomic within a folder. For whole folders there is `checkpoint.staging`.
 """
 
 from __future__ import annotations
@@ -21,11 +20,8 @@ from blip3o_rl.errors import UserError
 def replacing(file: Path, sync: bool = False) -> Iterator[Path]:
     """Yields a temporary path to write; it becomes `file` when the block ends, and is removed if the block raises.
 
-    The parent folder is created. The temporary name keeps the suffix, since libraries choose the format by it.
-
-    Args:
-        file: the final path; an existing file is replaced.
-        sync: flush the file to disk before it is renamed.
+    The parent folder is created; the temporary name keeps the suffix, since libraries choose the format by it. With
+    `sync` the file is flushed to disk before it is renamed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.partial{file.suffix}")
@@ -51,11 +47,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """A JSON file's value.
-
-    Raises:
-        UserError: the file is not readable as JSON.
-    """
+    """A JSON file's value; raises `UserError` where the file is not readable as JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -75,10 +67,8 @@ def append_line(file: Path, value: Mapping[str, Any]) -> None:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file of JSON lines; lines cut short by a killed writer are left out."""
-    if not file.is_file():
-        return []
-    found = (parse_line(line) for line in file.read_bytes().split(b"\n"))
-    return [value for value in found if value is not None]
+    lines = file.read_bytes().split(b"\n") if file.is_file() else ()
+    return [value for line in lines if (value := parse_line(line)) is not None]
 
 
 def write_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """What this machine has: memory, shared memory, disk, CPUs, and the kind of device that runs use.
 
-Containers and schedulers lie to a process that asks the kernel for totals: a cgroup limits memory and CPU time, an
-affinity mask the CPUs, and docker gives 64 MB of shared memory. So every command that starts something heavy asks here
+The kernel's totals are not what a process in a container or a job gets: a cgroup limits memory and CPU time, an
+affinity mask the CPUs, and docker gives 64 MB of shared memory. Every command that starts something heavy asks here for
 what it needs (`require`), and `blip3o-rl doctor` shows the same findings.
 """
 
@@ -41,14 +41,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a command needs.
-
-    Attributes:
-        memory_gib: of main memory, free.
-        shared_gib: of /dev/shm, free; 0: none.
-        disk_gib: free where `folder` lies.
-        folder: an existing or future folder that is written to.
-    """
+    """What a command needs to be free: main memory, /dev/shm, and disk where an existing or future folder lies."""
 
     memory_gib: float
     shared_gib: float = 0.0
@@ -72,11 +65,7 @@ def findings(needs: Needs) -> list[Finding]:
 
 
 def require(needs: Needs) -> None:
-    """Refuses what this machine cannot run.
-
-    Raises:
-        UserError: the first finding that is broken.
-    """
+    """Raises `UserError` for the first finding that is broken."""
     for finding in findings(needs):
         if finding.level == BROKEN:
             raise UserError(f"{finding.name}: {finding.detail}; {finding.remedy}")
@@ -89,13 +78,21 @@ def memory_gib() -> float:
         limit = _number(group, "memory.max", "memory.limit_in_bytes")
         used = _number(group, "memory.current", "memory.usage_in_bytes")
         if limit is not None and used is not None:
-            free = min(free, max(0, limit - used + _reclaimable(group)))
+            stat = group / "memory.stat"
+            fields = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+            reclaimable = int(fields.get("inactive_file", 0))  # page cache, which the kernel gives back
+            free = min(free, max(0, limit - used + reclaimable))
     return free / GIB
+
+
+def affinity() -> int:
+    """CPUs that this process may be scheduled on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpus() -> int:
     """CPUs that this process may use: its affinity, or the CPU time that its control groups leave."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = affinity()
     for group in _groups("cpu"):
         if (group / "cpu.max").is_file():
             quota, period = (group / "cpu.max").read_text().split()
@@ -189,11 +186,3 @@ def _number(group: Path, *names: str) -> int | None:
             text = (group / name).read_text().strip()
             return int(text) if text.lstrip("-").isdigit() else None
     return None
-
-
-def _reclaimable(group: Path) -> int:
-    """Bytes of the group's page cache, which the kernel gives back when it is asked for memory."""
-    if not (group / "memory.stat").is_file():
-        return 0
-    fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return int(fields.get("inactive_file", 0))

@@ -1,7 +1,8 @@
-"""Keeps the terminal for our own lines: what libraries print in this process goes to a file.
+"""A command and its terminal: what libraries print goes to a file, and SIGTERM ends a command as Ctrl-C does.
 
 Weight-loading bars, Serve's INFO lines and C++ warnings do not all go through `sys.stdout`, so the file descriptors
-themselves are redirected.
+themselves are redirected. SIGTERM comes from `ray job stop` and from a batch system's time limit; everything that was
+started has to be taken down then, too.
 """
 
 from __future__ import annotations
@@ -9,11 +10,38 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, NoReturn, TextIO
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after SIGINT and SIGTERM, as shells have them."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come."""
+
+
+def catch_sigterm() -> None:
+    """Raises `Terminated` in the main thread on SIGTERM.
+
+    To be called again after Ray has connected: it installs a handler that prints a C++ stack.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """The exit code of a command that was ended so."""
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    raise Terminated
 
 
 class Redirected:
@@ -24,8 +52,7 @@ class Redirected:
     """
 
     def __init__(self, terminal: TextIO, file: IO[bytes]):
-        self.terminal = terminal
-        self._file = file
+        self.terminal, self._file = terminal, file
         self._point()
 
     def to(self, file: Path) -> None:

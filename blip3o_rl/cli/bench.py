@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from blip3o_rl.cli.output import free_path, table
 from blip3o_rl.cli.reward_arguments import FORM, Metadata, Side, read_metadata, reward_config
@@ -36,6 +34,7 @@ def bench_rewards(
     fields = read_metadata(metadata)
     if not rewards:
         os.environ["HF_HUB_OFFLINE"] = "1"  # gigabytes of weights are only fetched for a reward that was named
+    from blip3o_rl import machine
     from blip3o_rl.io import write_json
     from blip3o_rl.scoring.api import RewardError
     from blip3o_rl.scoring.authoring.throughput import measure
@@ -52,28 +51,20 @@ def bench_rewards(
             if rewards:
                 raise UserError(str(error)) from error
             absent[name] = str(error)
-    Console().print(_table(measured))
+    rows = table("reward", "images/s", "ms/image", "images", "batch", "side", "first batch")
+    for row in sorted(measured, key=lambda row: -row.images_per_s):
+        speed = f"{row.images_per_s:.1f}", f"{1000 / row.images_per_s:.1f}"
+        rows.add_row(row.name, *speed, str(row.images), str(row.batch), str(row.side), f"{row.first_s:.1f} s")
+    Console().print(rows)
     for name, reason in absent.items():
         print(f"{name}: not measured: {reason}")
-    rows = [{**vars(row), "images_per_s": row.images_per_s} for row in measured]
-    out = free_path(out)
-    write_json(out, {**_machine(), "rewards": rows, "not_measured": absent})
-    print(out)
-
-
-def _machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    return {
+    measured_on = {
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": machine.affinity(),
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
     }
-
-
-def _table(measured: Sequence[Throughput]) -> Table:
-    rows = table("reward", "images/s", "ms/image", "images", "batch", "side", "first batch")
-    for row in sorted(measured, key=lambda row: -row.images_per_s):
-        speed = (f"{row.images_per_s:.1f}", f"{1000 / row.images_per_s:.1f}")
-        rows.add_row(row.name, *speed, str(row.images), str(row.batch), str(row.side), f"{row.first_s:.1f} s")
-    return rows
+    numbers = [{**vars(row), "images_per_s": row.images_per_s} for row in measured]
+    out = free_path(out)
+    write_json(out, {**measured_on, "rewards": numbers, "not_measured": absent})
+    print(out)

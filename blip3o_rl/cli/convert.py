@@ -26,16 +26,6 @@ def convert(
     """Writes the model folder of an upstream BLIP3o-NEXT checkpoint."""
     from blip3o_rl.checkpoint.convert import convert as convert_checkpoint
 
-    convert_checkpoint(
-        source,
-        folder,
-        revision=revision,
-        offline=offline,
-        sana_config=sana_config,
-        vae_config=vae_config,
-        ta_tok_config=ta_tok_config,
-        ta_tok=ta_tok,
-        dry_run=dry_run,
-        tell=print,
-    )
+    configs = {"sana_config": sana_config, "vae_config": vae_config, "ta_tok_config": ta_tok_config, "ta_tok": ta_tok}
+    convert_checkpoint(source, folder, revision=revision, offline=offline, dry_run=dry_run, tell=print, **configs)
     print("dry run: nothing written" if dry_run else folder)

@@ -36,10 +36,7 @@ def generate(
     device: options.Device = "auto",
 ) -> None:
     """Generates images; each PNG carries its prompt, seed and settings in its metadata."""
-    from blip3o_rl.data.images import read_image
     from blip3o_rl.model.folder import GENERATING, ModelFolder
-    from blip3o_rl.model.rendering import check_size
-    from blip3o_rl.report.gallery import Tile, save_grid
 
     config = GenerationConfig(scale, steps, guidance, size, batch_size, top_k, top_p)
     folder = ModelFolder(model, *GENERATING)
@@ -47,6 +44,10 @@ def generate(
         folder.check_editing()
         if size is not None:
             raise UserError("--size: edited images have the model's own size; leave it out")
+    from blip3o_rl.data.images import read_image
+    from blip3o_rl.model.rendering import check_size
+    from blip3o_rl.report.gallery import Tile, save_grid
+
     check_size(folder.path / "renderer", size)
     references = [read_image(path) for path in reference or ()]
     placement = options.Placement.of(dtype, device, backend)

@@ -35,7 +35,7 @@ from blip3o_rl.cli import (
 )
 from blip3o_rl.cli.output import plain
 from blip3o_rl.errors import UserError
-from blip3o_rl.training.interruption import INTERRUPTED
+from blip3o_rl.terminal import INTERRUPTED
 
 app = typer.Typer(
     name="blip3o-rl",
@@ -73,15 +73,11 @@ GROUPS = {
 }
 
 
-def _register() -> None:
-    groups = {"": app} | {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
-    for group, name, function in COMMANDS:
-        groups[group].command(name)(function)
-    for name in GROUPS:
-        app.add_typer(groups[name], name=name)
-
-
-_register()
+groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+for group, name, function in COMMANDS:
+    (groups[group] if group else app).command(name)(function)
+for name, commands in groups.items():
+    app.add_typer(commands, name=name)
 
 
 def main() -> None:
@@ -101,13 +97,11 @@ def run(arguments: list[str]) -> int:
     except typer.Abort:
         return INTERRUPTED
     except Exception as error:
-        usage = getattr(error, "format_message", None)
-        if usage is None:
+        if not hasattr(error, "format_message"):  # typer's own, for bad usage
             raise
-        if not usage():
-            return 2
         context = getattr(error, "ctx", None)
-        return _refuse(f"{usage().rstrip('.')}; see {context.command_path if context else 'blip3o-rl'} --help")
+        text = error.format_message().rstrip(".")
+        return _refuse(f"{text}; see {context.command_path if context else 'blip3o-rl'} --help") if text else 2
     return code if isinstance(code, int) else 0
 
 

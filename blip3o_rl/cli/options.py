@@ -56,16 +56,11 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
-    backend: str
-    """vllm or transformers."""
+    backend: str  # vllm or transformers
 
     @classmethod
     def of(cls, dtype: str = "auto", device: str = "auto", backend: str = "transformers") -> Placement:
-        """Resolves "auto".
-
-        Raises:
-            UserError: there is no such device, or vLLM is asked for and cannot be used.
-        """
+        """Resolves "auto"; raises `UserError` where the device or vLLM cannot be used."""
         from blip3o_rl.model.devices import device_of, dtype_of
 
         place = device_of(device, "--device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -54,22 +55,14 @@ def number(value: float | None) -> str:
 
 
 class ImageProgress:
-    """A bar over images, fed by the pipeline; a batch counts by how far its stages are.
+    """A bar over images, fed by the pipeline; a batch counts by its stages, each the same."""
 
-    Args:
-        bar: where it is shown.
-        images: in all.
-        batch_size: images in every batch but the last.
-        stages: those that a batch goes through, in order; each counts the same.
-    """
-
-    def __init__(self, bar: Progress, images: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")):
+    def __init__(self, bar: Progress, images: int, batch_size: int, stages: tuple[str, ...]):
         self.bar, self.images, self.batch_size, self.stages = bar, images, batch_size, stages
         self.finished = 0
         self.task = bar.add_task("starting", total=images)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """See `model.generation.Progress`."""
         batch = min(self.batch_size, self.images - self.finished)
         share = (self.stages.index(stage) + done / total) / len(self.stages)
         self.bar.update(self.task, completed=self.finished + batch * share, description=f"{stage} {done}/{total}")
@@ -89,11 +82,7 @@ def progress_bar(
 
 
 def output_folder(path: Path) -> Path:
-    """Makes the folder for images, before anything heavy starts.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Makes the folder for images, before anything heavy starts; raises `UserError` where it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,17 +101,12 @@ def slug(prompt: str) -> str:
 
 def free_path(wanted: Path) -> Path:
     """`wanted`, or the same with a number where there is such a file, of another prompt or an earlier command."""
-    path, number = wanted, 2
-    while path.exists():
-        path, number = wanted.with_stem(f"{wanted.stem}-{number}"), number + 1
-    return path
+    others = (wanted.with_stem(f"{wanted.stem}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([wanted], others) if not path.exists())
 
 
 def save_png(image: np.ndarray, wanted: Path, settings: Mapping[str, Any]) -> Path:
-    """Writes uint8 [H, W, 3] with `settings` and the version as text chunks.
-
-    An existing file is kept and a broken-off write leaves none. Returns the path that was written.
-    """
+    """Writes uint8 [H, W, 3] with `settings` and the version as text chunks; returns the free path that it took."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

@@ -36,10 +36,12 @@ def reconstruct(
     seed, counted up from --seed.
     """
     from blip3o_rl.model.folder import GENERATING, ModelFolder
-    from blip3o_rl.model.rendering import check_size
 
     config = GenerationConfig(scale, steps, guidance, size, batch_size)
-    check_size(ModelFolder(model, *GENERATING).path / "renderer", size)
+    folder = ModelFolder(model, *GENERATING)
+    from blip3o_rl.model.rendering import check_size
+
+    check_size(folder.path / "renderer", size)
     placement = options.Placement.of(dtype, device)
     output_folder(out)
     indices = codebook_indices(images, model, scale, batch_size, device)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from blip3o_rl.errors import UserError
 
@@ -31,17 +30,14 @@ Side = Annotated[int, typer.Option(min=16, max=4096, help="side of the images in
 def reward_config(arguments: Sequence[str], command: str) -> dict[str, dict[str, Any]]:
     """The arguments as a mapping like `reward.rewards`. A reward of a file or a module is called like its function.
 
-    Args:
-        arguments: as above.
-        command: for messages, such as `rewards check`.
-
     Raises:
-        UserError: an argument is none of these, or two rewards have one name.
+        UserError: an argument is none of these, or two rewards have one name; `command` is for the message.
     """
+    import yaml
+
     rewards: dict[str, dict[str, Any]] = {}
     for argument in arguments:
-        option = re.fullmatch(r"(\w+)\.(\w+)=(.*)", argument, re.DOTALL)
-        if option:
+        if option := re.fullmatch(r"(\w+)\.(\w+)=(.*)", argument, re.DOTALL):
             name, key, text = option.groups()
             try:
                 rewards.setdefault(name, {})[key] = yaml.safe_load(text)
@@ -49,7 +45,7 @@ def reward_config(arguments: Sequence[str], command: str) -> dict[str, dict[str,
                 raise UserError(f"{command} {argument}: the value is not readable; quote it") from error
             continue
         place, colon, function = argument.rpartition(":")
-        if not re.fullmatch(r"\w+", function if colon else argument) or (colon and not place):
+        if not re.fullmatch(r"\w+", function) or (colon and not place):
             raise UserError(
                 f"{command} {argument}: neither a reward's name, FILE:FUNCTION, MODULE:FUNCTION nor NAME.KEY=VALUE; "
                 "for example my_goal.py:my_goal"
@@ -70,17 +66,11 @@ def first_row(prompts: Path | None) -> list[PromptRow]:
 
 
 def read_metadata(text: str | None) -> dict[str, Any] | None:
-    """The value of `--metadata`.
-
-    Raises:
-        UserError: it is not a JSON object.
-    """
-    if text is None:
-        return None
+    """The JSON object of `--metadata`."""
     try:
-        fields = json.loads(text)
+        fields = None if text is None else json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"--metadata {text}: is not JSON ({error.msg}); write '{{\"target\": 3}}'") from error
-    if not isinstance(fields, dict):
+    if not (fields is None or isinstance(fields, dict)) or text == "null":
         raise UserError(f"--metadata {text}: is not a JSON object; write '{{\"target\": 3}}'")
     return fields

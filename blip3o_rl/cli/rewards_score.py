@@ -75,7 +75,7 @@ def _table(lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
     if len(lines) > SHOWN:
         rows.add_row(f"... {len(lines) - SHOWN} more", *("" for _ in columns), "")
     rows.add_section()
+    known = [[value for value in column if value is not None] for column in columns.values()]
     for statistic, function in (("mean", fmean), ("min", min), ("max", max)):
-        known = [[value for value in column if value is not None] for column in columns.values()]
         rows.add_row(statistic, *(number(float(function(values)) if values else None) for values in known), "")
     return rows

@@ -44,23 +44,15 @@ def served_rewards(arguments: list[str]) -> dict[str, dict[str, Any]]:
     from blip3o_rl.config.reward import CALLER_KEYS
 
     rewards = reward_config(arguments, "rewards serve")
-    for name, entry in rewards.items():
-        for key in entry:
-            if key in CALLER_KEYS:
-                raise UserError(
-                    f"rewards serve {name}.{key}: {key} belongs into the run's configuration, not to the service"
-                )
+    for name, key in ((name, key) for name, entry in rewards.items() for key in entry if key in CALLER_KEYS):
+        raise UserError(f"rewards serve {name}.{key}: {key} belongs into the run's configuration, not to the service")
     return rewards
 
 
 def _token(host: str, token_env: str | None) -> str | None:
-    if token_env is None:
-        if host not in LOOPBACK:
-            raise UserError(
-                f"--host {host}: others could reach it without a token; set --token-env, or stay on loopback"
-            )
-        return None
-    token = os.environ.get(token_env)
-    if not token:
+    if token_env is None and host not in LOOPBACK:
+        raise UserError(f"--host {host}: others could reach it without a token; set --token-env, or stay on loopback")
+    token = os.environ.get(token_env) if token_env else None
+    if token_env and not token:
         raise UserError(f"--token-env {token_env}: the environment variable is not set; export it")
     return token

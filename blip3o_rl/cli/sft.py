@@ -1,41 +1,16 @@
-"""`sft`: supervised fine-tuning."""
+"""`blip3o-rl sft`: supervised fine-tuning."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from blip3o_rl.errors import UserError
+from blip3o_rl.cli import runs
 
 
-def sft(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="recipe folder, then overrides of it"),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="run folder to continue from its last complete checkpoint, with its own settings"),
-    ] = None,
-) -> None:
+def sft(arguments: runs.Arguments = None, resume: runs.Resume = None) -> None:
     """Fine-tunes a model on image-text pairs, on the GPUs of this machine or as a worker of torchrun."""
-    overrides = list(arguments or [])
-    if resume is None and (not overrides or "=" in overrides[0]):
-        raise UserError("sft: no recipe given; for example blip3o-rl sft recipes/sft data.files=[pairs.tar]")
-    from blip3o_rl.sft import launch as sft_launch
-    from blip3o_rl.training import interruption
+    if resume is None:
+        recipe, overrides = runs.recipe_and_overrides(arguments, "sft", "recipes/sft data.files=[pairs.tar]")
+    with runs.interruptible("blip3o-rl sft --resume RUN"):
+        from blip3o_rl.sft import launch
 
-    interruption.catch_sigterm()
-    try:
-        if resume is not None:
-            model = sft_launch.resume(resume, overrides)
-        else:
-            model = sft_launch.launch(overrides[0], overrides[1:])
-    except KeyboardInterrupt as error:
-        command = f"; go on from the last checkpoint with: {error.args[0]}" if error.args else ""
-        print(f"interrupted{command}", file=sys.stderr)
-        raise typer.Exit(interruption.exit_code(error)) from None
+        model = launch.launch(recipe, overrides) if resume is None else launch.resume(resume, arguments or [])
     print(f"model folder: {model}")

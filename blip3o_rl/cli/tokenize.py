@@ -24,19 +24,18 @@ def tokenize(
     Images are squashed to the tokenizer's square. Always in float32, so that the indices are the same everywhere.
     """
     indices = codebook_indices(images, model, scale, batch_size, device)
-    rows = [
-        json.dumps({"image": str(path), "scale": scale, "ids": ids})
-        for path, ids in zip(images, indices.tolist(), strict=True)
-    ]
-    print("[" + ",\n ".join(rows) + "]")
+    rows = zip(images, indices.tolist(), strict=True)
+    lines = [json.dumps({"image": str(path), "scale": scale, "ids": ids}) for path, ids in rows]
+    print("[" + ",\n ".join(lines) + "]")
 
 
 def codebook_indices(paths: list[Path], model: str, scale: int, batch_size: int, device: str) -> torch.Tensor:
     """Codebook indices of image files, int64 [B, n]; every file is checked before the model is loaded."""
     from blip3o_rl.data.images import read_image
-    from blip3o_rl.model.devices import device_of
     from blip3o_rl.model.folder import ModelFolder
 
-    folder = ModelFolder(model, "image_tokenizer")
     images = [read_image(path) for path in paths]
+    folder = ModelFolder(model, "image_tokenizer")
+    from blip3o_rl.model.devices import device_of
+
     return folder.load_image_tokenizer(device_of(device, "--device")).tokenize(images, scale, batch_size)

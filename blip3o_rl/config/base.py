@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -18,6 +17,12 @@ Model = TypeVar("Model", bound="Settings")
 _PATH = "path"
 PathText = Annotated[str, _PATH]
 """A path, as text. An override's value is taken as it is, whatever its characters mean to Hydra."""
+
+
+class _UnknownKey(ValueError):
+    def __init__(self, text: str, key: str):
+        super().__init__(text)
+        self.key = key
 
 
 class Settings(BaseModel):
@@ -36,7 +41,7 @@ class Settings(BaseModel):
             text = f"there is no such key{did_you_mean(key, known)}; known: {', '.join(known)}"
             if key in cls.renamed:
                 text = f"was renamed; write {cls.renamed[key]}"
-            raise PydanticCustomError("unknown_key", "{text}", {"text": text, "key": key})
+            raise _UnknownKey(text, key)
         return values
 
 
@@ -69,12 +74,7 @@ def path_fields(model: type[Settings], prefix: str = "") -> set[str]:
 
 
 def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
-    """Reads settings from plain values.
-
-    Args:
-        model: the settings model.
-        values: as they stand in a YAML file or a Hydra configuration.
-        key: where they stand (`reward.rewards.ocr`), for the error message; empty at the top.
+    """Reads settings from plain values, which stand at `key` (`reward.rewards.ocr`; empty at the top).
 
     Raises:
         UserError: the first thing that is wrong, with its full key, the value and what is allowed.
@@ -87,17 +87,21 @@ def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
 
 def _explained(error: ValidationError, key: str) -> str:
     # An unknown key explains a missing one, so it is reported first.
-    problem = min(error.errors(), key=lambda found: found["type"] != "unknown_key")
+    problem = min(error.errors(), key=lambda found: not isinstance(_raised(found), _UnknownKey))
     kind, text = problem["type"], problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     # The tags of a union's members, which pydantic puts into the place, are in parentheses.
     place = [part for part in map(str, problem["loc"]) if not part.startswith("(")]
-    unknown = problem["ctx"]["key"] if kind == "unknown_key" else ""
-    full = ".".join(filter(None, [key, *place, unknown]))
+    full = ".".join(filter(None, [key, *place, getattr(_raised(problem), "key", "")]))
     if kind == "missing":
         return f"{full}: is missing; set it"
-    if kind in ("unknown_key", "value_error"):
+    if kind == "value_error":
         return f"{full}: {text}" if full else text
     value = "null" if problem["input"] is None else problem["input"]
     if kind in ("model_type", "dict_type"):
         return f"{full}={value}: is not a mapping; write {full}.<key>=<value>"
     return f"{full}={value}: {text[:1].lower()}{text[1:]}"
+
+
+def _raised(problem: Any) -> Any:
+    """The exception that a validator of ours raised."""
+    return problem.get("ctx", {}).get("error")

@@ -1,11 +1,9 @@
 """A recipe and its overrides -> one configuration (Hydra).
 
 A recipe is a folder with a `config.yaml` that names its kind's base in `defaults` and says only what it changes. The
-groups with a settings model are generated from it and checked by it; all other keys are compared with the base's,
-since Hydra would take in a recipe's misspelt key and nobody would read it. Whatever is wrong becomes one line.
-
-Overrides are Hydra's `key=value`. The value of a path is not: it is taken as it is, whatever its characters mean to
-Hydra. A run that is resumed is composed the same way, on the configuration that it was started with.
+groups with a settings model are generated from it and checked by it. All other keys are compared with the base's,
+since Hydra accepts a misspelt key in a recipe. Overrides are Hydra's `key=value`, but the value of a path is taken as
+it is. A run that is resumed is composed the same way, on the configuration that it was started with.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from blip3o_rl.errors import UserError, did_you_mean
 
 CONFIG_MODULE = "blip3o_rl.config.defaults"
 STORED = "blip3o_stored_run"
-ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class Kind:
         own: a field per group that a settings model checks; stored for Hydra as `<base>_settings`.
         free: prefixes of further keys that may be new.
         paths: regular expression of keys whose value is a path, besides the models' own.
-        packages: where Hydra looks for further configuration.
     """
 
     command: str
@@ -56,31 +53,20 @@ class Kind:
     own: type[Settings]
     free: tuple[str, ...] = ()
     paths: str = "(?!)"
-    packages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ConfigStore.instance().store(f"{self.base}_settings", self.own().model_dump())
 
-    @property
-    def search_path(self) -> str:
-        """The override that tells Hydra where to look."""
-        return f"hydra.searchpath=[{','.join(f'pkg://{package}' for package in (CONFIG_MODULE, *self.packages))}]"
-
     def is_free(self, key: str) -> bool:
-        """Whether a new key is left to a settings model or to its reader."""
+        """Whether a new key may be any: a settings model or its reader checks it."""
         return key.split(".")[0] in self.own.model_fields or key.startswith(self.free)
 
     def is_path(self, key: str) -> bool:
-        """Whether the key's value is a path."""
         return key in path_fields(self.own) or re.fullmatch(self.paths, key) is not None
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The recipe's folder: a path, or the name of a recipe that ships with the package.
-
-    Raises:
-        UserError: there is no such recipe.
-    """
+    """The recipe's folder: a path, or the name of a recipe that ships with the package."""
     path = Path(recipe).expanduser()
     if (path / "config.yaml").is_file():
         return path.resolve()
@@ -106,29 +92,28 @@ def compose(kind: Kind, recipe: str | Path, overrides: list[str]) -> DictConfig:
         if kind.base not in bases:
             raise UserError(f"{file}: is no recipe for blip3o-rl {kind.command}; its defaults do not name {kind.base}")
         with _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
-            known = hydra_compose(kind.base, overrides=[kind.search_path])
+            known = hydra_compose(kind.base, overrides=[_search_path()])
         for key in _leaves(written):
             _check_key(kind, key, known, f"{file}: ")
     plain, paths = _split(kind, overrides, known)
     with _one_line(str(file)), _hydra(), initialize_config_dir(str(folder), version_base=None):
-        config = hydra_compose("config", overrides=[kind.search_path, *plain])
+        config = hydra_compose("config", overrides=[_search_path(), *plain])
     return _finished(config, paths | {"run.recipe": folder.name})
 
 
 def compose_stored(kind: Kind, config: Any, name: str, overrides: list[str]) -> DictConfig:
-    """A configuration that was composed before, with overrides on top.
-
-    Args:
-        config: as it was written down.
-        name: of the configuration, for messages.
-
-    Raises:
-        UserError: unknown key, or an override that cannot be read.
-    """
+    """A configuration that was composed and written down before, with overrides on top; `name` is for messages."""
     plain, paths = _split(kind, overrides, config)
     ConfigStore.instance().store(STORED, config)
     with _one_line(name), _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
         return _finished(hydra_compose(STORED, overrides=plain), paths)
+
+
+def _search_path() -> str:
+    """The override that tells Hydra where to look. verl's folder is named, since `pkg://` would import verl."""
+    spec = find_spec("verl")
+    verl = [f"'file://{folder}/trainer/config'" for folder in (spec and spec.submodule_search_locations) or ()]
+    return f"hydra.searchpath=[{','.join([f'pkg://{CONFIG_MODULE}', *verl])}]"
 
 
 def _finished(config: DictConfig, values: dict[str, Any]) -> DictConfig:
@@ -147,19 +132,14 @@ def _split(kind: Kind, overrides: list[str], known: DictConfig) -> tuple[list[st
         key = marked.lstrip("+~")
         if not equals and not override.startswith("~"):
             raise UserError(f"override '{override}': not of the form key=value")
-        path = kind.is_path(key)
-        if not path:
-            with _one_line(f"override '{override}'"):
-                OverridesParser.create().parse_override(override)
-        if path:
+        if kind.is_path(key):
             paths[key] = _path(value)
-        elif key != marked:
-            plain.append(override)
-        elif kind.is_free(key):
-            plain.append(f"++{override}")
-        else:
+            continue
+        with _one_line(f"override '{override}'"):
+            OverridesParser.create().parse_override(override)
+        if key == marked and not kind.is_free(key):
             _check_key(kind, key, known, f"override '{override}': ")
-            plain.append(override)
+        plain.append(f"++{override}" if key == marked and kind.is_free(key) else override)
     return plain, paths
 
 
@@ -168,9 +148,9 @@ def _check_key(kind: Kind, key: str, known: DictConfig, where: str) -> None:
     leaves = list(_leaves(known))
     if kind.is_free(key) or key in leaves or key == "device":
         return
-    parts = key.split(".")
-    if parts[0] in kind.own.renamed:
-        raise UserError(f"{where}{parts[0]} was renamed; write {'.'.join([kind.own.renamed[parts[0]], *parts[1:]])}")
+    first, *others = parts = key.split(".")
+    if first in kind.own.renamed:
+        raise UserError(f"{where}{first} was renamed; write {'.'.join([kind.own.renamed[first], *others])}")
     parents = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
     above = next((OmegaConf.select(known, parent) for parent in parents if parent in leaves), known)
     if isinstance(above, DictConfig) and len(above):
@@ -218,6 +198,6 @@ def _hydra() -> Iterator[None]:
 def _one_line(where: str) -> Iterator[None]:
     try:
         yield
-    except ERRORS as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         text = re.sub(r"\s+", " ", str(error)).split("Config search path")[0].split(" See https://hydra.cc")[0].strip()
         raise UserError(f"{where}: {text}") from error

@@ -20,7 +20,7 @@ class RunSettings(Settings):
     renamed = {"resume": "blip3o-rl train --resume RUN"}
 
     recipe: str | None = Field(None, description="the recipe's name; set by the launcher")
-    folder: PathText | None = Field(None, description="null: runs/<recipe>-<time>")
+    folder: PathText | None = Field(None, description="null: `runs/<recipe>-<time>`")
     seed: int = Field(1, ge=0, description="of prompts, tokens and noise")
     images_every: int = Field(5, ge=1, description="steps between image grids")
     evaluate: bool = Field(True, description="score the held-out prompts before and after")
@@ -50,7 +50,7 @@ class RenderSettings(Settings):
         "auto", description="auto: bfloat16 where the device multiplies it natively, else float32"
     )
     device: str = Field("${trainer.device}", description="torch device of the replicas")
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, description="of the renderer, each in a process of its own")
     gpus_per_replica: float = Field(0.0, ge=0, description="0: shares the first GPU with trainer and sampler")
     max_batch_size: int = Field(16, ge=1, description="images per batch")
     batch_wait_s: float = Field(0.05, ge=0, description="how long a batch waits for more images")

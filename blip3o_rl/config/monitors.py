@@ -1,4 +1,4 @@
-"""The `monitors` group: when a run warns, or ends, because its images have drifted from where they began.
+"""The `monitors` group of a training run.
 
 How drift is measured is in `monitoring.drift`. A limit is in the statistic's own unit; null is none.
 """
@@ -11,27 +11,27 @@ from blip3o_rl.config.base import Strict
 
 
 class DriftLimits(Strict):
-    """Per statistic, how far it may be from its baseline."""
+    """Per statistic, how far it may be from its baseline; null: any distance."""
 
-    dark_share: float | None = Field(None, ge=0, description="Share of the pixels, like the next three")
-    flat_share: float | None = Field(None, ge=0)
-    edge_density: float | None = Field(None, ge=0)
-    colour_entropy: float | None = Field(None, ge=0, description="Share of the largest possible entropy")
-    near_duplicate_share: float | None = Field(None, ge=0, description="Share of the pairs in a group")
-    pixel_distance: float | None = Field(None, ge=0)
-    text_area: float | None = Field(None, ge=0, description="Share of the pixels, where an OCR reward measures it")
+    dark_share: float | None = Field(None, ge=0, description="share of the pixels that are nearly black")
+    flat_share: float | None = Field(None, ge=0, description="share of the pixels without detail around them")
+    edge_density: float | None = Field(None, ge=0, description="share of the pixels on an edge")
+    colour_entropy: float | None = Field(None, ge=0, description="share of the largest possible entropy of the colors")
+    near_duplicate_share: float | None = Field(None, ge=0, description="share of the pairs in a group")
+    pixel_distance: float | None = Field(None, ge=0, description="mean distance of the images in a group")
+    text_area: float | None = Field(None, ge=0, description="share of the pixels, where an OCR reward measures it")
     held_out: float | None = Field(
-        None, ge=0, description="Each held-out reward, in its own unit; 0: the standard deviations decide"
+        None, ge=0, description="each held-out reward, in its own unit; 0: the standard deviations decide"
     )
 
 
 class MonitorSettings(Strict):
-    """The `monitors` group."""
+    """When a run warns (`warn`) or ends (`stop`), because its images have drifted from where they began."""
 
-    baseline_steps: int = Field(5, ge=2, description="The first steps, whose mean is the baseline")
-    window: int = Field(3, ge=1, description="The last steps, whose mean is compared with it")
+    baseline_steps: int = Field(5, ge=2, description="the first steps, whose mean is the baseline")
+    window: int = Field(3, ge=1, description="the last steps, whose mean is compared with it")
     deviations: float = Field(
-        4.0, ge=0, description="Standard deviations of single steps that the difference must exceed, whatever its limit"
+        4.0, ge=0, description="standard deviations of single steps that the difference must exceed, whatever its limit"
     )
     warn: DriftLimits | None = DriftLimits(
         dark_share=0.15,
@@ -43,5 +43,4 @@ class MonitorSettings(Strict):
         text_area=0.15,
         held_out=0.0,
     )
-    """Beyond these there is a warning."""
-    stop: DriftLimits | None = Field(DriftLimits(), description="Beyond these the run ends")
+    stop: DriftLimits | None = DriftLimits()

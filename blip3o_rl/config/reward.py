@@ -82,11 +82,7 @@ class UrlService(RemoteService):
         return values
 
     def token(self, key: str = "service") -> str | None:
-        """The bearer token.
-
-        Raises:
-            UserError: the variable is not set.
-        """
+        """The bearer token; raises `UserError` where its variable is not set."""
         token = self.token_env and os.environ.get(self.token_env)
         if self.token_env and not token:
             raise UserError(f"{key}.token_env: the environment variable {self.token_env} is not set; export it")
@@ -219,11 +215,7 @@ class RewardSettings(Strict):
 
 
 def read_rewards(rewards: Any) -> dict[str, RewardEntry]:
-    """The entries of the mapping under `reward.rewards`.
-
-    Raises:
-        UserError: no reward at all, or the first thing that is wrong, with its full key.
-    """
+    """The checked entries of the mapping under `reward.rewards`; there has to be one."""
     if not rewards:
         raise UserError(f"{KEY}: no reward is configured; add one, for example {KEY}.geneval.weight=1.0")
     return validate(RewardSettings, {"rewards": rewards}, "reward").rewards
@@ -235,8 +227,10 @@ def unknown_keyword(keyword: str, takes: list[str]) -> str:
 
 
 def name_applications(rewards: Any, run_folder: str) -> None:
-    """Gives every deployed reward of a raw configuration the name of its Serve application, in place: the run's, so
-    that several runs may share a cluster. Every process of the run finds the deployment by it."""
+    """Gives every deployed reward of a raw configuration the name of its Serve application, in place.
+
+    It holds the run's name, since several runs may share a cluster; the run's processes find the deployment by it.
+    """
     for name, entry in rewards.items():
         if is_deployed(entry):
             entry["service"]["app"] = f"blip3o-reward-{Path(run_folder).name}-{name}"

@@ -6,8 +6,7 @@ value, it is theirs (4 nodes x 8 GPUs, 16 images per GPU: 512 per step).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,13 +15,14 @@ from blip3o_rl.config.composition import Kind
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RunSettings(Settings):
     """The run as a whole."""
 
     recipe: str | None = Field(None, description="set by the launcher: the recipe's name")
-    folder: PathText | None = Field(None, description="null: runs/<recipe>-<time>")
+    folder: PathText | None = Field(None, description="null: `runs/<recipe>-<time>`")
     seed: int = Field(1, ge=0, description="of the order of the data, the noise and the dropped conditions")
     processes: int | None = Field(
         None, ge=1, description="on this machine; null: one per GPU, or one without a GPU. torchrun decides itself"
@@ -46,10 +46,8 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """Image-text pairs."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "threads": "workers",
-        "shuffle": "nothing, every pass shuffles all pairs",
-    }
+    renamed = {"threads": "workers", "shuffle": "nothing, every pass shuffles all pairs"}
+
     files: PathText | list[PathText] = Field(
         [], description=".tar (webdataset) and .jsonl: paths or patterns, {000..009} included"
     )
@@ -70,24 +68,24 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """Optimization."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
+    renamed = {
         "accumulate": "gradient_accumulation",
         "clip": "max_grad_norm",
         "final_lr": "min_lr_ratio",
         "warmup": "warmup_ratio",
     }
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, description="of the optimizer")
     batch_size: int = Field(16, ge=1, description="images per process at a time")
     gradient_accumulation: int = Field(
         1, ge=1, description="batches per step; images per step = batch_size x gradient_accumulation x processes"
     )
-    policy_lr: Rate = 5e-5
-    renderer_lr: Rate = 5e-5
+    policy_lr: Rate = Field(5e-5, description="learning rate of the policy")
+    renderer_lr: Rate = Field(5e-5, description="learning rate of the renderer")
     min_lr_ratio: Share = Field(0.2, description="of the learning rate, where the cosine ends: 1e-5")
     warmup_ratio: float = Field(0.01, ge=0, lt=1, description="of the steps")
-    weight_decay: Rate = 0.0
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: Rate = Field(0.0, description="AdamW's")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's")
+    max_grad_norm: float = Field(1.0, gt=0, description="of policy and renderer together; larger gradients are scaled")
     diffusion_weight: Rate = Field(1.0, description="of the flow-matching error; 0 trains the policy alone")
     condition_drop: Share = Field(0.1, description="of the images, whose hidden states are zeroed before the connector")
     noise_draws: int = Field(1, ge=1, description="noise levels per image")
@@ -95,7 +93,7 @@ class TrainSettings(Settings):
         "caption",
         description="of the renderer: caption (connector and SANA's caption layers) or all; the policy is always whole",
     )
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = Field(True, description="less memory, a slower step")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the computation: bfloat16 on a GPU, float32 on a CPU; weights and optimizer are float32"
     )

@@ -39,20 +39,14 @@ TRAIN = Kind(
     own=OwnSettings,
     free=("reward.rewards.", "actor_rollout_ref.rollout.engine_kwargs."),
     paths=r"reward\.rewards\.[^.]+\.path",
-    packages=("verl.trainer.config",),
 )
 
 
 def compose_recipe(recipe: Any, overrides: list[str], device: str = "cpu") -> DictConfig:
-    """The configuration of a training recipe with its overrides.
+    """The configuration of a training recipe (folder or name) with its overrides, which Hydra's grammar reads.
 
-    Args:
-        recipe: folder or name.
-        overrides: in Hydra's grammar; the values of paths are taken as they are.
-        device: the device profile, cpu or gpu, where the overrides name none.
-
-    Raises:
-        UserError: unknown recipe, unknown key, or a value of the wrong type.
+    `device` is the device profile, cpu or gpu, where the overrides name none. Raises `UserError` for an unknown recipe,
+    an unknown key, or a value that is not allowed.
     """
     if not any(override.startswith("device=") for override in overrides):
         overrides = [f"device={device}", *overrides]
@@ -60,11 +54,7 @@ def compose_recipe(recipe: Any, overrides: list[str], device: str = "cpu") -> Di
 
 
 def compose_run(config: Any, name: str, overrides: list[str]) -> DictConfig:
-    """The configuration that a run was started with, with overrides on top; `name` stands for it in messages.
-
-    Raises:
-        UserError: it is of another kind of run or of an earlier version, or an override is wrong.
-    """
+    """The configuration that a run was started with, with overrides on top; `name` stands for it in messages."""
     for old, new in OwnSettings.renamed.items():
         if old in config:
             raise UserError(f"{name}: is of an earlier version ({old} is now {new}); start a new run from its model")

@@ -28,12 +28,12 @@ class VerlKeys(Settings):
 
 
 class Algorithm(VerlKeys):
-    advantage_epsilon: float = Field(1e-4, gt=0)
+    advantage_epsilon: float = Field(1e-4, gt=0, description="added to the standard deviation of a group's rewards")
 
 
 class Data(VerlKeys):
-    train_batch_size: int = Field(ge=1)
-    max_prompt_length: int = Field(ge=1)
+    train_batch_size: int = Field(ge=1, description="prompts per step")
+    max_prompt_length: int = Field(ge=1, description="tokens of a prompt with the chat around it")
 
 
 class Checkpoint(VerlKeys):
@@ -43,20 +43,24 @@ class Checkpoint(VerlKeys):
             lambda contents: "hf_model" not in contents,
             "hf_model is missing, and the trained model folder is made of it; add it",
         ),
-    ]
+    ] = Field(description="of a checkpoint; hf_model has to be among them")
 
 
 class Actor(VerlKeys):
-    ppo_mini_batch_size: int = Field(ge=1)
-    ppo_micro_batch_size_per_gpu: int = Field(ge=1)
+    ppo_mini_batch_size: int = Field(ge=1, description="prompts per update; divides data.train_batch_size")
+    ppo_micro_batch_size_per_gpu: int = Field(
+        ge=1, description="samples at a time; divides a GPU's samples of an update"
+    )
     checkpoint: Checkpoint
 
 
 class Rollout(VerlKeys):
-    n: Annotated[int, refuse(lambda n: n < 2, "is {}; GRPO compares samples of one prompt, use at least 2")]
-    temperature: Annotated[float, _stays(1.0)]
-    top_k: Annotated[int, _stays(-1)]
-    top_p: Annotated[float, _stays(1.0)]
+    n: Annotated[int, refuse(lambda n: n < 2, "is {}; GRPO compares samples of one prompt, use at least 2")] = Field(
+        description="samples per prompt, at least 2"
+    )
+    temperature: Annotated[float, _stays(1.0)] = Field(description="1: what is sampled is what is optimized")
+    top_k: Annotated[int, _stays(-1)] = Field(description="-1, none")
+    top_p: Annotated[float, _stays(1.0)] = Field(description="1, none")
 
 
 class ActorRolloutRef(VerlKeys):
@@ -65,17 +69,17 @@ class ActorRolloutRef(VerlKeys):
 
 
 class V1(VerlKeys):
-    trainer_mode: Literal["sync"]
+    trainer_mode: Literal["sync"] = Field(description="verl's trainer")
 
 
 class Trainer(VerlKeys):
-    device: str
-    nnodes: int = Field(ge=1)
-    n_gpus_per_node: int = Field(ge=1)
-    total_training_steps: int = Field(ge=1)
-    save_freq: int
-    val_before_train: Annotated[bool, _OFF]
-    test_freq: Annotated[int, _OFF]
+    device: str = Field(description="set by the device profile: device=cpu or device=gpu")
+    nnodes: int = Field(ge=1, description="machines")
+    n_gpus_per_node: int = Field(ge=1, description="trainer processes per machine; 1 on a CPU")
+    total_training_steps: int = Field(ge=1, description="steps of the run")
+    save_freq: int = Field(description="steps between checkpoints; below 1: at the end")
+    val_before_train: Annotated[bool, _OFF] = Field(description="false; see run.evaluate")
+    test_freq: Annotated[int, _OFF] = Field(description="0 or -1, off; see run.evaluate")
     v1: V1
 
     @property
@@ -85,7 +89,7 @@ class Trainer(VerlKeys):
 
 
 class VerlSettings(VerlKeys):
-    """What all of verl's configuration must satisfy."""
+    """The defaults are those of `blip3o_rl/config/defaults/blip3o_ppo.yaml`, which recipes change."""
 
     algorithm: Algorithm
     data: Data

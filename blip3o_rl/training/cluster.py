@@ -13,12 +13,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from blip3o_rl import machine
+from blip3o_rl import machine, terminal
 from blip3o_rl.config.reward import is_deployed, process_environment
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import given_cluster, interruption
+from blip3o_rl.training import given_cluster
 
 START_ATTEMPTS = 3
 
@@ -50,7 +50,7 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
         _prepare_own(local.get("num_gpus") or 0)
         # "local": without it Ray would join a cluster that happens to run on this machine.
         _start_own({"address": "local", "include_dashboard": False, **common, **local})
-    interruption.catch_sigterm()
+    terminal.catch_sigterm()
     try:
         check_resources(config, ray.cluster_resources())
         yield

@@ -18,8 +18,8 @@ from typing import Any
 from blip3o_rl.config.reward import key_variables
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
+from blip3o_rl.terminal import INTERRUPTED
 from blip3o_rl.training import given_cluster
-from blip3o_rl.training.interruption import INTERRUPTED
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 EXCLUDES = [".git", ".venv", ".venv-mmdet", ".venv-paddle", "models", "runs", "outputs", "build", "dist"]

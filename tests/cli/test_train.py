@@ -1,4 +1,4 @@
-"""The command line: one clear line for what the user can mend, the right exit code, quick to answer."""
+"""The command line: one clear line for what the user can fix, the right exit code, quick to answer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from blip3o_rl import terminal
 from blip3o_rl.cli import main as cli
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import interruption, submit
+from blip3o_rl.training import submit
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_other_exceptions_keep_their_traceback(monkeypatch, tmp_path):
         cli.run(["report", str(tmp_path)])
 
 
-@pytest.mark.parametrize(("reason", "code"), [(KeyboardInterrupt(), 130), (interruption.Terminated(), 143)])
+@pytest.mark.parametrize(("reason", "code"), [(KeyboardInterrupt(), 130), (terminal.Terminated(), 143)])
 def test_an_interrupted_run_says_how_to_go_on(reason, code, monkeypatch, capsys):
     def interrupt(recipe, overrides, output):
         raise reason
@@ -66,8 +67,8 @@ def test_an_interrupted_run_says_how_to_go_on(reason, code, monkeypatch, capsys)
 
 
 def test_sigterm_becomes_an_interruption():
-    interruption.catch_sigterm()
-    with pytest.raises(interruption.Terminated):
+    terminal.catch_sigterm()
+    with pytest.raises(terminal.Terminated):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,50 @@
+"""What `train` and `sft` share: the form of their arguments, and the last line of an interrupted run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blip3o_rl import terminal
+from blip3o_rl.errors import UserError
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="recipe folder, then Hydra overrides of it"),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="run folder to continue from its last complete checkpoint, with its own configuration"),
+]
+
+
+def recipe_and_overrides(arguments: list[str] | None, command: str, example: str) -> tuple[str, list[str]]:
+    """The arguments of a new run.
+
+    Raises:
+        UserError: there is no recipe; the message has the example.
+    """
+    recipe, *overrides = arguments or [""]
+    if not recipe or "=" in recipe:
+        raise UserError(f"{command}: no recipe given; for example blip3o-rl {command} {example}")
+    return recipe, overrides
+
+
+@contextmanager
+def interruptible(again: str) -> Iterator[None]:
+    """Ends the command with its exit code after Ctrl-C or SIGTERM.
+
+    Args:
+        again: the command that continues the run, unless the interruption carries one.
+    """
+    terminal.catch_sigterm()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        print(f"interrupted; go on with: {error.args[0] if error.args else again}", file=sys.stderr)
+        raise typer.Exit(terminal.exit_code(error)) from None
