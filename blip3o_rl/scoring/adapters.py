@@ -65,13 +65,7 @@ class FunctionReward:
 
 
 def reward_from(thing: Any, name: str, keywords: Mapping[str, Any], key: str) -> Any:
-    """Builds a Reward.
-
-    Args:
-        thing: a function, a class with a `score` method, or an instance of one.
-        name: the reward's name in the rubric.
-        keywords: the config entry's keyword arguments.
-        key: config key for messages, e.g. "reward.rewards.mine".
+    """A Reward of a function, a class with a method `score`, or an instance of one; `key` is its config key.
 
     Raises:
         UserError: unknown or missing keyword, a parameter that nothing fills, or not a reward at all.

@@ -26,23 +26,14 @@ class Unreachable(RewardError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One rendered rollout.
+    """One rendered rollout."""
 
-    Attributes:
-        id: unique within the run, appears in error messages.
-        prompt: the text the policy saw.
-        image: uint8 [H, W, 3], RGB.
-        metadata: the prompt file's row (for GenEval prompts: tag, include, exclude).
-        group: id shared by all samples of one prompt in one step; None outside training.
-        step: training step; None outside training.
-    """
-
-    id: str
-    prompt: str
-    image: np.ndarray
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    group: str | None = None
-    step: int | None = None
+    id: str  # unique within the run, appears in error messages
+    prompt: str  # the text the policy saw
+    image: np.ndarray  # uint8 [H, W, 3], RGB
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the prompt file's row
+    group: str | None = None  # shared by all samples of one prompt in one step; None outside training
+    step: int | None = None  # None outside training
 
 
 @dataclass(frozen=True)
@@ -67,10 +58,8 @@ class Reward(Protocol):
 
 
 def as_score(value: Any) -> Score:
-    """Reads what a reward returned for one sample.
-
-    Accepts a Score, a number (Python, numpy, a tensor with one element) or a mapping with a number under "score"
-    (verl's convention; its other numeric entries become components, a "reason" string is kept).
+    """Reads what a reward returned for one sample: a Score, a number (Python, numpy, a tensor with one element) or a
+    mapping with a number under "score" (verl's convention; its other numbers become components, "reason" is kept).
 
     Raises:
         RewardError: for any other type, and for NaN or infinity in the value or in a component.
@@ -86,12 +75,9 @@ def as_score(value: Any) -> Score:
 
 
 def as_scores(values: Any, count: int) -> list[Score | RewardError]:
-    """Reads what a reward returned for `count` samples.
+    """Reads what a reward returned for `count` samples; RewardError if `values` is no sequence of this length.
 
     An unusable single score becomes a RewardError in its place; a RewardError that the reward put there itself stays.
-
-    Raises:
-        RewardError: if `values` is no sequence or has another length than `count`.
     """
     if hasattr(values, "tolist") and not isinstance(values, Sequence):
         values = values.tolist()

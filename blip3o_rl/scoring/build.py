@@ -19,11 +19,7 @@ from blip3o_rl.scoring.rubric import Rubric
 
 
 def build_rubric(rewards: Mapping[str, Any]) -> Rubric:
-    """The rubric of the mapping under `reward.rewards`: name -> entry.
-
-    Raises:
-        UserError: the first thing that is wrong with it.
-    """
+    """The rubric of the mapping under `reward.rewards`: name -> entry; UserError for the first thing that is wrong."""
     entries = read_rewards(rewards)
     return Rubric([RubricEntry(name, _reward(name, entry), entry) for name, entry in entries.items()])
 

@@ -145,11 +145,8 @@ class RubricEntry:
 
     def _turn(self) -> asyncio.Semaphore:
         """The semaphore that limits concurrent calls, one per event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._turns:
-            default = ASYNC_CONCURRENCY if self.is_async else SYNC_CONCURRENCY
-            self._turns[loop] = asyncio.Semaphore(self.settings.concurrency or default)
-        return self._turns[loop]
+        limit = self.settings.concurrency or (ASYNC_CONCURRENCY if self.is_async else SYNC_CONCURRENCY)
+        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(limit))
 
     async def _set_up(self) -> None:
         setup = getattr(self.reward, "setup", None)

@@ -25,11 +25,7 @@ _FOLDERS: set[Path] = set()
 
 
 def load_file(path: str, key: str) -> Any:
-    """The object that `file.py:name` means; `key` is the config key for messages.
-
-    Raises:
-        UserError: no such file or name, or the file cannot be imported.
-    """
+    """The object that `file.py:name` means; UserError if there is none or the file cannot be imported."""
     file_name, separator, attribute = path.rpartition(":")
     if not separator or not attribute.isidentifier():
         raise UserError(f"{key}: is '{path}'; write file.py:function")
@@ -53,11 +49,7 @@ def load_file(path: str, key: str) -> Any:
 
 
 def load_installed(target: str, key: str) -> Any:
-    """The object that `package.module:name` means.
-
-    Raises:
-        UserError: no such module or name, or it cannot be imported.
-    """
+    """The object that `package.module:name` means; UserError if there is none or it cannot be imported."""
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -38,11 +38,7 @@ def known_rewards() -> dict[str, str]:
 
 
 def local_reward(name: str, entry: RewardEntry) -> Reward:
-    """The reward of an entry, in this process.
-
-    Raises:
-        UserError: it cannot be found, imported or built with the entry's keyword arguments.
-    """
+    """The reward of an entry, in this process; UserError if it cannot be found, imported or built."""
     key = f"{KEY}.{name}"
     thing = find_reward(name, entry)
     try:
@@ -54,11 +50,7 @@ def local_reward(name: str, entry: RewardEntry) -> Reward:
 
 
 def find_reward(name: str, entry: RewardEntry) -> Any:
-    """The function, class or object that an entry means.
-
-    Raises:
-        UserError: there is none, or it cannot be imported.
-    """
+    """The function, class or object that an entry means; UserError if there is none."""
     key = f"{KEY}.{name}"
     if entry.path is not None:
         return load_file(entry.path, f"{key}.path")

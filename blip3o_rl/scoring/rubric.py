@@ -37,19 +37,14 @@ if TYPE_CHECKING:
 class RubricScore:
     """A sample's result.
 
-    Attributes:
-        value: weighted sum; NaN if a reward gave no score, so that using it by mistake shows.
-        reason: why it failed, or the rewards' reasons.
-        components: for the log, of the rewards that did score: "name" -> unweighted value, "name/x" -> component x,
-            "name/tag_<tag>" -> the value again for the prompt's own tag (a mean over samples is then the tag's),
-            "name/open" -> 1 or 0 for a gated reward.
-        values: unweighted value of each trained reward in the rubric's order, gates applied. Empty if failed.
+    `components` are for the log, of the rewards that did score: "name" -> unweighted value, "name/x" -> component x,
+    "name/tag_<tag>" -> the value again for the prompt's own tag, "name/open" -> 1 or 0 for a gated reward.
     """
 
-    value: float
-    reason: str = ""
+    value: float  # weighted sum; NaN if a reward gave no score, so that using it by mistake shows
+    reason: str = ""  # why it failed, or the rewards' reasons
     components: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    values: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()  # unweighted, of each trained reward in order, gates applied; empty if failed
 
     @property
     def failed(self) -> bool:
@@ -98,15 +93,12 @@ class Rubric:
             RewardError: if a reward with `on_error: stop` fails.
         """
         columns: dict[str, Column] = {}
-        for entry in self._order:
-            columns[entry.name] = asyncio.create_task(_column(entry, samples, columns))
         try:
-            await asyncio.gather(*columns.values())
-        except BaseException:
-            for task in columns.values():
-                task.cancel()
-            await asyncio.gather(*columns.values(), return_exceptions=True)
-            raise
+            async with asyncio.TaskGroup() as group:
+                for entry in self._order:
+                    columns[entry.name] = group.create_task(_column(entry, samples, columns))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0]  # noqa: B904 (it has a cause of its own)
         return [
             self._combine(sample, {name: task.result()[row] for name, task in columns.items()})
             for row, sample in enumerate(samples)
@@ -205,6 +197,12 @@ async def _column(entry: RubricEntry, samples: Sequence[Sample], columns: Mappin
 def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:
     """The first field that the reward needs and the metadata do not have, or ""."""
     return next((name for name in reward.required_metadata if metadata.get(name) in (None, "", [], {})), "")
+
+
+def metadata_problem(reward: Reward, metadata: Mapping[str, Any]) -> str:
+    """What is wrong with one prompt's metadata for the reward, "" for nothing."""
+    missing = missing_metadata(reward, metadata)
+    return f"the metadata field '{missing}' is missing" if missing else metadata_problems(reward, [metadata])[0]
 
 
 def misspelt_metadata(rewards: Sequence[Reward], metadata: Mapping[str, Any]) -> tuple[str, str]:

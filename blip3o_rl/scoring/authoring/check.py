@@ -43,12 +43,7 @@ class CheckResult:
 
 
 def check(entry: RubricEntry, metadata: Mapping[str, Any] | None = None, side: int = SIDE) -> CheckResult:
-    """Checks one reward.
-
-    Args:
-        entry: of a rubric; its failure policy does not count here, every failure is a problem.
-        metadata: of the prompt; by default a scene's, or the reward's `example_metadata` where it needs other fields.
-        side: of the images, px.
+    """Checks one reward, whatever its failure policy; `metadata` and `side` as for `known_samples`.
 
     Raises:
         UserError: the reward needs metadata that nobody gave.

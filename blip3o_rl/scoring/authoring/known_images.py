@@ -13,7 +13,7 @@ from blip3o_rl.data.synthetic import scenes
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.entry import RubricEntry
-from blip3o_rl.scoring.rubric import metadata_problems, missing_metadata
+from blip3o_rl.scoring.rubric import metadata_problem
 
 SIDE = 256
 NAMES = ("blank", "noise", "scene", "lettering")
@@ -60,11 +60,9 @@ def _fitting(
         candidates.append(dict(example))
     problems = []
     for candidate in candidates:
-        missing = missing_metadata(entry.reward, candidate)
-        problem = f"field '{missing}' is missing" if missing else metadata_problems(entry.reward, [candidate])[0]
-        if not problem:
+        problems.append(metadata_problem(entry.reward, candidate))
+        if not problems[-1]:
             return candidate
-        problems.append(problem)
     raise UserError(
         f"reward '{entry.name}' cannot score the prompt of the check: {problems[0]}; give --metadata '{{\"field\": "
         "value}', or the class an attribute example_metadata"

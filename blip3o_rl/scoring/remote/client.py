@@ -59,25 +59,15 @@ class RemoteReward:
         return self._info.example_metadata
 
     def check_metadatas(self, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What the service's reward says is wrong with each prompt, "" for nothing.
-
-        Raises:
-            UserError: the service does not answer.
-        """
+        """What the service's reward says is wrong with each prompt, "" for nothing; UserError without an answer."""
         problems: list[str] = []
         for start in range(0, len(metadatas), CHECKED_AT_ONCE):
-            asked = [dict(metadata) for metadata in metadatas[start : start + CHECKED_AT_ONCE]]
-            answer = self._ask("POST", "/check", wire.CheckResponse, json={"rewards": [self.remote], "metadata": asked})
-            problems += answer.problems[self.remote]
+            asked = {"rewards": [self.remote], "metadata": [*map(dict, metadatas[start : start + CHECKED_AT_ONCE])]}
+            problems += self._ask("POST", "/check", wire.CheckResponse, json=asked).problems[self.remote]
         return problems
 
     async def score(self, samples: list[Sample]) -> list[Score | RewardError]:
-        """One Score or RewardError per sample, in order.
-
-        Raises:
-            Unreachable: no answer.
-            RewardError: the service refuses the request.
-        """
+        """One Score or RewardError per sample, in order; Unreachable without an answer, RewardError if it refuses."""
         outcomes: list[Score | RewardError] = []
         for chunk in _chunks(samples):
             outcomes += await self._score(chunk)

@@ -38,14 +38,12 @@ class RewardReplica:
 
 
 def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
-    """Starts the deployments that a configuration asks for in the running Ray cluster, and waits until they answer.
+    """Starts the deployments that a configuration asks for in the running Ray cluster, waits until they answer, and
+    returns the applications' names.
 
     Args:
         rewards: the mapping under `reward.rewards`, after `name_applications`.
         gpus_taken: GPUs that training will reserve.
-
-    Returns:
-        the applications' names.
 
     Raises:
         UserError: one cannot be started, or the cluster is too small for all of them.

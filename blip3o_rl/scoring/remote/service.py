@@ -30,14 +30,13 @@ from blip3o_rl.scoring.registry import local_reward
 from blip3o_rl.scoring.remote import wire
 from blip3o_rl.scoring.remote.admission import Admission, RequestLimits
 from blip3o_rl.scoring.remote.batching import BatchQueue
-from blip3o_rl.scoring.rubric import Rubric, RubricEntry, metadata_problems, missing_metadata
+from blip3o_rl.scoring.rubric import Rubric, RubricEntry, metadata_problem
 
 if TYPE_CHECKING:
     from blip3o_rl.data.prompts import PromptRow
 
 CONNECTIONS = 1000
 BATCH = 32
-
 log = logging.getLogger("blip3o_rl.rewards")
 
 
@@ -79,10 +78,10 @@ class RewardService:
 
     async def check(self, rewards: list[str] | None, metadatas: Sequence[Mapping[str, Any]]) -> wire.CheckResponse:
         """Answers /check; HTTPException if a reward is unknown."""
-        problems = {}
-        for name, queue in self._asked(rewards).items():
-            problems[name] = await asyncio.to_thread(lambda entry: [_problem(entry, m) for m in metadatas], queue.entry)
-        return wire.CheckResponse(problems=problems)
+        asked = self._asked(rewards).items()
+        return wire.CheckResponse(
+            problems={name: await asyncio.to_thread(_problems, queue.entry, metadatas) for name, queue in asked}
+        )
 
     def _asked(self, names: list[str] | None) -> dict[str, BatchQueue]:
         for name in names or []:
@@ -172,13 +171,13 @@ def _describe(entry: RubricEntry) -> wire.RewardInfo:
     )
 
 
-def _problem(entry: RubricEntry, metadata: Mapping[str, Any]) -> str:
-    """What is wrong with a prompt's metadata for a reward, "" for nothing. Metadata come from outside, so a reward
-    that stumbles over them while it checks them says that they are wrong."""
-    missing = missing_metadata(entry.reward, metadata)
-    if missing:
-        return f"the metadata field '{missing}' is missing"
-    try:
-        return metadata_problems(entry.reward, [metadata])[0]
-    except Exception as error:
-        return f"the metadata are not readable ({type(error).__name__}: {str(error)[:100]})"
+def _problems(entry: RubricEntry, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the metadata of each prompt, "" for nothing. They come from outside, so a reward that stumbles
+    over them while it checks them says that they are wrong."""
+    problems = []
+    for metadata in metadatas:
+        try:
+            problems.append(metadata_problem(entry.reward, metadata))
+        except Exception as error:
+            problems.append(f"the metadata are not readable ({type(error).__name__}: {str(error)[:100]})")
+    return problems
