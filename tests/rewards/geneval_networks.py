@@ -45,7 +45,7 @@ def write_clip(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = CLIPModel(config)
-    for parameter in model.parameters():  # larger than the initialisation, so that outputs differ clearly
+    for parameter in model.parameters():  # larger than the initialization, so that outputs differ clearly
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

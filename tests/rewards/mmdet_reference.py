@@ -1,9 +1,9 @@
 """What mmdet answers with seeded random weights, for the parity test of `mask2former`. Runs in mmdet's environment:
 
     python tests/rewards/mmdet_reference.py small tests/rewards/data/mmdet_small.npz      the stored reference
-    python tests/rewards/mmdet_reference.py full FOLDER/reference.npz                     the official architecture
+    python tests/rewards/mmdet_reference.py full FOLDER/reference.npz                     the upstream architecture
 
-Weights and pictures follow from names and shapes by NumPy's `RandomState`, whose stream never changes, so that the
+Weights and images follow from names and shapes by NumPy's `RandomState`, whose stream never changes, so that the
 stored file holds mmdet's tensor names and shapes and its answers, and no weights. The weights are scaled so that the
 answers are clear: class probabilities from near 0 to near 1, masks of many sizes, some empty.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 SCALES = {"small": (224, 160), "full": (1333, 800)}
 SIZES = {"small": [(72, 96), (64, 64)], "full": [(96, 128), (128, 128)]}
-"""Height and width of the pictures. They are enlarged to the scale, so that small ones serve for the full network."""
+"""Height and width of the images. They are enlarged to the scale, so that small ones serve for the full network."""
 MASK_LEVEL = -15.0
 """Added to all mask logits: the first mask feature is 1 everywhere, and every query multiplies it by this."""
 
@@ -49,7 +49,7 @@ def seeded_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarra
 
 
 def seeded_images(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Pictures of smooth random colours with sharp grain; uint8 [H, W, 3], RGB, channels that differ."""
+    """Images of smooth random colors with sharp grain; uint8 [H, W, 3], RGB, channels that differ."""
     random = np.random.RandomState(5)
     images = []
     for height, width in sizes:
@@ -60,7 +60,7 @@ def seeded_images(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
 
 
 def configuration(size: str) -> object:
-    """mmdet's official configuration, or the same in small: 8 to 64 channels, 20 queries, small pictures."""
+    """mmdet's upstream configuration, or the same in small: 8 to 64 channels, 20 queries, small images."""
     import mmdet
     from mmengine.config import Config
 

@@ -16,7 +16,7 @@ from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.scoring.api import Sample
 
 PAIRS = 12
-"""Prompts a tag and mode."""
+"""Prompts per tag and mode."""
 PLACES = [(x, y) for y in (0.2, 0.5, 0.8) for x in (0.2, 0.5, 0.8)]
 
 

@@ -67,7 +67,7 @@ def test_without_a_mask_the_box_is_kept():
 
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (32, 32), (300, 50), (33, 91), (5, 3)])
 def test_the_transform_is_openais(width, height):
-    """Short side to 32 by PIL's bicubic filter, the middle square with torchvision's rounding, normalised."""
+    """Short side to 32 by PIL's bicubic filter, the middle square with torchvision's rounding, normalized."""
     image = Image.fromarray(noise(height, width))
     long = int(SIDE * max(width, height) / min(width, height))
     whole = image.resize((long, SIDE) if width > height else (SIDE, long), Image.Resampling.BICUBIC)
@@ -108,7 +108,7 @@ def test_the_text_classifier_follows_the_formula(classifier, folder):
     assert torch.allclose(classifier.text_classifier("cup"), torch.stack(rows), atol=1e-5)
 
 
-def test_the_text_classifier_is_computed_once_a_class(classifier):
+def test_the_text_classifier_is_computed_once_per_class(classifier):
     assert classifier.text_classifier("fork") is classifier.text_classifier("fork")
     assert not torch.allclose(classifier.text_classifier("fork"), classifier.text_classifier("knife"))
 

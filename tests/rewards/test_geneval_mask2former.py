@@ -2,7 +2,7 @@
 
 The stored reference (`data/mmdet_small.npz`) is mmdet's answer at a reduced size; `mmdet_reference.py` says how it is
 made. With BLIP3O_RL_MMDET_PYTHON set to the interpreter that `rewards/geneval/environments/create_mmdet.sh` makes, the
-long test compares the official architecture at the official size as well.
+long test compares the upstream architecture at the upstream size as well.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def images() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def official(tmp_path_factory) -> tuple[dict, Path]:
-    """mmdet's answers and checkpoint file at the official size; minutes."""
-    folder = tmp_path_factory.mktemp("official")
+def upstream(tmp_path_factory) -> tuple[dict, Path]:
+    """mmdet's answers and checkpoint file at the upstream size; minutes."""
+    folder = tmp_path_factory.mktemp("upstream")
     script = str(NETWORKS["REFERENCE_SCRIPT"])
     subprocess.run([str(MMDET_PYTHON), script, "full", str(folder / "full.npz")], check=True)
     answers = dict(np.load(folder / "full.npz"))
@@ -104,8 +104,8 @@ def test_swapped_channels_would_not_pass(detector, reference, images):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @needs_mmdet
-def test_the_official_architecture_agrees_with_mmdet(official, tmp_path):
-    answers, weights = official
+def test_the_upstream_architecture_agrees_with_mmdet(upstream, tmp_path):
+    answers, weights = upstream
     detector = Mask2FormerDetector(convert_mmdet.convert(weights, tmp_path / "folder"), device="cpu")
     found = detector.detect(REFERENCE["seeded_images"](REFERENCE["SIZES"]["full"]))
     for index, detections in enumerate(found):
@@ -129,9 +129,9 @@ def test_the_stored_reference_is_what_mmdet_answers(tmp_path, reference):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @needs_mmdet
-def test_the_reward_runs_on_mmdet(official, tmp_path):
+def test_the_reward_runs_on_mmdet(upstream, tmp_path):
     """In mmdet's environment: colors by CLIP, detections by mmdet, the rules; random weights, hence any verdict."""
-    weights, clip = official[1], NETWORKS["write_clip"](tmp_path / "clip")
+    weights, clip = upstream[1], NETWORKS["write_clip"](tmp_path / "clip")
     program = f"""
 import numpy as np
 from blip3o_rl.scoring.api import Sample
@@ -214,7 +214,7 @@ def test_output_that_is_not_finite_is_no_answer(broken):
         instances(*logits, (32, 32), (32, 32), (16, 16), min_score=0.3)
 
 
-def test_network_input_is_normalised_rgb():
+def test_network_input_is_normalized_rgb():
     red = np.zeros((40, 60, 3), np.uint8)
     red[..., 0] = 255
     pixels = network_input(red)
@@ -235,7 +235,7 @@ def test_tight_box():
     ("arguments", "message"),
     [
         ({"checkpoint": "no/such/folder"}, "checkpoint: there is no no/such/folder"),
-        ({"checkpoint": "official.pth"}, "convert it once"),
+        ({"checkpoint": "upstream.pth"}, "convert it once"),
         ({"checkpoint": "x", "device": "abacus"}, "device=abacus"),
         ({"checkpoint": "x", "device": "cuda:99"}, "device=cuda:99"),
     ],
@@ -334,7 +334,7 @@ def test_there_is_no_mmdet_in_the_trainers_environment():
     from blip3o_rl.rewards.geneval.mmdet_detector import MmdetDetector
 
     with pytest.raises(UserError, match="create_mmdet.sh"):
-        MmdetDetector("official.pth")
+        MmdetDetector("upstream.pth")
 
 
 def test_constants_are_mmdets():

@@ -59,7 +59,7 @@ def color_attr() -> dict:
 
 
 def test_relation_by_hand():
-    # Centres 5 and 25, sizes 10: off = -20, dead zone 2, so dx = -18 / 20 = -0.9.
+    # Centers 5 and 25, sizes 10: off = -20, dead zone 2, so dx = -18 / 20 = -0.9.
     assert rules.offsets(LEFT, MIDDLE) == pytest.approx((-0.9, 0.0))
     assert rules.relative_position(LEFT, MIDDLE) == {"left of"}
 

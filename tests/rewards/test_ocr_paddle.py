@@ -2,7 +2,7 @@
 
 `rewards/ocr/environments/create_paddle.sh` creates it. PaddleOCR's own models cannot be part of a test, so the backend
 `onnxruntime` reads with RapidOCR's weights, and the backend `paddle` runs two small networks that the test exports:
-a detector that takes dark pixels for text and a recogniser that reads an "A" wherever a crop is dark.
+a detector that takes dark pixels for text and a recognizer that reads an "A" wherever a crop is dark.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class Detector(Dark):
     def forward(self, x):
         return self.dark(x, 1)
 
-class Recogniser(Dark):
+class Recognizer(Dark):
     def forward(self, x):
         a = self.dark(x, [1, 2])[:, 0, 0, ::8]
         return paddle.stack([1 - a, a, 0 * a, 0 * a], axis=-1)
 
 for layer, folder, shape in (
-    (Detector(), sys.argv[1], [None, 3, None, None]), (Recogniser(), sys.argv[2], [None, 3, 48, None])
+    (Detector(), sys.argv[1], [None, 3, None, None]), (Recognizer(), sys.argv[2], [None, 3, 48, None])
 ):
     layer.eval()
     paddle.jit.save(layer, folder + "/inference", input_spec=[paddle.static.InputSpec(shape, "float32", "x")])
@@ -88,7 +88,7 @@ def read(images: list[np.ndarray], folder: Path, **options) -> tuple[list, list[
     return results, modules
 
 
-def drawn(text: str) -> np.ndarray:
+def written(text: str) -> np.ndarray:
     image = Image.new("RGB", (160, 96), "white")
     ImageDraw.Draw(image).text((12, 20), text, fill="darkred", font=ImageFont.load_default(30))
     return np.asarray(image)
@@ -103,14 +103,14 @@ def test_model_folders_name_their_models_for_the_right_backend_only(tmp_path):
         PaddleReader("onnxruntime", str(detection), str(recognition))
 
 
-def test_the_trainers_environment_is_told_how_to_get_paddle():
+def test_the_error_in_the_trainers_environment_names_the_script():
     with pytest.raises(UserError, match="create_paddle.sh"):
         PaddleReader("paddle")
 
 
 @needs_environment
 def test_onnxruntime_backend_reads_what_rapidocr_reads_without_paddle(tmp_path):
-    images = [drawn("OPEN 24"), drawn(""), drawn("Bakery")]
+    images = [written("OPEN 24"), written(""), written("Bakery")]
     detection, recognition = write_model_folders(tmp_path / "models")
     folders = {"detection_folder": str(detection), "recognition_folder": str(recognition)}
     results, modules = read(images, tmp_path, backend="onnxruntime", **folders)

@@ -24,9 +24,9 @@ def reader() -> RapidReader:
     return RapidReader()
 
 
-def picture(*texts: str, side: int = 128, size: int = 20, ink: str = "black", ground: str = "white") -> np.ndarray:
+def written(*texts: str, side: int = 128, size: int = 20, ink: str = "black", background: str = "white") -> np.ndarray:
     """Lines of text, one under the other, as uint8 [side, side, 3]."""
-    image = Image.new("RGB", (side, side), ground)
+    image = Image.new("RGB", (side, side), background)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
     for row, text in enumerate(texts):
         draw.text((side // 16, side // 16 + row * int(1.25 * size)), text, fill=ink, font=font)
@@ -38,8 +38,8 @@ def score(reward: OCRReward, image: np.ndarray, prompt: str = PROMPT, **metadata
 
 
 @pytest.mark.parametrize(("side", "size"), [(64, 14), (128, 20), (256, 30)])
-def test_drawn_text_is_read(reader, side, size):
-    image = picture("OPEN", "Hello", side=side, size=size)
+def test_clear_text_is_read(reader, side, size):
+    image = written("OPEN", "Hello", side=side, size=size)
     lines = reader.read([image])[0]
     assert [line.text for line in lines] == ["OPEN", "Hello"]
     for line in lines:
@@ -47,15 +47,15 @@ def test_drawn_text_is_read(reader, side, size):
         assert line.polygon.shape == (4, 2) and line.polygon.min() >= 0 and line.polygon.max() <= side
 
 
-def test_a_picture_larger_than_the_limit_is_read_at_its_own_coordinates():
-    image = np.pad(picture("OPEN", side=128, size=30), ((200, 0), (200, 0), (0, 0)), constant_values=255)
+def test_an_image_larger_than_the_limit_is_read_at_its_own_coordinates():
+    image = np.pad(written("OPEN", side=128, size=30), ((200, 0), (200, 0), (0, 0)), constant_values=255)
     (line,) = RapidReader(longest_side=256).read([image])[0]
     assert line.text == "OPEN" and line.polygon.min() > 190
 
 
-@pytest.mark.parametrize(("ink", "ground"), [("white", "black"), ("red", "navy"), ("yellow", "green")])
-def test_coloured_text_is_read(reader, ink, ground):
-    image = picture("OPEN", ink=ink, ground=ground, size=30)
+@pytest.mark.parametrize(("ink", "background"), [("white", "black"), ("red", "navy"), ("yellow", "green")])
+def test_colored_text_is_read(reader, ink, background):
+    image = written("OPEN", ink=ink, background=background, size=30)
     assert [line.text for line in reader.read([image])[0]] == ["OPEN"]
 
 
@@ -70,20 +70,20 @@ def test_odd_sizes_are_read(reader, shape):
 
 
 def test_batch_gives_each_image_its_own_lines(reader):
-    images = [picture("OPEN"), picture(), picture("SALE", side=64, size=16)]
+    images = [written("OPEN"), written(), written("SALE", side=64, size=16)]
     assert [[line.text for line in lines] for lines in reader.read(images)] == [["OPEN"], [], ["SALE"]]
 
 
 def test_calibration_good_nearly_bad_and_hacked(reader):
     reward = OCRReward(reader=reader)
     images = {
-        "good": picture("OPEN", size=30),
-        "nearly": picture("OPEM", size=30),
-        "bad": picture("QUIZ", size=30),
-        "blank": picture(),
-        "repeated": picture(*["OPEN"] * 5),
-        "amid junk": picture("xk OPEN zz", "lorem ipsum", "dolor sit", "amet OPEN"),
-        "covered": picture(*["ABCDEFGHIJKL", "MNOPQRSTUVW", "XYZ OPEN 012", "3456789 THE A", "SALE MORE"] * 2, size=12),
+        "good": written("OPEN", size=30),
+        "nearly": written("OPEM", size=30),
+        "bad": written("QUIZ", size=30),
+        "blank": written(),
+        "repeated": written(*["OPEN"] * 5),
+        "amid junk": written("xk OPEN zz", "lorem ipsum", "dolor sit", "amet OPEN"),
+        "covered": written(*["ABCDEFGHIJKL", "MNOPQRSTUVW", "XYZ OPEN 012", "3456789 THE A", "SALE MORE"] * 2, size=12),
     }
     scores = {name: score(reward, image) for name, image in images.items()}
     value = {name: result.value for name, result in scores.items()}
@@ -98,7 +98,7 @@ def test_calibration_good_nearly_bad_and_hacked(reader):
 
 
 def test_modes_and_their_parts(reader):
-    image = picture("OPEN", "OPEN")
+    image = written("OPEN", "OPEN")
     for mode, value in (("strict", 0.5), ("original", 1.0)):
         result = score(OCRReward(mode=mode, reader=reader), image)
         assert result.value == value
@@ -108,14 +108,14 @@ def test_modes_and_their_parts(reader):
 
 def test_several_texts_in_any_order_and_targets_from_metadata(reader):
     reward = OCRReward(reader=reader)
-    image = picture("SALE", "OPEN")
+    image = written("SALE", "OPEN")
     assert score(reward, image, 'signs that say "OPEN" and "SALE"').value == 1
     assert score(reward, image, "two signs", text=["OPEN", "SALE"]).value == 1
     assert score(reward, image, "a sign", text="SALE").value == 0.5
 
 
 def test_unclear_text_counts_for_the_original_only(reader):
-    image = picture("OPEN", size=30)
+    image = written("OPEN", size=30)
     confidence = reader.read([image])[0][0].confidence
     result = score(OCRReward(reader=reader, min_confidence=1.0), image)
     assert confidence < 1 and result.value == 0 and result.components["original"] == 1
@@ -125,16 +125,16 @@ def test_unclear_text_counts_for_the_original_only(reader):
 def test_self_check_and_rubric_from_a_config():
     rubric = build_rubric({"ocr": {"name": TARGET, "mode": "strict", "reader_options": {"threads": 1}}})
     rubric.self_check()
-    samples = [Sample(str(i), PROMPT, image, {}) for i, image in enumerate((picture("OPEN"), picture("OPN")))]
+    samples = [Sample(str(i), PROMPT, image, {}) for i, image in enumerate((written("OPEN"), written("OPN")))]
     results = asyncio.run(rubric.score_async(samples))
     assert [result.value for result in results] == [1.0, 0.75]
     assert results[1].components["ocr/exact"] == 0
 
 
-def test_a_sample_without_a_target_fails_and_its_neighbours_do_not(reader):
+def test_a_sample_without_a_target_fails_and_the_others_do_not(reader):
     reward = OCRReward(reader=reader)
-    bad = Sample("bad", "a sign", picture("OPEN"), {})
-    results = Rubric.of(reward).score([bad, Sample("good", PROMPT, picture("OPEN"), {})])
+    bad = Sample("bad", "a sign", written("OPEN"), {})
+    results = Rubric.of(reward).score([bad, Sample("good", PROMPT, written("OPEN"), {})])
     assert results[0].failed and "'a sign'" in results[0].reason and "double quotes" in results[0].reason
     assert results[1].value == 1
 

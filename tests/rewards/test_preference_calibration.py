@@ -31,7 +31,7 @@ def test_a_reward_that_knows_the_good_images_passes():
     assert {name for result in results for name in result.values} == {"good", "bad", "oversaturated", "lettering"}
 
 
-def test_a_reward_for_strong_colours_is_caught_by_the_hacked_image():
+def test_a_reward_for_strong_colors_is_caught_by_the_hacked_image():
     results = calibrate(reward(lambda sample: float(sample.image.std(axis=-1).mean())), CASES)
     assert any("oversaturated" in failure for result in results for failure in result.failures)
 
@@ -41,7 +41,7 @@ def test_a_constant_reward_orders_nothing():
     assert all(len(result.failures) == 3 for result in results)
 
 
-def test_a_image_without_a_score_stops_the_calibration():
+def test_an_image_without_a_score_stops_the_calibration():
     with pytest.raises(RewardError, match="calibration of 'r': .*returned nan"):
         calibrate(reward(lambda sample: float("nan")), CASES)
 

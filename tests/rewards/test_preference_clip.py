@@ -139,7 +139,7 @@ def letters(word):
 
 
 def cropped(image):
-    """Shorter side to SIDE with Pillow's bicubic, centre crop, mean and deviation."""
+    """Shorter side to SIDE with Pillow's bicubic, center crop, mean and deviation."""
     height, width = image.shape[:2]
     short = min(height, width)
     size = int(SIDE * width / short), int(SIDE * height / short)

@@ -177,7 +177,7 @@ class Blip:
 
 
 def pixels(image):
-    """Shorter side to SIDE with Pillow's bicubic, centre crop, CLIP's mean and deviation."""
+    """Shorter side to SIDE with Pillow's bicubic, center crop, CLIP's mean and deviation."""
     height, width = image.shape[:2]
     short = min(height, width)
     size = int(SIDE * width / short), int(SIDE * height / short)
@@ -199,13 +199,13 @@ def test_batches_change_nothing(folder, reward):
     np.testing.assert_allclose([score.value for score in in_twos], whole, atol=1e-5)
 
 
-def test_a_weights_file_finds_its_config_beside_it(folder, reward):
+def test_a_weights_file_finds_its_config_next_to_it(folder, reward):
     named = ImageReward(f"{folder[0]}/ImageReward.pt", folder[1], device="cpu")
     assert named.score(SAMPLES[:1])[0].value == pytest.approx(reward.score(SAMPLES[:1])[0].value)
 
 
 def test_a_known_order_is_kept(tmp_path, state):
-    """The head's first layer is solved for three values on what the text tower reads off three images."""
+    """The head's first layer is solved for three values on what the text tower reads from three images."""
     read = torch.stack([Blip(state).read("a cat", image) for image in IMAGES[:3]]).double()
     direction = torch.linalg.lstsq(read, torch.tensor([[-1.0], [1.5], [0.2]]).double()).solution.T.float()
     head = {f"mlp.layers.{number}.weight": torch.ones(1, 1) for number in (2, 4, 6, 7)}
