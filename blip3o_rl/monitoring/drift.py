@@ -85,10 +85,8 @@ class DriftMonitor:
             if name is None or not isinstance(value, int | float) or not math.isfinite(value):
                 continue
             self._series[name][step] = float(value)
-            drift = self._drift(step, name)
-            if drift is not None:
-                found.append(drift)
-        return found
+            found.append(self._drift(step, name))
+        return [drift for drift in found if drift is not None]
 
     def _drift(self, step: int, name: str) -> Drift | None:
         values = [value for _, value in sorted(self._series[name].items())]

@@ -1,10 +1,7 @@
-"""Finds a reward and builds it in this process.
+"""Finds the reward of an entry of `reward.rewards` and builds it in this process.
 
-Where the reward of an entry of `reward.rewards` comes from, in this order:
-    path: my_reward.py:brightness     a function or class in the user's own file, relative to the working directory
-    name: package.module:thing        anything importable
-    name: geneval                     a built-in reward or an installed entry point of the group `blip3o_rl.rewards`;
-                                      the entry's own key is the default for `name`
+It is the entry's `path` (a file), else its `name` or own key: a built-in reward, an installed entry point of the group
+`blip3o_rl.rewards`, or `package.module:thing`.
 """
 
 from __future__ import annotations

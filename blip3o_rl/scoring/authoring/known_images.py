@@ -20,14 +20,10 @@ NAMES = ("blank", "noise", "scene", "lettering")
 
 
 def known_samples(entry: RubricEntry, metadata: Mapping[str, Any] | None = None, side: int = SIDE) -> list[Sample]:
-    """One sample per name in `NAMES`, which is its id, with a prompt and metadata that the reward can score.
-
-    Args:
-        metadata: of the prompt; by default a scene's, or the reward's `example_metadata` where it needs other fields.
-        side: of the images, px.
+    """One sample of `side` px per name in `NAMES`, its id, with a prompt and metadata that the reward can score.
 
     Raises:
-        UserError: it can score neither the scene's prompt nor its own example.
+        UserError: it can score neither the scene's prompt (with `metadata` on top) nor its own `example_metadata`.
     """
     rng = np.random.default_rng(0)
     scene_metadata, scene = scenes.sample(rng, "color_attr")

@@ -38,12 +38,8 @@ def measure(
     max_s: float = 30.0,
     metadata: Mapping[str, Any] | None = None,
 ) -> Throughput:
-    """Times a reward on synthetic scenes and lettering, half and half.
-
-    Args:
-        images: to score after a first batch, which loads and compiles.
-        max_s: no further batch is begun after so many seconds.
-        metadata: as for `known_samples`.
+    """Times a reward on synthetic scenes and lettering, half and half, after a first batch, which loads and compiles.
+    No further batch is begun after `max_s` seconds; `metadata` as for `known_samples`.
 
     Raises:
         UserError: the reward needs metadata that nobody gave.

@@ -29,11 +29,7 @@ class Endpoint:
 
 
 def endpoint_of(service: UrlService | DeployedService, key: str) -> Endpoint:
-    """The endpoint that a configuration describes; `key` is for messages.
-
-    Raises:
-        UserError: the variable with the token is not set.
-    """
+    """The endpoint that a configuration describes; UserError if the variable with the token is not set."""
     if isinstance(service, DeployedService):
         import ray
 
@@ -63,11 +59,7 @@ class HandleTransport(httpx.AsyncBaseTransport):
         self._handle: Any = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends method, path, content type and body, and returns status and body.
-
-        Raises:
-            httpx.TransportError: no answer.
-        """
+        """Sends method, path, content type and body; httpx.TransportError without an answer."""
         import ray
         from ray import serve
         from ray.exceptions import RayError
