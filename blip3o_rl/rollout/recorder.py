@@ -128,8 +128,8 @@ def _tile(rollout: Rollout, note: str = "") -> Tile:
 
 def start(folder: Path, expected: int, images_every: int, monitors: MonitorSettings) -> Any:
     """Starts the recorder actor in the running Ray cluster."""
-    actor = ray.remote(num_cpus=0)(Recorder)
-    return actor.options(name=NAME, get_if_exists=False).remote(str(folder), expected, images_every, monitors)
+    actor = ray.remote(num_cpus=0)(Recorder).options(name=NAME)
+    return actor.remote(str(folder), expected, images_every, monitors)
 
 
 @cache

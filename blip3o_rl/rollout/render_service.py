@@ -64,18 +64,16 @@ class RenderService:
             seeds: of the initial noise.
         """
         start = time.perf_counter()
-        tensors = [states_tensor(s) for s in states]
-        images: list[Any] = [None] * len(tensors)
-        for length in {len(t) for t in tensors}:
-            rows = [i for i, t in enumerate(tensors) if len(t) == length]
-            stacked = torch.stack([tensors[i] for i in rows])
+        images: dict[int, np.ndarray] = {}
+        for length in {len(s) for s in states}:  # one call for all images of a length
+            rows = [i for i, s in enumerate(states) if len(s) == length]
+            stacked = torch.stack([states_tensor(states[i]) for i in rows])
             rendered = render(self.renderer, stacked, [seeds[i] for i in rows], self.config)
-            for i, image in zip(rows, rendered, strict=True):
-                images[i] = image
+            images.update(zip(rows, rendered, strict=True))
         if self.renderer.device.type == "cuda":
             torch.cuda.empty_cache()  # the trainer on the same GPU needs what a batch leaves in this process's cache
         seconds = (time.perf_counter() - start) / len(seeds)
-        return [(image, seconds) for image in images]
+        return [(images[i], seconds) for i in range(len(seeds))]
 
 
 def app_name(run_folder: str) -> str:
