@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from ray.serve.exceptions import RayServeException
 
 from blip3o_rl import machine
 from blip3o_rl.config.train import compose_recipe
@@ -123,3 +124,29 @@ def test_processes_get_a_home_that_can_be_written(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", "/proc/nohome")
     assert cluster._environment(config, folder, None)["HOME"] == str(folder.path / "home")
     assert (folder.path / "home").is_dir()
+
+
+def test_a_cluster_that_is_too_small_is_left_again_and_the_reason_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve may not run in a given cluster; that it cannot be asked to stop anything must not hide the reason."""
+    ended: list[str] = []
+
+    def delete(name: str) -> None:
+        ended.append(name)
+        raise RayServeException("There is no Serve instance running on this Ray cluster.")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr("ray.serve.delete", delete)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append("ray"))
+    monkeypatch.setattr(given_cluster, "use_token", lambda: None)
+    for name, instead in (("_environment", lambda *_: {}), ("_keep_logs", lambda *_: None)):
+        monkeypatch.setattr(cluster, name, instead)
+    monkeypatch.setattr(cluster.interruption, "catch_sigterm", lambda: None)
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    config = compose_recipe("shapes", [f"run.folder={folder.path}"])
+    with pytest.raises(UserError, match="the Ray cluster has 0 GPUs"), cluster.connected(config, folder):
+        raise AssertionError("a cluster without GPUs was taken")
+    assert ended == ["blip3o-renderer-run", "ray"]
