@@ -36,8 +36,8 @@ class Settings(BaseModel):
     @classmethod
     def _known_keys(cls, values: Any) -> Any:
         closed = cls.model_config["extra"] == "forbid" and isinstance(values, Mapping)
-        for key in (str(key) for key in values if key not in cls.model_fields) if closed else ():
-            known = sorted(cls.model_fields)
+        known = sorted(field.alias or name for name, field in cls.model_fields.items())
+        for key in (str(key) for key in values if key not in known) if closed else ():
             text = f"there is no such key{did_you_mean(key, known)}; known: {', '.join(known)}"
             if key in cls.renamed:
                 text = f"was renamed; write {cls.renamed[key]}"

@@ -16,7 +16,7 @@ from itertools import permutations, product, starmap
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from blip3o_rl.data.synthetic.splits import Metadata
 
@@ -29,6 +29,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "black": (25, 25, 25),
 }
 BACKGROUND: tuple[int, int, int] = (238, 238, 238)
+NAMED = (*COLORS, "orange", "purple", "pink", "brown", "white", "gray")
+"""The color names of briefs: those of the scenes, and GenEval's."""
 TAGS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 NUMBER_WORDS: dict[int, str] = {2: "two", 3: "three", 4: "four"}
@@ -41,6 +43,13 @@ CELLS: dict[int, tuple[int, int]] = {1: (3, 4), 2: (3, 4), 3: (3, 4), 4: (3, 3)}
 FILL = 0.94
 """An object's part of its cells' side, so that none touches the image's border."""
 SUPERSAMPLING = 4
+
+
+def rgb(color: str) -> tuple[int, int, int]:
+    """The value of a name in NAMED or of "#rrggbb"; ValueError for anything else."""
+    if color not in NAMED and not (color.startswith("#") and len(color) == 7):
+        raise ValueError(f"'{color}' is no color; use one of {', '.join(NAMED)} or #rrggbb")
+    return COLORS.get(color) or ImageColor.getrgb(color)[:3]
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,13 @@ def draw(scene: Scene, side: int = 64) -> np.ndarray:
     image = Image.new("RGB", (large, large), scene.background)
     pen = ImageDraw.Draw(image)
     for item in scene.objects:
-        _draw_object(pen, item, large)
+        draw_object(pen, item, large)
     return np.asarray(image.resize((side, side), Image.Resampling.BOX))
 
 
-def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None:
-    half, fill = item.size / 2, COLORS[item.color]
+def draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None:
+    """Draws one shape on an image of `side` pixels."""
+    half, fill = item.size / 2, rgb(item.color)
     left, right = (item.x - half) * side, (item.x + half) * side
     top, bottom = (item.y - half) * side, (item.y + half) * side
     x, y = item.x * side, item.y * side
@@ -89,6 +99,19 @@ def _draw_object(pen: ImageDraw.ImageDraw, item: SceneObject, side: int) -> None
         pen.rectangle((left, y - arm, right, y + arm), fill=fill)
     else:
         raise ValueError(f"unknown shape {item.shape!r}; known: {', '.join(SHAPES)}")
+
+
+def draw_named(pen: ImageDraw.ImageDraw, kind: str, color: str, box: tuple[float, ...], fill: float = 1.0) -> None:
+    """Draws a shape in the middle of a box in pixels; anything else is the whole box with its name in it."""
+    left, top, right, bottom = box
+    if kind in SHAPES:
+        item = SceneObject(kind, color, (left + right) / 2, (top + bottom) / 2, fill * min(right - left, bottom - top))
+        draw_object(pen, item, 1)
+        return
+    pen.rectangle((left, top, right - 1, bottom - 1), fill=rgb(color), outline=(90, 90, 90))
+    font = ImageFont.load_default(min((right - left) / max(len(kind), 1) * 1.6, (bottom - top) / 3))
+    ink = (255, 255, 255) if sum(rgb(color)) < 380 else (0, 0, 0)
+    pen.text(((left + right) / 2, (top + bottom) / 2), kind, ink, font, anchor="mm")
 
 
 @cache

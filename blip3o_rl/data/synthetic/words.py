@@ -51,13 +51,20 @@ class Writing:
         """uint8 [side, side, 3], antialiased like a scene."""
         large = side * SUPERSAMPLING
         image, cell = Image.new("RGB", (large, large), BACKGROUND), large / RASTER
-        pen = ImageDraw.Draw(image)
-        for y, lines in enumerate(zip(*(LETTERS[letter] for letter in self.text), strict=True), start=self.row):
-            for x, mark in enumerate(".".join(lines), start=self.column):
-                if mark == "#":
-                    box = (x * cell, y * cell, (x + 1) * cell - 1, (y + 1) * cell - 1)
-                    pen.rectangle(box, fill=COLORS["black"])
+        place = (self.column * cell, self.row * cell)
+        draw_letters(ImageDraw.Draw(image), self.text, *place, cell, COLORS["black"])
         return np.asarray(image.resize((side, side), Image.Resampling.BOX))
+
+
+def draw_letters(
+    pen: ImageDraw.ImageDraw, text: str, left: float, top: float, cell: float, color: tuple[int, int, int]
+) -> None:
+    """Draws block letters; everything in pixels, `cell` is the width of a stroke."""
+    for y, lines in enumerate(zip(*(LETTERS[letter] for letter in text), strict=True)):
+        for x, mark in enumerate(".".join(lines)):
+            if mark == "#":
+                at = (left + x * cell, top + y * cell)
+                pen.rectangle((*at, at[0] + cell - 1, at[1] + cell - 1), fill=color)
 
 
 @cache

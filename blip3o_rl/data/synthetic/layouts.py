@@ -1,0 +1,215 @@
+"""Design layouts: briefs (the metadata field `layout`, see the reward of that name), their prompts and images.
+
+Three tags, each a stage of what a small model can learn: `logo` (a title of two letters and a logo), `band` (and a
+band along an edge) and `panel` (the title on a panel). Three things are held out, so that copying and composing can be
+told apart: words, pairs of title and logo cell, and logos (color and shape). A held-out brief has one of them, a
+training brief none.
+
+Places are in cells of the scenes' raster. Letters have strokes of 2/3 of a cell: the smallest that survive the mini
+model's autoencoder, and small enough to leave room for a logo of three cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from blip3o_rl.data.synthetic import splits, words
+from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, FILL, RASTER, SHAPES, SUPERSAMPLING, draw_named, rgb
+from blip3o_rl.data.synthetic.splits import Metadata
+
+TRAINED = ("logo", "logo", "band")
+"""Tags of the training prompts, in turn. Text on panels needs an autoencoder that has seen some."""
+COLUMNS, ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
+LOGO, STROKE = 3, 2 / 3
+MARGIN = 0.03
+EACH = 24
+"""Held-out prompts of each kind."""
+SPLIT_SEED = 20251125
+_TEXTS = [[line["text"] for line in side] for side in words.split()]
+SIDES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
+    "words": (_TEXTS[0], _TEXTS[1]),
+    "cells": splits.split([*product((0, 2), COLUMNS, COLUMNS)], 3, SPLIT_SEED),
+    "logos": splits.split([*product(COLORS, SHAPES)], 4, SPLIT_SEED),
+}
+"""What is held out: (training, held out). A pair of cells is the title's row, its column and the logo's column."""
+
+Box = tuple[float, float, float, float]
+
+
+def region_box(region: str) -> Box:
+    """The part of the 3 x 3 grid that "top left" or "bottom" (the whole row) means, in fractions.
+
+    Raises:
+        ValueError: the region is none.
+    """
+    names = region.split()
+    rows, columns = ([name for name in names if name in known] for known in (ROWS, COLUMNS))
+    if not names or len(rows) > 1 or len(columns) > 1 or [*rows, *columns] != names:
+        raise ValueError(f"'{region}' is no region; write top, middle or bottom, left, center or right, or both")
+    left, right = _third(columns, COLUMNS)
+    top, bottom = _third(rows, ROWS)
+    return left, top, right, bottom
+
+
+def _third(name: Sequence[str], names: Sequence[str]) -> tuple[float, float]:
+    return (names.index(name[0]) / 3, (names.index(name[0]) + 1) / 3) if name else (0.0, 1.0)
+
+
+def brief(rng: np.random.Generator, tag: str, held_out: str = "") -> Metadata:
+    """A random brief of a tag with its prompt; of a training prompt's template, or of the first if it is held out.
+
+    Args:
+        tag: logo, band or panel.
+        held_out: which of SIDES comes from the held-out side; the others are from the training side.
+    """
+    text, (row, column, other), (color, shape) = (_pick(rng, SIDES[name][name == held_out]) for name in SIDES)
+    title = {"id": "title", "class": "text", "text": text, "color": "black", "region": f"{ROWS[row]} {column}"}
+    logo = {"id": "logo", "class": shape, "color": color, "region": f"{ROWS[2 - row]} {other}"}
+    layout: dict[str, Any] = {}
+    if tag == "logo":
+        elements = [title, logo]
+    elif tag == "band":
+        sides = ("left", "right") if column == "left" or (column == "center" and other != "left") else ("right", "left")
+        title["region"] = f"{ROWS[row]} {sides[0]}"
+        logo["region"] = f"{'middle' if other == 'center' else ROWS[row]} {sides[1]}"
+        edge = [0.0, 0.0, 1.0, 2 / RASTER] if row == 2 else [0.0, 1 - 2 / RASTER, 1.0, 1.0]
+        band = {"id": "band", "class": "panel", "color": _pick(rng, [c for c in COLORS if c != color]), "box": edge}
+        elements, layout = [title, logo, band], {"margin": 0.01}
+    else:
+        top = 0 if row == 0 else 4
+        box = [1 / RASTER, top / RASTER, 8 / RASTER, (top + 5) / RASTER]
+        title |= {"color": "white", "region": f"{ROWS[row]} center"}
+        panel = {"id": "panel", "class": "panel", "color": "red" if color == "blue" else "blue", "box": box}
+        elements, layout = [panel, title, logo], {"margin": 0.01, "under": [["title", "panel"]], "contrast": True}
+    elements.sort(key=lambda element: _reading(element))
+    layout = {"elements": elements, **layout}
+    chosen = 0 if held_out else int(rng.integers(3))
+    return {"tag": held_out or tag, "prompt": prompt(layout, chosen), "layout": layout}
+
+
+def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    return items[int(rng.integers(len(items)))]
+
+
+def _reading(element: Mapping[str, Any]) -> tuple[float, float]:
+    left, top, right, bottom = element.get("box") or region_box(element["region"])
+    return round(top + bottom, 3), round(left + right, 3)
+
+
+def train_prompts(n: int, seed: int = 0) -> list[Metadata]:
+    """`n` random training prompts."""
+    rng = np.random.default_rng(seed)
+    return [brief(rng, TRAINED[number % len(TRAINED)]) for number in range(n)]
+
+
+def held_out_prompts(n: int = 3 * EACH) -> list[Metadata]:
+    """The first `n` held-out prompts: words, cells and logos in turn, all different."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    found: dict[str, Metadata] = {}
+    while len(found) < len(SIDES) * EACH:
+        line = brief(rng, "logo", list(SIDES)[len(found) % len(SIDES)])
+        found.setdefault(line["prompt"], line)
+    return list(found.values())[:n]
+
+
+def prompt(layout: Mapping[str, Any], template: int = 0) -> str:
+    """The prompt of a brief in one of three templates; elements in the brief's order."""
+    panels = {panel: text for text, panel in layout.get("under", [])}
+    by_id = {element["id"]: element for element in layout["elements"]}
+    parts = []
+    for element in layout["elements"]:
+        if element["id"] in panels:
+            continue
+        kind = "band" if element["class"] == "panel" else element["class"]
+        what = f'the text "{element["text"]}"' if kind == "text" else _article(f"{element.get('color') or ''} {kind}")
+        for panel in (by_id[panel] for panel, text in panels.items() if text == element["id"]):
+            what += " on " + _article(f"{panel.get('color') or ''} panel")
+        parts.append((what, _place(element)))
+    if template == 1:
+        turned = [
+            (what, place) if place.startswith("along") else (place.split("the ")[-1], what) for what, place in parts
+        ]
+        return "a poster: " + "; ".join(" ".join(pair).strip() for pair in turned)
+    said = [f"{what} {place}".strip() for what, place in parts]
+    if template == 2:
+        return ", ".join(said).replace("the text ", "") + ", on a light gray background"
+    return "a photo of a design with " + " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
+
+
+def _article(name: str) -> str:
+    name = name.strip()
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _place(element: Mapping[str, Any]) -> str:
+    if not element.get("region"):
+        _, top, _, bottom = element.get("box") or (0, 0.1, 1, 0.9)
+        return "along the top" if top < 0.05 else "along the bottom" if bottom > 0.95 else ""
+    return "in the center" if element["region"] == "middle center" else f"at the {element['region']}"
+
+
+def draw(layout: Mapping[str, Any], side: int = 64, rng: np.random.Generator | None = None) -> np.ndarray:
+    """An image that fulfils a brief, uint8 [side, side, 3]; titles move a little within their cell if `rng` is given.
+
+    Objects that are no shape of the scenes are boxes with their name, texts of other letters are in a plain font.
+    """
+    large = side * SUPERSAMPLING
+    image = Image.new("RGB", (large, large), rgb(layout["background"]) if layout.get("background") else BACKGROUND)
+    pen = ImageDraw.Draw(image)
+    panels = {text: element["box"] for element in layout["elements"] for text, panel in layout.get("under", [])
+              if panel == element["id"] and element.get("box")}  # fmt: skip
+    for element in sorted(layout["elements"], key=lambda element: element["class"] != "panel"):
+        left, top, width, height = _placed(element, layout, panels.get(element["id"]), rng)
+        color, unit = element.get("color") or "black", large / RASTER
+        box = (left * unit, top * unit, (left + width) * unit, (top + height) * unit)
+        if element["class"] == "panel":
+            pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=rgb(color))
+        elif element["class"] != "text":
+            draw_named(pen, element["class"], color, box, FILL)
+        elif set(element["text"]) <= set(words.LETTERS):
+            words.draw_letters(pen, element["text"], left * unit, top * unit, unit * height / words.HEIGHT, rgb(color))
+        else:
+            font = ImageFont.load_default(height * unit)
+            x0, y0, x1, y1 = font.getbbox(element["text"])
+            font = ImageFont.load_default(height * unit * min(1.0, width * unit / (x1 - x0)))
+            pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), element["text"], rgb(color), font, anchor="mm")
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
+
+
+def _placed(
+    element: Mapping[str, Any], layout: Mapping[str, Any], panel: Sequence[float] | None, rng: Any
+) -> tuple[float, float, float, float]:
+    """Left, top, width and height of an element in cells."""
+    if element.get("box") and element["class"] != "text":
+        left, top, right, bottom = (RASTER * value for value in element["box"])
+        return left, top, right - left, bottom - top
+    text = element["class"] == "text"
+    width: float = LOGO if element["class"] != "panel" else RASTER
+    height: float = LOGO if element["class"] != "panel" else 2
+    low, high = element.get("size") or (0.0, 1.0)
+    if text:
+        width, height = ((words.WIDTH + 1) * len(element["text"]) - 1) * STROKE, words.HEIGHT * STROKE
+    if not low <= max(width, height) / RASTER * (1 if text else FILL) <= high or max(width, height) > RASTER:
+        factor = RASTER * (low + min(high, 0.9)) / 2 / max(width, height)
+        width, height = width * factor, height * factor
+    pad = layout.get("margin", MARGIN) * RASTER - (0 if text else (1 - FILL) * LOGO / 2)
+    home = panel or element.get("box") or region_box(element.get("region") or "middle center")
+    shift = int(rng.integers(2)) if rng and text else 0
+    unit = 1 / 3 if text else 1
+    left = _start(home[0] * RASTER, home[2] * RASTER, width, pad, unit, shift if home[0] > 0 and home[2] < 1 else 0)
+    return left, _start(home[1] * RASTER, home[3] * RASTER, height, pad, unit, shift), width, height
+
+
+def _start(low: float, high: float, size: float, pad: float, unit: float, shift: int) -> float:
+    """Where something begins: at the raster line next to the image's border, or else centered between `low`, `high`."""
+    if low <= 0 and high < RASTER / 2:
+        return (ceil(pad / unit - 1e-6) + shift) * unit
+    if high >= RASTER - 1e-6 and low > RASTER / 2:
+        return (floor((RASTER - pad - size) / unit + 1e-6) - shift) * unit
+    return (round((low + high - size) / 2 / unit) + shift) * unit

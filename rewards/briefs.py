@@ -1,0 +1,161 @@
+"""What the rewards that compare an image with a brief share: the observer, the check at load, the weights.
+
+A brief is a metadata field, checked against a settings model when prompts are loaded. The value is the mean of the
+terms by their weights. Terms that a brief does not ask for are absent, and their weight goes to the others.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from blip3o_rl.config.base import Settings, validate
+from blip3o_rl.data.synthetic.scenes import rgb
+from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.rewards.color import SAME, distance
+from blip3o_rl.rewards.observation import Observation, Observer, open_observer
+from blip3o_rl.scoring.api import Sample, Score
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison found.
+
+    Attributes:
+        terms: name -> value in [0, 1], those that the brief asks for.
+        paid: the same as they enter the value, where a term is worth less than it says.
+        exact: all that is required is right.
+        components: further numbers for the log.
+    """
+
+    terms: Mapping[str, float]
+    paid: Mapping[str, float]
+    exact: bool
+    components: Mapping[str, float]
+
+
+class BriefReward:
+    """Base of the rewards `layout` and `planogram`; they give the class attributes, `unknown` and `judge`.
+
+    Args:
+        observer: arguments of `observation.open_observer` (detector, checkpoint ..), or an Observer.
+        weights: term -> weight, where it differs from WEIGHTS.
+        terms: those that the value is made of, for separate entries with `reward.aggregation: gdpo`; by default all.
+        sharpness: the exponent of the value; above 1 it favors nearly right images.
+    """
+
+    field: ClassVar[str]
+    brief: ClassVar[type[Settings]]
+    WEIGHTS: ClassVar[Mapping[str, float]]
+    reads: ClassVar[bool] = True
+    required_metadata: tuple[str, ...]
+
+    def __init__(
+        self,
+        observer: Observer | Mapping[str, Any] | None = None,
+        weights: Mapping[str, float] | None = None,
+        terms: Sequence[str] | None = None,
+        sharpness: float = 1.0,
+        name: str = "",
+    ):
+        for key, given in (("weights", weights or {}), ("terms", terms or ())):
+            for term in given:
+                if term not in self.WEIGHTS:
+                    hint = did_you_mean(term, self.WEIGHTS)
+                    raise UserError(f"{key}.{term}: there is no such term{hint}; known: {', '.join(self.WEIGHTS)}")
+        if any(weight < 0 for weight in (weights or {}).values()) or sharpness <= 0:
+            raise UserError("weights, sharpness: a weight is at least 0 and sharpness above 0; fix them")
+        self.name = name or self.field
+        self.required_metadata = (self.field,)
+        both = {**self.WEIGHTS, **(weights or {})}
+        self.weights = {term: weight for term, weight in both.items() if terms is None or term in terms}
+        self.sharpness = sharpness
+        self.observer = (
+            observer if isinstance(observer, Observer) else _observer({"read": self.reads, **(observer or {})})
+        )
+
+    def check_metadata(self, metadata: Mapping[str, Any]) -> str:
+        """Why this prompt cannot be scored; empty if it can. Called for every prompt when the data is loaded."""
+        try:
+            return self.unknown(self._brief(metadata))
+        except UserError as error:
+            return str(error)
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        """One Score per sample; the observer sees all images at once, and nothing but the images."""
+        seen = self.observer.observe([sample.image for sample in samples])
+        return [
+            self._score_of(self._brief(sample.metadata), found) for sample, found in zip(samples, seen, strict=True)
+        ]
+
+    def _score_of(self, brief: Any, seen: Observation) -> Score:
+        verdict = self.judge(brief, seen)
+        weights = {term: self.weights[term] for term in verdict.terms if self.weights.get(term)}
+        total = sum(weights.values())
+        value = sum(weight * verdict.paid[term] for term, weight in weights.items()) / total if total else 0.0
+        components = {**verdict.terms, **verdict.components, "exact": float(verdict.exact)}
+        if self.observer.reader is not None:
+            components["text_area"] = seen.text_area
+        short = ", ".join(f"{term} {part:.2f}" for term, part in verdict.terms.items() if part < 1)
+        return Score(min(max(value, 0.0), 1.0) ** self.sharpness, components, short)
+
+    def _brief(self, metadata: Mapping[str, Any]) -> Any:
+        if not isinstance(metadata.get(self.field), Mapping):
+            raise UserError(
+                f"{self.field}: is no JSON object; write a brief, see the README of the reward {self.field}"
+            )
+        return _validated(self.brief, json.dumps(metadata[self.field], sort_keys=True), self.field)
+
+    def unknown(self, brief: Any) -> str:
+        """What the observer cannot see of a brief; empty if it can see all."""
+        raise NotImplementedError
+
+    def judge(self, brief: Any, seen: Observation) -> Verdict:
+        raise NotImplementedError
+
+    def unseen(self, where: str, kind: str, color: str | None, others: Sequence[str] = ()) -> str:
+        """Why the observer cannot find a class of a color; empty if it can."""
+        classes, colors = (*others, *self.observer.detector.classes), self.observer.colors.colors
+        if kind not in classes:
+            return f"{where}.class: '{kind}' is not known{did_you_mean(kind, classes)}; known: {', '.join(classes)}"
+        if color and not color.startswith("#") and color not in colors:
+            return f"{where}.color: '{color}' is not seen{did_you_mean(color, colors)}; known: {', '.join(colors)}"
+        return ""
+
+
+def _observer(options: Mapping[str, Any]) -> Observer:
+    known = inspect.signature(open_observer).parameters
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known)
+            raise UserError(f"observer.{option}: there is no such option{hint}; known: {', '.join(known)}")
+    try:
+        return open_observer(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
+    except UserError as error:
+        raise UserError(f"observer.{error}") from error
+
+
+@lru_cache(4096)
+def _validated(model: type[Settings], text: str, key: str) -> Settings:
+    return validate(model, json.loads(text), key)
+
+
+def color_value(color: str | None) -> str | None:
+    """A pydantic validator's body: the color itself, if it is one."""
+    if color is not None:
+        rgb(color)
+    return color
+
+
+def close_colors(colors: Mapping[str, str]) -> str:
+    """The first two of some colors (place -> color) that are too close to be told apart, as a message, or ""."""
+    items = list(colors.items())
+    for number, (place, color) in enumerate(items):
+        for other, second in items[:number]:
+            if color != second and (apart := distance(rgb(color), rgb(second))) < SAME:
+                return f"{place}: {color} is too close to {second} of {other} (CIEDE2000 {apart:.0f} of {SAME:.0f})"
+    return ""
