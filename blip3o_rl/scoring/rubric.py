@@ -92,6 +92,7 @@ class Rubric:
         Raises:
             RewardError: if a reward with `on_error: stop` fails.
         """
+        samples = list(samples)
         columns: dict[str, Column] = {}
         try:
             async with asyncio.TaskGroup() as group:
