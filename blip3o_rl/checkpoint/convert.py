@@ -32,7 +32,6 @@ from blip3o_rl.model.folder import GENERATING, INDEX, ModelFolder, write_index
 
 LAYOUT = "layout.json"
 """In `upstream/`: which shard each key was in, and what its index and header said."""
-_KEPT_LIMIT = 64 * 2**20
 _WEIGHTS = {"policy": "model.safetensors", KEPT: "unused.safetensors"}
 
 
@@ -49,20 +48,16 @@ def convert(
     dry_run: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Writes the model folder of an upstream checkpoint; returns the plan that was carried out.
+    """Writes the model folder of an upstream checkpoint; returns the plan. After a `UserError` nothing is left of it.
 
     Args:
-        source: a folder, or a hub id.
-        target: the model folder; absent or empty.
-        revision, offline: of a hub id.
+        source: a folder, or a hub id (then with `revision` and `offline`).
+        target: absent or empty.
         sana_config, vae_config, ta_tok_config: config.json files (or folders with one) of the modules. Without them
             those next to the checkpoint are taken, else the published ones.
         ta_tok: `ta_tok.pth`, for TA-Tok's flags and, in a checkpoint without vision tower, its weights.
         dry_run: check and plan, write nothing.
         tell: takes the lines of the plan and one line per file written.
-
-    Raises:
-        UserError: the source, a config, the target or the disk; nothing is left of the target then.
     """
     require_unused(Path(target))
     configs = {"sana": sana_config, "vae": vae_config, "image_tokenizer": ta_tok_config}
@@ -93,15 +88,9 @@ def _write(plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
             module.save_config(folder / part)
     _write_policy_files(plan, folder / "policy")
     _keep_upstream(plan, folder / KEPT)
-    record = {
-        "source": plan.source.name,
-        "revision": plan.source.revision,
-        "lm_head": plan.lm_head,
-        "ta_tok": plan.ta_tok,
-        "source_sha256": hashes,
-        "sha256": written,
-    }
-    write_index(folder, str(plan.source), converted=record)
+    origin = {"source": plan.source.name, "revision": plan.source.revision}
+    record = {"lm_head": plan.lm_head, "ta_tok": plan.ta_tok, "source_sha256": hashes, "sha256": written}
+    write_index(folder, str(plan.source), converted=origin | record)
     ModelFolder(folder, *GENERATING).load_tokenizer()
 
 
@@ -123,7 +112,7 @@ def _keep_upstream(plan: Plan, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for file in {file for pattern in PATTERNS[1:] for file in plan.source.folder.glob(pattern) if file.is_file()}:
         generated = file.name.endswith(".index.json") or file.name in CONFIG_FILES.values()
-        if not generated and file.stat().st_size < _KEPT_LIMIT:
+        if not generated and file.stat().st_size < 64 * 2**20:
             shutil.copyfile(file, folder / file.name)
     layout = {
         "lm_head": plan.lm_head,
@@ -135,12 +124,9 @@ def _keep_upstream(plan: Plan, folder: Path) -> None:
 
 
 def keep_origin(base: Path, folder: Path) -> None:
-    """Lets a model folder that was trained from another one remember where that one came from.
+    """Lets a complete model folder that was trained from `base` remember where that one came from.
 
-    Args:
-        base: the model folder that training began from. Its `upstream/`, if any, is copied, so that the trained
-            weights can be written in the upstream layout too.
-        folder: a complete model folder.
+    An `upstream/` is copied, so that the trained weights can be written in the upstream layout too.
     """
     origin, index = read_json(base / INDEX), read_json(folder / INDEX)
     if kept_folder(base).is_dir():

@@ -45,7 +45,7 @@ def export(
     training: Training | None = None,
     tell: Tell = lambda line: None,
 ) -> Path:
-    """Writes a model folder in another format, with a model card.
+    """Writes a model folder in another format, with a model card. After a `UserError` nothing is left of it.
 
     Args:
         folder: a model folder, or `mini`.
@@ -53,9 +53,6 @@ def export(
         format: "upstream", "diffusers" or "policy".
         training: of the run that the weights come from, for the card.
         tell: takes one line for what is worth knowing.
-
-    Raises:
-        UserError: unknown format, incomplete folder, target in use, disk full; nothing is left of the target then.
     """
     writers = {"upstream": _write_upstream, "diffusers": _write_diffusers, "policy": _write_policy}
     if format not in writers:
@@ -125,14 +122,11 @@ def _write_diffusers(source: Path, target: Path, tell: Tell) -> None:
     _write_policy(source, target / "policy", tell)
     FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(target / "scheduler")
     index = {
-        "_class_name": "SanaPipeline",
-        "_diffusers_version": diffusers.__version__,
+        "_class_name": "SanaPipeline", "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": [None, None],
-        "tokenizer": [None, None],
-        "transformer": ["diffusers", "SanaTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderDC"],
-    }
+        "text_encoder": [None, None], "tokenizer": [None, None],
+        "transformer": ["diffusers", "SanaTransformer2DModel"], "vae": ["diffusers", "AutoencoderDC"],
+    }  # fmt: skip
     write_json(target / "model_index.json", index)
 
 

@@ -77,13 +77,7 @@ class Plan:
 def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | None = None) -> Plan:
     """Checks an upstream checkpoint and plans its conversion; reads no weight but `lm_head.weight` and the embedding.
 
-    Args:
-        source: the checkpoint.
-        configs: files for `sana`, `vae` and `image_tokenizer`, as far as given.
-        ta_tok: the content of ta_tok.pth.
-
-    Raises:
-        UserError: naming every key that is missing, unexpected or of the wrong shape.
+    `configs` are files for `sana`, `vae` and `image_tokenizer`, as far as given.
     """
     folder = source.folder
     if (folder / model_folder.INDEX).is_file() and (folder / "policy").is_dir():
@@ -128,12 +122,10 @@ def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | N
             tensors.setdefault(part, {})[name] = tensor
     if ta_tok and not has_tower:
         tensors["image_tokenizer"] = _ta_tok_weights(ta_tok, manifest)
-    codes = modules["image_tokenizer"].config.num_image_tokens if image_tokenizer else layout.num_image_tokens
-    if codes != layout.num_image_tokens:
-        raise UserError(
-            f"TA-Tok has {codes} codes, the policy {layout.num_image_tokens} image tokens; "
-            "the two are not from the same model"
-        )
+    tokens = layout.num_image_tokens
+    codes = modules["image_tokenizer"].config.num_image_tokens if image_tokenizer else tokens
+    if codes != tokens:
+        raise UserError(f"TA-Tok has {codes} codes, the policy {tokens} image tokens; they are not of the same model")
     flags = ta_tok.flags if ta_tok else None
     plan = Plan(source, checkpoint, layout, policy, modules, tensors, tokenizer, lm_head, flags)
     plan.warnings = list(_warnings(plan, fields, differing, has_tower))
@@ -145,10 +137,8 @@ def _require_blip3o(config: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     prefixes = ("model.diffusion_connector.", "model.sana.", "model.sana_vae.")
     if not any(key.startswith(prefixes) for key in keys):
         kind = "a text-only language model" if EMBEDDING in keys else "a checkpoint of another kind"
-        raise UserError(
-            f"no key begins with {', '.join(prefixes)}, so this is {kind} "
-            f"({config.get('model_type', 'no model_type')}) and no BLIP3o-NEXT; give an upstream BLIP3o-NEXT checkpoint"
-        )
+        what = f"so this is {kind} ({config.get('model_type', 'no model_type')})"
+        raise UserError(f"no key begins with {', '.join(prefixes)}, {what}; give an upstream BLIP3o-NEXT checkpoint")
 
 
 def _image_tokenizer_config(files: Mapping[str, Path], ta_tok: TaTokFile | None) -> dict[str, Any]:

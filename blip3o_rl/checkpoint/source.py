@@ -34,13 +34,9 @@ def resolve(name: str | Path, revision: str | None = None, offline: bool = False
     """The checkpoint for a folder or a hub id (`owner/name`); a folder of that name wins.
 
     Args:
-        name: a hub id is downloaded unless the cache has it.
         revision: branch, tag or commit of a hub id; the commit is what gets recorded.
         offline: use the cache alone.
         cache: of huggingface_hub, by default its own.
-
-    Raises:
-        UserError: no such folder and no hub id, or the hub does not have it or cannot be reached.
     """
     folder, name = Path(name).expanduser(), str(name)
     if folder.is_dir():
@@ -59,10 +55,8 @@ def resolve(name: str | Path, revision: str | None = None, offline: bool = False
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"{name}: no such folder, and the hub has no such model (or it asks for a login)") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"{at}: no such folder, not in the hub's cache, and the hub was not asked or not reached; "
-            "download it where there is a network, or give a folder"
-        ) from error
+        why = "no such folder, not in the hub's cache, and the hub was not asked or not reached"
+        raise UserError(f"{at}: {why}; download it where there is a network, or give a folder") from error
     except (errors.HFValidationError, OSError) as error:
         raise UserError(f"{at}: the hub did not give it ({str(error).splitlines()[0]}); try again later") from error
     return Source(Path(snapshot), name, Path(snapshot).name)

@@ -28,23 +28,16 @@ def require_unused(target: Path) -> None:
 
 @contextmanager
 def staged(target: Path, needed: int) -> Iterator[Path]:
-    """Gives a folder to write into, which becomes `target` when the block ends without an error.
+    """Gives a folder to write `needed` bytes into, which becomes `target` when the block ends without an error.
 
-    Args:
-        target: absent or empty.
-        needed: bytes that are going to be written.
-
-    Raises:
-        UserError: the target is in use, the disk has no room, or writing failed.
+    A `UserError` if the target is in use, the disk has no room, or writing failed.
     """
     require_unused(target)
     target = target.resolve()
     free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
     if free < needed + RESERVE:
-        raise UserError(
-            f"{target}: needs {gigabytes(needed)}, {gigabytes(free)} are free on its disk; "
-            "free some space, or give a folder on another disk"
-        )
+        room = f"needs {gigabytes(needed)}, {gigabytes(free)} are free on its disk"
+        raise UserError(f"{target}: {room}; free some space, or give a folder on another disk")
     partial = target.with_name(f"{target.name}.partial")
     if partial.exists() and not (partial / _MARK).is_file():
         raise UserError(f"{partial}: is in the way and not left by an earlier attempt; move it, or give another folder")
@@ -56,9 +49,7 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
         (partial / _MARK).unlink()
         partial.rename(target)  # an empty folder is replaced
     except OSError as error:
-        raise UserError(
-            f"{target}: not written ({error}); nothing is left of it; is the disk full or not writable?"
-        ) from error
+        raise UserError(f"{target}: not written ({error}); nothing is left of it; is the disk full?") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,8 +1,7 @@
 """TA-Tok as upstream describes it: the file `ta_tok.pth`, and nested configs, brought to this package's flat config.
 
 `ta_tok.pth` is a pickle, {"model": {"args": ..., "sd": state dict}}, with the flags in the args and the weights for
-checkpoints without a vision tower. Pickles can run code when they are loaded, so it is loaded with `weights_only`,
-which admits tensors and plain containers and refuses everything else.
+checkpoints without a vision tower. Pickles can run code, so it is loaded with `weights_only`.
 
 The flags matter: whether codes are compared as directions (`l2_normalized`) changes over a third of the ids, and no
 BLIP3o-NEXT checkpoint records it. So nothing is guessed: a missing flag or a misspelt one is refused.
@@ -43,11 +42,7 @@ class TaTokFile:
 
 
 def read(file: Path) -> TaTokFile:
-    """Reads `ta_tok.pth`.
-
-    Raises:
-        UserError: missing, truncated, an unsafe pickle, or with flags that `TATok` does not compute.
-    """
+    """Reads `ta_tok.pth`; a `UserError` if it is an unsafe pickle or has flags that `TATok` does not compute."""
     if not file.is_file():
         raise UserError(f"{file}: no such file; give ta_tok.pth of csuhan/TA-Tok")
     try:
@@ -55,9 +50,8 @@ def read(file: Path) -> TaTokFile:
         weights = {name: value.contiguous() for name, value in model["sd"].items() if not name.startswith("teacher")}
         flags = _flags(model["args"], str(file))
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file}: refused, it holds more than tensors and plain values and could run code; use the published file"
-        ) from error
+        why = "it holds more than tensors and plain values and could run code"
+        raise UserError(f"{file}: refused, {why}; use the published file") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{file}: truncated or no file of torch.save; download it again") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -66,11 +60,7 @@ def read(file: Path) -> TaTokFile:
 
 
 def read_ta_tok_config(path: str | Path) -> dict[str, Any]:
-    """`TATok`'s config from a JSON file (or a folder's config.json), flat or nested as upstream has it.
-
-    Raises:
-        UserError: missing, or (of a nested one) a flag that changes the ids is missing, misspelt or not computed.
-    """
+    """`TATok`'s config from a JSON file (or a folder's config.json), flat or nested as upstream has it."""
     fields = read_config(path)
     nested = any(isinstance(value, Mapping) for value in fields.values())
     return _config(_flags(fields, str(path))) if nested else fields

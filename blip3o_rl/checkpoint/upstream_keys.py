@@ -68,14 +68,9 @@ def build_modules(
     image_tokenizer: dict[str, Any] | None,
     reference: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Part of the model folder -> module on the meta device, without memory for weights.
+    """Part of the model folder -> module on the meta device, from configs; None if the checkpoint has no such part.
 
-    Args:
-        policy, sana, vae, image_tokenizer: configs; None if the checkpoint has no such part.
-        reference: config of an editing model's connector for the reference image.
-
-    Raises:
-        UserError: one of the configs does not describe such a module.
+    `reference` is of an editing model's connector for the reference image.
     """
     modules: dict[str, Any] = {}
 
@@ -113,9 +108,7 @@ def manifest(modules: Mapping[str, Any]) -> dict[str, Shape]:
 def place(key: str, used: Mapping[str, Shape]) -> tuple[str, str] | None:
     """Part of the model folder and name there of an upstream key; None for a key of another model.
 
-    Args:
-        key: of the upstream state dict.
-        used: the manifest.
+    `used` is the manifest.
     """
     if key not in used and key != LM_HEAD:
         return (KEPT, key) if key.startswith(_UNUSED) or _is_last_encoder_layer(key, used) else None

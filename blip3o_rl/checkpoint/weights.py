@@ -64,11 +64,7 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder: the shards that its index names, or its only safetensors file.
-
-    Raises:
-        UserError: no weights, pickled or unreadable ones, several files without an index, or index and shards disagree.
-    """
+    """The checkpoint in a folder: the shards that its index names, with which it must agree, or its only file."""
     index = min(folder.glob(INDEX), default=None)
     if index is None:
         return _read([_only_file(folder)])
@@ -111,15 +107,9 @@ def _read(files: list[Path]) -> Checkpoint:
 
 
 def write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes one safetensors file, flushed to disk; its folder is created.
+    """Writes one safetensors file, flushed to disk; its folder is created. An `OSError` if the disk is full.
 
-    Args:
-        file: the file.
-        tensors: contiguous, by the names they get; no two may share memory.
-        metadata: strings of the header; by default `METADATA`.
-
-    Raises:
-        OSError: the disk is full or not writable.
+    The tensors are contiguous and share no memory; `metadata` are the strings of the header, by default `METADATA`.
     """
     strings = dict(METADATA if metadata is None else metadata)
     file.parent.mkdir(parents=True, exist_ok=True)

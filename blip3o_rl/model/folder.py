@@ -51,23 +51,14 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 class ModelFolder:
-    """A model folder that was checked when it was opened, without loading a weight; it loads its parts.
+    """A model folder that loads its parts. A `UserError` names the first missing or unreadable file.
 
-    Attributes:
-        path: absolute.
-        index: the content of `model_index.json`.
+    Args:
+        folder: path, or name of the packaged model.
+        parts: of `PARTS`, those to check at once, without loading a weight; a part is checked when it is loaded, too.
     """
 
     def __init__(self, folder: str | Path, *parts: str):
-        """Opens a folder.
-
-        Args:
-            folder: path, or name of the packaged model.
-            parts: of `PARTS`, those that the caller is going to load; a part that is loaded is checked in any case.
-
-        Raises:
-            UserError: naming the first missing or unreadable file.
-        """
         self.path = resolve(folder)
         file = self.path / INDEX
         if not file.is_file():
@@ -159,11 +150,9 @@ def save(
     image_tokenizer: TATok | Path | None = None,
     source: str,
 ) -> Path:
-    """Writes a model folder.
+    """Writes a model folder; the parts given replace those there.
 
     Args:
-        folder: created if needed; the parts given replace those there.
-        policy, tokenizer: transformers objects.
         renderer, image_tokenizer: modules, or the folder of an existing part, which is copied unchanged.
         source: where the weights came from; recorded in the index.
     """

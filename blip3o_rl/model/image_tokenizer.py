@@ -6,8 +6,8 @@ the final layer norm; upstream's unused parts are left out. Names of the weights
 
 Which entry is nearest is a discrete answer, and a rounding error can change it. Hence one policy for numbers, the
 same on every device and for every batch:
-- pixels are prepared as upstream does: squashed to the input's square with PIL's own bicubic filter (other
-  implementations of "bicubic" differ by several grey levels), on 8-bit RGB, then [-1, 1] in float32;
+- pixels are prepared as upstream does: squashed to the input's square with PIL's bicubic filter on 8-bit RGB (see
+  `pixels`), then [-1, 1] in float32;
 - `encode` works in float32 and refuses weights of another dtype; autocast and the shortened float32 products of GPUs
   (TF32) and CPUs (bfloat16) are switched off while it runs;
 - the nearest entries found in float32 are compared again in float64, and of two equally near ones the first is taken.
@@ -83,14 +83,10 @@ class TATok(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         vision = SiglipVisionConfig(
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_hidden_layers=num_hidden_layers - 1,
-            num_attention_heads=num_attention_heads,
-            image_size=image_size,
-            patch_size=patch_size,
+            hidden_size=hidden_size, intermediate_size=intermediate_size, num_hidden_layers=num_hidden_layers - 1,
+            num_attention_heads=num_attention_heads, image_size=image_size, patch_size=patch_size,
             vision_use_head=False,
-        )
+        )  # fmt: skip
         self.encoder = SiglipVisionModel(vision)
         self.encoder.post_layernorm = nn.Identity()
         self.encode_task_layer = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh())
@@ -109,14 +105,11 @@ class TATok(ModelMixin, ConfigMixin):
         return self.config.image_size // self.config.patch_size
 
     def features(self, pixels: torch.Tensor, scale: int = 0) -> torch.Tensor:
-        """Vectors before quantisation.
+        """Vectors before quantization, row-major: [B, (grid // (scale + 1)) ** 2, bottleneck_dim].
 
         Args:
             pixels: [B, 3, image_size, image_size] in [-1, 1].
             scale: 0, 1 or 2; the grid is average-pooled by `scale + 1`, and what does not fill a cell is dropped.
-
-        Returns:
-            [B, (grid // (scale + 1)) ** 2, bottleneck_dim], row-major; L2-normalized if the config says so.
         """
         if scale not in (0, 1, 2):
             raise ValueError(f"scale {scale}: must be 0, 1 or 2")
@@ -135,13 +128,9 @@ class TATok(ModelMixin, ConfigMixin):
         return F.normalize(vectors, dim=-1) if self.config.l2_normalized else vectors
 
     def preprocess(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """The encoder's input, as SigLIP's processor makes it with the size forced to a square.
+        """The encoder's input, float32 [B, 3, image_size, image_size] in [-1, 1] on the model's device.
 
-        Args:
-            images: uint8 [H, W, 3] each, RGB, of any sizes; the aspect ratio is not kept and nothing is cut off.
-
-        Returns:
-            float32 [B, 3, image_size, image_size] in [-1, 1] on the model's device.
+        As SigLIP's processor makes it, the size forced to a square. Images are uint8 [H, W, 3], RGB, of any sizes.
         """
         levels = np.stack([squashed(image, self.config.image_size) for image in images])
         values = (levels.astype(np.float64) * (1 / 255)).astype(np.float32)
@@ -200,10 +189,8 @@ def require_config(file: Path) -> None:
     fields = read_json(file)
     check_config(fields, file)
     if fields["l2_normalized"] is None:
-        raise UserError(
-            f"{file}: l2_normalized is not known, which changes the ids; convert the checkpoint again with "
-            "--ta-tok ta_tok.pth"
-        )
+        remedy = "convert the checkpoint again with --ta-tok ta_tok.pth"
+        raise UserError(f"{file}: l2_normalized is not known, which changes the ids; {remedy}")
 
 
 @torch.no_grad()

@@ -5,9 +5,8 @@ Every stage can be called on given inputs, so that each can be replaced and be c
     prompt_ids -> sampler (`sampling`) -> renderer.condition, renderer.null_condition
                -> rendering.initial_noise -> rendering.denoise (each Euler step) -> renderer.decode_pixels
 
-Every image has its own seed, from which both its tokens and its initial noise follow, whatever else is in the
-batch. In float32 another batch changes the logits by about 1e-6, so that a token flips only where two are that
-close; in half precision this happens now and then.
+Every image has its own seed, from which its tokens and its initial noise follow, whatever else is in the batch. In
+float32 another batch changes the logits by about 1e-6; in half precision a token flips now and then.
 """
 
 from __future__ import annotations
@@ -46,15 +45,13 @@ class GenerationOutput:
 
 
 class Blip3oPipeline:
-    """Policy, tokenizer and renderer of one model folder.
+    """Policy, tokenizer and renderer of one model folder, in evaluation mode.
 
     Args:
-        policy: in evaluation mode; None where a `sampler` and a `layout` are given.
-        tokenizer: of the text.
-        renderer: in evaluation mode.
+        policy: None where a `sampler` and a `layout` are given.
         sampler: samples the tokens; by default the policy does, in transformers.
         layout: of the tokens; by default the policy's.
-        image_tokenizer: of the same model folder; needed for reference images.
+        image_tokenizer: needed for reference images.
     """
 
     def __init__(
@@ -85,9 +82,7 @@ class Blip3oPipeline:
         """Loads a model folder, or the packaged model by its name `mini`.
 
         Args:
-            folder: path or name.
             dtype: of policy and renderer; the image tokenizer is always float32.
-            device: of all parts.
             sampler: samples the tokens; the policy is then not loaded.
             editing: load the image tokenizer too, which reference images need.
         """
@@ -114,14 +109,11 @@ class Blip3oPipeline:
         Args:
             prompts: captions; repeat one for several images of it.
             seeds: one per prompt, non-negative.
-            config: how to generate.
             references: one entry per prompt: the images to edit, uint8 [H, W, 3], or None for an image from text
                 alone. A prompt with references is an instruction.
-            progress: receives how far each batch is.
 
         Raises:
-            UserError: the numbers of prompts and seeds differ, there is no prompt, a setting does not fit the model,
-                or references are given to a model that cannot edit.
+            UserError: the numbers of prompts, seeds and references differ, or something does not fit the model.
         """
         entries: list[Images | None] = [None] * len(prompts) if references is None else list(references)
         if len(entries) != len(prompts):
@@ -145,10 +137,9 @@ class Blip3oPipeline:
     ) -> GenerationOutput:
         """Renders given image tokens, those of a tokenized image for example; arguments and errors as in a call.
 
-        The renderer knows tokens only through the policy's hidden states, and those depend on the prompt. By default
-        it is the text-to-image prompt with an empty caption: the tokens are a full description, and a caption would add
-        an interpretation of the image. Upstream trains on its editing prompt with "Keep the image unchanged." for
-        this purpose, which takes an editing model and its reference conditions.
+        The renderer knows tokens only through the policy's hidden states, which depend on the prompt. By default the
+        caption is empty: the tokens are a full description, and a caption would add an interpretation. Upstream's
+        "Keep the image unchanged." takes an editing model and its reference conditions.
 
         Args:
             indices: codebook indices int64 [B, n], n = 729, 169, 81 for scale 0, 1, 2.

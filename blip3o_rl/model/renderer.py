@@ -17,8 +17,8 @@ places, each of which its config can switch off:
 - in the network's input: the clean latent next to the noisy one, [noisy | reference], concatenated along the *width*
   (the upstream flag is called CONCAT_AS_HEIGHT). Both halves have the timestep of the noise, and only the noisy half
   of the prediction is used.
-This follows upstream's inference where it differs from its training: the null condition has plain zeros, not a
-connector of zeros, for the reference's rows, and guidance keeps the reference in the input of both branches.
+As in upstream's inference, not its training, the null condition has plain zeros for the reference's rows, not a
+connector of zeros, and guidance keeps the reference in the input of both branches.
 """
 
 from __future__ import annotations
@@ -55,28 +55,19 @@ class Connector(ModelMixin, ConfigMixin):
         super().__init__()
         norm = RMSNorm(out_features, eps=1e-5, elementwise_affine=True)
         nn.init.constant_(norm.weight, NORM_START)
-        self.layers = nn.Sequential(
-            nn.Linear(in_features, out_features),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(out_features, out_features),
-            norm,
-        )
+        first, second = nn.Linear(in_features, out_features), nn.Linear(out_features, out_features)
+        self.layers = nn.Sequential(first, nn.GELU(approximate="tanh"), second, norm)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return self.layers(states)
 
 
 class ReferenceConnector(Connector):
-    """Latents of a reference image, one row per position, to condition rows; and how the model uses references.
-
-    Upstream's `und_image_vae_connector` and, as defaults, its sizes.
+    """Channels of a reference's latent to condition rows (upstream's `und_image_vae_connector`), and their uses.
 
     Args:
-        in_features: channels of a latent.
-        out_features: channels of a condition row.
         cross_attention: the rows are appended to the condition (upstream: not `only_use_und_image_vae_as_noise`).
-        noise_injection: the latent stands next to the noise in the transformer's input (upstream:
-            `use_und_image_vae_as_noise`).
+        noise_injection: the latent is next to the noise in the network's input (`use_und_image_vae_as_noise`).
     """
 
     @register_to_config
@@ -105,17 +96,16 @@ class Renderer(nn.Module):
         self.transformer = transformer
         self.vae = vae
         self.reference_connector = reference_connector
-        for name, part in (("connector", connector), (REFERENCE_CONNECTOR, reference_connector)):
-            if part is not None and part.config.out_features != transformer.config.caption_channels:
-                raise UserError(
-                    f"renderer: the {name} gives {part.config.out_features} channels, the transformer takes "
-                    f"{transformer.config.caption_channels}; the two are not from the same model"
-                )
-        if reference_connector is not None and reference_connector.config.in_features != vae.config.latent_channels:
-            raise UserError(
-                f"renderer: the {REFERENCE_CONNECTOR} takes {reference_connector.config.in_features} channels, the "
-                f"autoencoder's latents have {vae.config.latent_channels}; the two are not from the same model"
-            )
+        taken = transformer.config.caption_channels
+        joints = [("connector gives", connector.config.out_features, "transformer takes", taken)]
+        if reference_connector is not None:
+            sizes, latent = reference_connector.config, vae.config.latent_channels
+            joints.append((f"{REFERENCE_CONNECTOR} gives", sizes.out_features, "transformer takes", taken))
+            joints.append((f"{REFERENCE_CONNECTOR} takes", sizes.in_features, "autoencoder's latents have", latent))
+        for what, found, other, expected in joints:
+            if found != expected:
+                text = f"the {what} {found} channels, the {other} {expected}"
+                raise UserError(f"renderer: {text}; the two are not from the same model")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Renderer:
@@ -184,10 +174,8 @@ class Renderer(nn.Module):
     def null_condition(self, n: int = 1, editing: bool = False) -> torch.Tensor:
         """Condition without content: the connector applied to zeros, [1, n, C] with n equal rows.
 
-        Args:
-            n: rows of the tokens. When editing they weigh against the reference's rows, so there one row does not
-                stand for all of them.
-            editing: append the zeros that stand for the reference's rows, if the model appends rows.
+        When editing, zeros for the reference's rows follow, if the model appends rows. The n rows weigh against them,
+        so that one row does not stand for all.
         """
         zeros = torch.zeros(1, 1, self.connector.config.in_features, device=self.device, dtype=self.dtype)
         rows = self.connector(zeros).expand(1, n, -1)
@@ -222,10 +210,9 @@ class Renderer(nn.Module):
         guidance: float,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Velocity with classifier-free guidance: u + g (c - u), float32 [B, c, h, w].
+        """Velocity with classifier-free guidance: u + g (c - u), float32 [B, c, h, w]; with g = 1 `null` is not used.
 
-        `null` may have fewer rows than `condition`; with g = 1 it is not evaluated. `latents` [B, c, h, w] of the
-        references are in the network's input for both conditions.
+        `null` may have fewer rows than `condition`. `latents` [B, c, h, w] are those of the references.
         """
         width = x.shape[-1]
         if latents is not None:

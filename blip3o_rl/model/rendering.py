@@ -35,20 +35,15 @@ def render(
     Args:
         states: post-norm hidden states of the scale token and the image tokens, [B, n + 1, hidden].
         seeds: B seeds of the initial noise.
-        config: its steps, guidance and size.
         references: B latents [c, h, w] of the images to edit, or None for a text-to-image row.
-        progress: receives the steps.
 
     Raises:
-        UserError: the numbers of rows, seeds and references differ, a size that the model cannot render, or references
-            for a model that cannot edit.
+        UserError: the numbers of rows, seeds and references differ, or size or references do not fit the model.
     """
     given = references if references is not None else [None] * len(states)
     if not len(states) == len(seeds) == len(given):
-        raise UserError(
-            f"{len(states)} rows of states, {len(seeds)} seeds and {len(given)} references: give one of each per "
-            "image, None where there is no reference"
-        )
+        counts = f"{len(states)} rows of states, {len(seeds)} seeds and {len(given)} references"
+        raise UserError(f"{counts}: give one of each per image, None where there is no reference")
     edits = {row: latents for row, latents in enumerate(given) if latents is not None}
     check_side(renderer, config.size, editing=bool(edits))
     noise = initial_noise(renderer, seeds, config.size)
@@ -74,14 +69,10 @@ def denoise(
     config: GenerationConfig,
     latents: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """The Euler steps from noise [B, c, h, w] to the image's latents; gives the latents after each, `config.steps`.
+    """The `config.steps` Euler steps from noise [B, c, h, w] to the image's latents; gives the latents after each.
 
-    With a reference, upstream steps the whole input and then puts the reference back, which is the same as stepping
-    the noisy half.
-
-    Args:
-        condition, null: [B, rows, C] and [1, rows, C], as the renderer gives them.
-        latents: of the references, [B, c, h, w].
+    `condition` [B, rows, C] and `null` [1, rows, C] are the renderer's, `latents` [B, c, h, w] the references'. With
+    them upstream steps the whole input and puts the reference back: the same as stepping the noisy half.
     """
     x = noise
     for sigma, following in itertools.pairwise(sigmas(config.steps).tolist()):
@@ -131,10 +122,8 @@ def _latent_side(transformer: Any, factor: int, size: int | None) -> int:
     if size is None or size == own:
         return transformer.sample_size
     if transformer.interpolation_scale is not None:
-        raise UserError(
-            f"size={size}: this model has a positional embedding for {own} px and renders no other size; "
-            "leave the size out"
-        )
+        what = f"this model has a positional embedding for {own} px and renders no other size"
+        raise UserError(f"size={size}: {what}; leave the size out")
     multiple = factor * transformer.patch_size
     if size < multiple or size % multiple:
         raise UserError(f"size={size}: must be a multiple of {multiple} pixels; the model's own size is {own}")

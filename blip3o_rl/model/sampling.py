@@ -78,11 +78,7 @@ class PolicySampler:
 
         Args:
             prompts: token ids of B prompts of any lengths, each ending with `<im_start>` and the scale token.
-            tokens: token ids of the images, int64 [B, n].
-            scale: 0, 1, 2 for n = 729, 169, 81.
-
-        Raises:
-            UserError: an id is not an image token, or the shape does not fit prompts and scale.
+            tokens: token ids of the images, int64 [B, n], n = 729, 169, 81 at scale 0, 1, 2.
         """
         shape = (len(prompts), self.layout.tokens_per_image(scale))
         if tuple(tokens.shape) != shape:

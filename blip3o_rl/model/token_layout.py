@@ -111,10 +111,8 @@ def check_tokenizer(tokenizer: Any, layout: TokenLayout) -> None:
     for token, token_id in expected.items():
         found = tokenizer.convert_tokens_to_ids(token)
         if found != token_id:
-            raise UserError(
-                f"tokenizer: {token} has id {found}, the policy's config says {token_id}; "
-                "use the tokenizer that was saved with this policy"
-            )
+            what = f"{token} has id {found}, the policy's config says {token_id}"
+            raise UserError(f"tokenizer: {what}; use the tokenizer that was saved with this policy")
 
 
 CHATML = (
@@ -158,25 +156,16 @@ def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) 
 def encode_edit_prompt(
     tokenizer: Any, instruction: str, references: torch.Tensor, scale: int, layout: TokenLayout
 ) -> list[int]:
-    """Token ids of an editing prompt; like those of a text-to-image prompt they end with `<im_start>`, scale token.
+    """Token ids of an editing prompt, which end like those of a text-to-image prompt.
 
     Upstream writes one `<|image_pad|>` for every token of the references and then replaces these ids in order. Here
     the references' ids go between the tags at once: the same ids, and an `<|image_pad|>` in the instruction is left
-    alone. The references have no `<im_start>` and no scale token of their own.
-
-    Args:
-        instruction: what to change.
-        references: codebook indices [r, tokens_per_image(scale)], 1 <= r <= 4.
-
-    Raises:
-        UserError: too many or too few references, another number of tokens, a tokenizer without the vision tags.
+    alone. References are codebook indices [r, tokens_per_image(scale)], 1 <= r <= 4, without `<im_start>` of their own.
     """
     count = layout.tokens_per_image(scale)
     if references.ndim != 2 or not 1 <= len(references) <= MAX_REFERENCES or references.shape[1] != count:
-        raise UserError(
-            f"reference tokens of shape {list(references.shape)}: give 1 to {MAX_REFERENCES} references "
-            f"of {count} tokens each (scale {scale})"
-        )
+        wanted = f"1 to {MAX_REFERENCES} references of {count} tokens each (scale {scale})"
+        raise UserError(f"reference tokens of shape {list(references.shape)}: give {wanted}")
     for tag in VISION_TAGS:
         if _ids(tokenizer, tag) != [tokenizer.convert_tokens_to_ids(tag)]:
             raise UserError(f"tokenizer: {tag} is none of its tokens; editing needs that of a BLIP3o-NEXT policy")
