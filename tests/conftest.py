@@ -168,7 +168,7 @@ def write_upstream(
 
 
 def _config(config: Qwen3Config, layout: Any, tokenizer: Any, dtype: torch.dtype, editing: bool) -> dict[str, Any]:
-    """config.json as transformers 4 writes it, with the original's fields."""
+    """config.json as transformers 4 writes it, with upstream's fields."""
     fields = {
         name: getattr(config, name)
         for name in (

@@ -60,10 +60,10 @@ def convert(
         tell: takes the lines of the plan and one line per file written.
     """
     require_unused(Path(target))
-    configs = {"sana": sana_config, "vae": vae_config, "image_tokenizer": ta_tok_config}
+    configs = zip(CONFIG_FILES, (sana_config, vae_config, ta_tok_config), strict=True)
     plan = make_plan(
         resolve(source, revision, offline),
-        {name: Path(path) for name, path in configs.items() if path is not None},
+        {part: Path(path) for part, path in configs if path is not None},
         read_ta_tok(Path(ta_tok)) if ta_tok is not None else None,
     )
     for line in plan.lines():

@@ -34,7 +34,6 @@ from blip3o_rl.model.devices import dtype_name
 
 SHARD_BYTES = 5_000_000_000
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_PARTS = {"sana": "renderer/transformer", "vae": "renderer/vae", "image_tokenizer": "image_tokenizer"}
 Tell = Callable[[str], None]
 
 
@@ -88,9 +87,9 @@ def _write_upstream(source: Path, target: Path, tell: Tell) -> None:
         write_json(target / "model.safetensors.index.json", index)
     write_json(target / "config.json", upstream_config(source, dtype_name(tensors[EMBEDDING].dtype)))
     _copy_small_files(kept if converted else source / "policy", target)
-    for name, part in _PARTS.items():
+    for part, name in CONFIG_FILES.items():
         if (source / part / "config.json").is_file():
-            shutil.copyfile(source / part / "config.json", target / CONFIG_FILES[name])
+            shutil.copyfile(source / part / "config.json", target / name)
 
 
 def _fresh_layout(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Plan:
 def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | None = None) -> Plan:
     """Checks an upstream checkpoint and plans its conversion; reads no weight but `lm_head.weight` and the embedding.
 
-    `configs` are files for `sana`, `vae` and `image_tokenizer`, as far as given.
+    `configs` are files for parts of `CONFIG_FILES`, as far as given.
     """
     folder = source.folder
     if (folder / model_folder.INDEX).is_file() and (folder / "policy").is_dir():
@@ -86,7 +86,7 @@ def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | N
     checkpoint = weights.open_folder(folder)
     stored = checkpoint.tensors
     _require_blip3o(fields, stored)
-    files = {name: folder / file for name, file in CONFIG_FILES.items() if (folder / file).is_file()} | dict(configs)
+    files = {part: folder / name for part, name in CONFIG_FILES.items() if (folder / name).is_file()} | dict(configs)
     has_tower = any(key.startswith(TOWER) for key in stored)
     image_tokenizer = _image_tokenizer_config(files, ta_tok) if has_tower or ta_tok else None
     tokenizer = _load_tokenizer(source)
@@ -103,8 +103,8 @@ def make_plan(source: Source, configs: Mapping[str, Path], ta_tok: TaTokFile | N
     )
     modules = upstream_keys.build_modules(
         policy,
-        read_config(files["sana"]) if "sana" in files else upstream_config.SANA,
-        read_config(files["vae"]) if "vae" in files else upstream_config.DC_AE,
+        read_config(files["renderer/transformer"]) if "renderer/transformer" in files else upstream_config.SANA,
+        read_config(files["renderer/vae"]) if "renderer/vae" in files else upstream_config.DC_AE,
         image_tokenizer,
         upstream_config.reference_flags(fields, stored),
     )

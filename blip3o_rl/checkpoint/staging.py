@@ -2,8 +2,7 @@
 
 Gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is written next
 to its place as `<name>.partial` and renamed when it is complete. After an error nothing is left; after a SIGKILL the
-`.partial` folder is, and the next attempt replaces it. The mark inside it tells it from a user's folder of that name,
-which is never touched.
+`.partial` folder is, and the next attempt replaces it, but never a user's folder of that name, which has no mark.
 """
 
 from __future__ import annotations

@@ -18,8 +18,11 @@ from blip3o_rl.io import read_json
 from blip3o_rl.model.policy import Blip3oNextConfig
 from blip3o_rl.model.token_layout import IMAGE_TAGS, TokenLayout, check_tokenizer
 
-CONFIG_FILES = {"sana": "sana_config.json", "vae": "vae_config.json", "image_tokenizer": "ta_tok_config.json"}
-"""Looked for next to an upstream checkpoint; an export writes them there."""
+CONFIG_FILES = {
+    "renderer/transformer": "sana_config.json", "renderer/vae": "vae_config.json",
+    "image_tokenizer": "ta_tok_config.json",
+}  # fmt: skip
+"""Part of the model folder -> its config, looked for next to an upstream checkpoint; an export writes it there."""
 SANA: dict[str, Any] = {"qk_norm": "rms_norm_across_heads"}
 """SanaTransformer2DModel of SANA-1.5 1.6B at 1024 px, whose other sizes are diffusers' defaults."""
 _BLOCKS = ["ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock", "EfficientViTBlock"]

@@ -2,8 +2,7 @@
 
 An editing model meets a reference in three places: in the prompt, as TA-Tok tokens between Qwen's vision tags
 (`token_layout.encode_edit_prompt`), and, as the autoencoder's latent of the first reference, in the renderer's
-condition and input (`renderer`). Upstream edits one image at a time and fails without a reference; here a batch may mix
-edits and text-to-image (`rendering`).
+condition and input (`renderer`). Unlike upstream's, a batch may mix edits and text-to-image (`rendering`).
 """
 
 from __future__ import annotations
@@ -42,10 +41,8 @@ def autoencoder_pixels(image: np.ndarray, size: int) -> torch.Tensor:
     """
     height, width = image.shape[:2]
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UserError(
-            f"reference image of {width} x {height} px: the longer side is more than {MAX_ASPECT} times the "
-            "shorter one; crop the image"
-        )
+        what = f"the longer side is more than {MAX_ASPECT} times the shorter one"
+        raise UserError(f"reference image of {width} x {height} px: {what}; crop the image")
     levels = middle_square(image, size, BILINEAR)
     return (torch.from_numpy(levels).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
@@ -57,11 +54,7 @@ def encode_reference(
 
     Args:
         images: one or more, uint8 [H, W, 3], RGB; all of them become tokens, the first also becomes a latent.
-        image_tokenizer: of the same model folder.
         scale: of the image to generate; the references are tokenized at the same scale.
-
-    Raises:
-        UserError: the model cannot edit, there is no image, or there are several where the model takes one.
     """
     connector = renderer.editing_connector()
     if image_tokenizer is None:

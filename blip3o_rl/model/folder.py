@@ -63,12 +63,9 @@ class ModelFolder:
         file = self.path / INDEX
         if not file.is_file():
             raise UserError(f"{file}: missing, so {self.path} is not a complete model folder; write it again")
-        try:
-            self.index = json.loads(file.read_text())
-            written = self.index["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not readable as a model index ({error}); write the model folder again") from error
-        if written != FORMAT:
+        index = read_json(file)
+        self.index: dict[str, Any] = index if isinstance(index, dict) else {}
+        if (written := self.index.get("format")) != FORMAT:
             raise UserError(f"{file}: format {written}, this version reads {FORMAT}; write the model folder again")
         for part in parts:
             self._checked(part)
@@ -89,10 +86,8 @@ class ModelFolder:
     def check_editing(self) -> None:
         """Raises `UserError` unless the model can edit images and has all parts for it."""
         if not self.can_edit:
-            raise UserError(
-                f"model folder {self.path}: has no {_EDITING}, so it generates from text only and takes no reference "
-                "image; use the folder of an editing model"
-            )
+            what = f"has no {_EDITING}, so it generates from text only and takes no reference image"
+            raise UserError(f"model folder {self.path}: {what}; use the folder of an editing model")
         for part in PARTS:
             self._checked(part)
 

@@ -11,7 +11,7 @@ float32 another batch changes the logits by about 1e-6; in half precision a toke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,8 @@ class Blip3oPipeline:
             raise UserError(f"{len(prompts)} prompts and {len(entries)} references: give one entry per prompt")
         encoded = self._encode_references(entries, config.scale)
         rows = self.prompt_ids(prompts, config.scale, encoded)
-
-        def tokens_and_states(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.sampler(rows[some], seeds[some], config, progress)
-
         latents = [None if reference is None else reference.latents for reference in encoded]
-        return self._in_batches(tokens_and_states, latents, seeds, config, progress)
+        return self._in_batches(rows, None, latents, seeds, config, progress)
 
     def render_tokens(
         self,
@@ -149,12 +145,8 @@ class Blip3oPipeline:
         captions = prompts if prompts is not None else [""] * len(indices)
         if len(captions) != len(indices):
             raise UserError(f"{len(indices)} rows of tokens and {len(captions)} prompts: give one prompt per image")
-        tokens, rows = self.layout.to_ids(indices), self.prompt_ids(captions, config.scale)
-
-        def tokens_and_states(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            return tokens[some], self.hidden_states(rows[some], tokens[some], config.scale)
-
-        return self._in_batches(tokens_and_states, [None] * len(captions), seeds, config, progress)
+        rows, latents = self.prompt_ids(captions, config.scale), [None] * len(captions)
+        return self._in_batches(rows, self.layout.to_ids(indices), latents, seeds, config, progress)
 
     def prompt_ids(
         self, prompts: list[str], scale: int, references: Sequence[Reference | None] | None = None
@@ -177,20 +169,25 @@ class Blip3oPipeline:
 
     def _in_batches(
         self,
-        tokens_and_states: Callable[[slice], tuple[torch.Tensor, torch.Tensor]],
-        latents: list[torch.Tensor | None],
+        rows: list[list[int]],
+        given: torch.Tensor | None,
+        latents: Sequence[torch.Tensor | None],
         seeds: list[int],
         config: GenerationConfig,
         progress: Progress,
     ) -> GenerationOutput:
-        count = len(latents)
+        """Renders the given tokens, or samples them first."""
+        count = len(rows)
         if not count or count != len(seeds):
             raise UserError(f"{count} images and {len(seeds)} seeds: give one seed per image, at least one")
         check_side(self.renderer, config.size, editing=any(latent is not None for latent in latents))
         batches = []
         for start in range(0, count, config.batch_size):
             some = slice(start, start + config.batch_size)
-            tokens, states = tokens_and_states(some)
+            if given is None:
+                tokens, states = self.sampler(rows[some], seeds[some], config, progress)
+            else:
+                tokens, states = given[some], self.hidden_states(rows[some], given[some], config.scale)
             images = render(self.renderer, states, seeds[some], config, latents[some], progress)
             batches.append((images, tokens, states))
         images_, tokens_, states_ = zip(*batches, strict=True)

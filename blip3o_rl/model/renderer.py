@@ -149,10 +149,8 @@ class Renderer(nn.Module):
     def editing_connector(self) -> ReferenceConnector:
         """The second connector, or a `UserError` if the model was not trained to edit."""
         if self.reference_connector is None:
-            raise UserError(
-                "reference image: this model folder has no renderer/reference_connector, it generates from text only; "
-                "use the folder of an editing model, or leave the reference out"
-            )
+            what = "this model folder has no renderer/reference_connector, it generates from text only"
+            raise UserError(f"reference image: {what}; use the folder of an editing model, or leave the reference out")
         return self.reference_connector
 
     def condition(self, states: torch.Tensor, latents: torch.Tensor | None = None) -> torch.Tensor:
@@ -185,12 +183,9 @@ class Renderer(nn.Module):
         return torch.cat([rows, rows.new_zeros(1, height * width, rows.shape[-1])], dim=1)
 
     def predict(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: torch.Tensor) -> torch.Tensor:
-        """The network's velocity for one condition, without guidance: float32 [B, c, h, w], as x.
+        """The network's velocity for one condition [B or 1, rows, C], without guidance: float32 [B, c, h, w], as x.
 
-        Args:
-            x: [B, c, h, w].
-            sigma: noise level in (0, 1], one number or [B].
-            condition: [B or 1, rows, C].
+        `sigma` is the noise level in (0, 1], one number or [B].
         """
         timestep = torch.as_tensor(sigma, dtype=torch.float32, device=self.device) * TIMESTEPS
         out = self.transformer(

@@ -28,11 +28,8 @@ class Sampler(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids int64 [B, n] and post-norm states of the scale token and the n tokens, [B, n + 1, hidden].
 
-        Args:
-            prompts: token ids of B prompts, each ending with `<im_start>` and the scale token.
-            seeds: one per prompt.
-            config: its scale: 0, 1, 2 for n = 729, 169, 81 tokens; top_k and top_p.
-            progress: receives the number of tokens that are sampled.
+        Prompts are token ids that end with `<im_start>` and the scale token, each with its own seed. Of the config
+        scale, top_k and top_p are used.
         """
 
 

@@ -45,10 +45,8 @@ class TokenLayout:
         """Reads the layout from a policy config; a field is absent where a text-only Qwen3 is given by mistake."""
         names = [field.name for field in fields(cls) if field.name != "grid"]
         if missing := [name for name in names if getattr(config, name, None) is None]:
-            raise UserError(
-                f"policy config.json: {', '.join(missing)} missing, so this is no BLIP3o-NEXT policy "
-                "(a text-only language model?); give a model folder written by this package"
-            )
+            what = f"{', '.join(missing)} missing, so this is no BLIP3o-NEXT policy (a text-only language model?)"
+            raise UserError(f"policy config.json: {what}; give a model folder written by this package")
         return cls(**{name: int(getattr(config, name)) for name in names}, grid=int(getattr(config, "image_grid", 27)))
 
     def config_fields(self) -> dict[str, int]:
@@ -144,11 +142,7 @@ def _conversation(content: str) -> list[dict[str, str]]:
 
 
 def encode_prompt(tokenizer: Any, prompt: str, scale: int, layout: TokenLayout) -> list[int]:
-    """Token ids of a text-to-image prompt; they end with `<im_start>` and the scale token.
-
-    The text part goes through the tokenizer's chat template with a generation prompt, the two added tokens follow
-    directly after `<|im_start|>assistant\\n`, as in upstream's inference code.
-    """
+    """Token ids of a text-to-image prompt; as in upstream's inference code `<im_start>` and the scale token end it."""
     text = tokenizer.apply_chat_template(chat_messages(prompt), tokenize=False, add_generation_prompt=True)
     return [*_ids(tokenizer, text), layout.image_start_tag_id, layout.scale_token_id(scale)]
 

@@ -1,4 +1,4 @@
-"""Upstream checkpoints become model folders that draw; what does not fit is one error and leaves nothing behind."""
+"""Upstream checkpoints become model folders that render; what does not fit is one error and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def converted(checkpoint: Any, target: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_converted_checkpoint_holds_the_weights_and_draws(upstream: Callable, tmp_path: Path, shards: int) -> None:
+def test_a_converted_checkpoint_holds_the_weights_and_renders(upstream: Callable, tmp_path: Path, shards: int) -> None:
     checkpoint = upstream(shards=shards, dtype=torch.float32, editing=True)
     folder = converted(checkpoint, tmp_path / "model")
     assert model_folder.ModelFolder(folder, *model_folder.PARTS)
@@ -106,8 +106,8 @@ def ta_tok_file(upstream: Callable, file: Path, **flags: Any) -> dict[str, torch
     prefix = "model.vision_tower.vision_tower."
     tensors = upstream(dtype=torch.float32).tensors()
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    regulariser = {"name": "simvq", "args": {"codebook_size": 512, "l2_normalized": True, "stochastic": True} | flags}
-    bottleneck = {"name": "bottleneck", "args": {"bottleneck_dim": 16, "regularizer": regulariser}}
+    regularizer = {"name": "simvq", "args": {"codebook_size": 512, "l2_normalized": True, "stochastic": True} | flags}
+    bottleneck = {"name": "bottleneck", "args": {"bottleneck_dim": 16, "regularizer": regularizer}}
     args = {"bottleneck": bottleneck, "input_size": 108, "teacher": "x"}
     torch.save({"model": {"args": args, "sd": weights | {"teacher.x": torch.ones(1)}}}, file)
     return weights
@@ -246,7 +246,7 @@ def test_source_and_hashes_are_recorded_and_no_path(upstream: Callable, tmp_path
     assert not [file for file in folder.rglob("*.json") if str(tmp_path) in file.read_text()]
 
 
-def test_a_dry_run_tells_the_plan_and_writes_nothing(upstream: Callable, tmp_path: Path) -> None:
+def test_a_dry_run_reports_the_plan_and_writes_nothing(upstream: Callable, tmp_path: Path) -> None:
     checkpoint = upstream(editing=True)
     before = sorted(tmp_path.rglob("*"))
     lines: list[str] = []

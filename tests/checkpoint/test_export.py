@@ -152,7 +152,7 @@ def test_the_policy_is_a_plain_transformers_folder(converted: Callable, tmp_path
     assert torch.equal(plain(ids).logits, own(ids).logits)
 
 
-def test_diffusers_draws_what_the_renderer_draws(converted: Callable, tmp_path: Path) -> None:
+def test_diffusers_renders_what_the_renderer_renders(converted: Callable, tmp_path: Path) -> None:
     _, folder = converted(dtype=torch.float32)
     out = export(folder, tmp_path / "out", "diffusers")
     pipe = DiffusionPipeline.from_pretrained(out, text_encoder=None, tokenizer=None)

@@ -1,4 +1,4 @@
-"""Editing: each stage against what the original's inference does, computed by hand; mixed batches; mistakes."""
+"""Editing: each stage against what upstream's inference does, computed by hand; mixed batches; mistakes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROWS = 64
 
 
 def make_renderer(**uses: bool) -> Renderer:
-    """The mini model's sizes, without a positional embedding as in the original, with a reference connector."""
+    """The mini model's sizes, without a positional embedding as upstream, with a reference connector."""
     torch.manual_seed(0)
     vae = parts.make_vae()
     vae.register_to_config(scaling_factor=0.5)
@@ -86,7 +86,7 @@ def noisy_image(width: int, height: int, seed: int = 0) -> np.ndarray:
 # Prompt
 
 
-def test_the_prompt_reads_as_in_the_original(words: tuple[Any, TokenLayout]) -> None:
+def test_the_prompt_reads_as_upstream(words: tuple[Any, TokenLayout]) -> None:
     tokenizer, layout = words
     indices = some_indices(1)
     ids = encode_edit_prompt(tokenizer, INSTRUCTION, indices, 2, layout)
@@ -102,7 +102,7 @@ def test_the_prompt_reads_as_in_the_original(words: tuple[Any, TokenLayout]) -> 
 
 @pytest.mark.parametrize(("count", "which"), [(1, "this image"), (3, "these images")])
 def test_prompt_ids_equal_replacing_placeholders(words: tuple[Any, TokenLayout], count: int, which: str) -> None:
-    """The original: one <|image_pad|> a token in the text, and in the ids each replaced in order."""
+    """Upstream: one <|image_pad|> per token in the text, and in the ids each replaced in order."""
     tokenizer, layout = words
     indices = some_indices(count)
     block = "<|vision_start|>" + "<|image_pad|>" * (N * count) + "<|vision_end|>"
@@ -144,19 +144,19 @@ def test_a_prompt_without_a_reference_is_a_caption(words: tuple[Any, TokenLayout
 # Pixels and latents
 
 
-def test_the_autoencoder_sees_the_centre() -> None:
-    picture = noisy_image(101, 64)
-    found = reference.autoencoder_pixels(picture, 64)
-    expected = np.asarray(picture)[:, 18:82].transpose(2, 0, 1) / 127.5 - 1  # (101 - 64) / 2 = 18.5, rounded to even
+def test_the_autoencoder_sees_the_center() -> None:
+    image = noisy_image(101, 64)
+    found = reference.autoencoder_pixels(image, 64)
+    expected = np.asarray(image)[:, 18:82].transpose(2, 0, 1) / 127.5 - 1  # (101 - 64) / 2 = 18.5, rounded to even
     assert found.dtype == torch.float32 and found.shape == (3, 64, 64)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_the_shorter_side_is_resized_and_the_longer_rounded_down() -> None:
-    picture = noisy_image(50, 77)
-    whole = np.asarray(Image.fromarray(picture).resize((64, 98), Image.Resampling.BILINEAR))  # 64 * 77 / 50 = 98.56
+    image = noisy_image(50, 77)
+    whole = np.asarray(Image.fromarray(image).resize((64, 98), Image.Resampling.BILINEAR))  # 64 * 77 / 50 = 98.56
     expected = whole[17:81].transpose(2, 0, 1) / 127.5 - 1
-    np.testing.assert_allclose(reference.autoencoder_pixels(picture, 64).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(reference.autoencoder_pixels(image, 64).numpy(), expected, atol=1e-6)
 
 
 def test_latents_are_scaled_encodings(renderer: Renderer) -> None:
@@ -165,12 +165,12 @@ def test_latents_are_scaled_encodings(renderer: Renderer) -> None:
     torch.testing.assert_close(renderer.encode_latents(pixels), expected)
 
 
-def test_all_pictures_become_tokens_and_the_first_a_latent(image_tokenizer: TATok) -> None:
+def test_all_images_become_tokens_and_the_first_a_latent(image_tokenizer: TATok) -> None:
     renderer = make_renderer(noise_injection=False)
-    pictures = [noisy_image(80, 64, seed) for seed in (1, 2)]
-    found = reference.encode_reference(pictures, image_tokenizer, renderer, scale=2)
-    assert torch.equal(found.indices, image_tokenizer.tokenize(pictures, 2)) and found.indices.shape == (2, N)
-    first = renderer.encode_latents(reference.autoencoder_pixels(pictures[0], 64)[None])[0]
+    images = [noisy_image(80, 64, seed) for seed in (1, 2)]
+    found = reference.encode_reference(images, image_tokenizer, renderer, scale=2)
+    assert torch.equal(found.indices, image_tokenizer.tokenize(images, 2)) and found.indices.shape == (2, N)
+    first = renderer.encode_latents(reference.autoencoder_pixels(images[0], 64)[None])[0]
     torch.testing.assert_close(found.latents, first)
 
 
@@ -246,13 +246,11 @@ def test_each_use_can_be_off(
     assert widths == [width]
 
 
-# Whole pictures
+# Whole images
 
 
-def test_editing_equals_the_loop_of_the_original(
-    renderer: Renderer, states: torch.Tensor, latents: torch.Tensor
-) -> None:
-    """One picture, both guidance branches in a batch, the scheduler steps the full width, then the noise is cut off."""
+def test_editing_equals_the_upstream_loop(renderer: Renderer, states: torch.Tensor, latents: torch.Tensor) -> None:
+    """One image, both guidance branches in a batch, the scheduler steps the full width, then the noise is cut off."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 5, 5))
     connector = renderer.reference_connector
@@ -277,8 +275,8 @@ def test_editing_equals_the_loop_of_the_original(
             x = whole[..., :8]
             torch.testing.assert_close(step, x, atol=1e-4, rtol=0)
         expected = renderer.decode(x).numpy().astype(int)
-    drawn = render(renderer, states[:1], [4], GenerationConfig(steps=5, guidance=3.0), [known[0]]).astype(int)
-    assert np.abs(drawn - expected).max() <= 1
+    rendered = render(renderer, states[:1], [4], GenerationConfig(steps=5, guidance=3.0), [known[0]]).astype(int)
+    assert np.abs(rendered - expected).max() <= 1
 
 
 def test_a_mixed_batch_is_its_parts(
@@ -313,8 +311,8 @@ def test_a_mixed_left_padded_batch_gives_the_states_of_single_samples(
     torch.manual_seed(0)
     policy: Blip3oNextForCausalLM = parts.make_policy(tokenizer, layout).eval()
     kinds = [Reference(some_indices(2), latents[0]), None, Reference(some_indices(1), latents[1])]
-    picture = layout.to_ids(some_indices(1, seed=5))[0].tolist()
-    rows = [reference.prompt_ids(tokenizer, INSTRUCTION, kind, 2, layout) + picture for kind in kinds]
+    tokens = layout.to_ids(some_indices(1, seed=5))[0].tolist()
+    rows = [reference.prompt_ids(tokenizer, INSTRUCTION, kind, 2, layout) + tokens for kind in kinds]
     width = max(map(len, rows))
     ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -327,7 +325,7 @@ def test_a_mixed_left_padded_batch_gives_the_states_of_single_samples(
             torch.testing.assert_close(found[-(N + 1) :], alone[-(N + 1) :], atol=1e-4, rtol=0)
 
 
-def test_the_pipeline_draws_a_mixed_batch_like_its_parts(
+def test_the_pipeline_renders_a_mixed_batch_like_its_parts(
     words: tuple[Any, TokenLayout], renderer: Renderer, image_tokenizer: TATok
 ) -> None:
     torch.manual_seed(0)
@@ -449,7 +447,7 @@ def test_a_connector_of_another_model_is_refused(renderer: Renderer) -> None:
         Renderer(*whole, ReferenceConnector(32, 192))
 
 
-def test_the_defaults_are_the_released_sizes() -> None:
+def test_the_defaults_are_the_upstream_sizes() -> None:
     with torch.device("meta"):
         connector = ReferenceConnector()
     assert {name: tuple(value.shape) for name, value in connector.state_dict().items()} == {

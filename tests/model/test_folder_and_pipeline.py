@@ -72,7 +72,7 @@ def test_a_missing_part_is_named(saved: Path, tmp_path: Path, part: str, match: 
         ModelFolder(broken, *GENERATING)
 
 
-def test_same_seed_same_picture_other_seed_another(pipe: Blip3oPipeline) -> None:
+def test_same_seed_same_image_other_seed_another(pipe: Blip3oPipeline) -> None:
     a, b = (
         pipe(PROMPTS[:1] * 2, [7, 8], TWO_STEPS),
         pipe(PROMPTS[:1] * 2, [7, 8], TWO_STEPS),

@@ -1,4 +1,4 @@
-"""Pictures to indices: the original's preprocessing, nearest entries, one policy for numbers, files of all kinds."""
+"""Images to indices: upstream's preprocessing, nearest entries, one policy for numbers, files of all kinds."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_indices_are_nearest_effective_entries(pixels: torch.Tensor) -> None:
     assert torch.equal(tokenizer.encode(pixels, 2), distances.argmin(-1))
 
 
-def test_l2_normalised_tokenizer_compares_directions(pixels: torch.Tensor) -> None:
+def test_l2_normalized_tokenizer_compares_directions(pixels: torch.Tensor) -> None:
     plain, directional = tiny(), tiny(l2_normalized=True)
     directional.load_state_dict(plain.state_dict())
     with torch.no_grad():
@@ -103,12 +103,12 @@ def test_unknown_scale_is_refused(pixels: torch.Tensor) -> None:
 
 
 def noisy(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """A picture in which every pixel matters, uint8."""
+    """An image in which every pixel matters, uint8."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def test_the_indices_of_a_png_are_those_of_the_originals_preprocessing(tmp_path: Path) -> None:
-    """By hand with PIL: squash, bicubic, 1/255, mean and deviation 0.5. The picture is neither square nor small."""
+def test_the_indices_of_a_png_are_those_of_upstreams_preprocessing(tmp_path: Path) -> None:
+    """By hand with PIL: squash, bicubic, 1/255, mean and deviation 0.5. The image is neither square nor small."""
     Image.fromarray(noisy(200, 90)).save(tmp_path / "a.png")
     tokenizer = tiny()
     with Image.open(tmp_path / "a.png") as image:

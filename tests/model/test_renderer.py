@@ -119,7 +119,7 @@ def test_large_images_are_decoded_a_few_at_a_time(renderer: Renderer, monkeypatc
     assert (found.int() - expected.int()).abs().max() <= 1, "another batch rounds differently by a grey level at most"
 
 
-def test_render_equals_the_loop_of_the_original(renderer: Renderer, states: torch.Tensor) -> None:
+def test_render_equals_the_upstream_loop(renderer: Renderer, states: torch.Tensor) -> None:
     """Both guidance branches in one batch with all null rows, diffusers' scheduler, then decoding."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 5, 5))

@@ -1,4 +1,4 @@
-"""Each stage from prompt to picture, called alone on given inputs, against the original's arithmetic written out."""
+"""Each stage from prompt to image, called alone on given inputs, against the upstream arithmetic written out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pipe() -> Blip3oPipeline:
 
 @pytest.fixture(scope="module")
 def unplaced() -> Renderer:
-    """A renderer whose transformer has no positional embedding, as in the released models."""
+    """A renderer whose transformer has no positional embedding, as upstream."""
     torch.manual_seed(0)
     config = {**parts.make_renderer(parts.make_vae()).transformer.config, "interpolation_scale": None}
     transformer = SanaTransformer2DModel.from_config(config)
@@ -79,7 +79,7 @@ def test_padding_is_on_the_left() -> None:
 def test_hidden_states_are_post_norm_and_begin_at_the_scale_token(
     pipe: Blip3oPipeline, tokens: torch.Tensor, states: torch.Tensor
 ) -> None:
-    """One prompt at a time without padding, mask or positions, as in the original; hidden_states[-1]."""
+    """One prompt at a time without padding, mask or positions, as upstream; hidden_states[-1]."""
     assert states.shape == (3, 82, parts.HIDDEN)
     for row, prompt in enumerate(pipe.prompt_ids(PROMPTS, 2)):
         ids = torch.tensor([prompt + tokens[row].tolist()])
@@ -91,7 +91,7 @@ def test_hidden_states_are_post_norm_and_begin_at_the_scale_token(
 
 
 def test_sampled_tokens_follow_the_softmax_over_the_image_tokens(pipe: Blip3oPipeline) -> None:
-    """Every token is the largest of log-probability plus Gumbel noise from the picture's own seed."""
+    """Every token is the largest of log-probability plus Gumbel noise from the image's own seed."""
     rows = pipe.prompt_ids(PROMPTS, 2)
     tokens, states = PolicySampler(pipe.policy, pipe.tokenizer.pad_token_id)(rows, SEEDS, SCALE_2)
     image = slice(pipe.layout.image_ids.start, pipe.layout.image_ids.stop)
@@ -115,8 +115,8 @@ def test_sampling_is_at_temperature_one() -> None:
     logits = torch.full((layout.num_image_tokens,), -1e9)
     logits[:3] = torch.tensor([0.0, 1.0, 2.0])
     generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
-    drawn = layout.to_indices(sampler._choose(logits.expand(4000, -1), generators))
-    found = torch.bincount(drawn, minlength=3) / 4000
+    sampled = layout.to_indices(sampler._choose(logits.expand(4000, -1), generators))
+    found = torch.bincount(sampled, minlength=3) / 4000
     torch.testing.assert_close(found[:3], logits[:3].softmax(-1), atol=0.03, rtol=0)
 
 
@@ -208,7 +208,7 @@ def test_decode_before_rounding(pipe: Blip3oPipeline) -> None:
     assert ((found * 255).round().permute(0, 2, 3, 1) - rounded.float()).abs().max() <= 1
 
 
-def test_prompts_of_different_lengths_in_a_batch_are_drawn_as_alone(pipe: Blip3oPipeline) -> None:
+def test_prompts_of_different_lengths_in_a_batch_are_rendered_as_alone(pipe: Blip3oPipeline) -> None:
     together = pipe(PROMPTS, SEEDS, GenerationConfig(scale=2, steps=3))
     for row in range(3):
         alone = pipe(PROMPTS[row : row + 1], SEEDS[row : row + 1], GenerationConfig(scale=2, steps=3))
@@ -223,7 +223,7 @@ def test_batch_size_changes_nothing(pipe: Blip3oPipeline) -> None:
     assert grey_levels_apart(one.images, two.images) <= 1
 
 
-def test_redrawing_sampled_tokens_gives_the_same_picture(pipe: Blip3oPipeline) -> None:
+def test_rendering_sampled_tokens_again_gives_the_same_image(pipe: Blip3oPipeline) -> None:
     first = pipe(PROMPTS, SEEDS, GenerationConfig(scale=2, steps=2))
     indices = pipe.layout.to_indices(first.tokens)
     again = pipe.render_tokens(indices, SEEDS, PROMPTS, GenerationConfig(scale=2, steps=2, batch_size=2))
@@ -235,7 +235,7 @@ def test_redrawing_sampled_tokens_gives_the_same_picture(pipe: Blip3oPipeline) -
     torch.testing.assert_close(uncaptioned.states, expected, **TOLERANCE)
 
 
-def test_tokens_that_cannot_be_drawn_are_refused(pipe: Blip3oPipeline) -> None:
+def test_tokens_that_cannot_be_rendered_are_refused(pipe: Blip3oPipeline) -> None:
     fitting = torch.zeros(2, 81, dtype=torch.int64)
     for wrong, words in (
         (fitting + pipe.layout.num_image_tokens, "outside the image vocabulary"),
@@ -267,19 +267,19 @@ def test_another_sampler_takes_the_policys_place(pipe: Blip3oPipeline, states: t
     assert grey_levels_apart(images, render(pipe.renderer, states, SEEDS, GenerationConfig(steps=2))) == 0
 
 
-def test_progress_is_told_of_every_token_and_step(pipe: Blip3oPipeline) -> None:
-    told: list[tuple[str, int, int]] = []
+def test_progress_is_reported_for_every_token_and_step(pipe: Blip3oPipeline) -> None:
+    reported: list[tuple[str, int, int]] = []
     config = GenerationConfig(scale=2, steps=3, batch_size=1)
-    pipe(PROMPTS[:2], [1, 2], config, progress=lambda *told_of: told.append(told_of))
+    pipe(PROMPTS[:2], [1, 2], config, progress=lambda *given: reported.append(given))
     batch = [("tokens", done, 81) for done in range(82)] + [("steps", done, 3) for done in (1, 2, 3)]
-    assert told == batch * 2
+    assert reported == batch * 2
 
 
 def test_other_sizes_without_a_positional_embedding(unplaced: Renderer, pipe: Blip3oPipeline) -> None:
     assert [latent_side(unplaced, size) for size in (None, 64, 96, 8)] == [8, 8, 12, 1]
     other = Blip3oPipeline(pipe.policy, pipe.tokenizer, unplaced)
-    drawn = other(PROMPTS[:1], [1], GenerationConfig(scale=2, steps=2, size=96))
-    assert drawn.images.shape == (1, 96, 96, 3)
+    rendered = other(PROMPTS[:1], [1], GenerationConfig(scale=2, steps=2, size=96))
+    assert rendered.images.shape == (1, 96, 96, 3)
     assert initial_noise(unplaced, [1], 96).shape == (1, 8, 12, 12)
     assert torch.equal(initial_noise(unplaced, [1, 2]), initial_noise(unplaced, [1, 2], 64))
     for size in (65, 4, 0, -8):
@@ -301,19 +301,19 @@ def test_no_other_size_with_a_positional_embedding(pipe: Blip3oPipeline, unplace
 
 
 def test_references_need_a_model_that_edits(pipe: Blip3oPipeline) -> None:
-    picture = [np.zeros((64, 64, 3), np.uint8)]
+    image = [np.zeros((64, 64, 3), np.uint8)]
     with pytest.raises(UserError, match="generates from text only"):
-        pipe(PROMPTS, SEEDS, SCALE_2, references=[picture, None, None])
+        pipe(PROMPTS, SEEDS, SCALE_2, references=[image, None, None])
     with pytest.raises(UserError, match="3 prompts and 1 references"):
-        pipe(PROMPTS, SEEDS, SCALE_2, references=[picture])
+        pipe(PROMPTS, SEEDS, SCALE_2, references=[image])
 
 
 def test_a_batch_may_mix_captions_and_edits(pipe: Blip3oPipeline, unplaced: Renderer) -> None:
     torch.manual_seed(1)
     both = Renderer(unplaced.connector, unplaced.transformer, unplaced.vae, ReferenceConnector(8, 192)).eval()
     edit = Blip3oPipeline(pipe.policy, pipe.tokenizer, both, image_tokenizer=parts.make_image_tokenizer().eval())
-    picture = [np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)]
-    references, config = [None, picture, None], GenerationConfig(scale=2, steps=2)
+    image = [np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)]
+    references, config = [None, image, None], GenerationConfig(scale=2, steps=2)
     mixed = edit(PROMPTS, SEEDS, config, references)
     for row in range(3):
         alone = edit(PROMPTS[row : row + 1], [SEEDS[row]], config, [references[row]])

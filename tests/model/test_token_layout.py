@@ -11,18 +11,18 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer, encode_prompt
 
-RELEASED = TokenLayout(151669, 151670, 151671, 3, 151674, 65536)
+UPSTREAM = TokenLayout(151669, 151670, 151671, 3, 151674, 65536)
 PROMPT = "a photo of a red circle"
 
 
-def test_the_released_ids() -> None:
-    assert RELEASED.image_ids == range(151674, 217210)
-    assert [RELEASED.tokens_per_image(scale) for scale in (0, 1, 2)] == [729, 169, 81]
-    assert [RELEASED.scale_token_id(scale) for scale in (0, 1, 2)] == [151671, 151672, 151673]
+def test_the_upstream_ids() -> None:
+    assert UPSTREAM.image_ids == range(151674, 217210)
+    assert [UPSTREAM.tokens_per_image(scale) for scale in (0, 1, 2)] == [729, 169, 81]
+    assert [UPSTREAM.scale_token_id(scale) for scale in (0, 1, 2)] == [151671, 151672, 151673]
 
 
 def test_config_fields_round_trip() -> None:
-    assert TokenLayout.from_config(SimpleNamespace(**RELEASED.config_fields())) == RELEASED
+    assert TokenLayout.from_config(SimpleNamespace(**UPSTREAM.config_fields())) == UPSTREAM
 
 
 def test_a_text_only_model_is_named_as_such() -> None:
@@ -31,9 +31,9 @@ def test_a_text_only_model_is_named_as_such() -> None:
 
 
 def test_text_ids_are_no_image_tokens() -> None:
-    assert RELEASED.to_indices(torch.tensor([151674, 217209])).tolist() == [0, 65535]
+    assert UPSTREAM.to_indices(torch.tensor([151674, 217209])).tolist() == [0, 65535]
     with pytest.raises(ValueError, match="outside the image vocabulary"):
-        RELEASED.to_indices(torch.tensor([151673]))
+        UPSTREAM.to_indices(torch.tensor([151673]))
 
 
 def test_the_prompt_is_qwens_chat_with_the_tag_and_the_scale_token() -> None:
@@ -56,4 +56,4 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
 
 def test_an_unknown_scale_is_refused() -> None:
     with pytest.raises(UserError, match="scale=3: must be one of 0, 1, 2"):
-        RELEASED.tokens_per_image(3)
+        UPSTREAM.tokens_per_image(3)
