@@ -144,7 +144,7 @@ def test_a_cluster_that_is_too_small_is_left_again_and_the_reason_is_kept(
     monkeypatch.setattr(given_cluster, "use_token", lambda: None)
     for name, instead in (("_environment", lambda *_: {}), ("_keep_logs", lambda *_: None)):
         monkeypatch.setattr(cluster, name, instead)
-    monkeypatch.setattr(cluster.interruption, "catch_sigterm", lambda: None)
+    monkeypatch.setattr(cluster.terminal, "catch_sigterm", lambda: None)
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     config = compose_recipe("shapes", [f"run.folder={folder.path}"])
     with pytest.raises(UserError, match="the Ray cluster has 0 GPUs"), cluster.connected(config, folder):
