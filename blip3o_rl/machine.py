@@ -90,6 +90,24 @@ def affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def float32_gib(*folders: Path) -> float:
+    """Memory that the weights in the safetensors files of some folders take in float32, GiB.
+
+    Raises:
+        UserError: a file is truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for file in (file for folder in folders for file in folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "np") as weights:
+                count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{file}: truncated or no safetensors file ({error}); copy the model again") from error
+    return 4 * count / GIB
+
+
 def cpus() -> int:
     """CPUs that this process may use: its affinity, or the CPU time that its control groups leave."""
     count = affinity()

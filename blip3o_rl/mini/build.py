@@ -1,6 +1,4 @@
-"""Builds the mini model from nothing: autoencoder, image tokenizer, then policy and renderer together.
-
-    blip3o-rl mini build --out weights
+"""Builds the mini model from nothing (`blip3o-rl mini build`).
 
 Stages, in this order; each one resumes from its own checkpoint in the work folder:
     vae     DC-AE on scenes
@@ -17,7 +15,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -52,7 +50,7 @@ from blip3o_rl.sft.trainer import generator_for
 STAGES = ("vae", "tatok", "data", "sft", "policy", "finish", "save")
 BATCH_OF_SCALE = {2: 40, 1: 16, 0: 4}
 SCALE_DRAW = (2, 2, 2, 2, 2, 2, 2, 1, 1, 0)
-"""Scale of a supervised step, drawn evenly from this list."""
+"""Scale of a supervised step, chosen evenly from this list."""
 COMMON: dict[str, Any] = {
     "policy_lr": 1e-3,
     "renderer_lr": 1e-3,
@@ -63,42 +61,33 @@ COMMON: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One part of the supervised training; each starts from the weights of those before it.
-
-    `mismatched` is the share of the images that get the prompt of another image of their tag. Captions found in the
-    wild are like that, and a policy that learned from them doubts its prompt a little: it has seen what is asked for,
-    and often generates something else. That is what reinforcement learning can fix.
-    """
-
-    mismatched: float
-    changes: dict[str, Any]
-
-
-PHASES: dict[str, Phase] = {
-    "sft": Phase(0.0, {"align_batches": 300}),
-    "policy": Phase(0.0, {"diffusion_weight": 0.0}),
-    "finish": Phase(0.25, {"policy_lr": 4e-4}),
+PHASES: dict[str, dict[str, Any]] = {
+    "sft": {"align_batches": 300},
+    "policy": {"diffusion_weight": 0.0},
+    "finish": {"policy_lr": 4e-4},
 }
+"""Parts of the supervised training; each starts from the weights of those before it. Values: changes of `COMMON`."""
+MISMATCHED = {"finish": 0.25}
+"""Share of the images that get the prompt of another image of their tag, as captions found in the wild do.
+
+A policy that learned from them often generates something else than its prompt asks for, although it has seen it. That
+is what reinforcement learning can fix.
+"""
 
 
 def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
-    """One of `PHASES`.
-
-    At each checkpoint the model so far is written to `work/<name>/model`, with a grid of images next to it.
-    """
+    """One of `PHASES`; leaves the model so far and a grid of images in `work/<name>` at each checkpoint."""
     data = torch.load(work / DATA, weights_only=True)
     torch.manual_seed(3)
     tokenizer, layout = parts.make_tokenizer([line["prompt"] for tag in TAGS for line in all_metadata(tag)])
     policy = parts.make_policy(tokenizer, layout)
     renderer = parts.make_renderer(AutoencoderDC.from_pretrained(work / "vae" / "model"))
-    model = SFTModel(policy, renderer, LossConfig(**(COMMON | PHASES[name].changes)))
-    for earlier in list(PHASES)[: list(PHASES).index(name)]:
+    model = SFTModel(policy, renderer, LossConfig(**COMMON | PHASES[name]))
+    for earlier in takewhile(name.__ne__, PHASES):
         found = latest(RunFolder(work / earlier).checkpoints)
         assert found is not None, f"{work / earlier} has no checkpoint"
         model.load_state_dict(torch.load(found / WEIGHTS_NAME, weights_only=True), strict=False)
-    captions = mismatch(data["prompts"], data["tags"], PHASES[name].mismatched)
+    captions = mismatch(data["prompts"], data["tags"], MISMATCHED.get(name, 0.0))
     encoded = {(p, s): encode_prompt(tokenizer, p, s, layout) for p in set(captions) for s in SHARE_OF_SCALE}
 
     def batch_of(rows: torch.Tensor, scale: int) -> Batch:
@@ -120,9 +109,8 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
             true = renderer.decode(data["latents"][:16].float())
         forced = render(renderer, states, list(range(16)), GenerationConfig(steps=8))
         prompts = [line["prompt"] for line in (*held_out_prompts(32), *held_out_words(16))]
-        free = Blip3oPipeline(policy, tokenizer, renderer)(
-            prompts, list(range(48)), GenerationConfig(scale=2, steps=8)
-        ).images
+        pipeline = Blip3oPipeline(policy, tokenizer, renderer)
+        free = pipeline(prompts, list(range(48)), GenerationConfig(scale=2, steps=8)).images
         save_grid(to_pixels(np.concatenate([true.numpy(), forced, free])), work / name / "samples.png")
 
     train_phase(work / name, model, make, look, steps=steps, warmup=60)
@@ -160,8 +148,7 @@ def build(
     Returns:
         The model folder.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown:
+    if unknown := set(stages) - set(STAGES):
         raise UserError(f"stages: {', '.join(unknown)} unknown; known are {', '.join(STAGES)}")
     work, out = Path(work), Path(out)
     work.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from blip3o_rl.data.synthetic.scene_prompts import train_prompts
 from blip3o_rl.data.synthetic.scenes import draw, realise
@@ -25,7 +25,7 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 
 
 def save_grid(images: torch.Tensor, file: Path, columns: int = 16) -> None:
-    """Writes images [B, 3, H, W] in [-1, 1] as one PNG, for a person to look at."""
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
-    grid = ((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).round().byte()
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).resize((grid.shape[2] * 2, grid.shape[1] * 2), 0).save(file)
+    """Writes images [B, 3, H, W] in [-1, 1] as one PNG for a person to look at; B is a multiple of `columns`."""
+    cells = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().unflatten(0, (-1, columns))
+    grid = cells.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    ImageOps.scale(Image.fromarray(grid.numpy()), 2, Image.Resampling.NEAREST).save(file)

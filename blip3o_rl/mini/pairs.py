@@ -37,6 +37,7 @@ def prepare_data(work: Path, images: int) -> None:
     lines: list[Metadata] = []
     latents: list[torch.Tensor] = []
     tokens: dict[int, list[torch.Tensor]] = {scale: [] for scale in SHARE_OF_SCALE}
+    sides = (parts.TOKENIZER_INPUT, parts.IMAGE_SIZE)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for start in track(range(0, images, CHUNK), "tokens and latents"):
             rng = np.random.default_rng(SEED + start)
@@ -46,10 +47,7 @@ def prepare_data(work: Path, images: int) -> None:
             else:
                 chosen = train_prompts(CHUNK, SEED + start, SHARES)
                 paint = [partial(draw, realise(rng, line)) for line in chosen]
-            pixels, target = (
-                to_pixels(np.stack([image(side) for image in paint]))
-                for side in (parts.TOKENIZER_INPUT, parts.IMAGE_SIZE)
-            )
+            pixels, target = (to_pixels(np.stack([image(side) for image in paint])) for side in sides)
             lines += chosen
             latents.append((vae.encode(target).latent * vae.config.scaling_factor).half())
             for scale, share in SHARE_OF_SCALE.items():

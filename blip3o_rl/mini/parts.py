@@ -25,14 +25,7 @@ TOKENIZER_INPUT = 108
 NUM_IMAGE_TOKENS = 512
 HIDDEN = 256
 MERGES = 400
-QWEN_SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-)
+QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
 def make_vae() -> AutoencoderDC:

@@ -6,19 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft.trainer import Batches, LossTrainer, arguments
-
-
-class _OnSave(TrainerCallback):
-    def __init__(self, look: Callable[[], None]):
-        self._look = look
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._look()
 
 
 def train_phase(
@@ -31,15 +21,15 @@ def train_phase(
     warmup: int,
     save_every: int = 100,
 ) -> None:
-    """Trains in place, from the newest checkpoint of `folder` if there is one.
+    """Trains in place, from the newest checkpoint of the run folder `folder` if there is one.
 
     Args:
-        folder: a run folder.
         model, make: see `sft.trainer`; `make` gives the batch of a step.
-        look: called after each checkpoint, to leave something to look at.
+        look: called before each checkpoint, to leave something to look at.
     """
+    run = RunFolder(folder)
     args = arguments(
-        RunFolder(folder),
+        run,
         steps,
         warmup_steps=min(warmup, steps - 1),
         weight_decay=0.01,
@@ -49,10 +39,12 @@ def train_phase(
         bf16=True,
         use_cpu=True,
     )
-    with progress(steps, folder.name) as shown:
+    with progress(steps, run.name) as shown:
 
         def show(step: int, metrics: Mapping[str, float]) -> None:
             losses = ", ".join(f"{key[4:]} {value:.4f}" for key, value in metrics.items() if key.startswith("sft/"))
             shown.phase(f"step {step}/{steps}  {losses}")
+            if step % save_every == 0 or step == steps:
+                look()
 
-        LossTrainer(model, Batches(steps, make), args, RunFolder(folder), show, [_OnSave(look)]).fit()
+        LossTrainer(model, Batches(steps, make), args, run, show).fit()

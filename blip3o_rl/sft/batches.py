@@ -2,12 +2,10 @@
 
 A pass visits every pair once, in an order that follows from the seed and the pass's number; batches run on from one
 pass to the next. A pair that turns out bad here (a damaged image, a caption that is too long) is replaced by the next
-one of the pass, so that no other batch moves. The batch names the bad pairs it met; the trainer reports and counts
-them.
+one of the pass, so that no other batch moves, and is named in the batch.
 
 Images are prepared as BLIP3o-NEXT does it: the image tokenizer sees the whole image squashed to a square, the
-autoencoder the center square (shorter side resized, then cropped). For an image that is not square the two differ;
-`crop="both"` cuts out the center square for both.
+autoencoder the center square. For an image that is not square the two differ, unless `crop="both"`.
 """
 
 from __future__ import annotations
@@ -67,14 +65,8 @@ class PairBatches:
         positions = range(number * self.batch_size, (number + 1) * self.batch_size)
         pairs = [pair for position in positions if (pair := self._pair(position, scale, bad))]
         squares, pixels, prompts = zip(*pairs, strict=True) if pairs else ((), (torch.empty(0),), ())
-        return {
-            "squares": list(squares),
-            "pixels": torch.stack(pixels),
-            "prompts": list(prompts),
-            "scale": scale,
-            "number": number,
-            "bad": bad,
-        }
+        found = {"squares": list(squares), "pixels": torch.stack(pixels), "prompts": list(prompts)}
+        return found | {"scale": scale, "number": number, "bad": bad}
 
     def _pair(
         self, position: int, scale: int, bad: dict[str, str]
@@ -90,8 +82,7 @@ class PairBatches:
                 room = self.data.max_tokens - max(map(self.layout.tokens_per_image, self.scales))
                 if len(prompt) > room:
                     raise BadPair(f"prompt of {len(prompt)} tokens, data.max_tokens leaves room for {room}")
-                square, pixels = prepare(read_bytes(row), self.token_side, self.target_side, self.data.crop)
-                return square, pixels, prompt
+                return *prepare(read_bytes(row), self.token_side, self.target_side, self.data.crop), prompt
             except BadPair as error:
                 bad[row["where"]] = str(error)
         return None
@@ -120,7 +111,6 @@ def prepare(data: bytes, token_side: int, target_side: int, crop: str = "target"
             side = min(height, width)
             left, top = (width - side) // 2, (height - side) // 2
             image = image[top : top + side, left : left + side]
-        pixels = autoencoder_pixels(image, target_side)
+        return squashed(image, token_side), autoencoder_pixels(image, target_side)
     except UserError as error:
         raise BadPair(str(error).removeprefix("reference ")) from error
-    return squashed(image, token_side), pixels

@@ -22,20 +22,15 @@ from omegaconf import OmegaConf
 from blip3o_rl.config import composition
 from blip3o_rl.config.base import validate
 from blip3o_rl.config.sft import SFT, SFTSettings
-from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
-from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.checkpoints import latest_step
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.sft.pairs import BadPair, check_first, find_files, read_bytes
+from blip3o_rl.sft.preflight import check, processes_here
 
 
 def launch(recipe: str, overrides: list[str]) -> Path:
-    """Runs a recipe to its last step.
-
-    Returns:
-        The trained model folder.
+    """Runs a recipe to its last step and returns the trained model folder.
 
     Raises:
         UserError: something the user can fix, before or (bad data, a loss that is not finite) during the run.
@@ -43,10 +38,10 @@ def launch(recipe: str, overrides: list[str]) -> Path:
     """
     settings = check(compose_settings(recipe, overrides))
 
-    def create() -> str:
+    def create() -> RunFolder:
         folder = RunFolder.create(str(settings.run.recipe), path=settings.run.folder)
         write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
-        return str(folder.path)
+        return folder
 
     return _start(settings, create)
 
@@ -59,15 +54,15 @@ def resume(path: Path, overrides: list[str]) -> Path:
     """
     folder = RunFolder.open(path)
     settings = load_settings(folder, overrides)
-    done = latest_step(folder.checkpoints)
-    if done > settings.train.steps or (done == settings.train.steps and (folder.path / "model").exists()):
+    done, steps, model = latest_step(folder.checkpoints), settings.train.steps, folder.path / "model"
+    if done > steps or (done == steps and model.exists()):
         raise UserError(
-            f"{folder.path}: has made {done} steps, train.steps={settings.train.steps}; raise train.steps to go on "
-            "(and move its model folder away)"
+            f"{folder.path}: has made {done} steps, train.steps={steps}; raise train.steps to go on (and move its "
+            "model folder away)"
         )
-    if (folder.path / "model").exists():
-        raise UserError(f"{folder.path / 'model'}: is there from before; move it away, the run writes a new one")
-    return _start(check(settings), lambda: str(folder.path))
+    if model.exists():
+        raise UserError(f"{model}: is there from before; move it away, the run writes a new one")
+    return _start(check(settings), lambda: folder)
 
 
 def compose_settings(recipe: str | Path, overrides: list[str]) -> SFTSettings:
@@ -95,72 +90,33 @@ def _validated(config: object) -> SFTSettings:
     return validate(SFTSettings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
 
 
-def check(settings: SFTSettings) -> SFTSettings:
-    """Checks the model folder and the data, without loading a weight.
+def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:
+    def prepare() -> str:
+        folder = create()
+        values = settings.model_dump(mode="json")
+        values["run"]["folder"] = str(folder.path)
+        write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(values)))
+        return str(folder.path)
 
-    Returns:
-        The settings with absolute paths, so that the run can be resumed from another folder.
-
-    Raises:
-        UserError: the first thing that is wrong.
-    """
-    model = model_folder.ModelFolder(settings.model.folder, *model_folder.PARTS)
-    layout, data = model.layout, settings.data
-    for scale in settings.model.scales:
-        tokens = layout.tokens_per_image(scale)
-        if tokens >= data.max_tokens:
-            raise UserError(
-                f"data.max_tokens={data.max_tokens}: an image of scale {scale} alone has {tokens} tokens; raise it, or "
-                "use another scale"
-            )
-    files = find_files(data.files)
-    first = check_first(files, data.image_field, data.caption_field)
-    try:
-        read_image(read_bytes(first))
-    except (BadPair, UserError) as error:
-        raise UserError(f"{first['where']}: {error}; fix the first pair, or see data.image_field") from error
-    name = settings.model.folder
-    changed = settings.model.model_copy(update={"folder": name if name == model_folder.MINI else str(model.path)})
-    found = data.model_copy(update={"files": [str(file) for file in files]})
-    return settings.model_copy(update={"model": changed, "data": found})
-
-
-def _start(settings: SFTSettings, create: Callable[[], str]) -> Path:
     started_here = "RANK" not in os.environ
-    gpus = torch.cuda.device_count()
-    processes = settings.run.processes or max(1, gpus) if started_here else 1
-    if gpus and processes > gpus:
-        raise UserError(f"run.processes={processes}: this machine has {gpus} GPUs, one per process")
-    folder = RunFolder(create() if started_here else _agreed(create))
-    _write_settings(settings, folder)
+    folder = RunFolder(prepare() if started_here else _from_first_process(prepare))
     try:
-        if processes == 1:
-            _work(str(folder.path))
+        if started_here and processes_here(settings) > 1:
+            _spawn(folder, processes_here(settings))
         else:
-            _spawn(folder, processes)
+            _work(str(folder.path))
     except KeyboardInterrupt as error:
         error.args = (f"blip3o-rl sft --resume {shlex.quote(str(folder.path))}",)
         raise
     return folder.path / "model"
 
 
-def _write_settings(settings: SFTSettings, folder: RunFolder) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
-        values = settings.model_dump(mode="json")
-        values["run"]["folder"] = str(folder.path)
-        write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(values)))
-    if "RANK" in os.environ:
-        torch.distributed.barrier()
-
-
-def _agreed(create: Callable[[], str]) -> str:
-    """The run folder that the first process made, in all of them."""
+def _from_first_process(make: Callable[[], str]) -> str:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    made: list[str | None] = [create() if state.is_main_process else None]
-    return str(broadcast_object_list(made)[0])
+    return str(broadcast_object_list([make() if state.is_main_process else None])[0])
 
 
 def _spawn(folder: RunFolder, processes: int) -> None:

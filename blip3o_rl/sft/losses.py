@@ -3,10 +3,9 @@
     loss = CE(image tokens) + weight * MSE(velocity)
 
 Only the n image tokens of each image are supervised. A sequence is `prompt <im_start><S?> I_1 ... I_n`, left-padded, so
-that in every row the last n + 1 positions are the scale token and the image tokens. Their post-norm hidden states
-s_0 ... s_n serve twice: s_0 ... s_(n-1) predict I_1 ... I_n (the standard shift), and all n + 1 are the renderer's
-condition, exactly those that the sampler hands over later. The gradient of the flow-matching error flows through the
-condition into the policy.
+that the last n + 1 positions of every row are the scale token and the image tokens. Of their post-norm hidden states
+s_0 ... s_n the first n predict I_1 ... I_n, and all n + 1 are the renderer's condition, exactly those that the sampler
+hands over later. The gradient of the flow-matching error flows through the condition into the policy.
 
 Kept from BLIP3o-NEXT: hidden states zeroed *before* the connector for a tenth of the images (that is the null
 condition), uniform timesteps on a grid of 1000, weight 1. Changed: upstream also supervises the prompt's text; it cuts
@@ -29,21 +28,23 @@ from blip3o_rl.model.renderer import TIMESTEPS, Renderer
 from blip3o_rl.model.token_layout import TokenLayout
 
 PLACE_WAVES = (1.0, 2.0, 4.0, 6.0, 8.0)
-"""Half periods of the waves that `place_loss` asks for, over the side of an image."""
+"""Half periods, over the side of an image, of the waves that `place_loss` asks for."""
 
 
 @dataclass
 class Batch:
-    """B images of one scale, n image tokens each."""
+    """B images of one scale, n image tokens each.
+
+    input_ids: [B, L], left-padded: prompt, `<im_start>`, scale token, image tokens.
+    attention_mask: [B, L], 0 on the padding.
+    indices: codebook indices of the image tokens, [B, n].
+    latents: autoencoder latents times the scaling factor, [B, c, h, w].
+    """
 
     input_ids: torch.Tensor
-    """[B, L], left-padded: prompt, `<im_start>`, scale token, image tokens."""
     attention_mask: torch.Tensor
-    """[B, L], 0 on the padding."""
     indices: torch.Tensor
-    """Codebook indices of the image tokens, [B, n]."""
     latents: torch.Tensor
-    """Autoencoder latents times the scaling factor, [B, c, h, w]."""
 
 
 def collate(
@@ -53,8 +54,7 @@ def collate(
 
     Args:
         prompts: token ids as `encode_prompt` gives them, ending with the scale token.
-        indices: [B, n].
-        latents: [B, c, h, w], already multiplied by the scaling factor.
+        indices, latents: see `Batch`.
         pad_id: any id; it is masked.
     """
     width = max(map(len, prompts))
@@ -103,7 +103,7 @@ def diffusion_loss(
         generator: of the dropped images, the noise and the levels sigma in {0.001, ..., 1}, on the CPU.
         draws: noise levels per image.
         drop: probability of zeroing an image's hidden states before the connector.
-        high_noise: (part, bound): this part of the levels is drawn from [bound, 1] instead.
+        high_noise: (part, bound): this part of the levels is from [bound, 1] instead.
     """
     count = len(states)
     keep = torch.rand(count, generator=generator) >= drop
@@ -120,10 +120,14 @@ def diffusion_loss(
 
 
 def place_targets(n: int) -> torch.Tensor:
-    """Sines and cosines of row and column of the n cells of a square grid, [n, 4 * len(PLACE_WAVES)]."""
-    side = round(n**0.5)
-    centres = (torch.arange(side) + 0.5) / side
-    angles = centres[:, None] * torch.pi * torch.tensor(PLACE_WAVES)
+    """`grid_waves` of the n cells of a square grid, [n, 4 * len(PLACE_WAVES)]."""
+    return grid_waves(round(n**0.5), torch.tensor(PLACE_WAVES))
+
+
+def grid_waves(side: int, half_periods: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of row and column of a square grid's cell centers, [side * side, 4 * len(half_periods)]."""
+    centers = (torch.arange(side) + 0.5) / side
+    angles = centers[:, None] * torch.pi * half_periods
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=2).flatten(0, 1)
 

@@ -35,12 +35,7 @@ class LossConfig:
 
 
 class SFTModel(nn.Module):
-    """All that is trained. The autoencoder is not a sub-module: FSDP would shard it.
-
-    Args:
-        policy, renderer: trained in place; everything else of the renderer is frozen.
-        config: see `LossConfig`.
-    """
+    """All that is trained, in place. The autoencoder is not a sub-module: FSDP would shard it."""
 
     def __init__(self, policy: Any, renderer: Renderer, config: LossConfig):
         super().__init__()
@@ -59,15 +54,14 @@ class SFTModel(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What is trained, at which rate."""
-        groups = [
-            ((self.policy, *([self.place] if self.place else [])), self.loss_config.policy_lr),
-            ((self.connector, self.transformer), self.loss_config.renderer_lr),
+        groups: list[dict[str, Any]] = [
+            {"params": [], "lr": self.loss_config.policy_lr},
+            {"params": [], "lr": self.loss_config.renderer_lr},
         ]
-        found = [
-            {"params": [p for module in modules for p in module.parameters() if p.requires_grad], "lr": rate}
-            for modules, rate in groups
-        ]
-        return [group for group in found if group["params"]]
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[name.startswith(("connector.", "transformer."))]["params"].append(parameter)
+        return [group for group in groups if group["params"]]
 
     def forward(self, batch: Batch, number: int, seed: int) -> dict[str, torch.Tensor]:
         """The losses of batch `number`, and their weighted sum as `loss`; its noise follows from seed and number."""
@@ -77,15 +71,8 @@ class SFTModel(nn.Module):
         total = losses["tokens"]
         if config.diffusion_weight:
             levels = (1.0, 0.85) if number < config.align_batches else (config.high_noise, 0.7)
-            losses["flow"] = diffusion_loss(
-                self._renderer[0],
-                states,
-                batch.latents,
-                generator_for(seed, number),
-                config.noise_draws,
-                config.condition_drop,
-                levels,
-            )
+            noise, draws, drop = generator_for(seed, number), config.noise_draws, config.condition_drop
+            losses["flow"] = diffusion_loss(self._renderer[0], states, batch.latents, noise, draws, drop, levels)
             total = total + config.diffusion_weight * losses["flow"]
         if self.place is not None:
             losses["place"] = place_loss(self.place, states)

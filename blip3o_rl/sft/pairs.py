@@ -4,8 +4,8 @@
     pairs.jsonl        {"image": "images/1.png", "caption": "a photo of a circle"}, paths relative to the file
 
 Each file is read once from front to back, images skipped, into an Arrow table (`datasets`) that all processes map into
-memory. With it every pass can shuffle all pairs, and a run that resumes reads no data twice. A compressed tar has no
-places to go to, so it is unpacked next to the index. What is wrong with a pair is a column of its row.
+memory. With it every pass can shuffle all pairs, and a run that resumes reads no data twice. A compressed tar is
+unpacked next to the index, because its images have no offsets. What is wrong with a pair is a column of its row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,24 +30,16 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import replacing, whole_characters
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-TARS = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz")
 LINES = (".jsonl", ".jsonl.gz")
-KINDS = (*TARS, *COMPRESSED, *LINES)
+KINDS = (".tar", *COMPRESSED, *LINES)
 FAULT = "fault"
-COLUMNS = {
-    "where": "string",
-    "caption": "string",
-    "file": "string",
-    "offset": "int64",
-    "size": "int64",
-    FAULT: "string",
-}
+EMPTY: dict[str, Any] = {"where": "", "caption": "", "file": "", "offset": 0, "size": -1, FAULT: ""}
 """A pair is named `where` ("file:line" or "file:key"); its image is bytes of a file, all of it if `size` is -1."""
 _UNREADABLE = (tarfile.TarError, EOFError, OSError, zlib.error)
 
 
-class BadPair(Exception):
+class BadPair(ValueError):
     """A pair that cannot be used; its text is the reason."""
 
 
@@ -55,7 +49,7 @@ def find_files(patterns: str | Sequence[str]) -> list[Path]:
     Raises:
         UserError: nothing is named, a pattern finds nothing, a file is missing, empty or of an unknown kind.
     """
-    named = [patterns] if isinstance(patterns, str) else list(patterns)
+    named = [patterns] if isinstance(patterns, str) else patterns
     if not named:
         raise UserError("data.files: empty, so there is no data; name .tar or .jsonl files, such as data.files=[a.tar]")
     found = []
@@ -83,17 +77,14 @@ def expand_braces(pattern: str) -> list[str]:
     if Path(pattern).expanduser().exists():
         return [pattern]
     parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = []
-    for number, part in enumerate(parts):
-        span = re.fullmatch(r"(\d+)\.\.(\d+)", part)
-        if number % 2 == 0:
-            choices.append([part])
-        elif span:
-            first, last = (int(bound) for bound in span.groups())
-            choices.append([str(n).zfill(len(span[1])) for n in range(first, last + 1)])
-        else:
-            choices.append(part.split(",") if "," in part else [f"{{{part}}}"])
+    choices = (_choices(part) if number % 2 else [part] for number, part in enumerate(parts))
     return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        return [str(n).zfill(len(span[1])) for n in range(int(span[1]), int(span[2]) + 1)]
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
 
 
 def check_first(files: Sequence[Path], image_field: str, caption_field: str) -> dict[str, Any]:
@@ -114,37 +105,35 @@ def check_first(files: Sequence[Path], image_field: str, caption_field: str) -> 
 
 def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: str) -> datasets.Dataset:
     """The index of all pairs, bad ones included, kept in `folder`; made again when a file has changed."""
-    sources = []
-    for number, path in enumerate(files):
-        plain = path
-        if path.name.endswith(COMPRESSED):
-            plain = folder / f"{number:05d}-{path.stat().st_mtime_ns}.tar"
-            if not plain.is_file():
-                _unpack(path, plain)
-        sources.append((str(path), str(plain)))
     changes = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    plain = [
+        _unpacked(path, folder / f"{number:05d}-{path.stat().st_mtime_ns}.tar") for number, path in enumerate(files)
+    ]
     datasets.disable_progress_bars()
     return datasets.Dataset.from_generator(
         read_rows,
         features=datasets.Features(
-            {name: datasets.Value(kind) for name, kind in (COLUMNS | {FAULT: "string"}).items()}
+            {name: datasets.Value("string" if value == "" else "int64") for name, value in EMPTY.items()}
         ),
         cache_dir=str(folder),
         gen_kwargs={
-            "sources": tuple(sources),  # a list would be shards
-            "changes": changes,
+            "sources": tuple(zip(map(str, files), map(str, plain), strict=True)),  # a list would be shards
             "image_field": image_field,
             "caption_field": caption_field,
+            "changes": changes,
         },
     )
 
 
-def _unpack(path: Path, plain: Path) -> None:
-    with replacing(plain) as temporary, gzip.open(path) as source, temporary.open("wb") as target:
-        try:
-            shutil.copyfileobj(source, target)
-        except _UNREADABLE:
-            return  # what there is, is read; the end is missing and will be reported
+def _unpacked(path: Path, plain: Path) -> Path:
+    if not path.name.endswith(COMPRESSED):
+        return path
+    if plain.is_file():
+        return plain
+    # What there is, is read; the end is missing and will be reported.
+    with replacing(plain) as new, gzip.open(path) as source, new.open("wb") as target, suppress(*_UNREADABLE):
+        shutil.copyfileobj(source, target)
+    return plain
 
 
 def read_rows(
@@ -158,28 +147,36 @@ def read_rows(
             yield from _read_tar(path, plain, caption_field)
 
 
-def _row(where: str, **values: Any) -> dict[str, Any]:
-    found = {"where": where, "caption": "", "file": "", "offset": 0, "size": -1, FAULT: ""} | values
-    odd = {name: whole_characters(str(found[name])) for name in ("where", "caption", FAULT)}  # names in a tar are bytes
-    return found | odd
+def _row(where: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row of what `read` returns, or of the fault that it raises."""
+    try:
+        found = EMPTY | read() | {"where": where}
+    except (ValueError, UserError) as error:
+        found = EMPTY | {"where": where, FAULT: str(error)}
+    # Names in a tar are bytes.
+    return found | {name: whole_characters(found[name]) for name in ("where", "caption", FAULT)}
+
+
+def _fault(where: str, reason: str) -> dict[str, Any]:
+    return _row(where, lambda: {FAULT: reason})
 
 
 def _read_lines(path: str, image_field: str, caption_field: str) -> Iterator[dict[str, Any]]:
+    def read(line: str) -> dict[str, Any]:
+        data = _fields(line)
+        image = data.get(image_field)
+        if not isinstance(image, str) or not image:
+            raise BadPair(f"field '{image_field}' is missing or no path of an image")
+        caption = _caption(data.get(caption_field), f"field '{caption_field}'")
+        return {"caption": caption, "file": str(Path(path).parent / Path(image).expanduser())}
+
     where = path
     try:
         for number, line in open_lines(Path(path)):
             where = f"{path}:{number}"
-            try:
-                data = _json(line)
-                image = data.get(image_field)
-                if not isinstance(image, str) or not image:
-                    raise BadPair(f"field '{image_field}' is missing or no path of an image")
-                caption = _caption(data.get(caption_field), f"field '{caption_field}'")
-                yield _row(where, caption=caption, file=str(Path(path).parent / Path(image).expanduser()))
-            except BadPair as error:
-                yield _row(where, fault=str(error))
+            yield _row(where, partial(read, line))
     except UserError as error:
-        yield _row(f"{where} and what follows", fault=str(error))
+        yield _fault(f"{where} and what follows", str(error))
 
 
 def _read_tar(path: str, plain: str, caption_field: str) -> Iterator[dict[str, Any]]:
@@ -200,58 +197,43 @@ def _read_tar(path: str, plain: str, caption_field: str) -> Iterator[dict[str, A
                 broken = str(error)
                 groups.pop(key, None)
             for name, members in groups.items():
-                yield _from_members(f"{path}:{name}", tar, plain, name, members, caption_field)
+                yield _row(f"{path}:{name}", partial(_from_members, tar, plain, name, members, caption_field))
     except _UNREADABLE as error:
         broken = broken or str(error)
     if broken:
-        yield _row(f"{path}:{key}" if key else path, fault=f"the tar is not readable from here on ({broken})")
+        yield _fault(f"{path}:{key}" if key else path, f"the tar is not readable from here on ({broken})")
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
+def _check_end(tar: Any) -> None:
     """`tarfile` ends without a word at a header that is damaged or cut; a whole tar ends with a block of zeros."""
-    tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
-    block = tar.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or any(block):
         raise tarfile.ReadError("damaged header, or end missing")
 
 
 def _from_members(
-    where: str, tar: Any, plain: str, key: str, members: dict[str, list[Any]], caption_field: str
+    tar: Any, plain: str, key: str, members: dict[str, list[tarfile.TarInfo]], caption_field: str
 ) -> dict[str, Any]:
-    def text(kind: str) -> str:
-        return _text(tar.extractfile(members[kind][0]).read(), f"{key}.{kind}")
-
-    try:
-        used = [kind for kind in (*IMAGES, "txt", "json") if kind in members]
-        twice = next((kind for kind in used if len(members[kind]) > 1), None)
-        if twice:
-            raise BadPair(f"{len(members[twice])} members are named {key}.{twice}")
-        image = next((members[kind][0] for kind in IMAGES if kind in members), None)
-        if image is None:
-            raise BadPair(f"no image among its members (.{', .'.join(IMAGES)})")
-        if "txt" in members:
-            caption = _caption(text("txt"), f"{key}.txt")
-        elif "json" in members:
-            caption = _caption(_json(text("json")).get(caption_field), f"field '{caption_field}'")
-        else:
-            raise BadPair("no caption among its members (.txt, or .json with the caption field)")
-        return _row(where, caption=caption, file=plain, offset=image.offset_data, size=image.size)
-    except BadPair as error:
-        return _row(where, fault=str(error))
+    used = [kind for kind in (*IMAGES, "txt", "json") if kind in members]
+    if twice := next((kind for kind in used if len(members[kind]) > 1), None):
+        raise BadPair(f"{len(members[twice])} members are named {key}.{twice}")
+    if not used or used[0] not in IMAGES:
+        raise BadPair(f"no image among its members (.{', .'.join(IMAGES)})")
+    kind = next((kind for kind in ("txt", "json") if kind in used), None)
+    if kind is None:
+        raise BadPair("no caption among its members (.txt, or .json with the caption field)")
+    text = decode(tar.extractfile(members[kind][0]).read(), f"{key}.{kind}")
+    if kind == "txt":
+        caption = _caption(text, f"{key}.txt")
+    else:
+        caption = _caption(_fields(text).get(caption_field), f"field '{caption_field}'")
+    image = members[used[0]][0]
+    return {"caption": caption, "file": plain, "offset": image.offset_data, "size": image.size}
 
 
-def _text(data: bytes, name: str) -> str:
-    try:
-        return decode(data, name)
-    except UserError as error:
-        raise BadPair(str(error)) from error
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise BadPair(str(error)) from error
+def _fields(text: str) -> dict[str, Any]:
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise BadPair(f"is {type(value).__name__}, not a JSON object")
     return value

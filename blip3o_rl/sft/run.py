@@ -11,14 +11,16 @@ frozen and whole in every process; a batch is encoded when it is needed, while t
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from rich.console import Console
 
 from blip3o_rl.checkpoint.convert import keep_origin
 from blip3o_rl.checkpoint.staging import staged
@@ -26,7 +28,7 @@ from blip3o_rl.config.sft import SFTSettings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import append_line, read_lines
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.report.progress import Progress, progress
+from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration
 from blip3o_rl.sft.batches import STREAMS, PairBatches
@@ -76,7 +78,8 @@ class SFTTrainer(LossTrainer):
     def __init__(self, settings: SFTSettings, folder: RunFolder, show: Callable[[int, Mapping[str, float]], None]):
         self.settings = settings
         train = settings.train
-        bfloat16 = train.dtype == "bfloat16" or (train.dtype == "auto" and torch.cuda.is_available())
+        gpu = torch.cuda.is_available()
+        sharded = gpu and int(os.environ.get("WORLD_SIZE", 1)) > 1
         args = arguments(
             folder,
             train.steps,
@@ -89,9 +92,9 @@ class SFTTrainer(LossTrainer):
             max_grad_norm=train.max_grad_norm,
             save_steps=settings.run.save_every,
             save_total_limit=settings.run.keep,
-            bf16=bfloat16,
+            bf16=train.dtype == "bfloat16" or (train.dtype == "auto" and gpu),
             dataloader_num_workers=settings.data.workers,
-            **({"fsdp": True, "fsdp_config": dict(FSDP)} if torch.cuda.is_available() and _world() > 1 else {}),
+            **({"fsdp": True, "fsdp_config": dict(FSDP)} if sharded else {}),
         )
         self.base = model_folder.ModelFolder(settings.model.folder, *model_folder.PARTS)
         self.tokenizer, self.layout = self.base.load_tokenizer(), self.base.layout
@@ -101,22 +104,21 @@ class SFTTrainer(LossTrainer):
         self.bad = BadPairs(folder.logs / f"bad_pairs_{args.process_index}.jsonl", settings.data.max_bad)
         with args.main_process_first(local=False):
             rows = self._good_rows(folder, report=args.process_index == 0)
-        self._pairs, self._images = len(rows), train.batch_size * train.gradient_accumulation * args.world_size
         per_step = train.gradient_accumulation * args.world_size
+        self._pairs, self._images = len(rows), train.batch_size * per_step
         make = PairBatches(
-            rows,
-            settings.data,
-            list(settings.model.scales),
-            settings.run.seed,
-            train.batch_size,
-            per_step,
-            self.tokenizer,
-            self.layout,
-            self.image_tokenizer.config.image_size,
-            self.renderer.image_size,
+            rows=rows,
+            data=settings.data,
+            scales=list(settings.model.scales),
+            seed=settings.run.seed,
+            batch_size=train.batch_size,
+            per_step=per_step,
+            tokenizer=self.tokenizer,
+            layout=self.layout,
+            token_side=self.image_tokenizer.config.image_size,
+            target_side=self.renderer.image_size,
         )
-        model = self._model()
-        super().__init__(model, Batches(train.steps * per_step, make), args, folder, show)
+        super().__init__(self._model(), Batches(train.steps * per_step, make), args, folder, show)
 
     def _model(self) -> SFTModel:
         train = self.settings.train
@@ -124,27 +126,18 @@ class SFTTrainer(LossTrainer):
         if train.gradient_checkpointing:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.renderer.transformer.enable_gradient_checkpointing()
-        config = LossConfig(
-            policy_lr=train.policy_lr,
-            renderer_lr=train.renderer_lr,
-            trainable=train.trainable,
-            diffusion_weight=train.diffusion_weight,
-            condition_drop=train.condition_drop,
-            noise_draws=train.noise_draws,
-        )
-        return SFTModel(policy, self.renderer, config)
+        shared = {field.name for field in dataclasses.fields(LossConfig)}
+        return SFTModel(policy, self.renderer, LossConfig(**train.model_dump(include=shared)))
 
     def _good_rows(self, folder: RunFolder, report: bool) -> Any:
         data = self.settings.data
         rows = index(find_files(data.files), folder.path / "data", data.image_field, data.caption_field)
-        faults = rows[FAULT]
-        bad = [number for number, fault in enumerate(faults) if fault]
+        bad = [number for number, fault in enumerate(rows[FAULT]) if fault]
         if report:
-            self.bad.add({rows[number]["where"]: faults[number] for number in bad})
-        good = rows.select([number for number, fault in enumerate(faults) if not fault])
-        if not len(good):
+            self.bad.add({row["where"]: row[FAULT] for row in rows.select(bad)})
+        if len(bad) == len(rows):
             raise UserError(f"data.files: no usable pair in {len(rows)}; see {folder.logs} for the reasons")
-        return good
+        return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         started = time.perf_counter()
@@ -157,15 +150,9 @@ class SFTTrainer(LossTrainer):
             self._scale = item["scale"]
         return found, count
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        inputs = {
-            "batch": self.encode(inputs),
-            "number": inputs["number"],
-            "seed": self.settings.run.seed * STREAMS,
-        }
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+    def compute_loss(self, model: Any, inputs: Any, **more: Any) -> torch.Tensor:
+        batch, seed = self.encode(inputs), self.settings.run.seed * STREAMS
+        return super().compute_loss(model, {"batch": batch, "number": inputs["number"], "seed": seed})
 
     @torch.no_grad()
     def encode(self, pairs: Mapping[str, Any]) -> Batch:
@@ -211,23 +198,16 @@ class SFTTrainer(LossTrainer):
 def fine_tune(settings: SFTSettings, folder: RunFolder) -> None:
     """Trains from the newest checkpoint, or from the start, to the last step, and writes the model folder."""
     steps = settings.train.steps
-    with contextlib.ExitStack() as stack:
-        phase: Callable[[str], None] = lambda text: None  # noqa: E731
-        if int(os.environ.get("RANK", 0)) == 0:
-            shown: Progress = progress(steps, folder.name)
-            phase = stack.enter_context(shown).phase
-        phase("loading")
-        trainer = SFTTrainer(settings, folder, lambda step, metrics: phase(_line(step, steps, metrics)))
+    others = Console(quiet=True, force_terminal=False) if int(os.environ.get("RANK", 0)) else None
+    with progress(steps, folder.name, others) as shown:
+        shown.phase("loading")
+        trainer = SFTTrainer(settings, folder, lambda step, metrics: shown.phase(_line(step, steps, metrics)))
         world = trainer.args.world_size
-        phase(f"{world} process{'es' if world > 1 else ''} on {trainer.args.device.type}")
+        shown.phase(f"{world} process{'es' if world > 1 else ''} on {trainer.args.device.type}")
         trainer.fit()
-        phase("writing the model folder")
+        shown.phase("writing the model folder")
         trainer.write_model()
     trainer.accelerator.end_training()
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _line(step: int, steps: int, values: Mapping[str, float]) -> str:

@@ -1,13 +1,10 @@
 """transformers' Trainer for everything that this package trains itself: its loop, schedule, checkpoints and resuming.
 
-Ours is the contract with it. A model's `forward` returns named losses: `loss` is minimized, all are logged; its
-`parameter_groups` say what is trained at which rate. A data set's item is a whole batch that follows from its number
-alone, noise seeds included. Item n is the n-th batch of the run over all processes, so a resumed run makes the steps of
-one that was not interrupted, and two processes make those of one with twice the accumulation.
-
-Several GPUs shard weights, gradients and optimizer by accelerate's FSDP2; several CPU processes keep them whole (DDP
-over gloo), because accelerate refuses FSDP without a GPU. Tested are one process and two CPU processes; FSDP is
-configured through the Trainer's own arguments and has not been run.
+A model's `forward` returns named losses: `loss` is minimized, all are logged; its `parameter_groups` say what is
+trained at which rate. A data set's item is a whole batch that follows from its number alone, noise seeds included. Item
+n is the n-th batch of the run over all processes, so a resumed run makes the steps of one that was not interrupted, and
+two processes make those of one with twice the accumulation. Several GPUs shard weights, gradients and optimizer by
+accelerate's FSDP2 (configured, but not run yet); several CPU processes keep them whole (DDP over gloo).
 """
 
 from __future__ import annotations
@@ -16,13 +13,14 @@ import math
 import operator
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import WEIGHTS_NAME
@@ -31,25 +29,24 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 
-Item = TypeVar("Item")
-
 
 def generator_for(seed: int, number: int) -> torch.Generator:
-    """The CPU generator of one step or batch; its numbers do not depend on what was drawn before."""
+    """The CPU generator of one step or batch, whatever was generated before."""
     return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
-class Batches(Dataset[Item], Generic[Item]):
+@dataclass
+class Batches(Dataset[Any]):
     """`count` items, each made from its number."""
 
-    def __init__(self, count: int, make: Callable[[int], Item]):
-        self._count, self._make = count, make
+    count: int
+    make: Callable[[int], Any]
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
-    def __getitem__(self, number: int) -> Item:
-        return self._make(number)
+    def __getitem__(self, number: int) -> Any:
+        return self.make(number)
 
 
 def arguments(folder: RunFolder, steps: int, *, min_lr_ratio: float = 0.03, **more: Any) -> TrainingArguments:
@@ -85,8 +82,7 @@ class LossTrainer(Trainer):
         batches: `steps x accumulation x processes` items.
         args: see `arguments`.
         folder: run folder.
-        show: called with step and metrics after each step, in the first process.
-        callbacks: further ones.
+        show: called with step and metrics after each step, before it is saved, in the first process.
     """
 
     def __init__(
@@ -96,13 +92,12 @@ class LossTrainer(Trainer):
         args: TrainingArguments,
         folder: RunFolder,
         show: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
-        callbacks: Sequence[TrainerCallback] = (),
     ):
         self.folder = folder
         self._sums: dict[str, torch.Tensor] = {}
         self._since = time.perf_counter()
         self._show = show
-        super().__init__(model, args, operator.itemgetter(0), batches, callbacks=list(callbacks))
+        super().__init__(model, args, operator.itemgetter(0), batches)
         self.remove_callback(PrinterCallback)
         if self.is_world_process_zero():
             from torch.utils.tensorboard import SummaryWriter
@@ -112,14 +107,13 @@ class LossTrainer(Trainer):
     def fit(self) -> None:
         """Trains from the newest complete checkpoint, or from the start, to the last step."""
         newest = checkpoints.latest(self.folder.checkpoints)
-        step = checkpoints.latest_step(self.folder.checkpoints)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            self.folder.truncate_after(step)
-            for other, path in checkpoints.all_of(self.folder.checkpoints):
-                if other > step:
-                    shutil.rmtree(path)
-        self.accelerator.wait_for_everyone()
+        with self.args.main_process_first(local=False):
+            if self.is_world_process_zero():
+                step = checkpoints.latest_step(self.folder.checkpoints)
+                self.folder.truncate_after(step)
+                for other, path in checkpoints.all_of(self.folder.checkpoints):
+                    if other > step:
+                        shutil.rmtree(path)
         self._since = time.perf_counter()
         self.train(resume_from_checkpoint=None if newest is None else str(newest))
 
@@ -129,9 +123,7 @@ class LossTrainer(Trainer):
         self.optimizer = kind(groups, weight_decay=self.args.weight_decay, **options)
         return self.optimizer
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: Any, **more: Any) -> torch.Tensor:
         losses = model(**inputs)
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach() / self.args.gradient_accumulation_steps
@@ -164,9 +156,8 @@ class LossTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes what is trained, and buffers; frozen weights are in the model that the run began with."""
-        frozen = {
-            name for name, value in self.model.named_parameters(remove_duplicate=False) if not value.requires_grad
-        }
+        parameters = self.model.named_parameters(remove_duplicate=False)
+        frozen = {name for name, value in parameters if not value.requires_grad}
         found = self.model.state_dict() if state_dict is None else state_dict
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

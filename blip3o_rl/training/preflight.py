@@ -71,8 +71,7 @@ def check(config: DictConfig) -> Checked:
 
 def needs(model: Path, settings: TrainSettings) -> machine.Needs:
     """What a run with a model folder needs on this machine."""
-    stored = sum(file.stat().st_size for file in (model / "policy").glob("*.safetensors")) / machine.GIB
-    policy = 2 * stored  # in float32; model folders are stored in bfloat16
+    policy = machine.float32_gib(model / "policy")
     return machine.Needs(
         memory_gib=OVERHEAD_GIB + (COPIES * policy if settings.trainer.device == "cpu" else 0),
         shared_gib=SMALLEST.shared_gib,

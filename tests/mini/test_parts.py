@@ -5,6 +5,8 @@ import torch
 
 from blip3o_rl.data.synthetic.scenes import TAGS, all_metadata
 from blip3o_rl.mini import parts
+from blip3o_rl.mini.autoencoders import TokenizerTraining, cluster_centers
+from blip3o_rl.mini.images import scene_batch
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer, encode_prompt
 
 PROMPTS = [line["prompt"] for tag in TAGS for line in all_metadata(tag)]
@@ -41,3 +43,31 @@ def test_parts_fit_together() -> None:
     assert renderer.connector.config.in_features == policy.config.hidden_size
     assert renderer.latent_shape == (8, 8, 8)
     assert parts.make_image_tokenizer().grid == layout.grid
+
+
+def test_cluster_centers_follow_their_seed_and_find_the_clusters() -> None:
+    places = torch.tensor([[0.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    vectors = places.repeat(50, 1) + 0.1 * torch.randn(150, 2, generator=generator)
+    centers = cluster_centers(vectors, 3, seed=1)
+    assert torch.equal(centers, cluster_centers(vectors, 3, seed=1))
+    assert float(torch.cdist(places, centers).min(dim=1).values.max()) < 0.1
+
+
+def test_the_codebook_is_seeded_from_the_images_and_unused_entries_are_moved() -> None:
+    torch.manual_seed(0)
+    model = TokenizerTraining(parts.make_image_tokenizer(), (108, 64), unquantized=1, revive_until=100)
+    pixels, target = scene_batch(2, (108, 64), seed=0)
+    before = model.tokenizer.codebook().detach().clone()
+    assert model(pixels, target, 2, number=0).keys() == {"loss", "pixel"}
+    assert torch.equal(model.tokenizer.codebook(), before)
+    losses = model(pixels, target, 2, number=1)
+    assert losses.keys() == {"loss", "pixel", "pull", "used"} and all(map(torch.isfinite, losses.values()))
+    seeded = model.tokenizer.codebook().detach().clone()
+    assert not torch.isclose(seeded, before).any(dim=1).all()
+    model.usage[:7] = 0.0
+    model(pixels, target, 2, number=50)
+    moved = (model.tokenizer.codebook() != seeded).any(dim=1)
+    assert moved[:7].all() and not moved[7:].any()
+    losses["loss"].backward()
+    assert model.tokenizer.bottleneck.regularizer.embedding.weight.grad is not None
