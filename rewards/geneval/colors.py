@@ -1,10 +1,8 @@
 """GenEval's color classifier: CLIP ViT-L/14, zero-shot, over ten color names.
 
-For a class NAME and each color, three sentences ("a photo of a red NAME", "a photo of a red-colored NAME", "a photo of
-a red object") are embedded, normalized, averaged and normalized again. Each object is cut out by its mask, put on flat
-grey (#999999), cropped to its box and brought to CLIP's input by OpenAI's own transform. The color whose embedding has
-the largest cosine with the crop's wins.
-
+For a class and each color, the sentences of `TEMPLATES` are embedded, normalized, averaged and normalized again. Each
+object is cut out by its mask, put on flat grey, cropped to its box and brought to CLIP's input by OpenAI's own
+transform. The color whose embedding has the largest cosine with the crop's wins.
 Unlike upstream, crops of all images go through the network together, the ten embeddings of a class are kept, and it
 computes in float32 (upstream: automatic mixed precision).
 """

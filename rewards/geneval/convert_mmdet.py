@@ -39,14 +39,11 @@ PANOPTIC, PIXELS = r"panoptic_head\.", "model.pixel_level_module.decoder."
 LAYER, DECODER = r"panoptic_head\.transformer_decoder\.layers\.(\d+)\.", "model.transformer_module.decoder."
 FFN = {r"ffn\.layers\.0\.0": "fc1", r"ffn\.layers\.1": "fc2"}
 MODULES: dict[tuple[str, str], dict[str, str]] = {
-    (rf"{BACKBONE}patch_embed\.", f"{SWIN}swin.embeddings."): {
-        "projection": "patch_embeddings.projection",
-        "norm": "norm",
-    },
-    (BACKBONE, f"{SWIN}hidden_states_norms."): {f"norm{i}": f"stage{i + 1}" for i in range(4)},
-    (rf"{BACKBONE}stages\.(\d+)\.downsample\.", rf"{SWIN}swin.encoder.layers.\1.downsample."): {
-        "norm": "norm",
-        "reduction": "reduction",
+    (BACKBONE, SWIN): {
+        r"patch_embed\.projection": "swin.embeddings.patch_embeddings.projection",
+        r"patch_embed\.norm": "swin.embeddings.norm",
+        r"stages\.(\d+)\.downsample\.(norm|reduction)": r"swin.encoder.layers.\1.downsample.\2",
+        **{f"norm{i}": f"hidden_states_norms.stage{i + 1}" for i in range(4)},
     },
     (BLOCK, SWIN_BLOCK): {
         "norm1": "layernorm_before",

@@ -19,10 +19,7 @@ from blip3o_rl.rewards.geneval.detector import ColorClassifier, ColorQuestion, D
 from blip3o_rl.rewards.geneval.scenes import SceneColors, SceneDetector
 from blip3o_rl.scoring.api import Sample, Score
 
-CHECKPOINTS: dict[str, str] = {
-    "mask2former": f"the folder that {CONVERT} makes of {UPSTREAM_URL}",
-    "mmdet": f"the file {UPSTREAM_URL}",
-}
+CHECKPOINTS = {"mask2former": f"the folder that {CONVERT} makes of {UPSTREAM_URL}", "mmdet": f"the file {UPSTREAM_URL}"}
 """The detectors that are networks, and what their `checkpoint` is."""
 DETECTORS: tuple[str, ...] = ("scenes", *CHECKPOINTS)
 
@@ -37,9 +34,8 @@ class GenEvalReward:
         checkpoint, clip, device: of mask2former (a folder) and mmdet (a file), which name colors with CLIP.
         nms: overlap from which the weaker of two objects of a class is dropped, (0, 1]; 1, upstream's default: none is.
 
-    Ranges: partial, official, strict in [0, 1]; flow_grpo in (-14, 1].
-    Components: correct (the benchmark's verdict, 0 or 1), tag_<tag> (the value, for the image's own tag), and in the
-    mode partial count, color and position (means of the terms, where they occur).
+    Ranges: partial, official, strict in [0, 1]; flow_grpo in (-14, 1]. Components: correct (the benchmark's verdict, 0
+    or 1), tag_<tag> (the value), and in the mode partial the means of the terms count, color and position.
     """
 
     required_metadata: tuple[str, ...] = ("tag", "include")
@@ -67,11 +63,8 @@ class GenEvalReward:
         self.nms = nms
         self.detector, self.colors = detector
         first, color = self.detector.classes[0], self.colors.colors[0]
-        self.example_metadata = {
-            "tag": "colors",
-            "include": [{"class": first, "count": 1, "color": color}],
-            "prompt": f"a photo of a {color} {first}",
-        }
+        include = [{"class": first, "count": 1, "color": color}]
+        self.example_metadata = {"tag": "colors", "include": include, "prompt": f"a photo of a {color} {first}"}
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
         """Why these metadata cannot be scored; empty if they can."""
@@ -84,10 +77,8 @@ class GenEvalReward:
         questions of the whole batch.
         """
         detections = self.detector.detect([sample.image for sample in samples])
-        objects = [
-            rules.select(found, sample.metadata["tag"], self.nms)
-            for sample, found in zip(samples, detections, strict=True)
-        ]
+        tags = [sample.metadata["tag"] for sample in samples]
+        objects = [rules.select(found, tag, self.nms) for found, tag in zip(detections, tags, strict=True)]
         questions: dict[tuple[int, str], ColorQuestion] = {}
         answers: dict[tuple[int, str], str] = {}
 

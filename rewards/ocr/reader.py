@@ -20,12 +20,9 @@ SAME_ROW = 0.5
 
 @dataclass(frozen=True)
 class TextLine:
-    """One recognized line.
+    """One recognized line, not empty, with the recognizer's mean character probability, 0..1.
 
-    Attributes:
-        text: as recognized, not empty.
-        confidence: the recognizer's mean character probability, 0..1.
-        polygon: float [N, 2], N >= 3: corners in pixels, x to the right and y down, clockwise from the top left.
+    The polygon is float [N, 2], N >= 3: corners in pixels, x to the right and y down, clockwise from the top left.
     """
 
     text: str

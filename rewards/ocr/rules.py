@@ -1,19 +1,15 @@
 """The OCR rules: from what was wanted and what was read to a score in [0, 1].
 
-Two scorings, because one is in use and can be gamed:
+Two scorings, because one is in use and can be hacked:
     original  BLIP3o-NEXT's reward and, but for its confidence filter, Flow-GRPO's (`flow_grpo/ocr.py`): only the first
               quoted span; s = all recognized text, t = the span, both in lower case without blanks; d = 0 if t occurs
               anywhere in s, else min(Levenshtein(s, t), |t|); score = 1 - d / |t|.
     strict    the default. R = all recognized text in reading order, T = all wanted texts in whichever order fits
-              best, both as characters after NFKC, case folding and removal of white space;
-              d = the cheapest way to turn R into T, where an extra, a missing and a wrong character cost 1 each;
-              score = 1 - d / max(|R|, |T|).
-Why `strict`: it has no exemption for a wanted text inside other text, so every surplus character costs. An image with n
-times as much text as was asked for scores at most 1/n, whatever the text says, because d >= |R| - |T|. Dividing by the
-longer side keeps the score in [0, 1] without cutting it off, so nearly right beats far off at every length.
-
-With confidence weighting (strict only) a right character read with confidence c costs 1 - c instead of 0. Surplus text
-costs 1 per character at any confidence.
+              best, both as characters after NFKC, case folding and removal of white space; d = the cheapest way to turn
+              R into T, an extra, a missing or a wrong character costs 1; score = 1 - d / max(|R|, |T|).
+In `strict` an image with n times as much text as was asked for scores at most 1/n, because d >= |R| - |T|. Dividing by
+the longer side keeps the score in [0, 1] without cutting it off, so nearly right beats far off at every length. With
+confidence weighting (strict only) a right character read with confidence c costs 1 - c instead of 0.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from blip3o_rl.rewards.ocr.reader import TextLine
 
 MODES = ("strict", "original")
 MAX_TEXTS = 6
-"""Most wanted texts a prompt may have; the search for their best order takes time in 2 to this power."""
+"""Maximum per prompt; the search for the best order takes time in 2 to this power."""
 QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
 
 

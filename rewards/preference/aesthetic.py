@@ -54,13 +54,7 @@ class AestheticScore:
 
 
 def linear_head(state: Mapping[str, torch.Tensor], prefix: str, width: int, key: str) -> torch.nn.Sequential:
-    """The head in a state dict, in float32: five linear layers, nothing between them.
-
-    Args:
-        prefix: of the layers' names.
-        width: length of the features that come in (768 as published).
-        key: config key for messages.
-    """
+    """The head in a state dict, in float32: five linear layers, nothing between them, on features of length `width`."""
     head = torch.nn.Sequential()
     for number in LAYERS:
         name = f"{prefix}layers.{number}"

@@ -143,11 +143,7 @@ def from_open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def padded(images: Sequence[np.ndarray], side: int, antialias: bool) -> torch.Tensor:
     """HPSv2's transform: bicubic resize of the longer side in float, black bars to a square, mean and deviation.
 
-    Args:
-        images: uint8 [H, W, 3] each, RGB; sizes may differ.
-
-    Returns:
-        float32 [N, 3, side, side].
+    Images are uint8 [H, W, 3], RGB, of any sizes; the result is float32 [N, 3, side, side].
     """
     pixels = torch.zeros(len(images), 3, side, side)
     for square, image in zip(pixels, images, strict=True):
