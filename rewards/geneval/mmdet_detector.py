@@ -54,14 +54,15 @@ class MmdetDetector:
         """The 100 detections per image (uint8 [H, W, 3], RGB), best first. mmdet takes one image at a time, as BGR."""
         from mmdet.apis import inference_detector
 
-        def detected(image: np.ndarray) -> list[Detection]:
-            found = inference_detector(self.model, np.ascontiguousarray(image[..., ::-1])).pred_instances
-            found = found[found.scores.argsort(descending=True, stable=True)].cpu().numpy()
-            names = [CLASSES[label] for label in found.labels]
-            boxes = [tuple(box.tolist()) for box in found.bboxes]
-            return [*map(Detection, names, map(float, found.scores), boxes, found.masks)]
-
-        return [detected(image) for image in images]
+        found = []
+        for image in images:
+            instances = inference_detector(self.model, np.ascontiguousarray(image[..., ::-1])).pred_instances
+            instances = instances[instances.scores.argsort(descending=True, stable=True)].cpu().numpy()
+            rows = zip(instances.labels, instances.scores, instances.bboxes, instances.masks, strict=True)
+            found.append(
+                [Detection(CLASSES[label], float(score), tuple(box.tolist()), mask) for label, score, box, mask in rows]
+            )
+        return found
 
 
 def import_mmdet() -> Any:
