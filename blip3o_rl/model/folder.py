@@ -16,19 +16,19 @@ import shutil
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-
-import torch
-from transformers import AutoTokenizer
+from typing import TYPE_CHECKING, Any
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
-from blip3o_rl.model.image_tokenizer import TATok, require_config
-from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
-from blip3o_rl.model.renderer import PARTS as RENDERER_PARTS
-from blip3o_rl.model.renderer import REFERENCE_CONNECTOR, Renderer
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer
+
+if TYPE_CHECKING:  # torch, transformers and diffusers are imported when a part is loaded
+    import torch
+
+    from blip3o_rl.model.image_tokenizer import TATok
+    from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
+    from blip3o_rl.model.renderer import Renderer
 
 FORMAT = 1
 INDEX = "model_index.json"
@@ -36,6 +36,8 @@ MINI = "mini"
 PARTS = ("policy", "renderer", "image_tokenizer")
 GENERATING = ("policy", "renderer")
 """The parts that text-to-image needs."""
+RENDERER_PARTS = ("connector", "transformer", "vae")
+REFERENCE_CONNECTOR = "reference_connector"
 _EDITING = f"renderer/{REFERENCE_CONNECTOR}"
 """The part that only editing models have. The index lists it, so that a copy without it is incomplete."""
 
@@ -81,6 +83,8 @@ class ModelFolder:
 
     @cached_property
     def policy_config(self) -> Blip3oNextConfig:
+        from blip3o_rl.model.policy import Blip3oNextConfig
+
         return Blip3oNextConfig.from_pretrained(self._checked("policy"))
 
     def check_editing(self) -> None:
@@ -92,23 +96,37 @@ class ModelFolder:
             self._checked(part)
 
     def load_policy(
-        self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        self, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu"
     ) -> Blip3oNextForCausalLM:
         """The policy in evaluation mode."""
+        from blip3o_rl.model.policy import Blip3oNextForCausalLM
+
         return Blip3oNextForCausalLM.from_pretrained(self._checked("policy"), dtype=dtype).to(device).eval()
 
     def load_tokenizer(self) -> Any:
         """The text tokenizer, left-padding, checked against the policy's layout."""
+        from transformers import AutoTokenizer
+
+        layout = self.layout  # its module makes the policy's model type known to transformers
         tokenizer = AutoTokenizer.from_pretrained(self._checked("policy"), padding_side="left")
-        check_tokenizer(tokenizer, self.layout)
+        check_tokenizer(tokenizer, layout)
         return tokenizer
 
-    def load_renderer(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Renderer:
-        """The frozen renderer in evaluation mode."""
-        return Renderer.from_pretrained(self._checked("renderer"), dtype=dtype).to(device).requires_grad_(False)
+    def load_renderer(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Renderer:
+        """The frozen renderer in evaluation mode; float32 by default."""
+        import torch
+
+        from blip3o_rl.model.renderer import Renderer
+
+        renderer = Renderer.from_pretrained(self._checked("renderer"), dtype=dtype or torch.float32)
+        return renderer.to(device).requires_grad_(False)
 
     def load_image_tokenizer(self, device: str | torch.device = "cpu") -> TATok:
         """The frozen image tokenizer in evaluation mode, always float32."""
+        import torch
+
+        from blip3o_rl.model.image_tokenizer import TATok
+
         tokenizer = TATok.from_pretrained(self._checked("image_tokenizer"), torch_dtype=torch.float32)
         return tokenizer.to(device).eval().requires_grad_(False)
 
@@ -132,6 +150,8 @@ class ModelFolder:
         if part == "policy":
             TokenLayout.from_config(SimpleNamespace(**read_json(files[0])))
         if part == "image_tokenizer":
+            from blip3o_rl.model.image_tokenizer import require_config
+
             require_config(files[0])
         return path
 
@@ -171,6 +191,8 @@ def save(
 
 def write_index(path: Path, source: str, **records: Any) -> None:
     """Writes the index, after everything else in the folder."""
+    import torch
+
     parts = [part for part in (*PARTS, _EDITING) if (path / part).is_dir()]
     index = {"format": FORMAT, "parts": parts, "source": source, "blip3o_rl": __version__, "torch": torch.__version__}
     write_json(path / INDEX, index | records)

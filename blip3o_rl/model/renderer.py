@@ -34,12 +34,11 @@ from diffusers.models.normalization import RMSNorm
 from torch import nn
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.folder import REFERENCE_CONNECTOR
 
 TIMESTEPS = 1000
 NORM_START = 5.5**0.5
 """Initial weight of the connector's norm, as upstream."""
-PARTS = ("connector", "transformer", "vae")
-REFERENCE_CONNECTOR = "reference_connector"
 """The part that only editing models have."""
 DECODE_PIXELS = 2 * 1024**2
 """Pixels decoded at a time: the autoencoder needs 1.8 GB per megapixel, so that larger batches run out of memory."""

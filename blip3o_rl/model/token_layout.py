@@ -11,11 +11,12 @@ An image is a square grid of image tokens: 27 x 27 = 729 of them at scale 0; sca
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from blip3o_rl.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGE_TAGS = ("<im_start>", "<im_end>")
 NUM_SCALES = 3

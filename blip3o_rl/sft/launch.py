@@ -16,7 +16,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 
 from blip3o_rl.config import composition
@@ -26,7 +25,6 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.report.checkpoints import latest_step
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.sft.preflight import check, processes_here
 
 
 def launch(recipe: str, overrides: list[str]) -> Path:
@@ -36,7 +34,7 @@ def launch(recipe: str, overrides: list[str]) -> Path:
         UserError: something the user can fix, before or (bad data, a loss that is not finite) during the run.
         KeyboardInterrupt: with the command that goes on with the run.
     """
-    settings = check(compose_settings(recipe, overrides))
+    settings = _checked(compose_settings(recipe, overrides))
 
     def create() -> RunFolder:
         folder = RunFolder.create(str(settings.run.recipe), path=settings.run.folder)
@@ -62,7 +60,7 @@ def resume(path: Path, overrides: list[str]) -> Path:
         )
     if model.exists():
         raise UserError(f"{model}: is there from before; move it away, the run writes a new one")
-    return _start(check(settings), lambda: folder)
+    return _start(_checked(settings), lambda: folder)
 
 
 def compose_settings(recipe: str | Path, overrides: list[str]) -> SFTSettings:
@@ -90,6 +88,12 @@ def _validated(config: object) -> SFTSettings:
     return validate(SFTSettings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
 
 
+def _checked(settings: SFTSettings) -> SFTSettings:
+    from blip3o_rl.sft.preflight import check  # imports torch and datasets
+
+    return check(settings)
+
+
 def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:
     def prepare() -> str:
         folder = create()
@@ -97,6 +101,8 @@ def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:
         values["run"]["folder"] = str(folder.path)
         write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(values)))
         return str(folder.path)
+
+    from blip3o_rl.sft.preflight import processes_here
 
     started_here = "RANK" not in os.environ
     folder = RunFolder(prepare() if started_here else _from_first_process(prepare))
@@ -112,6 +118,7 @@ def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:
 
 
 def _from_first_process(make: Callable[[], str]) -> str:
+    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 

@@ -30,7 +30,6 @@ from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
 from blip3o_rl.terminal import Redirected
 from blip3o_rl.training import cluster, given_cluster, preflight, stored
-from blip3o_rl.training.export import export
 
 POLL_S = 0.5
 JOB_RUNS = Path("~/blip3o-rl-runs")
@@ -92,6 +91,8 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
         final = folder.path / "model"
         shutil.rmtree(final, ignore_errors=True)
         shown.phase("writing the model folder")
+        from blip3o_rl.training.export import export
+
         export(folder.path, final)
         if config.run.evaluate:
             shown.phase("scoring the held-out prompts after training")

@@ -17,7 +17,6 @@ from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster
-from blip3o_rl.training.advantage import algorithm_options
 
 SMALLEST = machine.Needs(memory_gib=6.0, shared_gib=0.3, disk_gib=3.0)
 """What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory."""
@@ -65,6 +64,8 @@ def check(config: DictConfig) -> Checked:
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check(rows)
+    from blip3o_rl.training.advantage import algorithm_options  # imports torch
+
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
     return Checked(settings, folder.path, folder.layout, rows, held_out, algorithm)
 

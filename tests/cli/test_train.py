@@ -86,6 +86,27 @@ def test_help_imports_nothing_heavy():
     assert all(command in done.stdout for command in commands.split())
 
 
+BAD = [
+    ["train", "recipes/shapes", "render.steps=0"],
+    ["train", "recipes/shapes", "model.folder=/nowhere"],
+    ["train", "--resume", "/nowhere"],
+    ["sft", "recipes/sft", "train.stepz=3"],
+    ["generate", "a photo", "--model", "/nowhere"],
+    ["tokenize", "/nowhere.png"],
+    ["rewards", "check", "no_such_reward"],
+]
+
+
+def test_bad_input_is_refused_without_the_libraries_that_train():
+    code = (
+        f"import sys; from blip3o_rl.cli import main; assert [main.run(words) for words in {BAD}] == [2] * {len(BAD)};"
+        "print([m for m in ('torch', 'ray', 'verl', 'vllm', 'transformers', 'diffusers') if m in sys.modules])"
+    )
+    environment = {**os.environ, "VERL_PLATFORM": "cpu"}  # a GPU would be looked for with torch
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "[]"
+
+
 def test_report_writes_the_page_of_a_run(tmp_path, capsys):
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     write_text(folder.config, "run: {}\n")
