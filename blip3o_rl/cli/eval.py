@@ -1,87 +1,198 @@
-"""`blip3o-rl eval`: scores a model folder on the held-out prompts of a source."""
+"""`blip3o-rl eval`: scores models on held-out prompts, and compares the results."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o_rl.cli import options
-from blip3o_rl.cli.output import free_path, output_folder
+from blip3o_rl.cli.output import free_path, number, output_folder, slug, table
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
 if TYPE_CHECKING:
-    from blip3o_rl.evaluation.held_out import EvaluationResult
+    from rich.table import Table
+
+    from blip3o_rl.evaluation.results import EvaluationResult
+    from blip3o_rl.evaluation.suite import Suite
 
 SHOWN = 32
 
 
 def evaluate(
-    suite: Annotated[
-        str,
+    arguments: Annotated[
+        list[str],
         typer.Argument(
-            help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR"
+            metavar="SUITE [KEY=VALUE]... | compare A.json B.json",
+            help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR; "
+            "or the folder of a recipe with Hydra overrides of it, for its own evaluation",
         ),
     ],
-    model: options.Model = "mini",
+    model: Annotated[
+        list[str], typer.Option(help="model folder, or `mini` for the packaged model; several are compared")
+    ] = ["mini"],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option(help="the result, JSON, replaced if it exists; by default a new one in outputs/")
+        Path | None,
+        typer.Option(
+            help="the result, JSON: gone on with if it was interrupted, replaced if it is complete; by default a new "
+            "one in outputs/"
+        ),
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option(min=1, help="held-out prompts; default: 64 shapes, 22 words, 64 text")
+        int | None,
+        typer.Option("--prompts", "--limit", min=1, help="held-out prompts; default: 64 shapes, 22 words, 64 text"),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="images per prompt")] = 4,
-    seed: options.Seed = 0,
-    scale: options.Scale = 2,
-    steps: options.Steps = 8,
-    guidance: options.Guidance = DEFAULTS.guidance,
+    images: Annotated[int | None, typer.Option(min=1, help="images per prompt; default: 4, or the recipe's")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="of the first image; the others count up; default: 0, or the recipe's")
+    ] = None,
+    scale: Annotated[
+        int | None, typer.Option(min=0, max=2, help="0, 1, 2 for 729, 169, 81 tokens; default: 2, or the recipe's")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Euler steps of the renderer; default: 8, or the recipe's")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0.0, help="classifier-free guidance; default: 2, or the recipe's")
+    ] = None,
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
+    batch_size: options.BatchSize = DEFAULTS.batch_size,
+    backend: options.Backend = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
 ) -> None:
-    """Scores a model folder on held-out prompts with fixed seeds."""
-    from blip3o_rl.data.sources import held_out_rows, source_of
+    """Scores model folders on held-out prompts with fixed seeds; `eval compare` compares two results."""
+    from blip3o_rl.data.images import read_image
     from blip3o_rl.evaluation import held_out
+    from blip3o_rl.model.folder import GENERATING, ModelFolder
     from blip3o_rl.report.gallery import Tile, save_grid
 
-    source_of(suite, f"eval {suite}")
-    rows = held_out_rows(suite, prompts, f"--prompts {prompts}")
-    out = out or free_path(Path("outputs") / f"eval-{suite}.json")
-    output_folder(out.parent)
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give the name of a file in it, such as {out / 'eval.json'}")
-    result = held_out.evaluate(
-        options.Placement.of().load_pipeline(model, ExitStack(), DEFAULTS.batch_size),
-        rows,
-        suite,
-        images_per_prompt=images,
-        seed=seed,
-        config=GenerationConfig(scale, steps, guidance, top_k=top_k, top_p=top_p),
-        output=out,
+    if arguments[0] == "compare":
+        _compare([Path(file) for file in arguments[1:]])
+        return
+    suite, defaults = _suite(arguments[0], arguments[1:], prompts)
+    given = {"images": images, "seed": seed, "scale": scale, "steps": steps, "guidance": guidance}
+    chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    config = GenerationConfig(
+        int(chosen["scale"]), int(chosen["steps"]), chosen["guidance"], None, batch_size, top_k, top_p
     )
-    Console().print(_table(result))
-    tiles = [
-        Tile(pixels, image.prompt, image.partial) for pixels, image in zip(result.pixels, result.images, strict=True)
-    ]
-    header = f"{model}   ·   mean score {result.overall:.3f} of {len(tiles)} images"
-    print(out, save_grid(out.with_suffix(".png"), tiles[:SHOWN], header))
+    if out is not None and len(model) > 1:
+        raise UserError("--out: names one result; leave it out with several models")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give the name of a file in it, such as {out / 'eval.json'}")
+    for folder in model:
+        ModelFolder(folder, *GENERATING).layout.tokens_per_image(config.scale)
+    placement = options.Placement.of(dtype, device, backend)
+    results = []
+    for folder in model:
+        name = f"eval-{slug(suite.name)}" + (f"-{slug(Path(folder).name)}" if len(model) > 1 else "")
+        target = out or free_path(Path("outputs") / f"{name}.json")
+        output_folder(target.parent)
+        with ExitStack() as stack:
+            result = held_out.score(
+                placement.load_pipeline(folder, stack, batch_size),
+                suite,
+                target,
+                int(chosen["images"]),
+                int(chosen["seed"]),
+                config,
+                held_out.identity(folder, **placement.settings()),
+                stack.enter_context(_progress()),
+            )
+        results.append(target)
+        Console().print(_table(result))
+        header = f"{folder}   ·   mean score {result.overall:.3f} of {len(result.images)} images"
+        tiles = [
+            Tile(read_image(target.parent / image.file), image.prompt, image.partial) for image in result.images[:SHOWN]
+        ]
+        print(target, save_grid(target.with_suffix(".png"), tiles, header))
+    for other in results[1:]:
+        _compare([results[0], other])
+
+
+def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, dict[str, float]]:
+    """The suite of a name, a recipe or a run, and the settings that it is evaluated with."""
+    from omegaconf import OmegaConf
+
+    from blip3o_rl.config.reward import is_deployed
+    from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
+    from blip3o_rl.data.sources import held_out_rows, source_of
+    from blip3o_rl.evaluation.suite import named, of_run
+
+    file = Path(name) / "config.yaml"
+    if not file.is_file():
+        source_of(name, f"eval {name}")
+        if overrides:
+            raise UserError(f"eval {name} {overrides[0]}: a named suite has no keys; give the folder of a recipe")
+        suite = named(name, held_out_rows(name, limit, f"--prompts {limit}"))
+        return suite, {"images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
+    overrides = [*overrides, *([f"eval.limit={limit}"] if limit else []), "run.evaluate=true"]
+    stored: Any = OmegaConf.load(file)
+    config = compose_run(stored, str(file), overrides) if "defaults" not in stored else compose_recipe(name, overrides)
+    settings = read_settings(config)
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    own = of_run(settings, rewards)[1]
+    assert own is not None
+    for reward, entry in {**own.rewards, **own.reported}.items():
+        if is_deployed(entry):
+            raise UserError(f"reward.rewards.{reward}.service: is deployed by a run only; give the url of a service")
+    return own, {
+        "images": settings.eval.images_per_prompt,
+        "seed": settings.eval.seed,
+        "scale": settings.model.scale,
+        "steps": settings.render.steps,
+        "guidance": settings.render.guidance,
+    }
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, float], None]]:
+    """Shows images done and per second on standard error: a bar in a terminal, else a line per batch."""
+    columns = TextColumn("{task.completed} of {task.total} images, {task.fields[rate]:.1f} per second"), BarColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=1, rate=0.0)
+
+        def show(done: int, total: int, rate: float) -> None:
+            bar.update(task, completed=done, total=total, rate=rate)
+            if not console.is_terminal:
+                console.print(f"{done} of {total} images, {rate:.1f} per second")
+
+        yield show
 
 
 def _table(result: EvaluationResult) -> Table:
     """The numbers of an evaluation."""
-    rows = Table(box=None, pad_edge=False)
-    for column in ("", "partial credit", "all right", "images"):
-        rows.add_column(column, justify="left" if not column else "right")
+    rows = table("", "partial credit", "all right", "images")
     for tag, numbers in result.per_tag.items():
-        rows.add_row(Text(tag), f"{numbers['partial']:.3f}", f"{numbers['official']:.3f}", f"{numbers['images']:.0f}")
+        rows.add_row(tag, number(numbers["partial"]), number(numbers["official"]), f"{numbers['images']:.0f}")
     error = f" ± {result.standard_error:.3f}" if result.standard_error is not None else ""
-    rows.add_row(
-        "overall", f"{result.overall:.3f}{error}", f"{result.official:.3f}", str(len(result.images)), style="bold"
-    )
+    rows.add_row("overall", f"{result.overall:.3f}{error}", number(result.official), str(len(result.images)))
     rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s per image"
     return rows
+
+
+def _compare(files: list[Path]) -> None:
+    """Prints two results next to each other, with the intervals of 95 %."""
+    from blip3o_rl.report.evaluations import compare_files
+
+    if len(files) != 2:
+        raise UserError(f"eval compare: {len(files)} results given; give two files, such as eval compare A.json B.json")
+    found = compare_files(*files)
+    if found is not None and found.difference:
+        raise UserError(f"eval compare: the results are not alike: {found.difference}; evaluate with equal settings")
+    if found is None or not found.images:
+        raise UserError(f"eval compare {files[0]} {files[1]}: no image has a score in both; evaluate again")
+    rows = table("", "first", "second", "difference", "95 % interval")
+    for name, (before, after, gain) in found.rows.items():
+        rows.add_row(name, number(before[0]), number(after[0]), f"{gain[0]:+.3f}", f"{gain[1]:+.3f} to {gain[2]:+.3f}")
+    win, tie, loss = found.outcome
+    rows.caption = f"of {len(found.images)} images the second is better in {win}, equal in {tie}, worse in {loss}"
+    Console().print(rows)

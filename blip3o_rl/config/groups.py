@@ -1,4 +1,4 @@
-"""The groups of a training run's configuration that are ours: `run`, `model`, `render` and `prompts`.
+"""The groups of a training run's configuration that are ours: `run`, `model`, `render`, `eval` and `prompts`.
 
 Defaults stand here and nowhere else: Hydra composes a recipe on top of `Model().model_dump()`. What verl reads is set
 in `defaults/blip3o_ppo.yaml` and restricted in `verl_keys`.
@@ -23,9 +23,7 @@ class RunSettings(Settings):
     folder: PathText | None = Field(None, description="null: `runs/<recipe>-<time>`")
     seed: int = Field(1, ge=0, description="of prompts, tokens and noise")
     images_every: int = Field(5, ge=1, description="steps between image grids")
-    evaluate: bool = Field(True, description="score the held-out prompts before and after")
-    eval_prompts: int | None = Field(None, ge=1, description="how many; null: as many as the suite has by default")
-    eval_images: int = Field(4, ge=1, description="images per held-out prompt")
+    evaluate: bool = Field(True, description="score the held-out prompts before and after, see `eval`")
 
 
 class ModelSettings(Settings):
@@ -61,6 +59,23 @@ class RenderSettings(Settings):
         steps = self.steps if self.rollout_steps is None else self.rollout_steps
         guidance = self.guidance if self.rollout_guidance is None else self.rollout_guidance
         return self.model_copy(update={"steps": steps, "guidance": guidance})
+
+
+class EvalSettings(Settings):
+    """The held-out evaluation of a run, before and after training: prompts, a rubric, seeds."""
+
+    prompts: PathText | None = Field(
+        None,
+        description="a prompt file, or a source's name for its held-out side; null: the held-out side of "
+        "prompts.source, or with prompts.file a share of that file, which is then not trained on",
+    )
+    held_out_share: float = Field(0.125, gt=0, lt=1, description="of prompts.file, chosen by a hash of the prompt")
+    rewards: dict[str, Any] = Field(
+        {}, description="entries as in reward.rewards; empty: the judge of a source, else the run's own rewards"
+    )
+    limit: int | None = Field(None, ge=1, description="prompts; null: all of a file, a source's usual number")
+    images_per_prompt: int = Field(4, ge=1)
+    seed: int = Field(20_000, ge=0, description="of the first image; the others count up from it")
 
 
 class PromptSettings(Settings):

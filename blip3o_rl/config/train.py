@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import model_validator
 
 from blip3o_rl.config.base import validate
 from blip3o_rl.config.composition import Kind, compose, compose_stored
-from blip3o_rl.config.groups import ModelSettings, PromptSettings, RenderSettings, RunSettings
+from blip3o_rl.config.groups import EvalSettings, ModelSettings, PromptSettings, RenderSettings, RunSettings
 from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.config.reward import RewardSettings
 from blip3o_rl.config.verl_keys import VerlKeys, VerlSettings
 from blip3o_rl.errors import UserError
+
+MOVED = {"eval_prompts": "limit", "eval_images": "images_per_prompt"}
+"""Former keys of `run`, which recipes and stored runs may have -> keys of `eval`."""
+
+
+def _move(config: Any) -> Any:
+    """Puts the values of `MOVED` where they belong now, in place."""
+    run = config.get("run")
+    for old, new in MOVED.items() if isinstance(run, Mapping) else ():
+        if old in run:
+            config["eval"] = {**config.get("eval", {}), new: run.pop(old)}
+    return config
 
 
 class OwnSettings(VerlKeys):
@@ -24,7 +38,13 @@ class OwnSettings(VerlKeys):
     model: ModelSettings = ModelSettings()
     render: RenderSettings = RenderSettings()
     prompts: PromptSettings = PromptSettings()
+    eval: EvalSettings = EvalSettings()
     monitors: MonitorSettings = MonitorSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, values: Any) -> Any:
+        return _move(values)
 
 
 class TrainSettings(OwnSettings, VerlSettings):
@@ -38,7 +58,7 @@ TRAIN = Kind(
     base="blip3o_ppo",
     own=OwnSettings,
     free=("reward.rewards.", "actor_rollout_ref.rollout.engine_kwargs."),
-    paths=r"reward\.rewards\.[^.]+\.path",
+    paths=r"(reward|eval)\.rewards\.[^.]+\.path",
 )
 
 
@@ -60,7 +80,7 @@ def compose_run(config: Any, name: str, overrides: list[str]) -> DictConfig:
             raise UserError(f"{name}: is of an earlier version ({old} is now {new}); start a new run from its model")
     if "actor_rollout_ref" not in config:
         raise UserError(f"{name}: is of no run of blip3o-rl train; see blip3o-rl sft --resume")
-    return _checked(compose_stored(TRAIN, config, name, overrides))
+    return _checked(compose_stored(TRAIN, _move(config), name, overrides))
 
 
 def read_settings(config: DictConfig) -> TrainSettings:

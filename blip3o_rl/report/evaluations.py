@@ -1,30 +1,39 @@
-"""Two evaluations of a run next to each other: what may be compared, and the images of the same prompts and seeds.
+"""Two evaluations next to each other, image by image: the same prompts and seeds, so that a difference is the models'.
 
-A comparison is only printed if both evaluations had the same settings, prompts and seeds. They may differ: a run can be
-resumed with other `run.eval_*`, `render.*` or `model.scale`.
+A comparison is only made if both had the same settings, prompts and seeds. Before and after of a run may differ: it can
+be resumed with other `eval`, `render` or `model.scale`. Intervals are of 95 % by a bootstrap over prompts, since the
+images of one prompt are alike; its seed is fixed, so that the same files give the same numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blip3o_rl.data.images import read_image
+from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json
 from blip3o_rl.report.run_folder import RunFolder
 
 SCORE, REWARD = "overall", "reward"
 """Keys of an evaluation file: its score, and the value of the run's own rewards (null where they failed)."""
-_DIGESTS = ("prompts_sha256", "rewards_sha256")
+SHOWN = 12
+"""Prompts whose first image is shown: enough to look at, in the order of the list."""
+SAMPLES = 2000
+_DIGESTS = ("prompts_sha256", "rewards_sha256", "judge_sha256")
 """Settings that older evaluations do not have."""
+Interval = tuple[float, float, float]
+"""Mean, and the low and high end of its 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The first image of a held-out prompt before and after training, uint8 [H, W, 3], with its scores."""
+    """One prompt and seed before and after training, uint8 [H, W, 3], with the scores."""
 
     prompt: str
     before: np.ndarray
@@ -34,34 +43,113 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class PairedImage:
+    """One prompt and seed in both evaluations; `values` and `files` are (before, after)."""
+
+    prompt: str
+    tag: str
+    values: tuple[float, float]
+    files: tuple[Path, Path] | None
+    reason: str = ""
+
+    @property
+    def gain(self) -> float:
+        return self.values[1] - self.values[0]
+
+    def load(self) -> Pair:
+        """With its images, which must be there."""
+        before, after = (read_image(file) for file in self.files or ())
+        return Pair(self.prompt, before, after, *self.values)
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Both evaluations of a run.
+    """Two evaluations of the same prompts and seeds.
 
     Attributes:
         difference: why they must not be compared, one line; empty if they may.
         score, reward: (before, after), or None where there is no such number to compare.
-        pairs: of the prompts whose images were saved both times.
+        images: those that have a value both times, in order.
     """
 
     difference: str
-    score: tuple[float, float] | None
-    reward: tuple[float, float] | None
-    pairs: list[Pair]
+    score: tuple[float, float] | None = None
+    reward: tuple[float, float] | None = None
+    images: Sequence[PairedImage] = field(default_factory=list)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The first image of each prompt, of the first prompts, as far as they were saved both times."""
+        first = {image.prompt: image for image in reversed(self.images) if image.files}
+        return [image.load() for image in list(first.values())[::-1][:SHOWN]]
+
+    @cached_property
+    def outcome(self) -> tuple[int, int, int]:
+        """Number of images that became better, stayed, and became worse."""
+        signs = [np.sign(round(image.gain, 9)) for image in self.images]
+        return signs.count(1), signs.count(0), signs.count(-1)
+
+    @cached_property
+    def rows(self) -> dict[str, tuple[Interval, Interval, Interval]]:
+        """Tag, and "overall" -> before, after, and difference, each with its interval."""
+        tags = sorted({image.tag for image in self.images})
+        parts = {tag: [image for image in self.images if image.tag == tag] for tag in tags if len(tags) > 1}
+        return {name: self._intervals(own) for name, own in [*parts.items(), ("overall", list(self.images))] if own}
+
+    def _intervals(self, images: Sequence[PairedImage]) -> tuple[Interval, Interval, Interval]:
+        values = np.array([(*image.values, image.gain) for image in images])
+        before, after, gain = intervals(values, [image.prompt for image in images])
+        return before, after, gain
+
+
+def intervals(values: np.ndarray, prompts: Sequence[str]) -> list[Interval]:
+    """The mean of each column of `values` [images, columns], with its interval by a bootstrap over the prompts."""
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    groups = np.array([place[prompt] for prompt in prompts])
+    sums = np.stack([np.bincount(groups, column) for column in values.T], axis=1)
+    counts = np.bincount(groups)
+    drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), SAMPLES)
+    means = (drawn @ sums) / (drawn @ counts)[:, None]
+    low, high = np.quantile(means, (0.025, 0.975), axis=0)
+    return [(float(m), float(a), float(b)) for m, a, b in zip(values.mean(0), low, high, strict=True)]
 
 
 def compare(folder: RunFolder) -> Comparison | None:
-    """The comparison of a run; None if an evaluation is missing or has no score."""
+    """Before and after of a run; None if an evaluation is missing or has no score."""
     if not folder.eval_before.is_file() or not folder.eval_after.is_file():
         return None
-    before, after = read_json(folder.eval_before), read_json(folder.eval_after)
+    return compare_files(folder.eval_before, folder.eval_after)
+
+
+def compare_files(first: Path, second: Path) -> Comparison | None:
+    """Two results; None if one has no score.
+
+    Raises:
+        UserError: one is no result of an evaluation, or was written in part.
+    """
+    before, after = (_read(file) for file in (first, second))
     score = _numbers(before, after, SCORE)
     if score is None:
         return None
     difference = _difference(before, after)
     if difference:
-        return Comparison(difference, None, None, [])
+        return Comparison(difference)
     reward = _numbers(before, after, REWARD) if _agree(before, after, "rewards_sha256") else None
-    return Comparison("", score, reward, _pairs(folder.path, before, after))
+    images = []
+    for a, b in zip(before.get("images", []), after.get("images", []), strict=True):
+        if a.get("partial") is not None and b.get("partial") is not None:
+            files = [file.parent / str(i["file"]) for file, i in ((first, a), (second, b)) if i.get("file")]
+            found = (files[0], files[1]) if len(files) == 2 and all(file.is_file() for file in files) else None
+            values = float(a["partial"]), float(b["partial"])
+            images.append(PairedImage(a["prompt"], a.get("tag", ""), values, found, b.get("reason", "")))
+    return Comparison("", score, reward, images)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    if not isinstance(found, dict) or SCORE not in found or not isinstance(found.get("images"), list):
+        raise UserError(f"{file}: is no result of an evaluation; give a file that blip3o-rl eval or train wrote")
+    return found
 
 
 def _numbers(before: dict[str, Any], after: dict[str, Any], key: str) -> tuple[float, float] | None:
@@ -80,17 +168,7 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     keys = [key for key in dict.fromkeys((*a, *b)) if key not in _DIGESTS and a.get(key) != b.get(key)]
     if keys:
         return ", ".join(f"{key} {a.get(key)} before and {b.get(key)} after" for key in keys)
-    shown = [[(image.get("prompt"), image.get("seed")) for image in one.get("images", [])] for one in (before, after)]
+    shown = [[(image.get("prompt"), image.get("seed")) for image in one["images"]] for one in (before, after)]
     if shown[0] != shown[1] or not _agree(before, after, "prompts_sha256"):
         return "other prompts or seeds after than before"
-    return ""
-
-
-def _pairs(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> list[Pair]:
-    found = []
-    for a, b in zip(before.get("images", []), after.get("images", []), strict=True):
-        files = [folder / str(image["file"]) for image in (a, b) if image.get("file")]
-        if len(files) == 2 and all(file.is_file() for file in files):
-            pixels = [read_image(file) for file in files]
-            found.append(Pair(a["prompt"], pixels[0], pixels[1], a["partial"], b["partial"]))
-    return found
+    return "" if _agree(before, after, "judge_sha256") else "other rewards after than before"

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from blip3o_rl.config.reward import is_deployed, name_applications
@@ -26,7 +26,7 @@ from blip3o_rl.io import write_text
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
-from blip3o_rl.report.progress import progress
+from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
 from blip3o_rl.terminal import Redirected
 from blip3o_rl.training import cluster, given_cluster, preflight, stored
@@ -35,7 +35,6 @@ POLL_S = 0.5
 JOB_RUNS = Path("~/blip3o-rl-runs")
 """Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
 RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-EVAL_SEED = 20_000
 
 
 def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Checked]:
@@ -85,7 +84,7 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
     with progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:
         if config.run.evaluate and not folder.eval_before.exists():
             shown.phase("scoring the held-out prompts before training")
-            _evaluate(config, checked, folder, checked.model, folder.eval_before)
+            _evaluate(config, checked, folder, checked.model, folder.eval_before, shown)
         if checkpoints.latest_step(folder.checkpoints) != config.trainer.total_training_steps:
             _train(config, checked, folder, shown)
         final = folder.path / "model"
@@ -96,7 +95,7 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
         export(folder.path, final)
         if config.run.evaluate:
             shown.phase("scoring the held-out prompts after training")
-            _evaluate(config, checked, folder, final, folder.eval_after)
+            _evaluate(config, checked, folder, final, folder.eval_after, shown)
     return folder.path
 
 
@@ -176,29 +175,33 @@ def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
             return
 
 
-def _evaluate(config: DictConfig, checked: preflight.Checked, folder: RunFolder, model: Path, target: Path) -> None:
-    """Scores the held-out prompts with the run's own rubric and fixed seeds.
+def _evaluate(
+    config: DictConfig, checked: preflight.Checked, folder: RunFolder, model: Path, target: Path, shown: Progress
+) -> None:
+    """Scores the held-out prompts with fixed seeds.
 
     Deployed rewards are started for it in a cluster of their own: the trainer's must not keep its memory meanwhile.
     """
-    from blip3o_rl.evaluation.held_out import evaluate
+    from blip3o_rl.evaluation.held_out import identity, score
     from blip3o_rl.model.devices import device_of
     from blip3o_rl.model.generation import GenerationConfig
     from blip3o_rl.model.pipeline import Blip3oPipeline
 
-    settings = checked.settings
-    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    settings, suite, what = checked.settings, checked.suite, shown.text
+    assert suite is not None
+    for rewards in (suite.rewards, suite.reported):
+        name_applications(rewards, str(folder.path))
     deployed = any(is_deployed(entry) for entry in config.reward.rewards.values())
     with cluster.connected(config, folder) if deployed else nullcontext():
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
         device = device_of("cpu" if config.trainer.device == "cpu" else "auto")
-        evaluate(
+        score(
             Blip3oPipeline.from_pretrained(model, device=device),
-            checked.held_out,
-            settings.prompts.source,
-            images_per_prompt=settings.run.eval_images,
-            seed=EVAL_SEED,
+            suite,
+            target,
+            images_per_prompt=settings.eval.images_per_prompt,
+            seed=settings.eval.seed,
             config=GenerationConfig(settings.model.scale, settings.render.steps, settings.render.guidance),
-            rewards=rewards,
-            output=target,
+            model=identity(model, device=device.type),
+            progress=lambda done, total, rate: shown.phase(f"{what}: {done} of {total} images, {rate:.1f} per second"),
         )

@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl import machine
 from blip3o_rl.config.train import TrainSettings, read_settings
-from blip3o_rl.data import sources
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
+from blip3o_rl.evaluation import suite
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
 from blip3o_rl.scoring.build import build_rubric
@@ -37,6 +37,9 @@ class Checked:
     layout: TokenLayout
     rows: list[PromptRow]
     held_out: list[PromptRow]
+    """Further prompts that the run's rewards score: those of its evaluation, where it asks them."""
+    suite: suite.Suite | None
+    """What is evaluated before and after; None for nothing."""
     algorithm: dict[str, Any]
     """What `reward.aggregation` sets in verl's `algorithm` group."""
 
@@ -52,22 +55,22 @@ def check(config: DictConfig) -> Checked:
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
     machine.require(needs(folder.path, settings))
-    rows = sources.training_rows(settings.prompts.model_dump(), settings.run.seed)
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    rows, chosen = suite.of_run(settings, rewards)
     if len(rows) < settings.data.train_batch_size:
         raise UserError(
             f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={settings.data.train_batch_size}; "
             "give more prompts or a smaller batch"
         )
-    held_out = held_out_rows(settings)
-    _check_lengths(settings, folder, [*rows, *held_out])
-    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
+    _check_lengths(settings, folder, [*rows, *(chosen.rows if chosen else ())])
+    held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check(rows)
     from blip3o_rl.training.advantage import algorithm_options  # imports torch
 
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
-    return Checked(settings, folder.path, folder.layout, rows, held_out, algorithm)
+    return Checked(settings, folder.path, folder.layout, rows, held_out, chosen, algorithm)
 
 
 def needs(model: Path, settings: TrainSettings) -> machine.Needs:
@@ -79,19 +82,6 @@ def needs(model: Path, settings: TrainSettings) -> machine.Needs:
         disk_gib=1 + CHECKPOINT_COPIES * policy,
         folder=Path(settings.run.folder or "."),
     )
-
-
-def held_out_rows(settings: TrainSettings) -> list[PromptRow]:
-    """The prompts that are scored before and after, never trained on; none with `run.evaluate=false`."""
-    if not settings.run.evaluate:
-        return []
-    if settings.prompts.file is not None:
-        raise UserError(
-            f"run.evaluate=true: prompts.file has no held-out prompts, only the sources {', '.join(sources.SOURCES)} "
-            "have; set run.evaluate=false"
-        )
-    count = settings.run.eval_prompts
-    return sources.held_out_rows(settings.prompts.source, count, f"run.eval_prompts={count}")
 
 
 def _check_lengths(settings: TrainSettings, folder: ModelFolder, rows: list[PromptRow]) -> None:

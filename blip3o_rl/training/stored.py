@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl.config.train import compose_run
+from blip3o_rl.data.sources import SOURCES
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json, write_text
 from blip3o_rl.model import folder as model_folder
@@ -20,7 +20,7 @@ from blip3o_rl.report.run_folder import RunFolder
 
 INPUTS = "inputs.json"
 EVALUATION = (
-    *("run.eval_prompts", "run.eval_images", "prompts.source", "model.folder", "model.scale"),
+    *("eval", "prompts.source", "prompts.file", "model.folder", "model.scale"),
     *("render.steps", "render.guidance", "reward.rewards"),
 )
 """Keys that an evaluation depends on."""
@@ -32,11 +32,12 @@ def store(config: DictConfig, folder: RunFolder) -> None:
     if config.model.folder != model_folder.MINI:
         config.model.folder = str(model_folder.resolve(config.model.folder))
     inputs = []
-    if config.prompts.file is not None:
-        inputs.append(_absolute(config.prompts.file))
-        config.prompts.file = str(inputs[0])
-    for entry in config.reward.rewards.values():
-        if entry.get("path") is not None:
+    for group, key in (("prompts", "file"), ("eval", "prompts")):
+        if config[group][key] is not None and config[group][key] not in SOURCES:
+            inputs.append(_absolute(config[group][key]))
+            config[group][key] = str(inputs[-1])
+    for entry in (*config.reward.rewards.values(), *config.eval.rewards.values()):
+        if entry and entry.get("path") is not None:
             file, _, function = str(entry.path).rpartition(":")
             inputs.append(_absolute(file))
             entry.path = f"{inputs[-1]}:{function}"
@@ -48,8 +49,8 @@ def resumed(folder: RunFolder, overrides: list[str]) -> DictConfig:
     """The configuration to resume a run with; an evaluation that it makes incomparable is removed, to be made again."""
     if not folder.config.is_file():
         raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
-    before: Any = OmegaConf.load(folder.config)
-    config = compose_run(before, str(folder.config), overrides)
+    before = compose_run(OmegaConf.load(folder.config), str(folder.config), [])
+    config = compose_run(OmegaConf.load(folder.config), str(folder.config), overrides)
     config.run.folder = str(folder.path)
     if any(OmegaConf.select(before, key) != OmegaConf.select(config, key) for key in EVALUATION):
         for file in (folder.eval_before, folder.eval_after):

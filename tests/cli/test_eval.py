@@ -10,6 +10,7 @@ import pytest
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.main import run
+from blip3o_rl.config.composition import find_recipe
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_a_result_lies_next_to_its_images_and_the_next_one_gets_a_name_of_its_ow
         assert run(["eval", "shapes", "--prompts", "6", "--images", "2"]) == 0
     outputs = blank / "outputs"
     assert sorted(file.name for file in outputs.glob("*.json")) == ["eval-shapes-2.json", "eval-shapes.json"]
-    assert (outputs / "eval-shapes.png").is_file() and len(list((outputs / "eval-shapes").iterdir())) == 6
+    assert (outputs / "eval-shapes.png").is_file() and len(list((outputs / "eval-shapes").glob("*.png"))) == 12
     result = json.loads((outputs / "eval-shapes.json").read_text())
     assert result["overall"] == 0 and len(result["images"]) == 12
     assert "two_object" in capsys.readouterr().out
@@ -48,8 +49,40 @@ def test_text_has_an_evaluation(blank, capsys):
         (["txt"], "eval txt: there is no such source of prompts; did you mean 'text'"),
         (["words", "--prompts", "23"], "--prompts 23: words has 22 held-out prompts"),
         (["words", "--out", "."], "--out .: is a folder"),
+        (["words", "eval.limit=3"], "a named suite has no keys"),
+        (["words", "--model", "gone"], "model folder gone: no such folder"),
+        (["compare", "a.json"], "eval compare: 1 results given"),
+        (["compare", "a.json", "b.json"], "a.json: not readable as JSON"),
     ],
 )
 def test_bad_input_is_one_line(blank, capsys, arguments, says):
     assert run(["eval", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_recipe_is_evaluated_on_its_own_prompts_and_rewards(blank):
+    (blank / "mine.py").write_text("def score(image): return image.mean() / 255\n")
+    lines = [json.dumps({"prompt": f"a photo of {number} circles"}) + "\n" for number in range(40)]
+    (blank / "mine.jsonl").write_text("".join(lines))
+    mine = ["prompts.file=mine.jsonl", "~reward.rewards.geneval", "reward.rewards.mine.path=mine.py:score"]
+    recipe = str(find_recipe("shapes"))
+    assert run(["eval", recipe, *mine, "--images", "1", "--limit", "2", "--out", "e.json"]) == 0
+    result = json.loads((blank / "e.json").read_text())
+    assert result["overall"] == pytest.approx(238 / 255) and len(result["images"]) == 2
+    assert (result["settings"]["suite"], result["settings"]["seed"]) == ("mine", 20_000)
+    assert len(result["model"]["sha256"]) == 64
+
+
+def test_two_models_are_compared_image_by_image(blank, capsys):
+    both = ["--model", "mini", "--model", "mini"]
+    assert run(["eval", "shapes", "--prompts", "3", "--images", "1", *both]) == 0
+    assert "better in 0, equal in 3, worse in 0" in " ".join(capsys.readouterr().out.split())
+    first, second = sorted(map(str, (blank / "outputs").glob("*.json")))
+    assert run(["eval", "compare", first, second]) == 0
+    assert "+0.000 to +0.000" in capsys.readouterr().out
+    assert run(["eval", "shapes", "--prompts", "2", "--images", "1", "--out", "c.json"]) == 0
+    assert run(["eval", "compare", first, "c.json"]) == 2
+    assert "prompts 3 before and 2 after" in capsys.readouterr().err
+    (blank / "half.json").write_text('{"overall": 0.5, "images": [{"pro')
+    assert run(["eval", "compare", first, "half.json"]) == 2
+    assert "half.json: not readable as JSON" in capsys.readouterr().err

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
 from blip3o_rl.report import page, summary
-from blip3o_rl.report.evaluations import compare
+from blip3o_rl.report.evaluations import Comparison, PairedImage, compare, intervals
 from blip3o_rl.report.run_folder import RunFolder
 
 PROMPT = "[/b] 一张 <b>circle</b> [bold red]"
@@ -97,3 +98,26 @@ def test_a_run_folder_of_any_name_is_shown_as_it_is(tmp_path, name):
     console = Console(file=io.StringIO(), width=300)
     console.print(summary.table(summary.summarize(folder)))
     assert str(folder.path) in console.file.getvalue()
+
+
+def test_outcomes_and_intervals_are_of_pairs_and_the_interval_is_by_prompts():
+    values = [(0.0, 1.0)] * 4 + [(0.5, 0.5)] * 2 + [(1.0, 0.0)] * 2
+    images = [PairedImage(f"prompt {i // 2}", "ab"[i // 4], pair, None) for i, pair in enumerate(values)]
+    found = Comparison("", images=images)
+    assert found.outcome == (4, 2, 2)
+    before, after, gain = found.rows["overall"]
+    assert before[0] == 0.375 and after[0] == 0.625 and gain[0] == 0.25 and gain[1] < 0 < gain[2]
+    assert found.rows["a"][2] == (1.0, 1.0, 1.0) and found.rows["b"][2][0] == -0.5
+    alike = np.repeat(np.random.default_rng(1).normal(size=(30, 1)), 8, axis=0)
+    [(mean, low, high)] = intervals(alike, [str(i // 8) for i in range(240)])
+    [(_, narrow, wide)] = intervals(alike, [str(i) for i in range(240)])
+    assert low < mean < high and high - low > 2 * (wide - narrow), "images of one prompt are no new evidence"
+    assert high - low == pytest.approx(2 * 1.96 * alike.std() / np.sqrt(30), rel=0.15)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"overall": 0.5}', '{"overall": 0.'])
+def test_a_file_that_is_no_whole_result_is_one_line(tmp_path, text):
+    folder = make(tmp_path)
+    folder.eval_after.write_text(text)
+    with pytest.raises(UserError, match=r"eval_after\.json: (is no result of an evaluation|not readable as JSON)"):
+        compare(folder)

@@ -1,0 +1,138 @@
+"""What an evaluation is: held-out prompts and the rubric that scores their images.
+
+A named suite is the held-out side of a source with the source's judge. A run's own suite follows from its `eval` group;
+with a prompt file of the user's, a share of that file is held out. A prompt's side follows from a hash of its text, so
+that it stays the same when the file grows or is sorted, and repetitions of a prompt are never on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blip3o_rl.config.reward import KEY, is_deployed
+from blip3o_rl.config.train import TrainSettings
+from blip3o_rl.data.prompts import PromptRow, read_prompts
+from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of, training_rows
+from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.scoring.build import build_rubric
+from blip3o_rl.scoring.rubric import Rubric
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Prompts and who scores their images.
+
+    Attributes:
+        rows: the held-out prompts.
+        rewards: the rubric that gives the score, as in `reward.rewards`.
+        correct: its component that is 1 where all of an image is right; None if it has none.
+        reported: further rewards, those of a run, that are scored as well and do not change the score.
+    """
+
+    name: str
+    rows: Sequence[PromptRow]
+    rewards: Mapping[str, Any]
+    correct: str | None = None
+    reported: Mapping[str, Any] = field(default_factory=dict)
+
+    def asks(self, rewards: Mapping[str, Any]) -> bool:
+        """Whether it asks these rewards."""
+        return rewards in (self.rewards, self.reported)
+
+    def rubric(self) -> Rubric:
+        """The rubric that gives the score; it can score every prompt.
+
+        Raises:
+            UserError: it cannot be built, or cannot score a prompt.
+        """
+        if not self.rows:
+            raise UserError(f"evaluation {self.name}: has 0 prompts; give at least one")
+        rubric = build_rubric(self.rewards)
+        rubric.check_prompts(self.rows)
+        return rubric
+
+
+def named(name: str, rows: Sequence[PromptRow], reported: Mapping[str, Any] | None = None) -> Suite:
+    """The suite of a source, on the given ones of its held-out prompts. An image that its judge cannot score ends the
+    evaluation.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    source = source_of(name, f"eval {name}")
+    judge = {reward: {**entry, "on_error": "stop"} for reward, entry in source.judge.items()}
+    return Suite(name, rows, judge, source.correct, reported or {})
+
+
+def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[PromptRow], Suite | None]:
+    """The training prompts of a run, and its held-out suite; None with `run.evaluate=false`.
+
+    Args:
+        settings: of the run.
+        rewards: its `reward.rewards`, as plain values.
+
+    Raises:
+        UserError: no prompts on a side, the same prompt on both, or rewards that cannot score the held-out ones.
+    """
+    chosen, prompts = settings.eval, settings.prompts
+    rows = training_rows(prompts.model_dump(), settings.run.seed)
+    if not settings.run.evaluate:
+        return rows, None
+    source = chosen.prompts or (prompts.source if prompts.file is None else None)
+    if source in SOURCES:
+        held_out = held_out_rows(source, chosen.limit, f"eval.limit={chosen.limit}")
+    elif source is None:
+        rows, held_out = _split(rows, chosen.held_out_share, f"prompts.file={prompts.file}")
+    elif Path(source).expanduser().is_file():
+        held_out = read_prompts(source)
+    else:
+        hint = did_you_mean(source, SOURCES)
+        raise UserError(f"eval.prompts={source}: is no file and no suite{hint}; suites: {', '.join(SOURCES)}")
+    if source != prompts.source or prompts.file is not None:  # a source keeps its own sides apart
+        _check_apart(rows, held_out, source)
+    held_out = held_out[: chosen.limit]
+    name = source if source in SOURCES else Path(str(source or prompts.file)).stem
+    if not chosen.rewards:
+        if source not in SOURCES:
+            return rows, Suite(name, held_out, rewards)
+        return rows, named(name, held_out, None if chosen.prompts else rewards)
+    suite = Suite(name, held_out, chosen.rewards)
+    try:
+        for reward, entry in suite.rewards.items():
+            if is_deployed(entry):
+                raise UserError(f"{KEY}.{reward}.service: is not deployed for an evaluation; give a service's url")
+        suite.rubric().self_check(held_out)
+    except UserError as error:
+        raise UserError(str(error).replace(KEY, "eval.rewards", 1)) from error
+    return rows, suite
+
+
+def _text(row: PromptRow) -> str:
+    """A prompt's text without what makes no other prompt of it: case, and the kind and number of spaces."""
+    return " ".join(row.prompt.split()).casefold()
+
+
+def _split(rows: list[PromptRow], share: float, given: str) -> tuple[list[PromptRow], list[PromptRow]]:
+    """Training and held-out prompts of a file; at least one prompt is on each side."""
+    places = {text: hashlib.sha256(text.encode(errors="replace")).digest() for text in map(_text, rows)}
+    if len(places) < 2:
+        raise UserError(f"{given}: has 1 prompt, and none can be held out; add prompts, or set run.evaluate=false")
+    ordered = sorted(places, key=places.__getitem__)
+    count = sum(int.from_bytes(places[text][:8]) < share * 2**64 for text in ordered)
+    held_out = set(ordered[: min(max(count, 1), len(ordered) - 1)])
+    unique = {text: row for row in reversed(rows) if (text := _text(row)) in held_out}
+    return [row for row in rows if _text(row) not in held_out], list(unique.values())[::-1]
+
+
+def _check_apart(rows: Sequence[PromptRow], held_out: Sequence[PromptRow], source: str | None) -> None:
+    trained = {_text(row) for row in rows}
+    both = [row for row in held_out if _text(row) in trained]
+    if both:
+        raise UserError(
+            f"eval.prompts={source}: {len(both)} of {len(held_out)} held-out prompts are trained on as well, the first "
+            f"is {both[0].prompt[:60]!r} ({both[0].where}); take them out of one of the two"
+        )
