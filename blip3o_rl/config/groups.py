@@ -74,7 +74,7 @@ class EvalSettings(Settings):
         {}, description="entries as in reward.rewards; empty: the judge of a source, else the run's own rewards"
     )
     limit: int | None = Field(None, ge=1, description="prompts; null: all of a file, a source's usual number")
-    images_per_prompt: int = Field(4, ge=1)
+    images_per_prompt: int = Field(4, ge=1, description="each with a seed of its own")
     seed: int = Field(20_000, ge=0, description="of the first image; the others count up from it")
 
 
