@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o_rl.data.prompts import PromptRow, read_prompts
-from blip3o_rl.data.synthetic import layouts, scene_prompts, scenes, text_prompts, words
+from blip3o_rl.data.synthetic import layouts, scene_prompts, scenes, shelves, text_prompts, words
 from blip3o_rl.data.synthetic.splits import Metadata
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -51,6 +51,9 @@ SOURCES: dict[str, Source] = {
     "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, "ocr/exact"),
     "text": Source(text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, "ocr/exact"),
     "layout": Source(layouts.train_prompts, layouts.held_out_prompts, 3 * layouts.EACH, {"layout": {}}, "layout/exact"),
+    "planogram": Source(
+        shelves.train_prompts, shelves.held_out_prompts, shelves.HELD_OUT, {"planogram": {}}, "planogram/exact"
+    ),
 }
 
 

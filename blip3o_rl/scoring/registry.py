@@ -19,6 +19,7 @@ BUILT_IN: dict[str, str] = {
     "geneval": "blip3o_rl.rewards.geneval.reward:GenEvalReward",
     "ocr": "blip3o_rl.rewards.ocr.reward:OCRReward",
     "layout": "blip3o_rl.rewards.layout.reward:LayoutReward",
+    "planogram": "blip3o_rl.rewards.planogram.reward:PlanogramReward",
     "pickscore": "blip3o_rl.rewards.preference.clip:PickScore",
     "clipscore": "blip3o_rl.rewards.preference.clip:CLIPScore",
     "hpsv2": "blip3o_rl.rewards.preference.clip:HPSv2",

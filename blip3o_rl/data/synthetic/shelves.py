@@ -1,0 +1,156 @@
+"""Shelves with products: briefs (the metadata field `planogram`, see the reward of that name), prompts and images.
+
+A product is a shape of a color, two cells wide on the scenes' raster; a row has three facings of at most two products.
+Held out are ordered pairs of neighbors and rows of one product, split once: a training plan has no held-out row, a
+held-out plan has one. Tokens go row by row, so the order of the prompt is the order of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from blip3o_rl.data.synthetic import splits
+from blip3o_rl.data.synthetic.scenes import (
+    BACKGROUND,
+    COLORS,
+    FILL,
+    NUMBER_WORDS,
+    PLURALS,
+    RASTER,
+    SHAPES,
+    SUPERSAMPLING,
+    draw_named,
+)
+from blip3o_rl.data.synthetic.splits import Metadata
+
+PRODUCTS = tuple(product(COLORS, SHAPES))
+SLOTS, ROWS = 3, 2
+THREES_SHARE = 0.25
+"""Share of the training rows that show one product three times."""
+HELD_OUT = 48
+SPLIT_SEED = 20251126
+PAIRS = splits.split([*permutations(PRODUCTS, 2)], 76, SPLIT_SEED)
+THREES = splits.split(PRODUCTS, 4, SPLIT_SEED)
+"""(training, held out)."""
+
+Row = list[tuple[tuple[str, str], int]]
+"""Products with their facings, from left to right."""
+
+
+def _row(rng: np.random.Generator, kind: str, held_out: bool) -> Row:
+    if kind == "threes":
+        return [(THREES[held_out][int(rng.integers(len(THREES[held_out])))], SLOTS)]
+    pair = PAIRS[held_out][int(rng.integers(len(PAIRS[held_out])))]
+    first = int(rng.integers(1, SLOTS))
+    return [(pair[0], first), (pair[1], SLOTS - first)]
+
+
+def _kind(rng: np.random.Generator) -> str:
+    return "threes" if rng.random() < THREES_SHARE else "pairs"
+
+
+def plan(rows: Sequence[Row], tag: str = "planogram", template: int = 0) -> Metadata:
+    """The metadata line of some rows, from the top down."""
+    keys = {item: chr(ord("A") + n) for n, item in enumerate(dict.fromkeys(item for row in rows for item, _ in row))}
+    products = {key: {"class": shape, "color": color} for (color, shape), key in keys.items()}
+    shelves = [[{"product": keys[item], "facings": count} for item, count in row] for row in rows]
+    planogram = {"count_from": "top", "products": products, "shelves": shelves, "slots": SLOTS}
+    return {"tag": tag, "prompt": prompt(planogram, template), "planogram": planogram}
+
+
+def train_prompts(n: int, seed: int = 0) -> list[Metadata]:
+    """`n` random training prompts."""
+    rng = np.random.default_rng(seed)
+    plans = ([_row(rng, _kind(rng), False) for _ in range(ROWS)] for _ in range(n))
+    return [plan(rows, template=int(rng.integers(3))) for rows in plans]
+
+
+def held_out_prompts(n: int = HELD_OUT) -> list[Metadata]:
+    """The first `n` held-out prompts, all different, with one held-out row; in turn of the tags pairs and threes."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    found: dict[str, Metadata] = {}
+    while len(found) < HELD_OUT:
+        tag = ("pairs", "threes")[len(found) % 2]
+        rows = [_row(rng, tag, True), _row(rng, _kind(rng), False)]
+        line = plan(rows if rng.random() < 0.5 else rows[::-1], tag)
+        found.setdefault(line["prompt"], line)
+    return list(found.values())[:n]
+
+
+def prompt(planogram: Mapping[str, Any], template: int = 0) -> str:
+    """The prompt of a brief in one of three templates, rows from the top down, each from left to right."""
+    products = planogram["products"]
+    rows = [[_said(item, products) for item in row] for row in from_the_top(planogram)]
+    if template == 0:
+        return f"a photo of shelves: {'; '.join(', '.join(row) for row in rows)}"
+    inner = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}.get(len(rows))
+    names = inner or [f"shelf {number}" if number > 1 else "top" for number in range(1, len(rows) + 1)]
+    if template == 1:
+        said = [f"{name.capitalize()}: {', then '.join(row)}." for name, row in zip(names, rows, strict=True)]
+        return f"a shelf unit. {' '.join(said)}"
+    shelf = [name if name.startswith("shelf") else f"{name} shelf" for name in names]
+    return ", ".join(f"{name} {' and '.join(row)}" for name, row in zip(shelf, rows, strict=True))
+
+
+def _said(item: Mapping[str, Any], products: Mapping[str, Any]) -> str:
+    if "product" not in item:
+        return "an empty slot" if item["empty"] == 1 else f"{_number(item['empty'])} empty slots"
+    asked = products[item["product"]]
+    name = asked.get("name") or f"{asked.get('color') or ''} {asked['class']}".strip()
+    count = wide_and_high(item)[0] * wide_and_high(item)[1]
+    if count == 1:
+        return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    rest, _, last = name.rpartition(" ")
+    plural = PLURALS.get(last) or last + ("es" if last.endswith(("s", "x", "sh", "ch")) else "s")
+    return f"{_number(count)} {rest} {plural}".replace("  ", " ")
+
+
+def _number(count: int) -> str:
+    return NUMBER_WORDS.get(count, str(count))
+
+
+def from_the_top(planogram: Mapping[str, Any]) -> list[Any]:
+    """The shelves from the top down."""
+    return planogram["shelves"][:: 1 if planogram["count_from"] == "top" else -1]
+
+
+def wide_and_high(item: Mapping[str, Any]) -> tuple[int, int]:
+    """Facings next to each other and on top of each other."""
+    facings = item["facings"]
+    return (facings, 1) if isinstance(facings, int) else (facings[0], facings[1] if len(facings) > 1 else 1)
+
+
+def draw(planogram: Mapping[str, Any], side: int = 64, rng: np.random.Generator | None = None) -> np.ndarray:
+    """An image that fulfils a brief, uint8 [side, side, 3]; moved by up to one cell to the right and down if `rng` is
+    given. Products that are no shape of the scenes are boxes with their class in them; prices stand below products.
+    """
+    rows = from_the_top(planogram)
+    columns = [sum(item["empty"] if "empty" in item else wide_and_high(item)[0] for item in row) for row in rows]
+    raster = max(RASTER, 3 * max(columns), 3 * len(rows))
+    pitch = 4 if 4 * len(rows) <= raster else 3
+    dx, dy = rng.integers(0, 2, 2) if rng else (0, 0)
+    large = side * SUPERSAMPLING
+    unit = large / raster
+    image = Image.new("RGB", (large, large), BACKGROUND)
+    pen = ImageDraw.Draw(image)
+    for number, row in enumerate(rows, start=1):
+        column, bottom = 0, number * pitch - 1 + dy
+        for item in row:
+            if "empty" in item:
+                column += item["empty"]
+                continue
+            asked, (wide, high) = planogram["products"][item["product"]], wide_and_high(item)
+            for x, y in product(range(wide), range(high)):
+                left, size = 3 * (column + x) + dx, 2 / high
+                box = (left * unit, (bottom - (y + 1) * size) * unit, (left + 2) * unit, (bottom - y * size) * unit)
+                draw_named(pen, asked["class"], asked.get("color") or "gray", box, FILL)
+            if planogram.get("prices") and asked.get("price"):
+                place = ((3 * column + dx + 1) * unit, (bottom + 0.4) * unit)
+                pen.text(place, asked["price"], "black", font_size=0.7 * unit, anchor="mm")
+            column += wide
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))

@@ -1,0 +1,48 @@
+"""The planogram reward: observer and rules, as one Reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from blip3o_rl.rewards.briefs import BriefReward, Verdict
+from blip3o_rl.rewards.observation import Observation
+from blip3o_rl.rewards.planogram import rules
+from blip3o_rl.rewards.planogram.brief import PlanogramBrief
+
+
+class PlanogramReward(BriefReward):
+    """Scores how well an image shows the shelves that the metadata field `planogram` describes.
+
+    Range: [0, 1]. Components: the terms of `rules`, kpi_* (the rates of shop audits), exact (sequence, facings, osa and
+    an asked price are all 1), rows (found / asked), commonest (share of the commonest product), foreign (share of
+    products that are not in the plan).
+    """
+
+    field = "planogram"
+    brief = PlanogramBrief
+    reads = False
+    WEIGHTS: ClassVar[Mapping[str, float]] = {
+        **{"sequence": 0.65, "facings": 0.25, "osa": 0.1, "price": 0.1},
+        **{"spacing": 0.0, "tidy": 0.0, "share": 0.0},
+    }
+    example_metadata: ClassVar[Mapping[str, Any]] = {
+        "prompt": "a photo of shelves: two red circles",
+        "planogram": {
+            "count_from": "top",
+            "products": {"A": {"class": "circle", "color": "red"}},
+            "shelves": [[{"product": "A", "facings": 2}]],
+        },
+    }
+
+    def unknown(self, brief: PlanogramBrief) -> str:
+        if brief.prices and self.observer.reader is None:
+            return "planogram.prices: the observer does not read; set observer.read: true, or remove prices"
+        places = ((f"planogram.products.{key}", product) for key, product in brief.products.items())
+        return next(filter(None, (self.unseen(where, p.kind, p.color) for where, p in places)), "")
+
+    def judge(self, brief: PlanogramBrief, seen: Observation) -> Verdict:
+        terms, components = rules.terms(brief, seen)
+        paid = {**terms, "tidy": terms["tidy"] * terms["osa"], "share": terms["share"] * terms["osa"]}
+        exact = all(terms.get(term, 1.0) > 1 - 1e-9 for term in ("sequence", "facings", "osa", "price"))
+        return Verdict(terms, paid, exact, components)

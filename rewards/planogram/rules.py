@@ -1,0 +1,240 @@
+"""The planogram rules: from a brief and what an image shows to terms in [0, 1]. They know no image and no detector.
+
+    sequence   one string for the whole shelf, rows joined by a break: 1 - d / max(|asked|, |found|), d the cheapest
+               edit: insert and delete 1, another symbol 1 - s, a break for anything else 2; s = 1 for the product,
+               .25 each for the class and the color (Needleman-Wunsch, divided like the strict rule of `ocr`)
+    facings    sum over products of n* max(0, 1 - |n - n*| / n*) / sum n*, x (1 - share of products not in the plan)
+    osa        asked products with at least one facing / asked products
+    price      mean over priced products of the edit similarity of the labels under them, an unread label 0; if asked
+    spacing    mean over asked facings of 1 - distance / pitch, after the best shift and scale of the whole shelf
+    tidy       share of products whose bottom is within .15 of their height of their row's
+    share      1 - half the sum of the differences between the shares of the shelf
+Products stand on one line whatever their height, so rows are made by the bottoms of the boxes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from blip3o_rl.rewards.color import matches
+from blip3o_rl.rewards.observation import Observation, Thing
+from blip3o_rl.rewards.ocr.rules import edits
+from blip3o_rl.rewards.pixels import area
+from blip3o_rl.rewards.planogram.brief import PlanogramBrief, Product
+
+MIN_AREA = 0.001
+ROW_GAP, TOUCHING, EMPTY_GAP, OFF_LINE = 0.6, 0.25, 1.5, 0.15
+"""A new row, of the median height. On top of each other, of the height. An empty slot, of the pitch. Off the line, of
+the height."""
+PRICE = re.compile(r"[$€£]?(\d+[.,]\d\d)[$€£]?")
+
+
+@dataclass(frozen=True)
+class Facing:
+    """A place in a row: its product (None: not in the plan; "": an empty slot), what is seen, how many in a pile."""
+
+    product: str | None
+    thing: Thing | None = None
+    high: int = 1
+
+
+BREAK, EMPTY = Facing("\n"), Facing("")
+Row = list[Facing]
+
+
+def terms(brief: PlanogramBrief, seen: Observation) -> tuple[dict[str, float], dict[str, float]]:
+    """The terms, each in [0, 1], and further numbers for the log: `kpi_*` are the rates that shop audits report."""
+    asked = [
+        [Facing(item.product or "", None, item.high) for item in row for _ in range(item.wide)] for row in brief.rows
+    ]
+    rows = read_rows(brief, seen.objects)
+    sides = [rows] if brief.mirror == "forbid" else [rows, [row[::-1] for row in rows]]
+    sequence, pairs, rows = max(
+        ((*sequence_of(brief, asked, side), side) for side in sides), key=lambda found: found[0]
+    )
+    things = [facing for row in rows for facing in row if facing.thing]
+    wanted, got = _counts(asked), _counts(rows)
+    total, found = sum(wanted.values()), max(sum(got.values()), 1)
+    foreign = got[None] / found
+    right = sum(n * max(0.0, 1 - abs(got[key] - n) / n) for key, n in wanted.items()) / total
+    differences = sum(abs(got[key] / found - wanted[key] / total) for key in {*wanted, *got})
+    result = {
+        "sequence": sequence,
+        "facings": right * (1 - foreign),
+        "osa": sum(got[key] > 0 for key in wanted) / len(wanted),
+        "spacing": _spacing(pairs, things) / total,
+        "tidy": _tidy(rows) / max(len(things), 1),
+        "share": 1 - differences / 2 if things else 0.0,
+    }
+    if brief.prices:
+        result["price"] = _price(brief, things, seen.texts)
+    places = [(n, key, count) for n, row in enumerate(asked) for key, count in _counts([row]).items()]
+    shown = [_counts([row]) for row in rows] + [Counter()] * len(asked)
+    kpis = {
+        "kpi_on_shelf": result["osa"],
+        "kpi_shelf_number": sum(shown[n][key] > 0 for n, key, _ in places) / len(places),
+        "kpi_position": sum(a.high for a, _, _ in pairs) / total,
+        "kpi_facings": sum(shown[n][key] == count for n, key, count in places) / len(places),
+        "rows": len(rows) / len(asked),
+        "commonest": max(got.values(), default=0) / found,
+        "foreign": foreign,
+    }
+    return result, kpis
+
+
+def read_rows(brief: PlanogramBrief, things: Sequence[Thing]) -> list[Row]:
+    """The rows from the top down, each from left to right, with the gaps where something may be missing."""
+    things = [thing for thing in things if area(thing.box) >= MIN_AREA]
+    facings = [Facing(_product_of(brief, thing), thing) for thing in things]
+    if any(item.high > 1 for row in brief.rows for item in row):
+        facings = _piled(facings)
+    limit = ROW_GAP * float(np.median([_thing(f).height for f in facings])) if facings else 0.0
+    rows: list[Row] = []
+    for facing in sorted(facings, key=lambda facing: _thing(facing).box[3]):
+        if rows and _thing(facing).box[3] - np.mean([_thing(f).box[3] for f in rows[-1]]) <= limit:
+            rows[-1].append(facing)
+        else:
+            rows.append([facing])
+    rows = [sorted(row, key=lambda facing: _thing(facing).center[0]) for row in rows]
+    planned = any(item.empty for row in brief.rows for item in row)
+    return _with_gaps(rows, planned) if planned or brief.empty == "forbid" else rows
+
+
+def _with_gaps(rows: list[Row], at_the_ends: bool) -> list[Row]:
+    centers = [[_thing(facing).center[0] for facing in row] for row in rows]
+    gaps = [gap for row in centers for gap in np.diff(row)]
+    if not gaps or (pitch := float(np.median(gaps))) <= 0:
+        return rows
+    first, last = min(map(min, centers)), max(map(max, centers))
+    result = []
+    for row, xs in zip(rows, centers, strict=True):
+        ends = (first - pitch, last + pitch) if at_the_ends else (xs[0] - pitch, xs[-1] + pitch)
+        steps = np.diff([ends[0], *xs, ends[1]]) / pitch
+        empty = [[EMPTY] * (round(step) - 1 if step >= EMPTY_GAP else 0) for step in steps]
+        result.append([one for gap, facing in zip(empty, row) for one in (*gap, facing)] + empty[-1])  # noqa: B905
+    return result
+
+
+def _piled(facings: Sequence[Facing]) -> list[Facing]:
+    """One facing for boxes of one product that touch from top to bottom."""
+    piles: list[Facing] = []
+    for facing in sorted(facings, key=lambda facing: -_thing(facing).box[3]):
+        left, top, right, bottom = _thing(facing).box
+        for n, pile in enumerate(piles):
+            base = _thing(pile).box
+            beside = min(right, base[2]) - max(left, base[0]) < (right - left) / 2
+            if facing.product == pile.product and not beside and abs(bottom - base[1]) <= TOUCHING * (bottom - top):
+                piles[n] = replace(pile, thing=replace(_thing(pile), box=(base[0], top, *base[2:])), high=pile.high + 1)
+                break
+        else:
+            piles.append(facing)
+    return piles
+
+
+def sequence_of(
+    brief: PlanogramBrief, asked: Sequence[Row], rows: Sequence[Row]
+) -> tuple[float, list[tuple[Facing, Facing, tuple[int, int]]]]:
+    """The term `sequence`, and the asked facings that are right: (asked, found, its row and column in the plan)."""
+    a, b = _joined(asked), _joined(rows)
+    cost = np.array([[_cost(brief.products, x, y) for y in b] for x in a]).reshape(len(a), len(b))
+    best = np.add.outer(np.arange(len(a) + 1.0), np.arange(len(b) + 1.0))
+    for i in range(len(a)):
+        for j in range(len(b)):
+            best[i + 1, j + 1] = min(best[i, j] + cost[i, j], best[i, j + 1] + 1, best[i + 1, j] + 1)
+    places = [place for n, row in enumerate(asked) for place in [*((n, m) for m in range(len(row))), (n, -1)]]
+    pairs, i, j = [], len(a), len(b)
+    while i and j:
+        if best[i, j] == best[i - 1, j - 1] + cost[i - 1, j - 1]:
+            i, j = i - 1, j - 1
+            if b[j].thing and a[i].product == b[j].product:
+                pairs.append((a[i], b[j], places[i]))
+        elif best[i, j] == best[i - 1, j] + 1:
+            i -= 1
+        else:
+            j -= 1
+    return max(1 - float(best[-1, -1]) / max(len(a), len(b)), 0.0), pairs
+
+
+def _cost(products: dict[str, Product], asked: Facing, found: Facing) -> float:
+    if asked.product in ("", "\n") or found.product in ("", "\n"):
+        return float(asked.product != found.product) * (2 if "\n" in (asked.product, found.product) else 1)
+    if asked.product == found.product:
+        return 1 - min(asked.high, found.high) / max(asked.high, found.high)
+    product, thing = products[asked.product or ""], _thing(found)
+    return 1 - 0.25 * (product.kind == thing.kind) - 0.25 * _colored(product, thing)
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    return [one for row in rows for one in (*row, BREAK)][:-1]
+
+
+def _thing(facing: Facing) -> Thing:
+    assert facing.thing is not None
+    return facing.thing
+
+
+def _colored(product: Product, thing: Thing) -> bool:
+    return product.color is not None and matches(product.color, thing.color, thing.color_name)
+
+
+def _product_of(brief: PlanogramBrief, thing: Thing) -> str | None:
+    same = {key: product for key, product in brief.products.items() if product.kind == thing.kind}
+    exact = [key for key, product in same.items() if _colored(product, thing)]
+    return next(iter([*exact, *(key for key, product in same.items() if product.color is None)]), None)
+
+
+def _counts(rows: Sequence[Row]) -> Counter[str | None]:
+    counts: Counter[str | None] = Counter()
+    for facing in (facing for row in rows for facing in row if facing.product != ""):
+        counts[facing.product] += facing.high
+    return counts
+
+
+def _spacing(pairs: Sequence[tuple[Facing, Facing, tuple[int, int]]], things: Sequence[Facing]) -> float:
+    """Sum over the right facings of how nearly they stand where they should; the shelf may be shifted and scaled."""
+    if not pairs:
+        return 0.0
+    columns = np.array([(column, 1.0) for _, _, (_, column) in pairs])
+    centers = np.array([_thing(found).center[0] for _, found, _ in pairs])
+    fit = np.linalg.lstsq(columns, centers, rcond=None)[0]
+    pitch = max(abs(float(fit[0])), float(np.median([_thing(f).box[2] - _thing(f).box[0] for f in things])))
+    near = np.maximum(0, 1 - np.abs(columns @ fit - centers) / pitch)
+    return float(near @ [asked.high for asked, _, _ in pairs])
+
+
+def _tidy(rows: Sequence[Row]) -> int:
+    standing = [[_thing(facing) for facing in row if facing.thing] for row in rows]
+    lines = [float(np.median([thing.box[3] for thing in row])) for row in standing]
+    return sum(
+        abs(thing.box[3] - line) <= OFF_LINE * thing.height
+        for row, line in zip(standing, lines, strict=True)
+        for thing in row
+    )
+
+
+def _price(brief: PlanogramBrief, facings: Sequence[Facing], labels: Sequence[Thing]) -> float:
+    read: dict[str | None, list[float]] = {}
+    for label in labels:
+        above = [f for f in facings if _thing(f).box[3] <= label.center[1] and _beside(_thing(f), label)]
+        if above:
+            facing = max(above, key=lambda facing: _thing(facing).box[3])
+            price = brief.products[facing.product].price if facing.product else None
+            text = PRICE.fullmatch(label.text.replace(" ", ""))
+            close = _similar(text[1], price) if text and price else 0.0
+            read.setdefault(facing.product, []).append(close)
+    priced = [key for key, product in brief.products.items() if product.price]
+    return float(np.mean([np.mean(read.get(key, [0.0])) for key in priced]))
+
+
+def _beside(thing: Thing, label: Thing) -> bool:
+    width = thing.box[2] - thing.box[0]
+    return thing.box[0] - width / 2 <= label.center[0] <= thing.box[2] + width / 2
+
+
+def _similar(read: str, price: str) -> float:
+    return max(1 - edits([price], read, np.ones(len(read))) / max(len(read), len(price)), 0.0)
