@@ -1,8 +1,9 @@
 """`report.html`: a run on one page that can be mailed or archived; the template is `templates/page.html.jinja`.
 
 No script and no outside resource. Prompts are HTML text, so that every script can be read. The same held-out prompts
-and seeds before and after training come first, then curves with a sentence on how to read each, monitors, image grids,
-and the configuration. At most `MAX_GRIDS` grids are embedded (the first, the last, and evenly between).
+and seeds before and after training come first, then what changed most, curves with a sentence on how to read each,
+monitors, image grids, and the configuration. At most `MAX_GRIDS` grids are embedded: the first, the last, and evenly
+between.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any
 from blip3o_rl.io import read_lines, write_text
 from blip3o_rl.report import charts, html
 from blip3o_rl.report import warnings as warning_log
-from blip3o_rl.report.evaluations import compare
+from blip3o_rl.report.evaluations import Comparison, Pair, PairedImage, compare
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import KL, REWARD, STAGES, WINDOW, moving_average, stage_seconds, values
 from blip3o_rl.report.summary import Summary, facts, summarize
 
 MAX_GRIDS = 8
+CHOSEN = 6
+"""Images that are shown as most improved, most worsened and worst."""
 THUMBNAIL = 384
 """Longest side of an embedded image, px."""
 HELD_OUT = "reward/held_out/"
@@ -55,19 +58,18 @@ class Chart:
 
 def write(folder: RunFolder, summary: Summary | None = None) -> Path:
     """Writes the page of a run folder and returns its path; a run without steps gets a page that says so."""
-    lines = folder.read_metrics()
-    grids = folder.grids()
-    found = compare(folder)
-    pairs = found.pairs if found else []
+    lines, grids, found = folder.read_metrics(), folder.grids(), compare(folder)
     text = html.render(
         "page.html",
-        run=folder.name,
+        title=folder.name,
         facts=facts(summary or summarize(folder)),
-        pairs=[(pair, *(html.png_url(image, THUMBNAIL) for image in (pair.before, pair.after))) for pair in pairs],
+        comparison=found if found and found.images else None,
+        pairs=[_shown(pair) for pair in (found.pairs if found else [])],
+        chosen={title: [_shown(image.load(), image.reason) for image in images] for title, images in _chosen(found)},
+        held_out=[*_score(found, lines), *_named(lines, HELD_OUT, "Never trained on. It should rise, or stay.")],
         charts=_curves(lines),
         stages=_chart_of_stages(lines),
         warnings=_warnings(folder),
-        held_out=_named(lines, HELD_OUT),
         monitors=[chart for prefix in MONITORS for chart in _named(lines, prefix)],
         grids=[
             (step, html.file_url(file.read_bytes()), _prompts(folder, step)) for step, file in _spread(grids, MAX_GRIDS)
@@ -78,6 +80,59 @@ def write(folder: RunFolder, summary: Summary | None = None) -> Path:
     )
     write_text(folder.page, text)
     return folder.page
+
+
+def write_several(folders: Sequence[RunFolder], file: Path) -> Path:
+    """Writes a page with several runs next to each other: their facts, and every curve that two of them have."""
+    names = [folder.name for folder in folders]
+    columns = [dict(facts(summarize(folder))) for folder in folders]
+    lines = [folder.read_metrics() for folder in folders]
+    known = [{name for line in own for name in line if name != "step"} for own in lines]
+    shared = {name for name in set().union(*known) if sum(name in own for own in known) > 1}
+    titles = {REWARD: ("reward", f"Mean of the last {WINDOW} steps, each run on its own prompts."), **_SINGLE}
+    others = sorted(name for name in shared - titles.keys() if name.startswith(("reward/", *MONITORS)))
+    charts_of = []
+    for name in [*(name for name in titles if name in shared), *others]:
+        series = [charts.Line(run, _smooth(values(own, name))) for run, own in zip(names, lines, strict=True)]
+        charts_of += _chart(*titles.get(name, (name, "")), *series)
+    rows = [(what, [own.get(what, "") for own in columns]) for what in dict.fromkeys(w for own in columns for w in own)]
+    title = f"{len(folders)} runs"
+    write_text(file, html.render("page.html", title=title, runs=names, columns=rows, charts=charts_of))
+    return file
+
+
+def _shown(pair: Pair, reason: str = "") -> tuple[Pair, str, str, str]:
+    """A pair for the template, its images as data URLs."""
+    return pair, html.png_url(pair.before, THUMBNAIL), html.png_url(pair.after, THUMBNAIL), reason
+
+
+def _chosen(found: Comparison | None) -> list[tuple[str, list[PairedImage]]]:
+    """The held-out images that changed most, and the worst ones; nothing if there are no others than the pairs."""
+    images = [image for image in found.images if image.files] if found else []
+    if not found or len(images) <= len(found.pairs):
+        return []
+    by_gain = sorted(images, key=lambda image: image.gain)
+    groups = {
+        "Most improved": [image for image in by_gain[::-1][:CHOSEN] if image.gain > 0],
+        "Most worsened": [image for image in by_gain[:CHOSEN] if image.gain < 0],
+        "Worst after training": sorted(images, key=lambda image: image.values[1])[:CHOSEN],
+    }
+    return [(title, own) for title, own in groups.items() if own]
+
+
+def _score(found: Comparison | None, lines: Sequence[dict[str, Any]]) -> list[Chart]:
+    """The held-out score before and after, with its intervals."""
+    if not found or not found.images:
+        return []
+    before, after, _ = found.rows["overall"]
+    last = max((line["step"] for line in lines), default=0) or 1
+    line = charts.Line("score", [(0, before[0]), (last, after[0])], band=[before[1:], after[1:]])
+    return _chart("held-out score", "Same prompts and seeds. The band is the 95 % interval over prompts.", line)
+
+
+def _smooth(points: Sequence[charts.Point]) -> list[charts.Point]:
+    averages = moving_average([value for _, value in points])
+    return [(step, mean) for (step, _), mean in zip(points, averages, strict=True)]
 
 
 def _text(file: Path) -> str:
@@ -104,12 +159,11 @@ def _chart(title: str, hint: str, *series: charts.Line) -> list[Chart]:
 def _curves(lines: Sequence[dict[str, Any]]) -> list[Chart]:
     """The curves of training."""
     reward = values(lines, REWARD)
-    average = moving_average([value for _, value in reward])
-    smooth = [(step, mean) for (step, _), mean in zip(reward, average, strict=True)]
     hint = "Mean of a step, on the prompts of that step. It should rise; single steps differ by the draw of prompts."
-    series = charts.Line(f"last {WINDOW} steps", smooth), charts.Line("each step", reward, faint=True)
+    series = charts.Line(f"last {WINDOW} steps", _smooth(reward)), charts.Line("each step", reward, faint=True)
     found = _chart("reward", hint, *series)
-    found += [chart for chart in _named(lines, "reward/") if not chart.title.startswith(HELD_OUT)]
+    component = "A component of the reward, mean of a step: which of them makes the reward rise?"
+    found += [chart for chart in _named(lines, "reward/", component) if not chart.title.startswith(HELD_OUT)]
     for name, (title, hint) in _SINGLE.items():
         found += _chart(title, hint, charts.Line(title, values(lines, name)))
     return found
@@ -123,10 +177,10 @@ def _chart_of_stages(lines: Sequence[dict[str, Any]]) -> list[Chart]:
     return [Chart("time of a step", "Seconds by stage.", svg, legend)] if svg else []
 
 
-def _named(lines: Sequence[dict[str, Any]], prefix: str) -> list[Chart]:
+def _named(lines: Sequence[dict[str, Any]], prefix: str, hint: str = "") -> list[Chart]:
     """One chart for each metric whose name starts with the prefix."""
     names = sorted({name for line in lines for name in line if name.startswith(prefix)})
-    return [chart for name in names for chart in _chart(name, "", charts.Line(name, values(lines, name)))]
+    return [chart for name in names for chart in _chart(name, hint, charts.Line(name, values(lines, name)))]
 
 
 def _warnings(folder: RunFolder) -> list[tuple[int, str, str]]:

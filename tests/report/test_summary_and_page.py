@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from blip3o_rl.io import write_json, write_lines, write_text
-from blip3o_rl.report import charts, page, summary, warnings
+from blip3o_rl.report import charts, html, page, summary, warnings
 from blip3o_rl.report.gallery import Tile, save_grid
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration, medians, moving_average, sparkline, stage_seconds
@@ -123,3 +126,39 @@ def test_warnings_of_older_runs_have_their_image_under_its_former_name(folder):
     warnings.truncate_after(folder, 5)
     assert [w["image"] for w in warnings.read(folder)] == [folder.path / "warnings" / "a.png"]
     assert page.write(folder).read_text().count("data:image/png") == 1
+
+
+def test_the_page_shows_what_changed_most_with_its_reason_and_intervals(folder):
+    changes = [(0.0, 1.0), (1.0, 0.25), (0.5, 0.5), (0.1, 0.1)]
+    for file, side in ((folder.eval_before, 0), (folder.eval_after, 1)):
+        images = []
+        for number, values in enumerate(changes):
+            name = f"{file.stem}/{number}.png"
+            save_grid(folder.path / name, [Tile(np.zeros((8, 8, 3), np.uint8), "x", 1.0)])
+            image = {"prompt": f"prompt {number // 2}", "tag": "ab"[number % 2], "seed": number, "file": name}
+            images.append({**image, "partial": values[side], "reason": f"because of {number}"})
+        write_json(file, {"overall": 0.5, "images": images})
+    text = page.write(folder).read_text()
+    sections = {part.split(" <")[0]: part for part in text.split("<h2>")}
+    reasons = {part: re.findall("because of (.)", text) for part, text in sections.items()}
+    assert (reasons["Most improved"], reasons["Most worsened"]) == (["0"], ["1"])
+    assert reasons["Worst after training"] == ["3", "1", "2", "0"]
+    assert "1 became better,\n2 stayed, 1 became worse" in sections["Held-out score"]
+    assert re.search(r"<td>overall</td><td>0.400</td><td>0.463</td>\s*<td>.0.062</td>", text)
+    assert "held-out score" in sections["Held-out curves"]
+    assert (
+        list(sections).index("Before and after") < list(sections).index("Training") < list(sections).index("Monitors")
+    )
+
+
+def test_several_runs_are_on_one_page_with_the_curves_that_they_share(folder, tmp_path):
+    other = RunFolder.create("shapes", path=tmp_path / "<other>")
+    other.append_metrics(1, {"critic/score/mean": 0.5, "actor/entropy": 2.0})
+    text = page.write_several([folder, other], tmp_path / "both.html").read_text()
+    assert "<th>&lt;other&gt;</th>" in text and text.count("<svg") == 1
+    assert "shapes-1</span>" in text and "2 runs" in text and not re.search(r'(src|href)="(?!data:)', text)
+
+
+def test_large_images_are_reduced_for_the_page():
+    url = html.png_url(np.zeros((1024, 512, 3), np.uint8), page.THUMBNAIL)
+    assert Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).size == (page.THUMBNAIL // 2, page.THUMBNAIL)
