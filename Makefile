@@ -4,6 +4,8 @@
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 RECIPE ?= recipes/words
+# Tests that start engines run one after another in one of the two processes, all others in the other.
+PYTEST := $(VENV)/bin/pytest -n 2 --dist loadgroup --durations=10
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml requirements/cpu.txt requirements/install.sh
@@ -35,13 +37,13 @@ format: install  ## rewrite the code in ruff's format
 	$(BIN)/ruff format .
 
 test: lint  ## lint, types and all tests but the long ones
-	$(BIN)/pytest -m "not long" --durations=10
+	$(PYTEST) -m "not long"
 
 test-unit: install  ## the tests without vLLM, Ray and verl at work
-	$(BIN)/pytest -m "not long and not slow" --durations=10
+	$(PYTEST) -m "not long and not slow"
 
 test-long: install  ## the tests that take longer than `make test` allows
-	$(BIN)/pytest -m long --durations=10
+	$(PYTEST) -m long
 
 lock: install  ## regenerate requirements/cpu.txt from pyproject.toml, keeping the present versions where they fit
 	$(BIN)/python -m uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 \
