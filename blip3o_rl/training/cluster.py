@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import given_cluster
 
 START_ATTEMPTS = 3
+BUSY_START_ATTEMPTS = 20
 
 
 @contextlib.contextmanager
@@ -59,24 +61,23 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
         if address:
             with contextlib.suppress(RayServeException):  # Serve does not run: nothing was deployed
                 deployment.stop(_apps(config))
-        held = set() if address else machine.shared_files()
         ray.shutdown()
-        for file in held:  # vLLM's, hundreds of megabytes per run
-            file.unlink(missing_ok=True)
 
 
 def _start_own(options: dict[str, Any]) -> None:
-    """Starts Ray; again when it was not up within its own 30 seconds, which happens on a busy machine."""
+    """Starts Ray; again when it was not up within its own 15 to 30 seconds, which happens on a busy machine."""
     import ray
 
-    for attempt in range(1, START_ATTEMPTS + 1):
+    for attempt in itertools.count(1):
         try:
             ray.init(**options)
             return
         except Exception as error:
             ray.shutdown()
             reason = " ".join(str(error).split())[:300]
-            if attempt == START_ATTEMPTS or "timed out during startup" not in reason:
+            busy = os.getloadavg()[0] > 2 * machine.cpus()
+            last = attempt >= (BUSY_START_ATTEMPTS if busy else START_ATTEMPTS)
+            if last or "timed out during startup" not in reason:
                 raise UserError(f"Ray does not start here: {reason}; see blip3o-rl doctor") from error
 
 

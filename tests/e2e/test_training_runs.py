@@ -20,6 +20,7 @@ import pytest
 import watch
 import yaml
 
+from blip3o_rl.machine import SHARED
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
@@ -162,11 +163,14 @@ def check_rollouts(folder: RunFolder, failed_per_group: int) -> None:
         assert sum(row["failed"] for row in group) == failed_per_group
 
 
-def test_a_killed_run_of_729_tokens_resumes(tmp_path: Path) -> None:
-    """SIGKILL in the middle of a step; `--resume` goes on from the last complete checkpoint to the last step."""
+@pytest.mark.parametrize("scale", [2, pytest.param(0, marks=pytest.mark.long)])
+def test_a_killed_run_resumes(scale: int, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a step; `--resume` goes on from the last complete checkpoint to the last step, and
+    neither leaves vLLM's shared memory behind."""
     target = tmp_path / "run"
+    shared = set(SHARED.glob("psm_*"))
     words = [
-        *("train", "recipes/shapes", *SMALL, f"run.folder={target}", "model.scale=0", "run.evaluate=false"),
+        *("train", "recipes/shapes", *SMALL, f"run.folder={target}", f"model.scale={scale}", "run.evaluate=false"),
         *("trainer.total_training_steps=3", "trainer.save_freq=1"),
     ]
     with (tmp_path / "output.txt").open("w") as output:
@@ -198,6 +202,7 @@ def test_a_killed_run_of_729_tokens_resumes(tmp_path: Path) -> None:
     assert newest is not None
     assert checkpoints.step_of(newest) == 3
     assert ModelFolder(target / "model").path == target / "model"
+    assert set(SHARED.glob("psm_*")) <= shared
 
 
 @pytest.mark.long
