@@ -19,6 +19,7 @@ from blip3o_rl.model.policy import MODEL_TYPE
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.training.compat import verl as verl_patches
 
+verl_patches.chunked_log_probs()
 if machine.device() == "cpu":
     verl_patches.unpinned_offload()
 

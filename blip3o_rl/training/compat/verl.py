@@ -76,3 +76,12 @@ def one_cpu_per_worker() -> None:
         return original([{**b, "CPU": min(1, b["CPU"])} if "CPU" in b else b for b in bundles], *args, **kwargs)
 
     base.placement_group = _once(original, placement_group)
+
+
+def chunked_log_probs() -> None:
+    """Without flash-attn verl calls log_softmax once per token; see `training.log_probs`."""
+    import verl.workers.engine.fsdp.transformer_impl as fsdp
+
+    from blip3o_rl.training.log_probs import log_probs
+
+    fsdp.logprobs_from_logits = _once(fsdp.logprobs_from_logits, log_probs)

@@ -1,0 +1,67 @@
+"""Log-probs in chunks are those of a plain log-softmax, gradient included, in float32 and bfloat16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from blip3o_rl.training import log_probs as chunked
+from blip3o_rl.training.compat import verl as verl_patches
+
+
+def reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return logits.double().log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+
+
+@given(
+    shape=st.sampled_from([(1,), (7,), (chunked.CHUNK,), (chunked.CHUNK + 3,), (2, 5), (0,)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    scale=st.sampled_from([0.0, 1.0, 50.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(*shape, 33, generator=generator)).to(dtype).requires_grad_()
+    labels = torch.randint(33, shape, generator=generator)
+    weights = torch.randn(shape, generator=generator)
+    found = chunked.log_probs(logits, labels)
+    assert found.dtype == torch.float32 and found.shape == shape
+    (gradient,) = torch.autograd.grad((found * weights).sum(), logits)
+    other = logits.detach().double().requires_grad_()
+    expected = reference(other, labels)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), other)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-6)
+    # The normalizer is rounded at the logits' size (200 * 2**-23), and the gradient to the logits' dtype.
+    rounding = 5e-5 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(gradient.double(), expected_gradient, atol=rounding / 8, rtol=rounding)
+
+
+class Count(TorchDispatchMode):
+    """Counts calls into torch."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_verl_calls_torch_once_per_token_and_the_patch_per_chunk(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verl.utils.torch_functional import logprobs_from_logits
+    from verl.workers.engine.fsdp import transformer_impl
+
+    monkeypatch.setattr(transformer_impl, "logprobs_from_logits", logprobs_from_logits)
+    logits, labels = torch.randn(300, 8).to(dtype), torch.zeros(300, dtype=torch.int64)
+    with Count() as before:
+        slow = transformer_impl.logprobs_from_logits(logits, labels)
+    verl_patches.chunked_log_probs()
+    with Count() as after:
+        fast = transformer_impl.logprobs_from_logits(logits, labels)
+    assert before.calls > 300 and after.calls < 30
+    torch.testing.assert_close(fast, slow.float(), atol=0.02, rtol=0.02)
