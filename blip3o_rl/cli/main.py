@@ -21,6 +21,8 @@ from blip3o_rl.cli import (
     export,
     generate,
     mini,
+    prompts_import,
+    prompts_preview,
     reconstruct,
     report,
     rewards_check,
@@ -62,12 +64,15 @@ COMMANDS = (
     ("rewards", "check", rewards_check.check),
     ("rewards", "score", rewards_score.score),
     ("rewards", "serve", rewards_serve.serve),
+    ("prompts", "import", prompts_import.import_prompts),
+    ("prompts", "preview", prompts_preview.preview),
     ("bench", "rewards", bench.bench_rewards),
     ("mini", "build", mini.build),
 )
 """Group, name, function; in the order of the help."""
 GROUPS = {
     "rewards": "The rewards that a recipe can name.",
+    "prompts": "Prompt files with a brief of a layout or a planogram.",
     "bench": "How fast things are on this machine.",
     "mini": "The small model that ships with the package.",
 }

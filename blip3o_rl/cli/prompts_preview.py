@@ -1,0 +1,38 @@
+"""`blip3o-rl prompts preview`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from blip3o_rl.cli.output import output_folder, save_png, slug
+from blip3o_rl.errors import UserError
+
+
+def preview(
+    prompts: Annotated[Path, typer.Argument(help="prompt file whose lines have the field layout or planogram")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the images")] = Path("outputs/preview"),
+    side: Annotated[int, typer.Option(min=64, max=2048, help="side of the images in pixels")] = 512,
+) -> None:
+    """Draws what a brief was understood as, before anything is trained."""
+    from blip3o_rl.config.base import validate
+    from blip3o_rl.data.prompts import read_prompts
+    from blip3o_rl.data.synthetic import layouts, shelves
+    from blip3o_rl.rewards.layout.brief import LayoutBrief
+    from blip3o_rl.rewards.planogram.brief import PlanogramBrief
+
+    kinds: dict[str, Any] = {"layout": (LayoutBrief, layouts.draw), "planogram": (PlanogramBrief, shelves.draw)}
+    rows = read_prompts(prompts)
+    found = []
+    for row in rows:
+        field = next((field for field in kinds if isinstance(row.metadata.get(field), dict)), None)
+        if field is None:
+            raise UserError(f"{row.where}: has neither a layout nor a planogram; add the field, a JSON object")
+        validate(kinds[field][0], row.metadata[field], f"{row.where}: {field}")
+        found.append((row, field))
+    output_folder(out)
+    for row, field in found:
+        image = kinds[field][1](row.metadata[field], side)
+        print(save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt}), row.prompt)
