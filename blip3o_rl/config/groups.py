@@ -81,7 +81,7 @@ class EvalSettings(Settings):
 class PromptSettings(Settings):
     """What is trained on."""
 
-    source: str = Field("shapes", description="a built-in source: shapes, words, text")
+    source: str = Field("shapes", description="a built-in source: shapes, words, text, layout, planogram")
     train: int = Field(512, ge=1, description="prompts that the source makes")
     shares: dict[str, NonNegativeInt] = Field(
         dict.fromkeys(TAGS, 1), description="shapes: how many prompts of each tag come in a round"
