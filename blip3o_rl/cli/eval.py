@@ -30,7 +30,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="SUITE [KEY=VALUE]... | compare A.json B.json",
-            help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR; "
+            help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR, "
+            "layout (texts and logos in their places) or planogram (products on shelves); "
             "or the folder of a recipe with Hydra overrides of it, for its own evaluation",
         ),
     ],
