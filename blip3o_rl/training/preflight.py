@@ -58,9 +58,10 @@ def check(config: DictConfig) -> Checked:
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     rows, chosen = suite.of_run(settings, rewards)
     if len(rows) < settings.data.train_batch_size:
+        apart = f" without the {len(chosen.rows)} held-out ones" if chosen and settings.prompts.file else ""
         raise UserError(
-            f"prompts: {len(rows)} prompts are fewer than data.train_batch_size={settings.data.train_batch_size}; "
-            "give more prompts or a smaller batch"
+            f"prompts: {len(rows)} prompts{apart} are fewer than data.train_batch_size="
+            f"{settings.data.train_batch_size}; give more prompts or a smaller batch"
         )
     _check_lengths(settings, folder, [*rows, *(chosen.rows if chosen else ())])
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
