@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.output import free_path, number, output_folder, slug, table
+from blip3o_rl.cli.runs import interruptible
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
@@ -36,32 +37,25 @@ def evaluate(
         ),
     ],
     model: Annotated[
-        list[str], typer.Option(help="model folder, or `mini` for the packaged model; several are compared")
-    ] = ["mini"],  # noqa: B006
-    out: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            help="the result, JSON: gone on with if it was interrupted, replaced if it is complete; by default a new "
-            "one in outputs/"
+            help="model folder, or `mini`, the default of a suite; several are compared; default: the recipe's"
         ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the result, JSON, replaced if it is complete; by default a new one in outputs/")
     ] = None,
     prompts: Annotated[
         int | None,
         typer.Option("--prompts", "--limit", min=1, help="held-out prompts; default: 64 shapes, 22 words, 64 text"),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="images per prompt; default: 4, or the recipe's")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="of the first image; the others count up; default: 0, or the recipe's")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of the first image; default: 0, or the recipe's")] = None,
     scale: Annotated[
         int | None, typer.Option(min=0, max=2, help="0, 1, 2 for 729, 169, 81 tokens; default: 2, or the recipe's")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Euler steps of the renderer; default: 8, or the recipe's")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0.0, help="classifier-free guidance; default: 2, or the recipe's")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="of the renderer; default: 8, or the recipe's")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0.0, help="default: 2, or the recipe's")] = None,
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
     batch_size: options.BatchSize = DEFAULTS.batch_size,
@@ -78,54 +72,46 @@ def evaluate(
     if arguments[0] == "compare":
         _compare([Path(file) for file in arguments[1:]])
         return
-    suite, defaults = _suite(arguments[0], arguments[1:], prompts)
-    given = {"images": images, "seed": seed, "scale": scale, "steps": steps, "guidance": guidance}
-    chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-    config = GenerationConfig(
-        int(chosen["scale"]), int(chosen["steps"]), chosen["guidance"], None, batch_size, top_k, top_p
-    )
-    if out is not None and len(model) > 1:
+    suite, chosen = _suite(arguments[0], arguments[1:], prompts)
+    given = {"model": model, "images": images, "seed": seed, "scale": scale, "steps": steps, "guidance": guidance}
+    chosen |= {name: value for name, value in given.items() if value is not None and value != []}
+    generation = {name: chosen[name] for name in ("scale", "steps", "guidance")}
+    config = GenerationConfig(**generation, batch_size=batch_size, top_k=top_k, top_p=top_p)
+    several = len(chosen["model"]) > 1
+    if out is not None and several:
         raise UserError("--out: names one result; leave it out with several models")
     if out is not None and out.is_dir():
         raise UserError(f"--out {out}: is a folder; give the name of a file in it, such as {out / 'eval.json'}")
-    for folder in model:
+    for folder in chosen["model"]:
         ModelFolder(folder, *GENERATING).layout.tokens_per_image(config.scale)
-    placement = options.Placement.of(dtype, device, backend)
-    results = []
-    for folder in model:
-        name = f"eval-{slug(suite.name)}" + (f"-{slug(Path(folder).name)}" if len(model) > 1 else "")
+    placement, results = options.Placement.of(dtype, device, backend), []
+    for folder in chosen["model"]:
+        name = f"eval-{slug(suite.name)}" + (f"-{slug(Path(folder).name)}" if several else "")
         target = out or free_path(Path("outputs") / f"{name}.json")
         output_folder(target.parent)
-        with ExitStack() as stack:
-            result = held_out.score(
-                placement.load_pipeline(folder, stack, batch_size),
-                suite,
-                target,
-                int(chosen["images"]),
-                int(chosen["seed"]),
-                config,
-                held_out.identity(folder, **placement.settings()),
-                stack.enter_context(_progress()),
-            )
+        about = held_out.identity(folder, **placement.settings())
+        with interruptible("the same command, which keeps the images made so far"), ExitStack() as stack:
+            pipe, show = placement.load_pipeline(folder, stack, batch_size), stack.enter_context(_progress())
+            result = held_out.score(pipe, suite, target, chosen["images"], chosen["seed"], config, about, show)
         results.append(target)
         Console().print(_table(result))
         header = f"{folder}   ·   mean score {result.overall:.3f} of {len(result.images)} images"
-        tiles = [
-            Tile(read_image(target.parent / image.file), image.prompt, image.partial) for image in result.images[:SHOWN]
-        ]
+        shown = [(read_image(target.parent / image.file), image) for image in result.images[:SHOWN]]
+        tiles = [Tile(pixels, image.prompt, image.partial) for pixels, image in shown]
         print(target, save_grid(target.with_suffix(".png"), tiles, header))
     for other in results[1:]:
         _compare([results[0], other])
 
 
-def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, dict[str, float]]:
-    """The suite of a name, a recipe or a run, and the settings that it is evaluated with."""
+def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, dict[str, Any]]:
+    """The suite of a name, a recipe or a run, and what it is evaluated with."""
     from omegaconf import OmegaConf
 
     from blip3o_rl.config.reward import is_deployed
     from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
     from blip3o_rl.data.sources import held_out_rows, source_of
     from blip3o_rl.evaluation.suite import named, of_run
+    from blip3o_rl.model.folder import MINI
 
     file = Path(name) / "config.yaml"
     if not file.is_file():
@@ -133,7 +119,7 @@ def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, d
         if overrides:
             raise UserError(f"eval {name} {overrides[0]}: a named suite has no keys; give the folder of a recipe")
         suite = named(name, held_out_rows(name, limit, f"--prompts {limit}"))
-        return suite, {"images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
+        return suite, {"model": [MINI], "images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
     overrides = [*overrides, *([f"eval.limit={limit}"] if limit else []), "run.evaluate=true"]
     stored: Any = OmegaConf.load(file)
     config = compose_run(stored, str(file), overrides) if "defaults" not in stored else compose_recipe(name, overrides)
@@ -145,6 +131,7 @@ def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, d
         if is_deployed(entry):
             raise UserError(f"reward.rewards.{reward}.service: is deployed by a run only; give the url of a service")
     return own, {
+        "model": [settings.model.folder],
         "images": settings.eval.images_per_prompt,
         "seed": settings.eval.seed,
         "scale": settings.model.scale,
