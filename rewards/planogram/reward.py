@@ -22,10 +22,7 @@ class PlanogramReward(BriefReward):
     field = "planogram"
     brief = PlanogramBrief
     reads = False
-    WEIGHTS: ClassVar[Mapping[str, float]] = {
-        **{"sequence": 0.65, "facings": 0.25, "osa": 0.1, "price": 0.1},
-        **{"spacing": 0.0, "tidy": 0.0, "share": 0.0},
-    }
+    WEIGHTS: ClassVar[Mapping[str, float]] = {"sequence": 0.65, "facings": 0.25, "osa": 0.1, "price": 0.1}
     example_metadata: ClassVar[Mapping[str, Any]] = {
         "prompt": "a photo of shelves: two red circles",
         "planogram": {
@@ -43,6 +40,4 @@ class PlanogramReward(BriefReward):
 
     def judge(self, brief: PlanogramBrief, seen: Observation) -> Verdict:
         terms, components = rules.terms(brief, seen)
-        paid = {**terms, "tidy": terms["tidy"] * terms["osa"], "share": terms["share"] * terms["osa"]}
-        exact = all(terms.get(term, 1.0) > 1 - 1e-9 for term in ("sequence", "facings", "osa", "price"))
-        return Verdict(terms, paid, exact, components)
+        return Verdict(terms, terms, min(terms.values()) > 1 - 1e-9, components)

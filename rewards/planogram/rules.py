@@ -6,9 +6,6 @@
     facings    sum over products of n* max(0, 1 - |n - n*| / n*) / sum n*, x (1 - share of products not in the plan)
     osa        asked products with at least one facing / asked products
     price      mean over priced products of the edit similarity of the labels under them, an unread label 0; if asked
-    spacing    mean over asked facings of 1 - distance / pitch, after the best shift and scale of the whole shelf
-    tidy       share of products whose bottom is within .15 of their height of their row's
-    share      1 - half the sum of the differences between the shares of the shelf
 Products stand on one line whatever their height, so rows are made by the bottoms of the boxes.
 """
 
@@ -28,9 +25,8 @@ from blip3o_rl.rewards.pixels import area
 from blip3o_rl.rewards.planogram.brief import PlanogramBrief, Product
 
 MIN_AREA = 0.001
-ROW_GAP, TOUCHING, EMPTY_GAP, OFF_LINE = 0.6, 0.25, 1.5, 0.15
-"""A new row, of the median height. On top of each other, of the height. An empty slot, of the pitch. Off the line, of
-the height."""
+ROW_GAP, TOUCHING, EMPTY_GAP = 0.6, 0.25, 1.5
+"""A new row, of the median height. On top of each other, of the height. An empty slot, of the pitch."""
 PRICE = re.compile(r"[$€£]?(\d+[.,]\d\d)[$€£]?")
 
 
@@ -54,7 +50,7 @@ def terms(brief: PlanogramBrief, seen: Observation) -> tuple[dict[str, float], d
     ]
     rows = read_rows(brief, seen.objects)
     sides = [rows] if brief.mirror == "forbid" else [rows, [row[::-1] for row in rows]]
-    sequence, pairs, rows = max(
+    sequence, in_place, rows = max(
         ((*sequence_of(brief, asked, side), side) for side in sides), key=lambda found: found[0]
     )
     things = [facing for row in rows for facing in row if facing.thing]
@@ -62,14 +58,10 @@ def terms(brief: PlanogramBrief, seen: Observation) -> tuple[dict[str, float], d
     total, found = sum(wanted.values()), max(sum(got.values()), 1)
     foreign = got[None] / found
     right = sum(n * max(0.0, 1 - abs(got[key] - n) / n) for key, n in wanted.items()) / total
-    differences = sum(abs(got[key] / found - wanted[key] / total) for key in {*wanted, *got})
     result = {
         "sequence": sequence,
         "facings": right * (1 - foreign),
         "osa": sum(got[key] > 0 for key in wanted) / len(wanted),
-        "spacing": _spacing(pairs, things) / total,
-        "tidy": _tidy(rows) / max(len(things), 1),
-        "share": 1 - differences / 2 if things else 0.0,
     }
     if brief.prices:
         result["price"] = _price(brief, things, seen.texts)
@@ -78,7 +70,7 @@ def terms(brief: PlanogramBrief, seen: Observation) -> tuple[dict[str, float], d
     kpis = {
         "kpi_on_shelf": result["osa"],
         "kpi_shelf_number": sum(shown[n][key] > 0 for n, key, _ in places) / len(places),
-        "kpi_position": sum(a.high for a, _, _ in pairs) / total,
+        "kpi_position": in_place / total,
         "kpi_facings": sum(shown[n][key] == count for n, key, count in places) / len(places),
         "rows": len(rows) / len(asked),
         "commonest": max(got.values(), default=0) / found,
@@ -113,10 +105,10 @@ def _with_gaps(rows: list[Row], at_the_ends: bool) -> list[Row]:
     first, last = min(map(min, centers)), max(map(max, centers))
     result = []
     for row, xs in zip(rows, centers, strict=True):
-        ends = (first - pitch, last + pitch) if at_the_ends else (xs[0] - pitch, xs[-1] + pitch)
-        steps = np.diff([ends[0], *xs, ends[1]]) / pitch
-        empty = [[EMPTY] * (round(step) - 1 if step >= EMPTY_GAP else 0) for step in steps]
-        result.append([one for gap, facing in zip(empty, row) for one in (*gap, facing)] + empty[-1])  # noqa: B905
+        ends = [first, *xs, last] if at_the_ends else [xs[0], *xs, xs[-1]]
+        steps = np.diff(ends) / pitch + [1, *[0] * (len(xs) - 1), 1]
+        empty = [[EMPTY] * (round(step) - 1) if step >= EMPTY_GAP else [] for step in steps]
+        result.append([*sum(([*gap, facing] for gap, facing in zip(empty, row, strict=False)), []), *empty[-1]])
     return result
 
 
@@ -136,28 +128,22 @@ def _piled(facings: Sequence[Facing]) -> list[Facing]:
     return piles
 
 
-def sequence_of(
-    brief: PlanogramBrief, asked: Sequence[Row], rows: Sequence[Row]
-) -> tuple[float, list[tuple[Facing, Facing, tuple[int, int]]]]:
-    """The term `sequence`, and the asked facings that are right: (asked, found, its row and column in the plan)."""
+def sequence_of(brief: PlanogramBrief, asked: Sequence[Row], rows: Sequence[Row]) -> tuple[float, int]:
+    """The term `sequence`, and how many asked facings are in their place."""
     a, b = _joined(asked), _joined(rows)
     cost = np.array([[_cost(brief.products, x, y) for y in b] for x in a]).reshape(len(a), len(b))
     best = np.add.outer(np.arange(len(a) + 1.0), np.arange(len(b) + 1.0))
     for i in range(len(a)):
         for j in range(len(b)):
             best[i + 1, j + 1] = min(best[i, j] + cost[i, j], best[i, j + 1] + 1, best[i + 1, j] + 1)
-    places = [place for n, row in enumerate(asked) for place in [*((n, m) for m in range(len(row))), (n, -1)]]
-    pairs, i, j = [], len(a), len(b)
+    i, j, in_place = len(a), len(b), 0
     while i and j:
         if best[i, j] == best[i - 1, j - 1] + cost[i - 1, j - 1]:
             i, j = i - 1, j - 1
-            if b[j].thing and a[i].product == b[j].product:
-                pairs.append((a[i], b[j], places[i]))
-        elif best[i, j] == best[i - 1, j] + 1:
-            i -= 1
+            in_place += a[i].high if b[j].thing and a[i].product == b[j].product else 0
         else:
-            j -= 1
-    return max(1 - float(best[-1, -1]) / max(len(a), len(b)), 0.0), pairs
+            i, j = (i - 1, j) if best[i, j] == best[i - 1, j] + 1 else (i, j - 1)
+    return max(1 - float(best[-1, -1]) / max(len(a), len(b)), 0.0), in_place
 
 
 def _cost(products: dict[str, Product], asked: Facing, found: Facing) -> float:
@@ -193,28 +179,6 @@ def _counts(rows: Sequence[Row]) -> Counter[str | None]:
     for facing in (facing for row in rows for facing in row if facing.product != ""):
         counts[facing.product] += facing.high
     return counts
-
-
-def _spacing(pairs: Sequence[tuple[Facing, Facing, tuple[int, int]]], things: Sequence[Facing]) -> float:
-    """Sum over the right facings of how nearly they stand where they should; the shelf may be shifted and scaled."""
-    if not pairs:
-        return 0.0
-    columns = np.array([(column, 1.0) for _, _, (_, column) in pairs])
-    centers = np.array([_thing(found).center[0] for _, found, _ in pairs])
-    fit = np.linalg.lstsq(columns, centers, rcond=None)[0]
-    pitch = max(abs(float(fit[0])), float(np.median([_thing(f).box[2] - _thing(f).box[0] for f in things])))
-    near = np.maximum(0, 1 - np.abs(columns @ fit - centers) / pitch)
-    return float(near @ [asked.high for asked, _, _ in pairs])
-
-
-def _tidy(rows: Sequence[Row]) -> int:
-    standing = [[_thing(facing) for facing in row if facing.thing] for row in rows]
-    lines = [float(np.median([thing.box[3] for thing in row])) for row in standing]
-    return sum(
-        abs(thing.box[3] - line) <= OFF_LINE * thing.height
-        for row, line in zip(standing, lines, strict=True)
-        for thing in row
-    )
 
 
 def _price(brief: PlanogramBrief, facings: Sequence[Facing], labels: Sequence[Thing]) -> float:

@@ -183,7 +183,6 @@ def test_rows_follow_the_bottoms_of_products_of_any_height():
     taller = [replace(t, box=(t.box[0], t.box[1] - 0.15 * (n % 2), *t.box[2:])) for n, t in enumerate(seen.things)]
     wobbly = [replace(t, box=(*t.box[:3], t.box[3] + 0.03 * (n % 2))) for n, t in enumerate(taller)]
     assert value(plan(ABC), Observation(tuple(wobbly))) == pytest.approx(1)
-    assert terms(plan(ABC), Observation(tuple(wobbly)))["tidy"] < 1
 
 
 def test_an_empty_slot_is_a_symbol_and_a_gap_nobody_asked_for_costs():
@@ -237,16 +236,6 @@ def test_surplus_and_foreign_products_cost():
     assert value(plan(ABC), shown(more)) < 0.95
     panel = Thing("panel", (0, 0.9, 1, 1), (0, 0, 0), "black")
     assert terms(plan(ABC), Observation((*shown(ABC).things, panel)))["facings"] < 1
-
-
-def test_spacing_allows_a_shift_and_a_scale_of_the_whole_shelf():
-    def moved(shift, scale, off=0.0):
-        boxes = [(t, scale * t.center[0] + shift + off * (n == 1)) for n, t in enumerate(shown(ABC).things)]
-        half = scale * 0.1
-        return Observation(tuple(replace(t, box=(x - half, t.box[1], x + half, t.box[3])) for t, x in boxes))
-
-    assert terms(plan(ABC), moved(0.1, 0.8))["spacing"] == pytest.approx(1)
-    assert 0.8 < terms(plan(ABC), moved(0.0, 1.0, 0.08))["spacing"] < 0.99
 
 
 def priced(*labels):
