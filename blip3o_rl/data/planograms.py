@@ -26,14 +26,14 @@ PSA: dict[str, dict[str, int]] = {
     "Product": {"upc": 1, "id": 2, "name": 3, "width": 5, "height": 6, "depth": 7},
     "Planogram": {"name": 1},
     "Fixture": {"type": 1, "y": 6},
-    "Position": {"upc": 1, "id": 2, "x": 4, "style": 13, "wide": 14, "high": 15, "deep": 16, "orientation": 29},
+    "Position": {"upc": 1, "id": 2, "order": 4, "style": 13, "wide": 14, "high": 15, "deep": 16, "orientation": 29},
 }
 """Columns that are needed, by record; column 0 is the record's name."""
-PRICE, BRAND = 33, 232
-SHELVES = {0: "shelf", 1: "chest", 2: "bin", 3: "polygonal shelf", 12: "gravity feed"}
-"""Types of fixtures whose products stand in a row."""
-FACES = ("front", "side", "top", "front", "side", "top")
-"""Orientation // 2 -> the face that is seen (the last three: back, other side, base); an odd one is turned by 90."""
+OPTIONAL = {"price": 33, "brand": 232}
+SHELVES = (0, 1, 2, 3, 12)
+"""Types of fixtures whose products stand in a row: shelf, chest, bin, polygonal shelf, gravity feed."""
+FACES = ("front", "side", "top")
+"""Orientation // 2 % 3 -> the face that is seen; an odd orientation is turned by 90 degrees."""
 ALIASES = {
     "upc": "upc ean gtin productid", "shelf": "shelf shelfnumber row fixture", "name": "name description",
     "order": "position seq rankx horizontalid locationid", "wide": "facings facingswide hfacings",
@@ -45,15 +45,28 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Position:
-    """Facings of a product next to each other; `shelf` and `order` are sorted by, sizes in mm."""
+    """Facings of a product next to each other, as cells of text; `unit` is that of the product's size in mm."""
 
     where: str
-    keys: tuple[str, ...]
-    shelf: float
-    order: float
-    facings: tuple[int, int, int]
-    orientation: str
-    info: Mapping[str, Any]
+    cells: Mapping[str, str]
+    unit: float = 1.0
+
+    def number(self, name: str, label: str = "") -> float:
+        text = self.cells.get(name, "")
+        try:
+            return float(text.replace(",", ".") or 0)
+        except ValueError as error:
+            raise UserError(f"{self.where}: {label or name} is '{text}'; a number is due, fix it") from error
+
+    @property
+    def facings(self) -> list[int]:
+        """Wide, high, deep; as many as it takes."""
+        wide, high, deep = (
+            self.number(name, f"facings {name}") if self.cells.get(name) else 1.0 for name in ("wide", "high", "deep")
+        )
+        if min(wide, high) < 1 or wide % 1 or high % 1:
+            raise UserError(f"{self.where}: facings are {wide:g} wide and {high:g} high; whole numbers from 1 are due")
+        return [int(wide), int(high), int(deep)][: 3 if deep > 1 else 2 if high > 1 else 1]
 
 
 @dataclass
@@ -76,10 +89,11 @@ def import_plan(plan: Path, classes: Path, count_from: str | None = None) -> Imp
     Raises:
         UserError: naming file, line and field.
     """
-    known = {str(record.value["upc"]).strip(): record.value for record in read_records(classes, "upc")}
-    for record in read_records(classes, "upc"):
+    records = read_records(classes, "upc")
+    for record in records:
         if not record.value.get("class"):
             raise UserError(f"{record.where}: field 'class' is missing; write what stands for the product")
+    known = {str(record.value["upc"]).strip(): record.value for record in records}
     result = Imported()
     near = 0.0
     if plan.suffix.lower() == ".psa":
@@ -89,67 +103,61 @@ def import_plan(plan: Path, classes: Path, count_from: str | None = None) -> Imp
     else:
         plans = {plan.stem: list(_read_csv(plan))}
     for name, positions in plans.items():
-        brief = _brief(positions, near, known, count_from, str(classes), result)
+        brief = {"count_from": count_from, **_brief(positions, near, known, str(classes), result)}
         if not brief["products"]:
             raise UserError(f"{plan}: planogram '{name}' has no product that {classes} knows; add some to the map")
-        line = {"id": name, "tag": "planogram", "prompt": shelves.prompt(brief), "planogram": brief}
-        result.lines.append(line)
-    if any(position.facings[2] > 1 for positions in plans.values() for position in positions):
+        result.lines.append({"id": name, "tag": "planogram", "prompt": shelves.prompt(brief), "planogram": brief})
+    if any(len(position.facings) > 2 for positions in plans.values() for position in positions):
         result.report.append(f"{plan}: facings in depth are kept and not judged, an image shows none")
     return result
 
 
 def _brief(
-    positions: Sequence[Position],
-    near: float,
-    known: Mapping[str, Any],
-    count_from: str,
-    classes: str,
-    result: Imported,
+    positions: Sequence[Position], near: float, known: Mapping[str, Any], classes: str, result: Imported
 ) -> dict[str, Any]:
     products: dict[str, Any] = {}
     rows: dict[float, list[Any]] = {}
     levels: dict[float, float] = {}
-    for shelf in sorted({position.shelf for position in positions}):
-        levels[shelf] = next((level for level in levels.values() if shelf - level <= near), shelf)
+    for height in sorted(position.number("shelf") for position in positions):
+        levels[height] = next((level for level in levels.values() if height - level <= near), height)
     short = {key.lstrip("0"): key for key in known}
-    for position in sorted(positions, key=lambda position: (levels[position.shelf], position.order)):
-        upc = position.keys[0]
-        found = next((key for key in position.keys if key in known), None)
-        if found is None and (found := short.get(upc.lstrip("0"))):
-            result.report.append(
-                f"{position.where}: product {upc} is taken for {found}, which differs by leading zeros"
-            )
+    ordered = sorted(positions, key=lambda p: (levels[p.number("shelf")], p.number("order", "position")))
+    for position in ordered:
+        where, keys = position.where, [key for key in map(position.cells.get, ("upc", "id")) if key]
+        found = next((key for key in keys if key in known), None)
+        if found is None and (found := short.get(keys[0].lstrip("0"))):
+            result.report.append(f"{where}: product {keys[0]} is taken for {found}, which differs by leading zeros")
         if found is None:
-            result.report.append(f"{position.where}: product {upc} is not in {classes}; skipped")
+            result.report.append(f"{where}: product {keys[0]} is not in {classes}; skipped")
             continue
         result.read += 1
-        wide, high, deep = position.facings
-        facings = [wide, high, deep] if deep > 1 else [wide, high] if high > 1 else wide
-        rows.setdefault(levels[position.shelf], []).append({"product": found, "facings": facings})
-        size = _size(position, result.report)
-        asked = {key: known[found].get(key) for key in ("class", "color", "name")} | {"upc": found}
-        asked |= {"brand": position.info.get("brand"), "size_mm": size, "price": position.info.get("price")}
-        if asked["price"] and not re.fullmatch(r"\d+[.,]\d\d", asked["price"]):
-            result.report.append(f"{position.where}: price {asked['price']} is no number with two decimals; left out")
-            asked["price"] = None
+        facings = position.facings
+        item = {"product": found, "facings": facings if len(facings) > 1 else facings[0]}
+        rows.setdefault(levels[position.number("shelf")], []).append(item)
+        price = position.cells.get("price")
+        if price and not re.fullmatch(r"\d+[.,]\d\d", price):
+            result.report.append(f"{where}: price {price} is no number with two decimals; left out")
+            price = None
+        asked = {key: known[found].get(key) for key in ("class", "color", "name")} | {"upc": found, "price": price}
+        asked |= {"brand": position.cells.get("brand"), "size_mm": _size(position, result.report)}
         products.setdefault(found, {key: value for key, value in asked.items() if value})
-    return {"count_from": count_from, "products": products, "shelves": list(rows.values())}
+    return {"products": products, "shelves": list(rows.values())}
 
 
 def _size(position: Position, report: list[str]) -> list[float] | None:
     """Width and height of what is seen of a product that may be turned, mm."""
-    width, height, depth = (position.info.get(side) for side in ("width", "height", "depth"))
-    text = position.orientation.lower()
-    code = int(text) if text.isdigit() and int(text) < 90 else None
-    face = FACES[code // 2 % 6] if code is not None else next((f for f in ("side", "top") if f in text), "front")
-    turned = code % 2 == 1 if code is not None else "90" in text or "270" in text
-    if code is None and text and not re.fullmatch(r"(front|side|top|back)?\s*(0|90|180|270)?", text):
-        report.append(f"{position.where}: orientation {position.orientation} is not known; taken for front")
-    seen = {"front": (width, height), "side": (depth, height), "top": (width, depth)}[face]
+    text = position.cells.get("orientation", "").lower()
+    if re.fullmatch(r"\d\d?", text) and text != "90":
+        face, turned = FACES[int(text) // 2 % 3], int(text) % 2 == 1
+    else:
+        face, turned = next((f for f in FACES if f in text), "front"), bool(re.search("90|270", text))
+        if not re.fullmatch(r"(front|side|top|back)?\s*(0|90|180|270)?", text):
+            report.append(f"{position.where}: orientation {text} is not known; taken for {face}")
     if face != "front" or turned:
         report.append(f"{position.where}: stands {face}{', turned by 90' if turned else ''}; its size is turned, too")
-    return [round(side, 2) for side in (seen[::-1] if turned else seen) if side] if all(seen) else None
+    sides = {"front": ("width", "height"), "side": ("depth", "height"), "top": ("width", "depth")}[face]
+    size = [round(position.number(side) * position.unit, 2) for side in (sides[::-1] if turned else sides)]
+    return size if all(size) else None
 
 
 def _text(path: Path) -> str:
@@ -165,64 +173,41 @@ def _text(path: Path) -> str:
         return io.TextIOWrapper(io.BytesIO(data), "cp1252", errors="replace").read()
 
 
-def _number(text: str, where: str, name: str) -> float:
-    try:
-        return float(text.replace(",", ".") or 0)
-    except ValueError as error:
-        raise UserError(f"{where}: {name} is '{text}'; a number is due, fix it") from error
-
-
-def _facings(cells: Mapping[str, str], where: str) -> tuple[int, int, int]:
-    wide, high, deep = (_number(cells.get(name) or "1", where, f"facings {name}") for name in ("wide", "high", "deep"))
-    if not all(value >= 1 and value == int(value) for value in (wide, high, max(deep, 1))):
-        raise UserError(f"{where}: facings are {wide:g} wide and {high:g} high; whole numbers from 1 are due, fix them")
-    return int(wide), int(high), max(int(deep), 1)
-
-
 def _read_psa(path: Path, report: list[str]) -> dict[str, list[Position]]:
     lines = _text(path).split("\n")
     if not lines[0].startswith("PROSPACE SCHEMATIC FILE"):
         raise UserError(f"{path}:1: is no Space Planning file (PROSPACE SCHEMATIC FILE); give a .psa or a .csv")
-    products: dict[str, dict[str, Any]] = {}
+    products: dict[str, Mapping[str, str]] = {}
     plans: dict[str, list[Position]] = {}
-    shelf: tuple[int, float] | None = None
-    unit = 25.4
+    kind: int | None = None
+    unit, height, name = 25.4, 0.0, ""
     for number, line in enumerate(lines[1:], start=2):
-        where, cells = f"{path}:{number}", _cells(line)
+        cells = _cells(line)
         if cells[0] not in PSA:
             continue
-        record = _record(cells, where)
+        row = Position(f"{path}:{number}", _record(cells, f"{path}:{number}"))
+        upc = row.cells.get("upc", "")
         if cells[0] == "Project":
-            unit = 25.4 if record["measurement"].strip() in ("", "0") else 10.0
+            unit = 10.0 if row.number("measurement") else 25.4
         elif cells[0] == "Product":
-            sides = {side: _number(record[side], where, side) * unit for side in ("width", "height", "depth")}
-            more = {
-                "price": cells[PRICE] if len(cells) > PRICE else "",
-                "brand": cells[BRAND] if len(cells) > BRAND else "",
-            }
-            for key in filter(None, (record["upc"], record["id"])):
-                products.setdefault(key, {"name": record["name"], **sides, **more})
+            _ = [row.number(side) for side in ("width", "height", "depth")]
+            products |= {key: row.cells for key in (row.cells["id"], upc) if key and key not in products}
         elif cells[0] == "Planogram":
-            name, shelf = record["name"] or f"planogram {len(plans) + 1}", None
-            plans[name if name not in plans else f"{name} {len(plans) + 1}"] = current = []
+            name, kind = row.cells["name"] or f"planogram {len(plans) + 1}", None
+            name = f"{name} {len(plans) + 1}" if name in plans else name
+            plans[name] = []
         elif cells[0] == "Fixture":
-            kind, y = int(_number(record["type"], where, "type")), _number(record["y"], where, "y") * unit
-            shelf = (kind, y)
-        elif not plans or shelf is None:
-            raise UserError(
-                f"{where}: Position stands before any Planogram and Fixture; the file is cut, export it again"
-            )
-        elif shelf[0] not in SHELVES:
-            report.append(f"{where}: product {record['upc']} is on a fixture of type {shelf[0]}, no shelf; skipped")
+            kind, height = int(row.number("type")), row.number("y") * unit
+        elif not plans or kind is None:
+            raise UserError(f"{row.where}: Position stands before any Planogram and Fixture; export the file again")
+        elif kind not in SHELVES:
+            report.append(f"{row.where}: product {upc} is on a fixture of type {kind}, no shelf; skipped")
         else:
-            if record["style"].strip() not in ("", "0"):
-                report.append(f"{where}: product {record['upc']} is in trays or cases; each counts as a facing")
-            keys = tuple(filter(None, (record["upc"], record["id"])))
-            info: Mapping[str, Any] = next((products[key] for key in keys if key in products), {})
-            order = _number(record["x"], where, "x")
-            current.append(
-                Position(where, keys, shelf[1], order, _facings(record, where), record["orientation"].strip(), info)
-            )
+            if row.number("style"):
+                report.append(f"{row.where}: product {upc} is in trays or cases; each counts as a facing")
+            row.number("order", "x")
+            product = products.get(upc) or products.get(row.cells["id"]) or {}
+            plans[name].append(Position(row.where, {**product, **row.cells, "shelf": str(height)}, unit))
     if not any(plans.values()):
         raise UserError(f"{path}: has no Position on a shelf; export it again")
     return {name: positions for name, positions in plans.items() if positions}
@@ -231,45 +216,31 @@ def _read_psa(path: Path, report: list[str]) -> dict[str, list[Position]]:
 def _cells(line: str) -> list[str]:
     """The cells of a record: commas between them, backslashes before commas inside them; or quotation marks."""
     found = re.findall(r'(?:^|(?<=,))(?:"((?:[^"]|"")*)"|((?:\\.|[^\\,])*))(?:,|$)', line)
-    escapes = {"n": " ", "r": " ", "t": " "}
-    plain = [re.sub(r"\\(.)", lambda m: escapes.get(m[1], m[1]), bare) for _, bare in found]
-    return [(quoted.replace('""', '"') or bare).strip() for (quoted, _), bare in zip(found, plain, strict=True)] or [""]
+    return [(quoted.replace('""', '"') or re.sub(r"\\(.)", r"\1", bare)).strip() for quoted, bare in found] or [""]
 
 
 def _record(cells: Sequence[str], where: str) -> dict[str, str]:
-    columns = PSA[cells[0]]
-    for name, index in columns.items():
+    for name, index in PSA[cells[0]].items():
         if index >= len(cells):
-            raise UserError(
-                f"{where}: {cells[0]} has {len(cells)} columns, and {name} is number {index}; the line is cut"
-            )
-    return {name: cells[index] for name, index in columns.items()}
+            raise UserError(f"{where}: {cells[0]} has {len(cells)} columns, {name} is number {index}; the line is cut")
+    more = OPTIONAL if cells[0] == "Product" else {}
+    return {name: cells[index] for name, index in {**PSA[cells[0]], **more}.items() if index < len(cells)}
 
 
 def _read_csv(path: Path) -> Iterator[Position]:
     text = _text(path)
-    delimiter = max(",;\t", key=text.split("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.split("\n")[0].count))
     header = [re.sub(r"[\s_]+", "", name.lower()) for name in next(reader, [])]
-    columns = {
-        name: next((n for n, title in enumerate(header) if title in names.split()), None)
-        for name, names in ALIASES.items()
-    }
-    for name in ("upc", "shelf"):
-        if columns[name] is None:
+    columns = {name: n for n, title in enumerate(header) for name, names in ALIASES.items() if title in names.split()}
+    columns.setdefault("order", columns.get("x", -1))
+    for name in ("upc", "shelf", "order"):
+        if columns.get(name, -1) < 0:
             raise UserError(f"{path}:1: no column is the {name}; call one {' or '.join(ALIASES[name].split())}")
-    if columns["order"] is None and columns["x"] is None:
-        raise UserError(f"{path}:1: no column is the order in a shelf; call one position or x")
     for row in reader:
         where = f"{path}:{reader.line_num}"
-        cells = {name: row[n].strip() for name, n in columns.items() if n is not None and n < len(row)}
-        if not any(cells.values()):
-            continue
+        cells = {name: row[n].strip() for name, n in columns.items() if n < len(row)}
         for name in ("upc", "shelf"):
-            if not cells.get(name):
+            if any(cells.values()) and not cells.get(name):
                 raise UserError(f"{where}: {name} is empty; fill it in")
-        info: dict[str, Any] = {name: cells.get(name) or None for name in ("price", "brand")}
-        info |= {side: _number(cells[side], where, side) for side in ("width", "height", "depth") if cells.get(side)}
-        order = _number(cells.get("order") or cells.get("x") or "", where, "position")
-        shelf = _number(cells["shelf"], where, "shelf")
-        yield Position(where, (cells["upc"],), shelf, order, _facings(cells, where), cells.get("orientation", ""), info)
+        if any(cells.values()):
+            yield Position(where, cells)
