@@ -116,8 +116,8 @@ def _svg(draw: Any) -> str:
     from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure((4.6, 1.9), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure((4.6, 1.9))
+        axes = figure.add_axes((0.13, 0.14, 0.85, 0.82))
         draw(axes)
         for line in axes.lines:
             line.set(solid_capstyle="round", clip_on=False)

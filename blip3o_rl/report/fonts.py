@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -31,24 +32,20 @@ PROMPT_LINES = 3
 
 def font_for(text: str, size: int) -> Font:
     """A font that has all letters of the text; Pillow's own if none does."""
-    letters = frozenset(char for char in whole_characters(text) if not char.isspace())
+    letters = _letters(text)
     if all(char.isascii() for char in letters):
         return _load("", size)
-    for file in ("", *_installed()):
-        if _has(file, letters):
-            return _load(file, size)
-    return _load("", size)
+    return _load(next((file for file in ("", *_installed()) if _has(file, letters)), ""), size)
 
 
 def has_letters(text: str) -> bool:
     """Whether some font has all letters of the text."""
-    letters = frozenset(char for char in whole_characters(text) if not char.isspace())
-    return any(_has(file, letters) for file in ("", *_installed()))
+    return any(_has(file, _letters(text)) for file in ("", *_installed()))
 
 
 def wrapped(text: str, font: Font, width: int, lines: int = PROMPT_LINES) -> list[str]:
-    """Breaks text into at most `lines` lines of `width` px, between words, or within one that is too long (Chinese and
-    Japanese have no spaces); what does not fit ends in an ellipsis."""
+    """Text in at most `lines` lines of `width` px, broken between words, or within one that is too long (Chinese has
+    no spaces); what does not fit ends in an ellipsis."""
     found = [""]
     for word in whole_characters(text).split():
         joined = f"{found[-1]} {word}".strip()
@@ -69,6 +66,10 @@ def wrapped(text: str, font: Font, width: int, lines: int = PROMPT_LINES) -> lis
     return [*found[: lines - 1], last.rstrip() + "…"]
 
 
+def _letters(text: str) -> frozenset[str]:
+    return frozenset(char for char in whole_characters(text) if not char.isspace())
+
+
 @lru_cache
 def _load(file: str, size: int) -> Font:
     return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
@@ -85,12 +86,9 @@ def _has(file: str, letters: frozenset[str]) -> bool:
 @lru_cache
 def _installed() -> tuple[str, ...]:
     found = []
-    for folder in FOLDERS:
-        for file in sorted(Path(folder).expanduser().rglob("*.[to]t[fc]")):
-            if _WIDE.search(file.name):
-                try:
-                    _load(str(file), 16)
-                except OSError:
-                    continue
+    for file in (file for folder in FOLDERS for file in sorted(Path(folder).expanduser().rglob("*.[to]t[fc]"))):
+        if _WIDE.search(file.name):
+            with contextlib.suppress(OSError):
+                _load(str(file), 16)
                 found.append(str(file))
     return tuple(found)

@@ -53,17 +53,7 @@ class Tile:
 
 
 def grid(tiles: Sequence[Tile], header: str = "", columns: int | None = None, cell: int = CELL) -> Image.Image:
-    """Makes the grid.
-
-    Args:
-        tiles: at least one; images of any sizes.
-        header: one line at the top, for example "step 10   mean 0.52".
-        columns: images per row; by default the grid comes out about 3:2.
-        cell: longest side of an image in px.
-
-    Raises:
-        ValueError: no tile, or an image that is no uint8 [H, W, 3] array.
-    """
+    """At least one tile, of any sizes, fitted into cells of `cell` px; by default the grid comes out about 3:2."""
     if not tiles:
         raise ValueError("an image grid needs at least one image")
     columns = min(len(tiles), columns or max(1, math.ceil(math.sqrt(len(tiles) * 1.5))))
@@ -120,12 +110,9 @@ def save_pairs(path: Path, pairs: Sequence[Pair], columns: int = 3) -> Path:
 def step_header(step: int, scores: Sequence[float | None]) -> str:
     """The header of a step's grid: step, mean of all its scores (also of those not shown), and how many failed."""
     known = [score for score in scores if score is not None]
-    parts = [f"step {step}"]
-    if known:
-        parts.append(f"mean score {sum(known) / len(known):.2f} of {len(known)} images")
-    if len(known) < len(scores):
-        parts.append(f"{len(scores) - len(known)} failed")
-    return "   ·   ".join(parts)
+    mean = f"mean score {sum(known) / len(known):.2f} of {len(known)} images" if known else ""
+    failed = f"{len(scores) - len(known)} failed" if len(known) < len(scores) else ""
+    return "   ·   ".join(part for part in (f"step {step}", mean, failed) if part)
 
 
 def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, font: Font) -> None:

@@ -38,22 +38,19 @@ from blip3o_rl.report.series import (
     stage_seconds,
 )
 
+Clock = Callable[[], float]
+
 
 class Progress:
     """The numbers behind both forms, and what a run reports to them."""
 
     def __init__(
-        self,
-        total_steps: int,
-        title: str = "",
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, total_steps: int, title: str = "", console: Console | None = None, clock: Clock = time.monotonic
     ):
         self.total, self.title, self.clock = total_steps, title, clock
         self.console = console or Console()
         self.begun = self.phase_begun = clock()
-        self.text = ""
-        self.step = 0
+        self.text, self.step = "", 0
         self.rewards: list[float] = []
         self.seconds: list[float] = []
         self.last: dict[str, Any] = {}

@@ -14,6 +14,7 @@ read up to its last complete line. A resumed run cuts it back to the step of its
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from datetime import datetime
@@ -46,34 +47,22 @@ class RunFolder:
 
     @classmethod
     def create(cls, recipe: str, root: str | Path = DEFAULT_ROOT, path: str | Path | None = None) -> RunFolder:
-        """Makes a new folder `<root>/<recipe>-<YYYYmmdd-HHMMSS>/`, or `path` if given, with its sub-folders.
-
-        Raises:
-            UserError: `path` already holds a run.
-        """
+        """Makes a new folder `<root>/<recipe>-<YYYYmmdd-HHMMSS>/`, or `path` if given, which must not hold a run."""
         if path is not None:
             folder = cls(path)
             if any((folder.path / mark).exists() for mark in _MARKS):
                 raise UserError(f"run.folder: {folder.path} already holds a run; resume it, or choose another folder")
         else:
             stem = f"{Path(recipe).name}-{datetime.now():%Y%m%d-%H%M%S}"
-            folder = cls(Path(root) / stem)
-            number = 2
-            while folder.path.exists():
-                folder = cls(Path(root) / f"{stem}-{number}")
-                number += 1
-        parts = (folder.images, folder.rollouts, folder.failed, folder.checkpoints, folder.tensorboard, folder.logs)
-        for part in parts:
-            part.mkdir(parents=True, exist_ok=True)
+            names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+            folder = cls(next(Path(root) / name for name in names if not (Path(root) / name).exists()))
+        for part in ("images", "rollouts", "failed", "checkpoints", "tensorboard", "logs"):
+            (folder.path / part).mkdir(parents=True, exist_ok=True)
         return folder
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run's folder.
-
-        Raises:
-            UserError: there is no such folder, or it holds no run.
-        """
+        """An existing folder that holds a run."""
         folder = cls(path)
         if not folder.path.is_dir():
             raise UserError(f"run folder {folder.path}: no such folder; see {DEFAULT_ROOT}/ for the runs made here")
@@ -86,9 +75,8 @@ class RunFolder:
         """The run under `root` that was started last (by the time its config was written)."""
         found = [p for p in Path(root).glob("*") if any((p / mark).is_file() for mark in _MARKS)]
         if not found:
-            raise UserError(
-                f"{Path(root).resolve()}: holds no run; start one with `blip3o-rl train`, or name its folder"
-            )
+            place = Path(root).resolve()
+            raise UserError(f"{place}: holds no run; start one with `blip3o-rl train`, or name its folder")
         return cls(max(found, key=lambda p: max((p / m).stat().st_mtime for m in _MARKS if (p / m).exists())))
 
     def grid(self, step: int) -> Path:
@@ -120,11 +108,8 @@ class RunFolder:
         return [by_step[step] for step in sorted(by_step)]
 
     def truncate_after(self, step: int) -> int:
-        """Drops the metrics, grids and rollouts of steps after `step`: a run that resumes there makes them again.
-
-        Returns:
-            The number of steps dropped from metrics.jsonl.
-        """
+        """Drops the metrics, grids and rollouts of steps after `step`, which a resumed run makes again; returns the
+        number of steps dropped."""
         lines = self.read_metrics()
         kept = [line for line in lines if line["step"] <= step]
         if self.metrics.exists():
