@@ -120,10 +120,13 @@ def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, d
             raise UserError(f"eval {name} {overrides[0]}: a named suite has no keys; give the folder of a recipe")
         suite = named(name, held_out_rows(name, limit, f"--prompts {limit}"))
         return suite, {"model": [MINI], "images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
-    overrides = [*overrides, *([f"eval.limit={limit}"] if limit else []), "run.evaluate=true"]
+    overrides = [*overrides, *([f"eval.limit={limit}"] if limit else [])]
     stored: Any = OmegaConf.load(file)
     config = compose_run(stored, str(file), overrides) if "defaults" not in stored else compose_recipe(name, overrides)
     settings = read_settings(config)
+    if not settings.run.evaluate and settings.prompts.file is not None and settings.eval.prompts is None:
+        raise UserError(f"eval {name}: with run.evaluate=false all of prompts.file is trained on; give eval.prompts")
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"evaluate": True})})
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     own = of_run(settings, rewards)[1]
     assert own is not None

