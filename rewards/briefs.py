@@ -11,7 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator
 
 from blip3o_rl.config.base import Settings, validate
 from blip3o_rl.data.synthetic.scenes import rgb
@@ -62,8 +64,8 @@ class BriefReward:
         sharpness: float = 1.0,
         name: str = "",
     ):
-        for key, given in (("weights", weights or {}), ("terms", terms or ())):
-            for term in given:
+        for key, named in (("weights", weights or {}), ("terms", terms or ())):
+            for term in named:
                 if term not in self.WEIGHTS:
                     hint = did_you_mean(term, self.WEIGHTS)
                     raise UserError(f"{key}.{term}: there is no such term{hint}; known: {', '.join(self.WEIGHTS)}")
@@ -74,23 +76,25 @@ class BriefReward:
         both = {**self.WEIGHTS, **(weights or {})}
         self.weights = {term: weight for term, weight in both.items() if terms is None or term in terms}
         self.sharpness = sharpness
-        self.observer = (
-            observer if isinstance(observer, Observer) else _observer({"read": self.reads, **(observer or {})})
-        )
+        given = {"read": self.reads, **({} if observer is None or isinstance(observer, Observer) else observer)}
+        self.observer = observer if isinstance(observer, Observer) else _observer(given)
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
         """Why this prompt cannot be scored; empty if it can. Called for every prompt when the data is loaded."""
         try:
-            return self.unknown(self._brief(metadata))
+            brief = self._brief(metadata)
         except UserError as error:
             return str(error)
+        asked = self.judge(brief, Observation()).terms
+        if not any(self.weights.get(term) for term in asked):
+            return f"{self.field}: asks for none of the terms {', '.join(self.weights)}, only for {', '.join(asked)}"
+        return self.unknown(brief)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One Score per sample; the observer sees all images at once, and nothing but the images."""
         seen = self.observer.observe([sample.image for sample in samples])
-        return [
-            self._score_of(self._brief(sample.metadata), found) for sample, found in zip(samples, seen, strict=True)
-        ]
+        briefs = [self._brief(sample.metadata) for sample in samples]
+        return [self._score_of(brief, found) for brief, found in zip(briefs, seen, strict=True)]
 
     def _score_of(self, brief: Any, seen: Observation) -> Score:
         verdict = self.judge(brief, seen)
@@ -105,9 +109,7 @@ class BriefReward:
 
     def _brief(self, metadata: Mapping[str, Any]) -> Any:
         if not isinstance(metadata.get(self.field), Mapping):
-            raise UserError(
-                f"{self.field}: is no JSON object; write a brief, see the README of the reward {self.field}"
-            )
+            raise UserError(f"{self.field}: is no JSON object; write a brief, see the README of {self.field}")
         return _validated(self.brief, json.dumps(metadata[self.field], sort_keys=True), self.field)
 
     def unknown(self, brief: Any) -> str:
@@ -115,6 +117,7 @@ class BriefReward:
         raise NotImplementedError
 
     def judge(self, brief: Any, seen: Observation) -> Verdict:
+        """Compares; knows the brief and no pixels."""
         raise NotImplementedError
 
     def unseen(self, where: str, kind: str, color: str | None, others: Sequence[str] = ()) -> str:
@@ -144,11 +147,8 @@ def _validated(model: type[Settings], text: str, key: str) -> Settings:
     return validate(model, json.loads(text), key)
 
 
-def color_value(color: str | None) -> str | None:
-    """A pydantic validator's body: the color itself, if it is one."""
-    if color is not None:
-        rgb(color)
-    return color
+Color = Annotated[str, AfterValidator(lambda color: rgb(color) and color)]
+"""A color's name or #rrggbb."""
 
 
 def close_colors(colors: Mapping[str, str]) -> str:

@@ -47,7 +47,9 @@ def evaluate(
     ] = None,
     prompts: Annotated[
         int | None,
-        typer.Option("--prompts", "--limit", min=1, help="held-out prompts; default: 64 shapes, 22 words, 64 text"),
+        typer.Option(
+            "--prompts", "--limit", min=1, help="held-out prompts; default: the suite's, 22 (words) to 72 (layout)"
+        ),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="images per prompt; default: 4, or the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of the first image; default: 0, or the recipe's")] = None,

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from blip3o_rl.config.base import Strict
 from blip3o_rl.data.synthetic.layouts import MARGIN, region_box
-from blip3o_rl.rewards.briefs import close_colors, color_value
+from blip3o_rl.rewards.briefs import Color, close_colors
 from blip3o_rl.rewards.observation import TEXT
 from blip3o_rl.rewards.ocr.rules import MAX_TEXTS, folded
 from blip3o_rl.rewards.pixels import PANEL, Box
 
-Color = Annotated[str, AfterValidator(color_value)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Edge = Literal["left", "center", "right", "top", "middle", "bottom"]
 

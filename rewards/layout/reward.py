@@ -50,6 +50,8 @@ class LayoutReward(BriefReward):
         self.reach = reach
 
     def unknown(self, brief: LayoutBrief) -> str:
+        if self.observer.reader is None and any(element.kind == TEXT for element in brief.elements):
+            return "layout.elements: has a text, and the observer does not read; set observer.read: true"
         places = ((f"layout.elements.{n}", element) for n, element in enumerate(brief.elements) if element.kind != TEXT)
         return next(filter(None, (self.unseen(w, e.kind, e.color, (TEXT, PANEL)) for w, e in places)), "")
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StrictInt, model_validator
+from pydantic import Field, StrictInt, model_validator
 
 from blip3o_rl.config.base import Strict
-from blip3o_rl.rewards.briefs import close_colors, color_value
+from blip3o_rl.rewards.briefs import Color, close_colors
 
 MAX_OF_A_CLASS = 16
 """Facings of a class that a detector can count (GenEval's cap)."""
@@ -20,7 +20,7 @@ class Product(Strict):
     """What a product looks like, and what its price label says."""
 
     kind: str = Field(alias="class", description="a class of the detector")
-    color: Annotated[str, AfterValidator(color_value)] | None = None
+    color: Color | None = None
     name: str | None = None
     upc: str | None = None
     brand: str | None = None

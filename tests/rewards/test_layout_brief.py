@@ -11,7 +11,7 @@ from blip3o_rl.rewards.layout.reward import LayoutReward
 from blip3o_rl.rewards.observation import Observer
 from blip3o_rl.scoring.rubric import Rubric
 
-REWARD = LayoutReward(Observer(SceneDetector(), SceneColors(), None))
+REWARD = LayoutReward(Observer(SceneDetector(), SceneColors(), object()))
 TITLE = {"id": "title", "class": "text", "text": "HE", "region": "top left", "rank": 1, "color": "black"}
 LOGO = {"id": "logo", "class": "circle", "color": "red", "region": "bottom right", "size": [0.2, 0.45]}
 BAND = {"id": "band", "class": "panel", "color": "yellow", "box": [0, 0.78, 1, 1]}
@@ -164,6 +164,18 @@ def test_the_line_names_the_file(tmp_path):
         UserError, match="briefs.jsonl:1: reward 'layout' cannot score this prompt: layout.elements.0.class"
     ):
         Rubric.of(REWARD).check_prompts(read_prompts(file))
+
+
+def test_a_brief_without_the_asked_terms_and_text_without_a_reader_are_refused():
+    line = {"prompt": "a", "layout": {"elements": [TITLE]}}
+    only = LayoutReward(REWARD.observer, terms=["contrast", "under"])
+    assert only.check_metadata(line).startswith("layout: asks for none of the terms contrast, under, only for text")
+    blind = LayoutReward(Observer(SceneDetector(), SceneColors(), None))
+    assert (
+        blind.check_metadata(line)
+        == "layout.elements: has a text, and the observer does not read; set observer.read: true"
+    )
+    assert blind.check_metadata({"prompt": "a", "layout": {"elements": [LOGO]}}) == ""
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def brief(rng: np.random.Generator, tag: str, held_out: str = "") -> Metadata:
         title |= {"color": "white", "region": f"{ROWS[row]} center"}
         panel = {"id": "panel", "class": "panel", "color": "red" if color == "blue" else "blue", "box": box}
         elements, layout = [panel, title, logo], {"margin": 0.01, "under": [["title", "panel"]], "contrast": True}
-    elements.sort(key=lambda element: _reading(element))
+    elements.sort(key=_reading)
     layout = {"elements": elements, **layout}
     chosen = 0 if held_out else int(rng.integers(3))
     return {"tag": held_out or tag, "prompt": prompt(layout, chosen), "layout": layout}
