@@ -42,16 +42,14 @@ Row = list[tuple[tuple[str, str], int]]
 """Products with their facings, from left to right."""
 
 
-def _row(rng: np.random.Generator, kind: str, held_out: bool) -> Row:
-    if kind == "threes":
-        return [(THREES[held_out][int(rng.integers(len(THREES[held_out])))], SLOTS)]
-    pair = PAIRS[held_out][int(rng.integers(len(PAIRS[held_out])))]
-    first = int(rng.integers(1, SLOTS))
-    return [(pair[0], first), (pair[1], SLOTS - first)]
-
-
-def _kind(rng: np.random.Generator) -> str:
-    return "threes" if rng.random() < THREES_SHARE else "pairs"
+def _row(rng: np.random.Generator, held_out: str = "") -> Row:
+    """A row of the training side, or of what `held_out` names, pairs or threes."""
+    if held_out == "threes" or (not held_out and rng.random() < THREES_SHARE):
+        side = THREES[held_out != ""]
+        return [(side[int(rng.integers(len(side)))], SLOTS)]
+    pairs, first = PAIRS[held_out != ""], int(rng.integers(1, SLOTS))
+    one, other = pairs[int(rng.integers(len(pairs)))]
+    return [(one, first), (other, SLOTS - first)]
 
 
 def plan(rows: Sequence[Row], tag: str = "planogram", template: int = 0) -> Metadata:
@@ -66,7 +64,7 @@ def plan(rows: Sequence[Row], tag: str = "planogram", template: int = 0) -> Meta
 def train_prompts(n: int, seed: int = 0) -> list[Metadata]:
     """`n` random training prompts."""
     rng = np.random.default_rng(seed)
-    plans = ([_row(rng, _kind(rng), False) for _ in range(ROWS)] for _ in range(n))
+    plans = ([_row(rng) for _ in range(ROWS)] for _ in range(n))
     return [plan(rows, template=int(rng.integers(3))) for rows in plans]
 
 
@@ -76,7 +74,7 @@ def held_out_prompts(n: int = HELD_OUT) -> list[Metadata]:
     found: dict[str, Metadata] = {}
     while len(found) < HELD_OUT:
         tag = ("pairs", "threes")[len(found) % 2]
-        rows = [_row(rng, tag, True), _row(rng, _kind(rng), False)]
+        rows = [_row(rng, tag), _row(rng)]
         line = plan(rows if rng.random() < 0.5 else rows[::-1], tag)
         found.setdefault(line["prompt"], line)
     return list(found.values())[:n]
