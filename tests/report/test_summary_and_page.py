@@ -145,7 +145,7 @@ def test_the_page_shows_what_changed_most_with_its_reason_and_intervals(folder):
     assert reasons["Worst after training"] == ["3", "1", "2", "0"]
     assert "1 became better,\n2 stayed, 1 became worse" in sections["Held-out score"]
     assert re.search(r"<td>overall</td><td>0.400</td><td>0.463</td>\s*<td>.0.062</td>", text)
-    assert "held-out score" in sections["Held-out curves"]
+    assert "held-out score" in sections["Held-out rewards"]
     assert (
         list(sections).index("Before and after") < list(sections).index("Training") < list(sections).index("Monitors")
     )
