@@ -84,6 +84,8 @@ def evaluate(
         raise UserError("--out: names one result; leave it out with several models")
     if out is not None and out.is_dir():
         raise UserError(f"--out {out}: is a folder; give the name of a file in it, such as {out / 'eval.json'}")
+    if out is not None and out.suffix in ("", ".png"):  # the names of the images' folder and of their grid
+        raise UserError(f"--out {out}: names no JSON file; call it {out.with_suffix('.json')}")
     for folder in chosen["model"]:
         ModelFolder(folder, *GENERATING).layout.tokens_per_image(config.scale)
     placement, results = options.Placement.of(dtype, device, backend), []
@@ -109,19 +111,20 @@ def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, d
     """The suite of a name, a recipe or a run, and what it is evaluated with."""
     from omegaconf import OmegaConf
 
+    from blip3o_rl.config.composition import find_recipe
     from blip3o_rl.config.reward import is_deployed
     from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
     from blip3o_rl.data.sources import held_out_rows, source_of
     from blip3o_rl.evaluation.suite import named, of_run
     from blip3o_rl.model.folder import MINI
 
-    file = Path(name) / "config.yaml"
-    if not file.is_file():
+    if len(Path(name).parts) == 1 and not (Path(name) / "config.yaml").is_file():
         source_of(name, f"eval {name}")
         if overrides:
             raise UserError(f"eval {name} {overrides[0]}: a named suite has no keys; give the folder of a recipe")
         suite = named(name, held_out_rows(name, limit, f"--prompts {limit}"))
         return suite, {"model": [MINI], "images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
+    file = find_recipe(name) / "config.yaml"
     overrides = [*overrides, *([f"eval.limit={limit}"] if limit else [])]
     stored: Any = OmegaConf.load(file)
     config = compose_run(stored, str(file), overrides) if "defaults" not in stored else compose_recipe(name, overrides)

@@ -10,7 +10,6 @@ import pytest
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.main import run
-from blip3o_rl.config.composition import find_recipe
 
 
 @pytest.fixture
@@ -49,6 +48,9 @@ def test_text_has_an_evaluation(blank, capsys):
         (["txt"], "eval txt: there is no such source of prompts; did you mean 'text'"),
         (["words", "--prompts", "23"], "--prompts 23: words has 22 held-out prompts"),
         (["words", "--out", "."], "--out .: is a folder"),
+        (["words", "--out", "mine/e"], "--out mine/e: names no JSON file; call it mine/e.json"),
+        (["words", "--out", "e.png"], "--out e.png: names no JSON file; call it e.json"),
+        (["recipes/shape"], "recipe recipes/shape: no recipes/shape/config.yaml; known recipes: "),
         (["words", "eval.limit=3"], "a named suite has no keys"),
         (["words", "--model", "gone"], "model folder gone: no such folder"),
         (["compare", "a.json"], "eval compare: 1 results given"),
@@ -65,7 +67,7 @@ def test_a_recipe_is_evaluated_on_its_own_prompts_and_rewards(blank, capsys):
     lines = [json.dumps({"prompt": f"a photo of {number} circles"}) + "\n" for number in range(40)]
     (blank / "mine.jsonl").write_text("".join(lines))
     mine = ["prompts.file=mine.jsonl", "~reward.rewards.geneval", "reward.rewards.mine.path=mine.py:score"]
-    recipe = str(find_recipe("shapes"))
+    recipe = "recipes/shapes"  # the shipped one, as for `train`
     assert run(["eval", recipe, *mine, "--images", "1", "--limit", "2", "--out", "e.json"]) == 0
     result = json.loads((blank / "e.json").read_text())
     assert result["overall"] == pytest.approx(238 / 255) and len(result["images"]) == 2

@@ -96,7 +96,7 @@ def prompt(planogram: Mapping[str, Any], template: int = 0) -> str:
 
 
 def _said(item: Mapping[str, Any], products: Mapping[str, Any]) -> str:
-    if "product" not in item:
+    if item.get("empty"):
         return "an empty slot" if item["empty"] == 1 else f"{_number(item['empty'])} empty slots"
     asked = products[item["product"]]
     name = asked.get("name") or f"{asked.get('color') or ''} {asked['class']}".strip()
@@ -119,7 +119,7 @@ def from_the_top(planogram: Mapping[str, Any]) -> list[Any]:
 
 def wide_and_high(item: Mapping[str, Any]) -> tuple[int, int]:
     """Facings next to each other and on top of each other."""
-    facings = item["facings"]
+    facings = item.get("facings", 1)
     return (facings, 1) if isinstance(facings, int) else (facings[0], facings[1] if len(facings) > 1 else 1)
 
 
@@ -128,7 +128,7 @@ def draw(planogram: Mapping[str, Any], side: int = 64, rng: np.random.Generator 
     given. Products that are no shape of the scenes are boxes with their class in them; prices stand below products.
     """
     rows = from_the_top(planogram)
-    columns = [sum(item["empty"] if "empty" in item else wide_and_high(item)[0] for item in row) for row in rows]
+    columns = [sum(item.get("empty") or wide_and_high(item)[0] for item in row) for row in rows]
     raster = max(RASTER, 3 * max(columns), 3 * len(rows))
     pitch = 4 if 4 * len(rows) <= raster else 3
     dx, dy = rng.integers(0, 2, 2) if rng else (0, 0)
@@ -139,7 +139,7 @@ def draw(planogram: Mapping[str, Any], side: int = 64, rng: np.random.Generator 
     for number, row in enumerate(rows, start=1):
         column, bottom = 0, number * pitch - 1 + dy
         for item in row:
-            if "empty" in item:
+            if item.get("empty"):
                 column += item["empty"]
                 continue
             asked, (wide, high) = planogram["products"][item["product"]], wide_and_high(item)

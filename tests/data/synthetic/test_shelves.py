@@ -58,3 +58,9 @@ def test_a_draw_stands_on_the_raster_and_a_generator_moves_it_by_whole_cells():
     moved = [shelves.draw(plan, 72, np.random.default_rng(seed)) for seed in range(8)]
     assert 2 <= len({each.tobytes() for each in moved}) <= 4
     assert shelves.draw(PLAN, 256).shape == (256, 256, 3)
+
+
+def test_what_a_brief_leaves_out_is_drawn_and_said_as_its_default():
+    one = {**PLAN, "shelves": [[{"product": "A", "facings": 1}, {"empty": 1}]]}
+    short = {**PLAN, "shelves": [[{"product": "A", "empty": None}, {"product": None, "empty": 1}]]}
+    assert shelves.prompt(short) == shelves.prompt(one) and np.array_equal(shelves.draw(short), shelves.draw(one))
