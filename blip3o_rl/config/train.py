@@ -90,8 +90,9 @@ def read_settings(config: DictConfig) -> TrainSettings:
 
 
 def _checked(config: DictConfig) -> DictConfig:
-    """With our own groups as the models read them."""
+    """With our own groups, and the derived sizes, as the models read them."""
     settings = read_settings(config)
     for group in OwnSettings.model_fields:
         config[group] = getattr(settings, group).model_dump()
+    config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu = settings.micro_batch_size
     return config

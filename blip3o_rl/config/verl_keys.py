@@ -21,6 +21,10 @@ def _stays(wanted: float) -> Any:
 _OFF = refuse(lambda value: value > 0, "must stay off; run.evaluate scores the held-out prompts before and after")
 
 
+MAX_MICRO_BATCH = 32
+"""Samples of the trainer's passes where nothing else is said."""
+
+
 class VerlKeys(Settings):
     """Some keys of a group of verl's."""
 
@@ -48,8 +52,8 @@ class Checkpoint(VerlKeys):
 
 class Actor(VerlKeys):
     ppo_mini_batch_size: int = Field(ge=1, description="prompts per update; divides data.train_batch_size")
-    ppo_micro_batch_size_per_gpu: int = Field(
-        ge=1, description="samples at a time; divides a GPU's samples of an update"
+    ppo_micro_batch_size_per_gpu: int | None = Field(
+        ge=1, description=f"samples at a time; null: the largest divisor of a GPU's samples up to {MAX_MICRO_BATCH}"
     )
     checkpoint: Checkpoint
 
@@ -111,9 +115,17 @@ class VerlSettings(VerlKeys):
                 "GPUs (trainer.n_gpus_per_node x trainer.nnodes); change one of them"
             )
         per_gpu = actor.ppo_mini_batch_size * n // gpus
-        if per_gpu % actor.ppo_micro_batch_size_per_gpu:
+        if per_gpu % (actor.ppo_micro_batch_size_per_gpu or 1):
             raise ValueError(
                 f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={actor.ppo_micro_batch_size_per_gpu} does not "
                 f"divide the {per_gpu} samples that each GPU updates on (ppo_mini_batch_size x rollout.n / GPUs)"
             )
         return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples of one pass of the trainer; where none is set, the largest divisor of a GPU's samples."""
+        actor, n = self.actor_rollout_ref.actor, self.actor_rollout_ref.rollout.n
+        per_gpu = actor.ppo_mini_batch_size * n // self.trainer.gpus
+        sizes = range(min(MAX_MICRO_BATCH, per_gpu), 0, -1)
+        return actor.ppo_micro_batch_size_per_gpu or next(size for size in sizes if per_gpu % size == 0)

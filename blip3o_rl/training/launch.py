@@ -50,6 +50,11 @@ def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
     reward that says stop.
     """
     config, checked = plan(recipe, overrides)
+    if config.trainer.device != "cpu":
+        from blip3o_rl.training.planning import plan as planning
+
+        if expected := planning.warning(config, checked.model):
+            print(f"warning: {expected}", file=output.terminal)
     in_job = RAY_JOB_CONFIG in os.environ
     folder = RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else DEFAULT_ROOT, path=config.run.folder)
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")

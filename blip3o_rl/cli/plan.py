@@ -1,0 +1,85 @@
+"""`blip3o-rl plan`: what a recipe needs on GPUs, phase by phase, before one is rented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
+from blip3o_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from blip3o_rl.training.planning.plan import Plan
+
+
+def plan(
+    arguments: Arguments = None,
+    gpu: Annotated[str, typer.Option(help="h200, h100, a100, a100-40, l40s, a6000 or 4090")] = "h100",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs on the node")] = 1,
+    apply: Annotated[Path | None, typer.Option(help="write the recipe with the changes to this new folder")] = None,
+) -> None:
+    """Says how much memory a training run needs per GPU in each phase, how long a step takes, and what to change.
+
+    Planned from counted operations, not measured. Where `model.folder` does not exist yet, the published 3B model is
+    taken.
+    """
+    recipe, overrides = recipe_and_overrides(arguments, "plan", "recipes/text --gpu h100 --gpus 8")
+    from blip3o_rl.config.train import compose_recipe
+    from blip3o_rl.training.planning import gpus as table
+    from blip3o_rl.training.planning import plan as planning
+
+    kind = table.find(gpu)
+    if apply is not None and apply.exists():
+        raise UserError(f"--apply {apply}: exists already; name a new folder")
+    config = compose_recipe(recipe, [f"trainer.n_gpus_per_node={gpus}", *overrides], "gpu")
+    there = config.model.folder == "mini" or Path(config.model.folder).expanduser().exists()
+    model = planning.of_folder(config.model.folder) if there else planning.published()
+    wanted = planning.Plan(config, model, kind)
+    console = Console()
+    if not there:
+        console.print(f"{config.model.folder} is not there: planned for the published 3B model", markup=False)
+    console.print(memory(wanted))
+    found = planning.fit(wanted)
+    if found.changes:
+        console.print(f"does not fit into {kind.memory_gib:.0f} GiB as it is; with these changes it does:")
+        for key, value in found.changes.items():
+            console.print(f"  {key}={value}", markup=False)
+        console.print(memory(found))
+    console.print(times(found))
+    if apply is not None:
+        planning.write_recipe(Path(recipe), found, apply)
+        console.print(f"written: {apply}; start it with blip3o-rl train {apply}", markup=False)
+
+
+def memory(plan: Plan) -> Table:
+    """Memory per GPU by phase."""
+    table = Table(title=f"GiB on the fullest of {plan.gpus} x {plan.gpu.name} (planned)", title_justify="left")
+    phases = plan.phases()
+    table.add_column("")
+    for name in phases:
+        table.add_column(name, justify="right")
+    for part in dict.fromkeys(part for parts in phases.values() for part in parts):
+        sizes: list[Any] = [parts.get(part) for parts in phases.values()]
+        if any(sizes):
+            table.add_row(part, *("" if size is None else f"{size:.1f}" for size in sizes))
+    table.add_section()
+    table.add_row("all", *(f"{sum(parts.values()):.1f}" for parts in phases.values()))
+    table.add_row("usable", *(f"{plan.limit_gib:.1f}" for _ in phases))
+    return table
+
+
+def times(plan: Plan) -> Table:
+    """Seconds per step by stage."""
+    seconds = plan.seconds()
+    table = Table(title=f"seconds per step of {plan.samples * plan.gpus} images (planned)", title_justify="left")
+    table.add_column("")
+    table.add_column("s", justify="right")
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.1f}")
+    table.add_section()
+    table.add_row("together", f"{sum(seconds.values()):.1f}")
+    return table

@@ -1,0 +1,181 @@
+"""Operations and memory of the real modules, counted without weights and without a GPU.
+
+The modules are built at full size and run on fake tensors: every operation has its shapes and no values. Operations are
+counted by torch's own formulas. (Its `FlopCounterMode` keeps activations alive, so memory cannot be counted under it.)
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, SanaTransformer2DModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.weak import WeakIdKeyDictionary
+
+from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
+from blip3o_rl.model.renderer import Connector, Renderer
+from blip3o_rl.training.log_probs import log_probs
+
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    _ATTENTION: lambda q, k, v, *_, out_val, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, out_val, **__: sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+    ),
+}
+"""torch's formulas, and those of the attention that fake tensors on the CPU take."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one pass over a batch.
+
+    Attributes:
+        flops: multiplications and additions, two per product.
+        bytes: alive at once, besides weights and their gradients.
+    """
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Configurations of a model's parts, as their classes read them."""
+
+    policy: Blip3oNextConfig
+    transformer: dict[str, Any]
+    vae: dict[str, Any]
+
+
+@cache
+def parameters(model: Model) -> tuple[int, int]:
+    """Number of weights of the policy and of the renderer."""
+    with _fake():
+        policy, renderer = (sum(p.numel() for p in part.parameters()) for part in (_policy(model), _renderer(model)))
+    return policy, renderer
+
+
+@cache
+def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointing: bool = False) -> Cost:
+    """One micro-batch of the trainer: forward and backward, or the forward pass for log-probs and entropies.
+
+    Args:
+        batch, tokens: samples, and tokens of prompt and image together.
+        update: with gradients.
+        checkpointing: the update computes each layer's activations twice instead of keeping them.
+    """
+    with _fake(), torch.set_grad_enabled(update):
+        policy = _policy(model).train()
+        policy.image_vocabulary_only = not model.policy.full_vocabulary
+        if checkpointing:
+            policy.gradient_checkpointing_enable()
+        ids, labels = torch.zeros(batch, tokens, dtype=torch.int64), torch.zeros(batch * tokens, dtype=torch.int64)
+
+        def call() -> None:
+            logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            if not update:
+                logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+            # verl takes the padding out, which is a copy.
+            found = log_probs(torch.cat(list(logits.unbind())), labels)
+            if update:
+                found.sum().backward()
+
+        return _counted(policy, call)
+
+
+@cache
+def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
+    """One Euler step, with the branch without a condition if it is guided; `rows` hidden states per image."""
+    with _fake(), torch.no_grad():
+        renderer = _renderer(model)
+        noise = torch.zeros(batch, *renderer.latent_shape)
+        states = torch.zeros(batch, rows, model.policy.hidden_size)
+
+        def call() -> None:
+            condition, null = renderer.condition(states), renderer.null_condition()
+            renderer.velocity(noise, 0.5, condition, null, 2.0 if guided else 1.0)
+
+        return _counted(renderer, call)
+
+
+@cache
+def decoding(model: Model, batch: int) -> Cost:
+    """The autoencoder's decoding of a batch, in the renderer's chunks."""
+    with _fake(), torch.no_grad():
+        renderer = _renderer(model)
+        latents = torch.zeros(batch, *renderer.latent_shape)
+        return _counted(renderer, lambda: renderer.decode(latents))
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations, and the bytes of all storages that are alive, a module's weights left out."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.flops = self.peak = self._now = 0
+        self._known = WeakIdKeyDictionary()
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._known[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if formula := FORMULAS.get(function._overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and (storage := value.untyped_storage()) not in self._known:
+                self._known[storage] = True
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return result
+
+    def _change(self, size: int) -> None:
+        self._now += size
+        self.peak = max(self.peak, self._now)
+
+
+def _counted(module: torch.nn.Module, call: Callable[[], Any]) -> Cost:
+    for parameter in module.parameters():
+        # FSDP hands a gradient on as soon as it is complete.
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    with Counter(module) as counter:
+        call()
+    return Cost(counter.flops, counter.peak)
+
+
+@contextmanager
+def _fake() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    with warnings.catch_warnings(), FakeTensorMode():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _policy(model: Model) -> Any:
+    torch.set_default_dtype(torch.bfloat16)
+    policy = Blip3oNextForCausalLM(model.policy)
+    torch.set_default_dtype(torch.float32)
+    return policy
+
+
+def _renderer(model: Model) -> Renderer:
+    torch.set_default_dtype(torch.bfloat16)
+    transformer = SanaTransformer2DModel.from_config(model.transformer)
+    connector = Connector(model.policy.hidden_size, transformer.config.caption_channels)
+    renderer = Renderer(connector, transformer, AutoencoderDC.from_config(model.vae)).eval()
+    torch.set_default_dtype(torch.float32)
+    return renderer

@@ -1,0 +1,324 @@
+"""What a run needs per GPU, phase by phase, and how long its stages take; known before a weight is loaded.
+
+Everything is on the same GPUs: the trainer's state always, vLLM while samples are made and asleep afterwards, the
+renderer and the rewards all the time. The phases are those of a step. Samples are rendered and scored while others are
+still sampled, so that rollout is one phase.
+
+Memory of activations and operations are counted on the real modules (`counting`); sizes of states follow from verl's
+and vLLM's settings. Times assume the shares of a GPU's peak rates below. They are planned, not measured: the published
+model has not run on any GPU here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.checkpoint.upstream_config import DC_AE, SANA
+from blip3o_rl.config.composition import find_recipe
+from blip3o_rl.config.groups import RenderSettings
+from blip3o_rl.config.train import read_settings
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.training.planning import counting
+from blip3o_rl.training.planning.counting import Cost, Model
+from blip3o_rl.training.planning.gpus import Gpu
+
+GIB = 2**30
+CONTEXT_GIB = 0.6
+"""CUDA context and libraries of one process."""
+ASLEEP_GIB = 1.0
+"""What vLLM keeps while it sleeps, besides its context."""
+ENGINE_GIB = 1.5
+"""Activations and graphs that vLLM takes from its share, besides weights and cache."""
+USABLE = 0.95
+"""Share of the memory that allocators can use before fragmentation ends a run."""
+COMPUTE, BANDWIDTH = 0.4, 0.7
+"""Shares of the peak rates that stages are assumed to reach."""
+REWARD_GIB = {
+    "geneval": 1.5, "aesthetic": 1.5, "clipscore": 2.0, "pickscore": 4.5, "hpsv2": 4.5, "imagereward": 2.5,
+}  # fmt: skip
+"""Rewards with a network of their own, on the GPU they share with a run: weights, activations and context."""
+ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
+MICRO, LOG_PROB_MICRO = f"{ACTOR}ppo_micro_batch_size_per_gpu", f"{ROLLOUT}log_prob_micro_batch_size_per_gpu"
+CHECKPOINTING = "actor_rollout_ref.model.enable_gradient_checkpointing"
+PARAM_OFFLOAD, OPTIMIZER_OFFLOAD = f"{ACTOR}fsdp_config.param_offload", f"{ACTOR}fsdp_config.optimizer_offload"
+UTILIZATION, LORA = f"{ROLLOUT}gpu_memory_utilization", "actor_rollout_ref.model.lora_rank"
+RENDER_BATCH = "render.max_batch_size"
+MAX_CHANGES = 40
+
+
+def published() -> Model:
+    """The published 3B model, for plans before its weights are at hand."""
+    from blip3o_rl.model.policy import Blip3oNextConfig
+
+    layout = TokenLayout(151669, 151670, 151671, 3, 151674, 65536)
+    sizes = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+    sizes |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 217210}
+    return Model(Blip3oNextConfig(**sizes, **layout.config_fields(), tie_word_embeddings=True), SANA, DC_AE)
+
+
+def of_folder(folder: str | Path) -> Model:
+    """The model of a folder, from its configs alone."""
+    from diffusers import AutoencoderDC, SanaTransformer2DModel
+
+    from blip3o_rl.model.folder import GENERATING, ModelFolder
+    from blip3o_rl.model.policy import Blip3oNextConfig
+
+    path = ModelFolder(folder, *GENERATING).path
+    configs = [kind.load_config(path / "renderer" / part) for kind, part in (
+        (SanaTransformer2DModel, "transformer"), (AutoencoderDC, "vae"),
+    )]  # fmt: skip
+    return Model(Blip3oNextConfig.from_pretrained(path / "policy"), *configs)
+
+
+@dataclass
+class Plan:
+    """A run on GPUs of one kind.
+
+    Attributes:
+        config: composed for GPUs.
+        changes: overrides that were added to make it fit.
+    """
+
+    config: DictConfig
+    model: Model
+    gpu: Gpu
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the configuration, changes included."""
+        found = self.changes[key] if key in self.changes else OmegaConf.select(self.config, key)
+        return default if found is None else found
+
+    @cached_property
+    def _settings(self) -> Any:
+        return read_settings(self.config)
+
+    @property
+    def gpus(self) -> int:
+        return self._settings.trainer.gpus
+
+    @property
+    def samples(self) -> int:
+        """Samples of a step on one GPU."""
+        return math.ceil(self._settings.data.train_batch_size * self._settings.actor_rollout_ref.rollout.n / self.gpus)
+
+    @property
+    def image_tokens(self) -> int:
+        return TokenLayout.from_config(self.model.policy).tokens_per_image(self._settings.model.scale)
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest prompt and the image together."""
+        return self._settings.data.max_prompt_length + self.image_tokens
+
+    @property
+    def render(self) -> RenderSettings:
+        return self._settings.render.of_rollouts().model_copy(update={"max_batch_size": self.get(RENDER_BATCH)})
+
+    # Memory, GiB
+
+    def phases(self) -> dict[str, dict[str, float]]:
+        """Phase -> what is on the fullest GPU in it, GiB."""
+        policy, renderer = counting.parameters(self.model)
+        trained = self._adapter_parameters() or policy
+        layer = (policy - self.model.policy.vocab_size * self.model.policy.hidden_size) / self._layers()
+        weights = {"trainer: weights": 4 * policy / self.gpus / GIB}
+        optimizer = {"trainer: optimizer": 8 * trained / self.gpus / GIB}
+        # FSDP gathers a layer, the next one and the embedding in bfloat16.
+        gathered = {"trainer: gathered layers": 2 * (policy - (self._layers() - 2) * layer) / GIB}
+        always = {
+            "contexts": 3 * CONTEXT_GIB,
+            "renderer: weights": 2 * renderer / GIB,
+            "rewards": sum(REWARD_GIB.get(name, 0.0) for name in self._rewards_here()),
+        }
+        sleeps = bool(self.get(f"{ROLLOUT}free_cache_engine", True))
+        asleep = {"vLLM, asleep": ASLEEP_GIB} if sleeps else {"vLLM": self._engine_gib()}
+        resident = ({} if self.get(PARAM_OFFLOAD) else weights) | ({} if self.get(OPTIMIZER_OFFLOAD) else optimizer)
+        pass_, update = self._log_prob_cost(), self._update_cost()
+        step = {"trainer: gradients": 4 * trained / self.gpus / GIB, "trainer: activations": update.bytes / GIB}
+        return {
+            "rollout": always | resident | {
+                "vLLM": self._engine_gib(),
+                "captured states": self._states_gib(),
+                "renderer: activations": self._render_bytes() / GIB,
+            },
+            "log-probs": always | resident | weights | gathered | asleep | {"trainer: activations": pass_.bytes / GIB},
+            "update": always | weights | optimizer | gathered | asleep | step,
+        }  # fmt: skip
+
+    @property
+    def limit_gib(self) -> float:
+        return USABLE * self.gpu.memory_gib
+
+    def overflow(self) -> dict[str, float]:
+        """Phase -> GiB that are missing; `cache` is what vLLM's share lacks for one sequence."""
+        missing = {name: sum(parts.values()) - self.limit_gib for name, parts in self.phases().items()}
+        missing["cache"] = (1 - self.cache_sequences()) * self._sequence_gib()
+        return {name: size for name, size in missing.items() if size > 0}
+
+    def cache_sequences(self) -> float:
+        """Sequences whose keys and values fit into vLLM's share at once."""
+        free = self._engine_gib() - ENGINE_GIB - 2 * counting.parameters(self.model)[0] / GIB
+        return free / self._sequence_gib()
+
+    def _sequence_gib(self) -> float:
+        """Keys and values of a whole sequence in bfloat16."""
+        config = self.model.policy
+        return 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * self.tokens / GIB
+
+    def _engine_gib(self) -> float:
+        return float(self.get(UTILIZATION)) * self.gpu.memory_gib
+
+    def _states_gib(self) -> float:
+        """The pool of captured states, which grows by doubling."""
+        rows = min(self.get(f"{ROLLOUT}max_num_seqs"), self.samples) * (self.image_tokens + 1)
+        return 2 * 2 * rows * self.model.policy.hidden_size / GIB
+
+    def _render_bytes(self) -> float:
+        return max(self._render_step().bytes, self._decoding().bytes)
+
+    def _layers(self) -> int:
+        return self.model.policy.num_hidden_layers
+
+    def _adapter_parameters(self) -> int:
+        """Trained weights of a LoRA run on all linear layers, or 0."""
+        rank, config = int(self.get(LORA, 0)), self.model.policy
+        heads, values = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        width, inner = config.hidden_size, config.intermediate_size
+        sides = 2 * (width + heads) + 2 * (width + values) + 3 * (width + inner)
+        return rank * sides * self._layers()
+
+    def _rewards_here(self) -> list[str]:
+        rewards = self._settings.reward.rewards
+        return [entry.name or name for name, entry in rewards.items() if entry.service is None]
+
+    # Costs
+
+    def _update_cost(self) -> Cost:
+        return counting.policy_pass(self.model, self.get(MICRO), self.tokens, True, bool(self.get(CHECKPOINTING)))
+
+    def _log_prob_cost(self) -> Cost:
+        return counting.policy_pass(self.model, self.get(LOG_PROB_MICRO), self.tokens, False, False)
+
+    def _render_step(self) -> Cost:
+        guided = self.render.guidance != 1
+        return counting.renderer_step(self.model, self.render.max_batch_size, self.image_tokens + 1, guided)
+
+    def _decoding(self) -> Cost:
+        return counting.decoding(self.model, self.render.max_batch_size)
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> planned seconds per step."""
+        rate, bandwidth = COMPUTE * self.gpu.tflops * 1e12, BANDWIDTH * self.gpu.gb_s * 1e9
+        policy = counting.parameters(self.model)[0]
+        at_once = max(1, min(self.samples, self.get(f"{ROLLOUT}max_num_seqs"), int(self.cache_sequences())))
+        # Over the length of a sequence half of its cache is there on average.
+        read = 2 * policy + at_once * self._sequence_gib() * GIB / 2
+        token = max(read / bandwidth, 2 * policy * at_once / rate)
+        images = self.samples * self.gpus / self.render.replicas
+        image = (self._render_step().flops * self.render.steps + self._decoding().flops) / self.render.max_batch_size
+        log_probs = self._log_prob_cost().flops / self.get(LOG_PROB_MICRO)
+        return {
+            "sample": math.ceil(self.samples / at_once) * self.image_tokens * token,
+            "render": images * image / rate,
+            "log-probs (policy and reference)": 2 * self.samples * log_probs / rate,
+            "update": self.samples * self._update_cost().flops / self.get(MICRO) / rate,
+        }
+
+
+def fit(plan: Plan) -> Plan:
+    """The plan with the smallest change that makes it fit.
+
+    Raises:
+        UserError: nothing does.
+    """
+    for _ in range(MAX_CHANGES):
+        missing = plan.overflow()
+        if not missing:
+            return _without_needless(plan)
+        phase = max(missing, key=missing.__getitem__)
+        remedies = _remedies(plan, phase)
+        if not remedies:
+            break
+        plan = Plan(plan.config, plan.model, plan.gpu, plan.changes | remedies[0])
+    phases = ", ".join(f"{name} {size:.1f} GiB" for name, size in plan.overflow().items())
+    raise UserError(
+        f"{plan.gpus} x {plan.gpu.name}: too small whatever is changed (missing: {phases}); take more or larger GPUs"
+    )
+
+
+def _without_needless(plan: Plan) -> Plan:
+    """The plan without the changes that a later one made unnecessary."""
+    for key in list(plan.changes):
+        rest = {name: value for name, value in plan.changes.items() if name != key}
+        smaller = Plan(plan.config, plan.model, plan.gpu, rest)
+        if not smaller.overflow():
+            plan = smaller
+    return plan
+
+
+def _remedies(plan: Plan, phase: str) -> list[dict[str, Any]]:
+    """Changes that make a phase smaller, the cheapest in time first."""
+    micro, log_micro, utilization = plan.get(MICRO), plan.get(LOG_PROB_MICRO), float(plan.get(UTILIZATION))
+    found: list[dict[str, Any]] = []
+    if phase == "update":
+        if not plan.get(CHECKPOINTING):
+            found.append({CHECKPOINTING: True})
+        if micro > 1:
+            found.append({MICRO: _smaller_divisor(plan.samples, micro)})
+    if phase == "log-probs" and log_micro > 1:
+        found.append({LOG_PROB_MICRO: _smaller_divisor(plan.samples, log_micro)})
+    if phase == "cache":
+        return [{UTILIZATION: round(utilization + 0.05, 2)}] if utilization < 0.9 else []
+    if phase == "rollout":
+        if plan.cache_sequences() > 16 and utilization > 0.15:
+            found.append({UTILIZATION: round(utilization - 0.05, 2)})
+        if plan._render_step().bytes > plan._decoding().bytes and plan.render.max_batch_size > 1:
+            found.append({RENDER_BATCH: plan.render.max_batch_size // 2})
+    if phase != "update":
+        found += [{key: True} for key in (OPTIMIZER_OFFLOAD, PARAM_OFFLOAD) if not plan.get(key)]
+    if not plan.get(LORA, 0):
+        found.append({LORA: 32})
+    return found
+
+
+def _smaller_divisor(samples: int, size: int) -> int:
+    return next(divisor for divisor in range(size - 1, 0, -1) if samples % divisor == 0)
+
+
+def write_recipe(recipe: Path, plan: Plan, folder: Path) -> None:
+    """Writes a recipe with the plan's changes and its number of GPUs to a new folder."""
+    written: Any = OmegaConf.load(find_recipe(recipe) / "config.yaml")
+    for key, value in {"trainer.n_gpus_per_node": plan.config.trainer.n_gpus_per_node, **plan.changes}.items():
+        OmegaConf.update(written, key, value, force_add=True)
+    folder.mkdir(parents=True)
+    OmegaConf.save(written, folder / "config.yaml")
+
+
+def warning(config: DictConfig, folder: Path) -> str:
+    """What is to be expected on this machine's GPUs if the run does not fit as it is configured, or "".
+
+    A warning and no refusal, because plans have not been compared with a GPU yet. Where there is no GPU (the head of a
+    cluster), nothing is said.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    gpu = Gpu(torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1] / GIB, 1, 1)
+    wanted = Plan(config, of_folder(folder), gpu)
+    missing = ", ".join(f"{phase} {size:.1f} GiB" for phase, size in wanted.overflow().items())
+    if not missing:
+        return ""
+    try:
+        changes = " ".join(f"{key}={value}" for key, value in fit(wanted).changes.items())
+    except UserError as error:
+        return str(error)
+    return f"{gpu.name}: too little memory is planned for (missing: {missing}); with these it would fit: {changes}"
