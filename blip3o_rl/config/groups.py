@@ -48,8 +48,8 @@ class RenderSettings(Settings):
         "auto", description="auto: bfloat16 where the device multiplies it natively, else float32"
     )
     device: str = Field("${trainer.device}", description="torch device of the replicas")
-    replicas: int = Field(1, ge=1, description="of the renderer, each in a process of its own")
-    gpus_per_replica: float = Field(0.0, ge=0, description="0: shares the first GPU with trainer and sampler")
+    replicas: int | None = Field(None, ge=1, description="of the renderer; null: one per GPU of the run, on that GPU")
+    gpus_per_replica: float = Field(0.0, ge=0, description="0: shares the GPUs with trainer and sampler")
     max_batch_size: int = Field(16, ge=1, description="images per batch")
     batch_wait_s: float = Field(0.05, ge=0, description="how long a batch waits for more images")
     threads: int | None = Field(None, ge=1, description="CPU threads per replica; null: all cores")

@@ -44,7 +44,7 @@ class RenderService:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.config = GenerationConfig(steps=settings.steps, guidance=settings.guidance)
-        device = device_of(settings.device, "render.device")
+        device = device_of(_own_gpu(settings), "render.device")
         dtype = fast_dtype_of(settings.dtype, device, "render.dtype")
         self.renderer = ModelFolder(model).load_renderer(dtype, device)
         batched: Any = self.__call__
@@ -76,18 +76,31 @@ class RenderService:
         return [(images[i], seconds) for i in range(len(seeds))]
 
 
+def _own_gpu(settings: RenderSettings) -> str:
+    """The device of this replica: replicas that reserve no GPU share those of the run, one each."""
+    if settings.device != "cuda" or settings.gpus_per_replica:
+        return settings.device
+    return f"cuda:{serve.get_replica_context().rank.local_rank % torch.cuda.device_count()}"
+
+
 def app_name(run_folder: str) -> str:
     """Name of a run's own Serve application: several runs may share a cluster."""
     return f"{APP}-{Path(run_folder).name}"
 
 
-def start(run_folder: str, model: str, settings: RenderSettings) -> None:
-    """Starts a run's deployment in the running Ray cluster and waits until its replicas are ready."""
+def start(run_folder: str, model: str, settings: RenderSettings, nodes: int = 1, gpus_per_node: int = 1) -> None:
+    """Starts a run's deployment in the running Ray cluster and waits until its replicas are ready.
+
+    Args:
+        nodes, gpus_per_node: of the run; where no number of replicas is set, each GPU gets one.
+    """
     deployment: Any = RenderService
     gpus = settings.gpus_per_replica
     runtime_env = {"env_vars": {} if gpus else SEE_ALL_GPUS}
+    one_per_gpu = settings.replicas is None and settings.device == "cuda"
     deployment = deployment.options(
-        num_replicas=settings.replicas,
+        num_replicas=settings.replicas or (nodes * gpus_per_node if one_per_gpu else 1),
+        max_replicas_per_node=gpus_per_node if one_per_gpu else None,
         max_ongoing_requests=4 * settings.max_batch_size,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus, "runtime_env": runtime_env},
     )

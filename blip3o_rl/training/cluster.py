@@ -97,12 +97,18 @@ def _prepare_own(gpus: int) -> None:
 def check_resources(config: DictConfig, found: Mapping[str, float]) -> None:
     """Refuses a cluster in which verl would wait for ever: a GPU and a CPU per trainer, and a CPU for the task."""
     gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    for name, needed in (("GPU", gpus), ("CPU", gpus + 1)):
-        if found.get(name, 0) < needed:
-            raise UserError(
-                f"the Ray cluster has {found.get(name, 0):g} {name}s, this run needs {needed} (trainer.nnodes x "
-                f"trainer.n_gpus_per_node = {gpus}); add nodes, lower them, or start Ray with --num-{name.lower()}s"
-            )
+    rendering = (config.render.replicas or gpus) * config.render.gpus_per_replica
+    if found.get("GPU", 0) < gpus + rendering:
+        own = f" and render.gpus_per_replica reserves {rendering:g} more" if rendering else ""
+        raise UserError(
+            f"the Ray cluster has {found.get('GPU', 0):g} GPUs, this run needs {gpus} (trainer.nnodes x "
+            f"trainer.n_gpus_per_node){own}; add nodes, lower them, or start Ray with --num-gpus"
+        )
+    if found.get("CPU", 0) < gpus + 1:
+        raise UserError(
+            f"the Ray cluster has {found.get('CPU', 0):g} CPUs, this run needs {gpus + 1}, one per GPU and one more; "
+            "add nodes, or start Ray with --num-cpus"
+        )
 
 
 def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | None) -> dict[str, str]:

@@ -148,7 +148,9 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
         shown.phase("starting renderer and rewards")
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
-        render_service.start(config.run.folder, str(checked.model), checked.settings.render.of_rollouts())
+        nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
+        render = checked.settings.render.of_rollouts()
+        render_service.start(config.run.folder, str(checked.model), render, nodes, gpus)
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         shown.phase("starting verl and vLLM")
 

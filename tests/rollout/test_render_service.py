@@ -47,3 +47,30 @@ def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) 
         service = SimpleNamespace(renderer=SimpleNamespace(device=torch.device(device)), config=None)
         RenderService.func_or_class.render_batch(service, [np.zeros((82, 4), np.float32)], [1])
         assert order == expected
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, "cuda:1"), ({"gpus_per_replica": 0.5}, "cuda")])
+def test_replicas_that_reserve_no_gpu_take_one_each(
+    settings: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(rank=SimpleNamespace(local_rank=3))
+    monkeypatch.setattr(render_service.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert render_service._own_gpu(RenderSettings(device="cuda", **settings)) == expected
+    assert render_service._own_gpu(RenderSettings(device="cpu")) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "replicas", "per_node"),
+    [({"device": "cuda"}, 8, 4), ({"device": "cuda", "replicas": 3}, 3, None), ({"device": "cpu"}, 1, None)],
+)
+def test_each_gpu_of_the_run_gets_a_renderer(
+    settings: dict[str, Any], replicas: int, per_node: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(render_service.serve, "start", lambda **_: None)
+    monkeypatch.setattr(render_service.serve, "run", lambda app, **_: started.append(app))
+    render_service.start("runs/a", "mini", RenderSettings(**settings), nodes=2, gpus_per_node=4)
+    deployment = started[0]._bound_deployment
+    assert deployment.num_replicas == replicas
+    assert deployment._replica_config.max_replicas_per_node == per_node

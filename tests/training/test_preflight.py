@@ -156,6 +156,10 @@ def test_a_cluster_that_verl_would_wait_for_is_refused(found: dict[str, float], 
     with pytest.raises(UserError, match=expected):
         cluster.check_resources(config, found)
     cluster.check_resources(config, {"CPU": 3, "GPU": 2})
+    own = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=0.5"])
+    with pytest.raises(UserError, match=r"needs 2 .* and render.gpus_per_replica reserves 1 more"):
+        cluster.check_resources(own, {"CPU": 3, "GPU": 2})
+    cluster.check_resources(own, {"CPU": 3, "GPU": 3})
 
 
 def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: Path) -> None:

@@ -122,8 +122,6 @@ class Plan:
     def render(self) -> RenderSettings:
         return self._settings.render.of_rollouts().model_copy(update={"max_batch_size": self.get(RENDER_BATCH)})
 
-    # Memory, GiB
-
     def phases(self) -> dict[str, dict[str, float]]:
         """Phase -> what is on the fullest GPU in it, GiB."""
         policy, renderer = counting.parameters(self.model)
@@ -199,8 +197,6 @@ class Plan:
         rewards = self._settings.reward.rewards
         return [entry.name or name for name, entry in rewards.items() if entry.service is None]
 
-    # Costs
-
     def _update_cost(self) -> Cost:
         return counting.policy_pass(self.model, self.get(MICRO), self.tokens, True, bool(self.get(CHECKPOINTING)))
 
@@ -222,7 +218,7 @@ class Plan:
         # Over the length of a sequence half of its cache is there on average.
         read = 2 * policy + at_once * self._sequence_gib() * GIB / 2
         token = max(read / bandwidth, 2 * policy * at_once / rate)
-        images = self.samples * self.gpus / self.render.replicas
+        images = self.samples * self.gpus / (self.render.replicas or self.gpus)
         image = (self._render_step().flops * self.render.steps + self._decoding().flops) / self.render.max_batch_size
         log_probs = self._log_prob_cost().flops / self.get(LOG_PROB_MICRO)
         return {
