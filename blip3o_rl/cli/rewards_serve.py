@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from blip3o_rl.cli.reward_arguments import Prompts, Rewards, first_row, reward_c
 from blip3o_rl.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MEMORY_GIB = 1.0
+"""Of the process with a small reward; what a large one needs depends on its weights."""
 
 
 def serve(
@@ -25,6 +28,10 @@ def serve(
     """Serves rewards over HTTP; a run names the address with reward.rewards.NAME.service.url=http://HOST:PORT."""
     token = _token(host, token_env)
     config = served_rewards(rewards)
+    with contextlib.suppress(ModuleNotFoundError):  # psutil, which a service's own environment may lack
+        from blip3o_rl import machine
+
+        machine.require(machine.Needs(memory_gib=MEMORY_GIB))
     from blip3o_rl.scoring.remote.service import RewardService, listen
 
     service = RewardService(config, rows=first_row(prompts))

@@ -13,11 +13,12 @@ import pytest
 REWARDS = Path(__file__).parents[2] / "rewards"
 SAME = {"opencv-python-headless": "opencv", "opencv-python": "opencv", "opencv-contrib-python": "opencv"}
 """Three packages for one module."""
-OWN = {"PIL", "cv2", "fastapi", "httpx", "numpy", "pydantic", "rich", "starlette", "typer", "uvicorn", "yaml"}
+OWN = {"PIL", "cv2", "fastapi", "httpx", "numpy", "psutil", "pydantic", "rich", "starlette", "typer", "uvicorn", "yaml"}
 """What our own code imports there. Libraries import optional ones, too, that happen to be installed here."""
 PROGRAM = """
 import importlib, importlib.metadata, json, sys
-for name in ("blip3o_rl.cli.main", "blip3o_rl.cli.rewards_serve", "blip3o_rl.scoring.remote.service", *sys.argv[1:]):
+serving = ("cli.main", "cli.rewards_serve", "machine", "scoring.remote.service")
+for name in (*(f"blip3o_rl.{name}" for name in serving), *sys.argv[1:]):
     importlib.import_module(name)
 owners = importlib.metadata.packages_distributions()
 files = {name.partition(".")[0] for name, module in sys.modules.items() if getattr(module, "__file__", None)}

@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import pytest
 
+from blip3o_rl import machine
 from blip3o_rl.cli import reward_arguments
 from blip3o_rl.cli import rewards_serve as commands
 from blip3o_rl.errors import UserError
@@ -441,6 +442,12 @@ def test_arguments_of_the_command_line() -> None:
 def test_what_cannot_be_served_is_said_before_it_listens(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         commands.serve(**arguments)
+
+
+def test_a_machine_without_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_gib", lambda: 0.3)
+    with pytest.raises(UserError, match="memory: 0.3 GiB free, about 1.0 GiB are needed"):
+        commands.serve(["geneval"])
 
 
 def test_a_port_that_is_taken() -> None:
