@@ -68,9 +68,9 @@ def first_row(prompts: Path | None) -> list[PromptRow]:
 def read_metadata(text: str | None) -> dict[str, Any] | None:
     """The JSON object of `--metadata`."""
     try:
-        fields = None if text is None else json.loads(text)
+        fields = {} if text is None else json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"--metadata {text}: is not JSON ({error.msg}); write '{{\"target\": 3}}'") from error
-    if not (fields is None or isinstance(fields, dict)) or text == "null":
+    if not isinstance(fields, dict):
         raise UserError(f"--metadata {text}: is not a JSON object; write '{{\"target\": 3}}'")
-    return fields
+    return None if text is None else fields

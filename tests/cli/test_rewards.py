@@ -184,7 +184,7 @@ def test_bad_words_are_one_line(words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", "null", " null"])
 def test_bad_metadata_is_one_line(text):
     with pytest.raises(UserError, match="--metadata"):
         run("check", "geneval", "--metadata", text)
