@@ -111,7 +111,7 @@ def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, d
     """The suite of a name, a recipe or a run, and what it is evaluated with."""
     from omegaconf import OmegaConf
 
-    from blip3o_rl.config.composition import find_recipe
+    from blip3o_rl.config.composition import find_recipe, read_yaml
     from blip3o_rl.config.reward import is_deployed
     from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
     from blip3o_rl.data.sources import held_out_rows, source_of
@@ -126,7 +126,7 @@ def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, d
         return suite, {"model": [MINI], "images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
     file = find_recipe(name) / "config.yaml"
     overrides = [*overrides, *([f"eval.limit={limit}"] if limit else [])]
-    stored: Any = OmegaConf.load(file)
+    stored = read_yaml(file)
     config = compose_run(stored, str(file), overrides) if "defaults" not in stored else compose_recipe(name, overrides)
     settings = read_settings(config)
     if not settings.run.evaluate and settings.prompts.file is not None and settings.eval.prompts is None:

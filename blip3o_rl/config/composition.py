@@ -78,6 +78,12 @@ def find_recipe(recipe: str | Path) -> Path:
     raise UserError(f"recipe {recipe}: no {path / 'config.yaml'}; known recipes: {', '.join(known)}{hint}")
 
 
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds; `UserError` where it cannot be read."""
+    with _one_line(str(file)):
+        return OmegaConf.load(file)
+
+
 def compose(kind: Kind, recipe: str | Path, overrides: list[str]) -> DictConfig:
     """The configuration of a recipe with its overrides; `run.recipe` is the recipe's name.
 
@@ -86,8 +92,8 @@ def compose(kind: Kind, recipe: str | Path, overrides: list[str]) -> DictConfig:
     """
     folder = find_recipe(recipe)
     file = folder / "config.yaml"
+    written = read_yaml(file)
     with _one_line(str(file)):
-        written: Any = OmegaConf.load(file)
         bases = list(written.pop("defaults", None) or []) if isinstance(written, DictConfig) else []
         if kind.base not in bases:
             raise UserError(f"{file}: is no recipe for blip3o-rl {kind.command}; its defaults do not name {kind.base}")

@@ -78,7 +78,7 @@ def load_settings(folder: RunFolder, overrides: list[str]) -> SFTSettings:
     Raises:
         UserError: the run is of another kind, or an override is wrong.
     """
-    written = OmegaConf.load(folder.config)
+    written = composition.read_yaml(folder.config)
     if set(written) != set(SFTSettings.model_fields):
         raise UserError(f"{folder.config}: is of no run of supervised fine-tuning; give a run folder of blip3o-rl sft")
     return _validated(composition.compose_stored(SFT, written, str(folder.config), overrides))

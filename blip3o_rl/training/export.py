@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from blip3o_rl.checkpoint.convert import keep_origin
 from blip3o_rl.checkpoint.model_card import CARD, card, training_of
 from blip3o_rl.checkpoint.staging import folder_size, require_unused, staged
+from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import GENERATING, MINI, ModelFolder, resolve, save
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
@@ -68,7 +68,7 @@ def _base(run: Path) -> str:
     file = run / "config.yaml"
     if not file.is_file():
         raise UserError(f"{file}: missing; it names the model that the run started from; give it with --base")
-    folder = str(OmegaConf.load(file).model.folder)
+    folder = str(read_yaml(file).model.folder)
     if folder == MINI or Path(folder).is_dir():
         return folder
     if Path(folder).parts[-3:] == resolve(MINI).parts[-3:]:

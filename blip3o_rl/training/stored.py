@@ -11,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.config.train import compose_run
 from blip3o_rl.data.sources import SOURCES
 from blip3o_rl.errors import UserError
@@ -49,8 +50,8 @@ def resumed(folder: RunFolder, overrides: list[str]) -> DictConfig:
     """The configuration to resume a run with; an evaluation that it makes incomparable is removed, to be made again."""
     if not folder.config.is_file():
         raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
-    before = compose_run(OmegaConf.load(folder.config), str(folder.config), [])
-    config = compose_run(OmegaConf.load(folder.config), str(folder.config), overrides)
+    before = compose_run(read_yaml(folder.config), str(folder.config), [])
+    config = compose_run(read_yaml(folder.config), str(folder.config), overrides)
     config.run.folder = str(folder.path)
     if any(OmegaConf.select(before, key) != OmegaConf.select(config, key) for key in EVALUATION):
         for file in (folder.eval_before, folder.eval_after):

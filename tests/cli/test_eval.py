@@ -53,11 +53,14 @@ def test_text_has_an_evaluation(blank, capsys):
         (["recipes/shape"], "recipe recipes/shape: no recipes/shape/config.yaml; known recipes: "),
         (["words", "eval.limit=3"], "a named suite has no keys"),
         (["words", "--model", "gone"], "model folder gone: no such folder"),
+        (["broken"], "broken/config.yaml: while parsing a flow sequence"),
         (["compare", "a.json"], "eval compare: 1 results given"),
         (["compare", "a.json", "b.json"], "a.json: not readable as JSON"),
     ],
 )
 def test_bad_input_is_one_line(blank, capsys, arguments, says):
+    (blank / "broken").mkdir()
+    (blank / "broken" / "config.yaml").write_text("a: [1\n")
     assert run(["eval", *arguments]) == 2
     assert says in capsys.readouterr().err
 

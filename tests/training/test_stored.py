@@ -88,6 +88,12 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_line(run: RunFolder) -> N
         stored.resumed(run, [])
 
 
+def test_a_broken_configuration_is_named_in_one_line(run: RunFolder) -> None:
+    run.config.write_text("a: [1\n")
+    with pytest.raises(UserError, match="config.yaml: while parsing a flow sequence"):
+        stored.resumed(run, [])
+
+
 def test_a_run_of_another_kind_is_refused(run: RunFolder) -> None:
     run.config.write_text("run: {}\ntrain: {}\n")
     with pytest.raises(UserError, match="is of no run of blip3o-rl train"):
