@@ -4,15 +4,14 @@
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 RECIPE ?= recipes/words
-# Tests that start engines run one after another in one of the two processes, all others in the other.
-PYTEST := $(VENV)/bin/pytest -n 2 --dist loadgroup --durations=10
+PYTEST := $(VENV)/bin/pytest --durations=10
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml requirements/cpu.txt requirements/install.sh
 
 .DEFAULT_GOAL := help
 # `make test` is what continuous integration runs.
-.PHONY: help install quickstart test test-unit test-long lint format lock clean
+.PHONY: help install quickstart test test-engines test-unit test-long lint format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,10 +35,14 @@ format: install  ## rewrite the code in ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Side by side: tests with engines of their own wait for them most of the time.
 test: lint  ## lint, types and all tests but the long ones
-	$(PYTEST) -m "not long"
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=line test-engines test-unit
 
-test-unit: install  ## the tests without vLLM, Ray and verl at work
+test-engines: install  ## the tests with vLLM, Ray and verl at work
+	$(PYTEST) -m "slow and not long"
+
+test-unit: install  ## the tests without them
 	$(PYTEST) -m "not long and not slow"
 
 test-long: install  ## the tests that take longer than `make test` allows

@@ -53,18 +53,6 @@ TA_TOK = {
 PROMPTS = ["a photo of a red circle", "a photo of two squares"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start engines begin first and run one after another: side by side they would need too much memory."""
-
-    def heavy(item: pytest.Item) -> bool:
-        return any(item.get_closest_marker(name) for name in ("slow", "long"))
-
-    items.sort(key=lambda item: not heavy(item))
-    for item in filter(heavy, items):
-        item.add_marker(pytest.mark.xdist_group("engines"))
-
-
 class _ScaleLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
