@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ _REFUSED = {
     b"<html": "a web page",
 }
 _LISTS = (".txt", ".list", ".lst", ".prompts", "")
+_GAP = re.compile(r"[ \t\n,]*")
+"""Between two elements of a JSON array."""
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
@@ -189,15 +192,13 @@ def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
     except ValueError:
         return None
     found: list[Record] = []
-    at = text.index("[") + 1
-    while True:
-        at += len(text[at:]) - len(text[at:].lstrip(" \t\n,"))
-        if text[at] == "]":
-            return found
+    end, line = text.index("[") + 1, 0
+    while text[at := _GAP.match(text, end).end()] != "]":  # type: ignore[union-attr]
+        line += text.count("\n", end, at)
         _, end = json.JSONDecoder().raw_decode(text, at)
-        number, _ = lines[text.count("\n", 0, at)]
-        found.append(Record(f"{path}:{number}", parse_json(text[at:end])))
-        at = end
+        found.append(Record(f"{path}:{lines[line][0]}", parse_json(text[at:end])))
+        line += text.count("\n", at, end)
+    return found
 
 
 def _table(path: Path, delimiter: str, field: str) -> list[Record]:
