@@ -24,7 +24,11 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check and print the plan, write nothing")] = False,
 ) -> None:
     """Writes the model folder of an upstream BLIP3o-NEXT checkpoint."""
+    from diffusers.utils.logging import set_verbosity_error
+
     from blip3o_rl.checkpoint.convert import convert as convert_checkpoint
+
+    set_verbosity_error()  # of a config of another module, which the plan refuses
 
     configs = {"sana_config": sana_config, "vae_config": vae_config, "ta_tok_config": ta_tok_config, "ta_tok": ta_tok}
     convert_checkpoint(source, folder, revision=revision, offline=offline, dry_run=dry_run, tell=print, **configs)

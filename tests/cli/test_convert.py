@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
+from diffusers.utils.logging import set_verbosity_warning
 
 from blip3o_rl.cli import convert as command
 from blip3o_rl.cli import main as cli
@@ -128,3 +130,14 @@ def test_bad_requests_are_one_line(tmp_path: Path, arguments: list[str], words: 
 def test_convert_refuses_what_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder, and no hub id"):
         command.convert("/nowhere/at/all", tmp_path / "model")
+
+
+def test_a_config_of_another_module_is_one_line(tmp_path: Path, upstream, capsys, caplog) -> None:
+    folder, logger = upstream().folder, logging.getLogger("diffusers")
+    set_verbosity_warning()
+    logger.addHandler(caplog.handler)
+    config = ["--vae-config", str(folder / "sana_config.json")]
+    assert cli.run(["convert", str(folder), str(tmp_path / "model"), *config]) == 2
+    logger.removeHandler(caplog.handler)
+    printed = capsys.readouterr().err.strip()
+    assert "\n" not in printed and "missing: model.sana_vae." in printed and not caplog.records
