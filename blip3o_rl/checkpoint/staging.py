@@ -48,7 +48,8 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
         (partial / _MARK).unlink()
         partial.rename(target)  # an empty folder is replaced
     except OSError as error:
-        raise UserError(f"{target}: not written ({error}); nothing is left of it; is the disk full?") from error
+        why = "is the disk full or not writable?"
+        raise UserError(f"{target}: not written ({error}); nothing is left of it; {why}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

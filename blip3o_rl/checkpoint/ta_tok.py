@@ -55,7 +55,8 @@ def read(file: Path) -> TaTokFile:
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{file}: truncated or no file of torch.save; download it again") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not laid out as ta_tok.pth (no {error}); give the published one") from error
+        why = f"not laid out as ta_tok.pth (model, args, sd): {error}"
+        raise UserError(f"{file}: {why}; give the published file") from error
     return TaTokFile(flags, _config(flags), weights)
 
 

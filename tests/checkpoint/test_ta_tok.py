@@ -29,7 +29,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ({"model": {"sd": {}}}, "not laid out as ta_tok.pth"),
+        ({"model": {"sd": {}}}, r"not laid out as ta_tok.pth \(model, args, sd\): 'args'; give"),
         ({"model": {"args": {}, "sd": {}}}, "no l2_normalized, which changes the ids"),
         ({"model": {"args": {"l2_normalized": False, "stochastic": True}, "sd": {}}}, "stochastic codes that are not"),
         (
@@ -37,7 +37,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
             "select_layer_id -1; only features",
         ),
         ({"model": {"args": {"bottleneck": {"l2_normalised": True}}, "sd": {}}}, "did you mean 'l2_normalized'"),
-        ([1, 2], "not laid out as ta_tok.pth"),
+        ([1, 2], r"not laid out as ta_tok.pth \(model, args, sd\): list indices .*; give"),
     ],
 )
 def test_other_contents_are_refused(tmp_path: Path, content: object, match: str) -> None:
