@@ -6,6 +6,7 @@ HF_HUB_CACHE). Only weights in safetensors, configs, tokenizer and licence are f
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def resolve(name: str | Path, revision: str | None = None, offline: bool = False
         offline: use the cache alone.
         cache: of huggingface_hub, by default its own.
     """
-    folder, name = Path(name).expanduser(), str(name)
+    folder, name = Path(os.path.expanduser(name)), str(name)
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"--revision {revision}: {folder} is a folder; revisions are for hub ids")

@@ -8,6 +8,7 @@ is applied. Transparency is composited on white, because the colours below it ar
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     with _one_line_errors(name):
-        file = io.BytesIO(source) if isinstance(source, bytes) else Path(source).expanduser()
+        file = io.BytesIO(source) if isinstance(source, bytes) else Path(os.path.expanduser(source))
         if isinstance(file, Path) and not file.is_file():
             raise UserError(f"{name}: no such file; give an image (PNG, JPEG, WebP, ...)")
         with Image.open(file) as image:

@@ -12,6 +12,7 @@ never guesses: a missing part is one error that names it. `mini` is the small mo
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,7 @@ def resolve(name_or_path: str | Path) -> Path:
     """The existing folder for a path, or for the name of the packaged model (`mini`)."""
     if str(name_or_path) == MINI:
         return Path(__file__).parents[1] / "mini" / "weights"
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if not path.is_dir():
         raise UserError(f"model folder {path}: no such folder; give a model folder, or '{MINI}' for the packaged one")
     return path.resolve()

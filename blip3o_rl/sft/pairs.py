@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import os
 import re
 import shutil
 import tarfile
@@ -54,7 +55,7 @@ def find_files(patterns: str | Sequence[str]) -> list[Path]:
         raise UserError("data.files: empty, so there is no data; name .tar or .jsonl files, such as data.files=[a.tar]")
     found = []
     for pattern in (one for several in named for one in expand_braces(several)):
-        literal = Path(pattern).expanduser()
+        literal = Path(os.path.expanduser(pattern))
         paths = [str(literal)] if literal.exists() else sorted(glob.glob(str(literal), recursive=True))
         if not paths:
             raise UserError(
@@ -74,7 +75,7 @@ def find_files(patterns: str | Sequence[str]) -> list[Path]:
 
 def expand_braces(pattern: str) -> list[str]:
     """`a-{000..002}.tar` and `{a,b}.tar` as bash and webdataset expand them; an existing file is meant as it is."""
-    if Path(pattern).expanduser().exists():
+    if os.path.exists(os.path.expanduser(pattern)):
         return [pattern]
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = (_choices(part) if number % 2 else [part] for number, part in enumerate(parts))
@@ -168,7 +169,7 @@ def _read_lines(path: str, image_field: str, caption_field: str) -> Iterator[dic
         if not isinstance(image, str) or not image:
             raise BadPair(f"field '{image_field}' is missing or no path of an image")
         caption = _caption(data.get(caption_field), f"field '{caption_field}'")
-        return {"caption": caption, "file": str(Path(path).parent / Path(image).expanduser())}
+        return {"caption": caption, "file": str(Path(path).parent / os.path.expanduser(image))}
 
     where = path
     try:
@@ -259,5 +260,5 @@ def read_bytes(row: dict[str, Any]) -> bytes:
         with open(row["file"], "rb") as file:
             file.seek(row["offset"])
             return file.read(row["size"])
-    except OSError as error:
-        raise BadPair(f"image {row['file']}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise BadPair(f"image {row['file']}: {getattr(error, 'strerror', None) or error}") from error

@@ -340,7 +340,12 @@ def test_the_published_sizes_are_assumed_where_no_config_is_given(upstream: Call
 
 @pytest.mark.parametrize(
     ("source", "match"),
-    [("/nowhere", "no such folder, and no hub id"), ("nowhere", "no hub id"), (".", "config.json: no such file")],
+    [
+        ("/nowhere", "no such folder, and no hub id"),
+        ("~nobody-here/x", "no such folder, and no hub id"),
+        ("nowhere", "no hub id"),
+        (".", "config.json: no such file"),
+    ],
 )
 def test_a_source_that_is_none(tmp_path: Path, monkeypatch, source: str, match: str) -> None:
     monkeypatch.chdir(tmp_path)

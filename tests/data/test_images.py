@@ -87,6 +87,8 @@ def test_files_that_are_no_single_image_are_refused(tmp_path: Path, monkeypatch:
         "none.png": "no such file",
         ".": "no such file",
     }
+    with pytest.raises(UserError, match="no such file"):
+        read_image("~nobody-here/x.png")
     for name, expected in words.items():
         with pytest.raises(UserError, match=expected) as refusal:
             read_image(tmp_path / name)

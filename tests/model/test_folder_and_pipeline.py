@@ -72,6 +72,11 @@ def test_a_missing_part_is_named(saved: Path, tmp_path: Path, part: str, match: 
         ModelFolder(broken, *GENERATING)
 
 
+def test_a_home_of_nobody_is_no_folder() -> None:
+    with pytest.raises(UserError, match="model folder ~nobody-here/model: no such folder"):
+        ModelFolder("~nobody-here/model")
+
+
 def test_same_seed_same_image_other_seed_another(pipe: Blip3oPipeline) -> None:
     a, b = (
         pipe(PROMPTS[:1] * 2, [7, 8], TWO_STEPS),

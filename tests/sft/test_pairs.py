@@ -152,6 +152,8 @@ BAD_LINES: list[tuple[Any, list[str]]] = [
 ]
 BAD_IMAGES: list[tuple[Any, list[str]]] = [
     ({"image": "images/none.png", "caption": "1"}, ["none.png", "No such file"]),
+    ({"image": "~nobody-here/0.png", "caption": "1"}, ["~nobody-here/0.png", "No such file"]),
+    ({"image": "images/\0.png", "caption": "1"}, ["null byte"]),
     ({"image": "pairs.jsonl", "caption": "1"}, ["not readable as an image"]),
     ({"image": "cut.png", "caption": "1"}, ["not readable as an image"]),
     ({"image": "moving.png", "caption": "1"}, ["2 images in one file"]),
@@ -249,6 +251,11 @@ def test_files_that_are_none(tmp_path: Path, files: list[str], words: str) -> No
     (tmp_path / "notes.csv").write_text("a")
     with pytest.raises(UserError, match=words):
         find_files([str(tmp_path / name) for name in files])
+
+
+def test_a_home_of_nobody_is_no_file() -> None:
+    with pytest.raises(UserError, match="~nobody-here/a.tar: there is no such file"):
+        find_files(["~nobody-here/a.tar"])
 
 
 def test_patterns_are_expanded_in_order(three_files: list[Path]) -> None:
