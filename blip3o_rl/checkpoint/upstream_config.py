@@ -106,21 +106,21 @@ def reference_flags(fields: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[
     return {"cross_attention": not fields.get("only_use_und_image_vae_as_noise"), "noise_injection": bool(as_noise)}
 
 
-def upstream_config(model: Path, dtype: str) -> dict[str, Any]:
+def upstream_config(source: Path, dtype: str) -> dict[str, Any]:
     """config.json in upstream's terms: the one that was converted, or one composed from the policy's.
 
     The fields are those of transformers 4, which upstream code needs (`rope_theta`, `torch_dtype`).
     """
-    policy = Blip3oNextConfig.from_pretrained(model / "policy")
-    kept = kept_folder(model) / "config.json"
-    fields = read_json(kept) if kept.is_file() else _composed(model, policy)
+    policy = Blip3oNextConfig.from_pretrained(source / "policy")
+    kept = kept_folder(source) / "config.json"
+    fields = read_json(kept) if kept.is_file() else _composed(source, policy)
     fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
     if not policy.tie_word_embeddings:
         fields["tie_word_embeddings"] = False
     return fields
 
 
-def _composed(model: Path, policy: Blip3oNextConfig) -> dict[str, Any]:
+def _composed(source: Path, policy: Blip3oNextConfig) -> dict[str, Any]:
     layout = TokenLayout.from_config(policy)
     fields = {
         "architectures": ["blip3oQwenForInferenceLM"], "model_type": "qwen3",
@@ -136,7 +136,7 @@ def _composed(model: Path, policy: Blip3oNextConfig) -> dict[str, Any]:
         "scale_end_token_id": layout.scale_start_token_id + layout.num_scale_tokens - 1,
         "image_end_token_id": layout.image_ids.stop - 1, "num_new_tokens": layout.num_image_tokens,
     }  # fmt: skip
-    connector = model / "renderer" / "reference_connector" / "config.json"
+    connector = source / "renderer" / "reference_connector" / "config.json"
     if not connector.is_file():
         return fields
     flags = read_json(connector)

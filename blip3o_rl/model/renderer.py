@@ -35,11 +35,11 @@ from torch import nn
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import REFERENCE_CONNECTOR
+from blip3o_rl.model.folder import RENDERER_PARTS as PARTS
 
 TIMESTEPS = 1000
 NORM_START = 5.5**0.5
 """Initial weight of the connector's norm, as upstream."""
-"""The part that only editing models have."""
 DECODE_PIXELS = 2 * 1024**2
 """Pixels decoded at a time: the autoencoder needs 1.8 GB per megapixel, so that larger batches run out of memory."""
 
@@ -109,12 +109,9 @@ class Renderer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Renderer:
         """Loads `connector/`, `transformer/`, `vae/` and, if there, `reference_connector/`, in evaluation mode."""
-        kinds: dict[str, Any] = {
-            "connector": Connector, "transformer": SanaTransformer2DModel, "vae": AutoencoderDC,
-            REFERENCE_CONNECTOR: ReferenceConnector,
-        }  # fmt: skip
-        if not (Path(folder) / REFERENCE_CONNECTOR).is_dir():
-            del kinds[REFERENCE_CONNECTOR]
+        kinds: dict[str, Any] = dict(zip(PARTS, (Connector, SanaTransformer2DModel, AutoencoderDC), strict=True))
+        if (Path(folder) / REFERENCE_CONNECTOR).is_dir():
+            kinds[REFERENCE_CONNECTOR] = ReferenceConnector
         parts = {name: kind.from_pretrained(Path(folder) / name, torch_dtype=dtype) for name, kind in kinds.items()}
         return cls(**parts).eval()
 

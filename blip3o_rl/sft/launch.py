@@ -34,7 +34,7 @@ def launch(recipe: str, overrides: list[str]) -> Path:
         UserError: something the user can fix, before or (bad data, a loss that is not finite) during the run.
         KeyboardInterrupt: with the command that goes on with the run.
     """
-    settings = _checked(compose_settings(recipe, overrides))
+    settings = check(compose_settings(recipe, overrides))
 
     def create() -> RunFolder:
         folder = RunFolder.create(str(settings.run.recipe), path=settings.run.folder)
@@ -60,7 +60,7 @@ def resume(path: Path, overrides: list[str]) -> Path:
         )
     if model.exists():
         raise UserError(f"{model}: is there from before; move it away, the run writes a new one")
-    return _start(_checked(settings), lambda: folder)
+    return _start(check(settings), lambda: folder)
 
 
 def compose_settings(recipe: str | Path, overrides: list[str]) -> SFTSettings:
@@ -88,10 +88,11 @@ def _validated(config: object) -> SFTSettings:
     return validate(SFTSettings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
 
 
-def _checked(settings: SFTSettings) -> SFTSettings:
-    from blip3o_rl.sft.preflight import check  # imports torch and datasets
+def check(settings: SFTSettings) -> SFTSettings:
+    """See `preflight.check`."""
+    from blip3o_rl.sft import preflight  # imports torch and datasets
 
-    return check(settings)
+    return preflight.check(settings)
 
 
 def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:
