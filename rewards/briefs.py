@@ -8,19 +8,35 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator
+import numpy as np
+from pydantic import AfterValidator, model_validator
 
-from blip3o_rl.config.base import Settings, validate
+from blip3o_rl.config.base import Strict, validate
 from blip3o_rl.data.synthetic.scenes import rgb
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.rewards.color import SAME, distance
 from blip3o_rl.rewards.observation import Observation, Observer, open_observer
+from blip3o_rl.rewards.ocr.reader import TextLine
+from blip3o_rl.rewards.ocr.rules import strict
 from blip3o_rl.scoring.api import Sample, Score
+
+
+class Brief(Strict):
+    """A brief, whose parts have to fit together."""
+
+    @model_validator(mode="after")
+    def _judgeable(self) -> Self:
+        if problem := next(self._problems(), ""):
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class BriefReward:
     """
 
     field: ClassVar[str]
-    brief: ClassVar[type[Settings]]
+    brief: ClassVar[type[Brief]]
     WEIGHTS: ClassVar[Mapping[str, float]]
     reads: ClassVar[bool] = True
     required_metadata: tuple[str, ...]
@@ -143,12 +159,17 @@ def _observer(options: Mapping[str, Any]) -> Observer:
 
 
 @lru_cache(4096)
-def _validated(model: type[Settings], text: str, key: str) -> Settings:
+def _validated(model: type[Brief], text: str, key: str) -> Brief:
     return validate(model, json.loads(text), key)
 
 
 Color = Annotated[str, AfterValidator(lambda color: rgb(color) and color)]
 """A color's name or #rrggbb."""
+
+
+def similar(read: str, asked: str) -> float:
+    """How nearly a text was read, 0..1, as the reward `ocr` compares them; `asked` is not blank."""
+    return strict([asked], [TextLine(read, 1.0, np.zeros((4, 2)))])
 
 
 def close_colors(colors: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from blip3o_rl.config.base import Strict
 from blip3o_rl.data.synthetic.layouts import MARGIN, region_box
-from blip3o_rl.rewards.briefs import Color, close_colors
+from blip3o_rl.rewards.briefs import Brief, Color, close_colors
 from blip3o_rl.rewards.observation import TEXT
 from blip3o_rl.rewards.ocr.rules import MAX_TEXTS, folded
 from blip3o_rl.rewards.pixels import PANEL, Box
@@ -72,7 +72,7 @@ class Element(Strict):
         return max(2 * min(center, 1 - center) for center in centers)
 
 
-class LayoutBrief(Strict):
+class LayoutBrief(Brief):
     """The metadata field `layout`."""
 
     elements: list[Element] = Field(min_length=1)
@@ -90,12 +90,6 @@ class LayoutBrief(Strict):
     def _pairs(cls, values: Any) -> Any:
         values = values if isinstance(values, list) else [values]
         return [tuple(value) if isinstance(value, list) else value for value in values]
-
-    @model_validator(mode="after")
-    def _assignable(self) -> LayoutBrief:
-        if problem := next(self._problems(), ""):
-            raise ValueError(problem)
-        return self
 
     def _problems(self) -> Iterator[str]:
         ids: dict[str, Element] = {}

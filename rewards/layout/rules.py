@@ -29,11 +29,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from blip3o_rl.data.synthetic.scenes import rgb
+from blip3o_rl.rewards.briefs import similar
 from blip3o_rl.rewards.color import SAME, distance, matches
 from blip3o_rl.rewards.layout.brief import Element, LayoutBrief
 from blip3o_rl.rewards.observation import TEXT, Observation, Thing
 from blip3o_rl.rewards.ocr.reader import TextLine, reading_order
-from blip3o_rl.rewards.ocr.rules import edits, folded, strict
+from blip3o_rl.rewards.ocr.rules import folded, strict
 from blip3o_rl.rewards.pixels import PANEL, area, intersection, iou
 
 REQUIRED = ("text", "presence", "region")
@@ -136,17 +137,12 @@ def _joined(element: Element, lines: Sequence[Thing]) -> Found:
     boxes = np.array([line.box for line in lines])
     box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
     thing = replace(lines[0], box=box, text="".join(line.text for line in lines))
-    return Found(thing, _similar(thing.text, element.text or "") * _in_range(element, thing))
-
-
-def _similar(read: str, asked: str) -> float:
-    read, asked = folded(read), folded(asked)
-    return max(1 - edits([asked], read, np.ones(len(read))) / max(len(read), len(asked), 1), 0.0)
+    return Found(thing, similar(thing.text, element.text or "") * _in_range(element, thing))
 
 
 def _fit(read: str, asked: str) -> float:
     """How well a line is a text or a part of it."""
-    return max(_similar(read, asked), float(folded(read) in folded(asked)) * 0.99)
+    return max(similar(read, asked), float(folded(read) in folded(asked)) * 0.99)
 
 
 def _objects(asked: Sequence[Element], things: Sequence[Thing], reach: float) -> dict[str, Found]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt, model_validator
 
 from blip3o_rl.config.base import Strict
-from blip3o_rl.rewards.briefs import Color, close_colors
+from blip3o_rl.rewards.briefs import Brief, Color, close_colors
 
 MAX_OF_A_CLASS = 16
 """Facings of a class that a detector can count (GenEval's cap)."""
@@ -50,7 +50,7 @@ class Item(Strict):
         return 1 if isinstance(self.facings, int) or len(self.facings) < 2 else self.facings[1]
 
 
-class PlanogramBrief(Strict):
+class PlanogramBrief(Brief):
     """The metadata field `planogram`. Depth is kept and not judged: an image shows none."""
 
     count_from: Literal["top", "bottom"]
@@ -66,12 +66,6 @@ class PlanogramBrief(Strict):
     def rows(self) -> list[list[Item]]:
         """The shelves from the top down."""
         return self.shelves[:: 1 if self.count_from == "top" else -1]
-
-    @model_validator(mode="after")
-    def _judgeable(self) -> PlanogramBrief:
-        if problem := next(self._problems(), ""):
-            raise ValueError(problem)
-        return self
 
     def _problems(self) -> Iterator[str]:
         looks: dict[tuple[str, str | None], str] = {}

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from blip3o_rl.rewards.briefs import similar
 from blip3o_rl.rewards.color import matches
 from blip3o_rl.rewards.observation import Observation, Thing
-from blip3o_rl.rewards.ocr.rules import edits
 from blip3o_rl.rewards.pixels import area
 from blip3o_rl.rewards.planogram.brief import PlanogramBrief, Product
 
@@ -189,7 +189,7 @@ def _price(brief: PlanogramBrief, facings: Sequence[Facing], labels: Sequence[Th
             facing = max(above, key=lambda facing: _thing(facing).box[3])
             price = brief.products[facing.product].price if facing.product else None
             text = PRICE.fullmatch(label.text.replace(" ", ""))
-            close = _similar(text[1], price) if text and price else 0.0
+            close = similar(text[1], price) if text and price else 0.0
             read.setdefault(facing.product, []).append(close)
     priced = [key for key, product in brief.products.items() if product.price]
     return float(np.mean([np.mean(read.get(key, [0.0])) for key in priced]))
@@ -198,7 +198,3 @@ def _price(brief: PlanogramBrief, facings: Sequence[Facing], labels: Sequence[Th
 def _beside(thing: Thing, label: Thing) -> bool:
     width = thing.box[2] - thing.box[0]
     return thing.box[0] - width / 2 <= label.center[0] <= thing.box[2] + width / 2
-
-
-def _similar(read: str, price: str) -> float:
-    return max(1 - edits([price], read, np.ones(len(read))) / max(len(read), len(price)), 0.0)

@@ -169,7 +169,7 @@ def draw(layout: Mapping[str, Any], side: int = 64, rng: np.random.Generator | N
         color, unit = element.get("color") or "black", large / RASTER
         box = (left * unit, top * unit, (left + width) * unit, (top + height) * unit)
         if element["class"] == "panel":
-            pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=rgb(color))
+            pen.rectangle((*box[:2], max(box[0], box[2] - 1), max(box[1], box[3] - 1)), fill=rgb(color))
         elif element["class"] != "text":
             draw_named(pen, element["class"], color, box, FILL)
         elif set(element["text"]) <= set(words.LETTERS):

@@ -93,3 +93,5 @@ def test_other_words_and_classes_are_drawn_for_the_preview():
     assert image.shape == (256, 256, 3) and tuple(image[128, 2]) == (255, 255, 255)
     assert tuple(image[192, 192]) == (0x12, 0x34, 0x56)
     assert (image[:85] < 100).any()
+    hairline = {"id": "p", "class": "panel", "color": "black", "box": [0, 0.5, 0.0001, 0.5001]}
+    assert (layouts.draw({"elements": [hairline]}, 64) < 238).sum() == 3
