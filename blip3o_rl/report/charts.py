@@ -1,4 +1,4 @@
-"""The report page's charts: matplotlib's SVG, inline, with the page's CSS variables as colours (light and dark).
+"""The report page's charts: matplotlib's SVG, inline, with the page's CSS variables as colors (light and dark).
 
 matplotlib is imported when the first chart is made, and without pyplot, so no display and no global state is needed.
 """
@@ -102,7 +102,7 @@ def stacked(series: Sequence[Line]) -> str:
 
 
 def color(number: int) -> str:
-    """The CSS colour of the line of that number."""
+    """The CSS color of the line of that number."""
     return f"var(--s{number % COLORS})"
 
 

@@ -48,7 +48,7 @@ _SINGLE = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its labels; `legend` pairs a CSS colour with a name."""
+    """A chart with its labels; `legend` pairs a CSS color with a name."""
 
     title: str
     hint: str

@@ -110,6 +110,8 @@ def test_charts_are_inline_in_the_colours_of_the_page_and_survive_one_point_and_
         assert svg.startswith("<svg") and "nan" not in svg and "href" not in svg
         assert "var(--s0)" in svg and "var(--rule)" in svg and not re.search("#0[0-9]00", svg)
     assert "var(--s1)" in many and "var(--s1)" in areas
+    dot = charts.lines([charts.Line("x", [(1, 0.0)])])
+    assert re.search(r'd="M ([\d.]+ [\d.]+) L \1 "[^>]*var\(--s0\)', re.sub(r"\s+", " ", dot)), "one point is a dot"
 
 
 def test_sparkline_and_duration():
