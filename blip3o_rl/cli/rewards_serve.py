@@ -59,7 +59,7 @@ def served_rewards(arguments: list[str]) -> dict[str, dict[str, Any]]:
 def _token(host: str, token_env: str | None) -> str | None:
     if token_env is None and host not in LOOPBACK:
         raise UserError(f"--host {host}: others could reach it without a token; set --token-env, or stay on loopback")
-    token = os.environ.get(token_env) if token_env else None
-    if token_env and not token:
+    token = None if token_env is None else os.environ.get(token_env)
+    if token_env is not None and not token:
         raise UserError(f"--token-env {token_env}: the environment variable is not set; export it")
     return token

@@ -437,6 +437,7 @@ def test_arguments_of_the_command_line() -> None:
         ({"rewards": ["geneval", "geneval.mode=lenient"]}, "reward.rewards.geneval"),
         ({"rewards": ["geneval"], "host": "0.0.0.0"}, "--host 0.0.0.0"),
         ({"rewards": ["geneval"], "token_env": "NO_SUCH_VARIABLE"}, "--token-env NO_SUCH_VARIABLE"),
+        ({"rewards": ["geneval"], "host": "0.0.0.0", "token_env": ""}, "--token-env : the environment variable"),
     ],
 )
 def test_what_cannot_be_served_is_said_before_it_listens(arguments: dict[str, Any], message: str) -> None:
