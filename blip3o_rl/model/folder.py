@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
+from blip3o_rl.machine import float32_gib
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer
 
 if TYPE_CHECKING:  # torch, transformers and diffusers are imported when a part is loaded
@@ -142,12 +143,8 @@ class ModelFolder:
             if not file.is_file():
                 raise UserError(f"{file}: missing from the model folder; write or copy it again")
         for folder in folders:
-            weights = sorted(folder.glob("*.safetensors"))
-            if not weights:
+            if not float32_gib(folder):  # refuses truncated files
                 raise UserError(f"{folder}: no .safetensors file; write or copy the folder again")
-            for file in weights:
-                if file.stat().st_size < 8:
-                    raise UserError(f"{file}: truncated ({file.stat().st_size} bytes); copy the model folder again")
         if part == "policy":
             TokenLayout.from_config(SimpleNamespace(**read_json(files[0])))
         if part == "image_tokenizer":

@@ -72,6 +72,16 @@ def test_a_missing_part_is_named(saved: Path, tmp_path: Path, part: str, match: 
         ModelFolder(broken, *GENERATING)
 
 
+@pytest.mark.parametrize("size", [0, 7, 2000, -1])
+def test_a_copy_that_was_cut_short_is_named(saved: Path, tmp_path: Path, size: int) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(saved, broken)
+    weights = broken / "renderer" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"vae/diffusion_pytorch_model\.safetensors: truncated.*; copy the model again"):
+        ModelFolder(broken, *GENERATING)
+
+
 def test_a_home_of_nobody_is_no_folder() -> None:
     with pytest.raises(UserError, match="model folder ~nobody-here/model: no such folder"):
         ModelFolder("~nobody-here/model")
