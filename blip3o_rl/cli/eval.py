@@ -92,7 +92,7 @@ def evaluate(
     for folder in chosen["model"]:
         name = f"eval-{slug(suite.name)}" + (f"-{slug(Path(folder).name)}" if several else "")
         target = out or free_path(Path("outputs") / f"{name}.json")
-        output_folder(target.parent)
+        output_folder(target.with_suffix(""))
         about = held_out.identity(folder, **placement.settings())
         with interruptible("the same command, which keeps the images made so far"), ExitStack() as stack:
             pipe, show = placement.load_pipeline(folder, stack, batch_size), stack.enter_context(_progress())

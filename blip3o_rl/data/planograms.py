@@ -8,8 +8,10 @@ segments are one row; a UPC is text, with its leading zeros.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,10 +55,10 @@ class Position:
 
     def number(self, name: str, label: str = "") -> float:
         text = self.cells.get(name, "")
-        try:
-            return float(text.replace(",", ".") or 0)
-        except ValueError as error:
-            raise UserError(f"{self.where}: {label or name} is '{text}'; a number is due, fix it") from error
+        with contextlib.suppress(ValueError):
+            if math.isfinite(value := float(text.replace(",", ".") or 0)):
+                return value
+        raise UserError(f"{self.where}: {label or name} is '{text}'; a number is due, fix it")
 
     @property
     def facings(self) -> list[int]:

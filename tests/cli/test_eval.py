@@ -50,6 +50,8 @@ def test_text_has_an_evaluation(blank, capsys):
         (["words", "--out", "."], "--out .: is a folder"),
         (["words", "--out", "mine/e"], "--out mine/e: names no JSON file; call it mine/e.json"),
         (["words", "--out", "e.png"], "--out e.png: names no JSON file; call it e.json"),
+        (["words", "--out", "file/e.json"], "--out file/e: no folder to write to (Not a directory)"),
+        (["words", "--out", "file.json"], "--out file: no folder to write to (File exists)"),
         (["recipes/shape"], "recipe recipes/shape: no recipes/shape/config.yaml; known recipes: "),
         (["words", "eval.limit=3"], "a named suite has no keys"),
         (["words", "--model", "gone"], "model folder gone: no such folder"),
@@ -59,6 +61,7 @@ def test_text_has_an_evaluation(blank, capsys):
     ],
 )
 def test_bad_input_is_one_line(blank, capsys, arguments, says):
+    (blank / "file").touch()
     (blank / "broken").mkdir()
     (blank / "broken" / "config.yaml").write_text("a: [1\n")
     assert run(["eval", *arguments]) == 2
