@@ -35,10 +35,10 @@ def model(untrained: Any) -> str:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def photo(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
 
 
 def drawn(folder: Path) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ def test_images_do_not_depend_on_the_batch_size(model: str, tmp_path: Path) -> N
     for name, image in one.items():
         assert np.abs(image.astype(int) - three[name]).max() <= 1
         assert np.abs(image.astype(int) - four[name]).max() <= 1
-    assert len({image.tobytes() for image in one.values()}) == 4, "each seed and prompt has a picture of its own"
+    assert len({image.tobytes() for image in one.values()}) == 4, "each seed and prompt has an image of its own"
 
 
 def test_nothing_is_overwritten(model: str, tmp_path: Path) -> None:
@@ -146,12 +146,12 @@ def test_a_gpu_that_is_not_there_is_refused(model: str, tmp_path: Path, monkeypa
     assert generate(model, tmp_path, "--device", "cuda") == 2
 
 
-def test_an_output_folder_that_is_a_file_is_refused(model: str, picture: Path) -> None:
-    assert generate(model, picture) == 2
+def test_an_output_folder_that_is_a_file_is_refused(model: str, photo: Path) -> None:
+    assert generate(model, photo) == 2
 
 
 def test_references_reach_the_pipeline(
-    model: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
 
@@ -161,10 +161,10 @@ def test_references_reach_the_pipeline(
 
     monkeypatch.setattr(ModelFolder, "check_editing", lambda folder: None)
     monkeypatch.setattr(options.Placement, "load_pipeline", lambda *_, **__: pipe)
-    assert generate(model, tmp_path / "o", "--reference", str(picture), "--device", "cpu") == 0
+    assert generate(model, tmp_path / "o", "--reference", str(photo), "--device", "cpu") == 0
     assert len(asked["references"]) == len(PROMPTS)
-    assert all(np.array_equal(given, read_image(picture)) for (given,) in asked["references"])
-    assert all(Image.open(file).text["reference"] == str(picture) for file in (tmp_path / "o").glob("a-*.png"))
+    assert all(np.array_equal(given, read_image(photo)) for (given,) in asked["references"])
+    assert all(Image.open(file).text["reference"] == str(photo) for file in (tmp_path / "o").glob("a-*.png"))
 
 
 def test_a_failed_write_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +187,9 @@ def test_the_bar_counts_batches_by_their_stages() -> None:
     assert seen == [0.5, 1.0, 2.0, 2.5]
 
 
-def test_tokenize_prints_json(model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.open(picture).rotate(90, expand=True).save(tmp_path / "turned.png")
-    files = [picture, tmp_path / "turned.png"]
+def test_tokenize_prints_json(model: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.open(photo).rotate(90, expand=True).save(tmp_path / "turned.png")
+    files = [photo, tmp_path / "turned.png"]
     tokenize(files, model, scale=1)
     found = json.loads(capsys.readouterr().out)
     assert [row["image"] for row in found] == [str(file) for file in files]
@@ -199,20 +199,20 @@ def test_tokenize_prints_json(model: str, picture: Path, tmp_path: Path, capsys:
         assert row["ids"] == tokenizer.tokenize([read_image(file)], 1)[0].tolist()
 
 
-def test_reconstruct_draws_the_tokens_of_the_picture(
-    model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_reconstruct_renders_the_tokens_of_the_image(
+    model: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = tmp_path / "sub" / "picture.png"
+    again = tmp_path / "sub" / "photo.png"
     again.parent.mkdir()
-    Image.open(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(again)
-    reconstruct([picture, again], model, tmp_path / "o", seed=3, scale=2, steps=2, device="cpu")
+    Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(again)
+    reconstruct([photo, again], model, tmp_path / "o", seed=3, scale=2, steps=2, device="cpu")
     files = [Path(line) for line in capsys.readouterr().out.split()]
-    assert [file.name for file in files] == ["picture-reconstructed.png", "picture-reconstructed-2.png"]
+    assert [file.name for file in files] == ["photo-reconstructed.png", "photo-reconstructed-2.png"]
     made = [Image.open(file) for file in files]
     assert made[1].text["image"] == str(again) and made[1].text["seed"] == "4" and made[1].text["prompt"] == ""
 
     pipe = Blip3oPipeline.from_pretrained(model)
-    indices = ModelFolder(model).load_image_tokenizer().tokenize([read_image(picture)], 2)
+    indices = ModelFolder(model).load_image_tokenizer().tokenize([read_image(photo)], 2)
     rows = pipe.prompt_ids([""], 2)
     states = pipe.hidden_states(rows, pipe.layout.to_ids(indices), 2)
     expected = render(pipe.renderer, states, [3], GenerationConfig(steps=2))[0]
@@ -220,21 +220,21 @@ def test_reconstruct_draws_the_tokens_of_the_picture(
 
 
 @pytest.mark.parametrize("verb", [tokenize, reconstruct])
-def test_bad_pictures_are_named_before_anything_is_loaded(
-    model: str, verb: Any, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bad_images_are_named_before_anything_is_loaded(
+    model: str, verb: Any, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ModelFolder, "load_image_tokenizer", lambda *_, **__: pytest.fail("loaded"))
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no photo")
     for bad, words in (("text.png", "text.png: not readable as an image"), ("none.png", "none.png: no such file")):
         with pytest.raises(UserError, match=words):
-            verb([picture, tmp_path / bad], model)
+            verb([photo, tmp_path / bad], model)
 
 
-def test_a_folder_without_image_tokenizer_is_named(model: str, picture: Path, tmp_path: Path) -> None:
+def test_a_folder_without_image_tokenizer_is_named(model: str, photo: Path, tmp_path: Path) -> None:
     small = tmp_path / "model"
     small.mkdir()
     for name in ("policy", "renderer", "model_index.json"):
         (small / name).symlink_to(Path(model) / name)
     with pytest.raises(UserError, match="image_tokenizer/config.json: missing"):
-        tokenize([picture], str(small))
+        tokenize([photo], str(small))

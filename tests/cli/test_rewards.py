@@ -98,14 +98,14 @@ def save(file: Path, level: int, prompt: str | None) -> None:
 
 
 def test_score_reads_the_prompts_that_generate_wrote(tmp_path, reward_file, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for number, level in enumerate((0, 51, 102)):
-        save(pictures / f"{number}.png", level, f"prompt {number}")
-    save(pictures / "grid.png", 255, None)
+        save(images / f"{number}.png", level, f"prompt {number}")
+    save(images / "grid.png", 255, None)
     out = tmp_path / "deep" / "scores.jsonl"
     options = ["--reward", f"{reward_file}:bright", "--reward", "bright.scale=2", "--out", out, "--batch-size", "2"]
-    assert run("score", pictures, *options) == 0
+    assert run("score", images, *options) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(line["image"], line["prompt"]) for line in lines] == [(f"{n}.png", f"prompt {n}") for n in range(3)]
     assert [line["score"] for line in lines] == pytest.approx([0, 0.4, 0.8])
@@ -127,7 +127,7 @@ def test_score_with_a_prompt_file_and_geneval(tmp_path):
     assert [json.loads(line)["score"] for line in out.read_text().splitlines()] == [1, 0]
 
 
-def test_score_says_which_picture_failed_and_what_a_prompt_lacks(tmp_path, reward_file, capsys):
+def test_score_says_which_image_failed_and_what_a_prompt_lacks(tmp_path, reward_file, capsys):
     save(tmp_path / "dark.png", 10, "p")
     save(tmp_path / "light.png", 250, "p")
     out = tmp_path / "scores.jsonl"

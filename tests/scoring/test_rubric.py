@@ -1,4 +1,4 @@
-"""A failed reward must be loud and must not touch its neighbours; a working one must add up."""
+"""A failed reward must be loud and must not touch its neighbors; a working one must add up."""
 
 from __future__ import annotations
 

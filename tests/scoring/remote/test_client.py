@@ -132,7 +132,7 @@ def test_a_refusal_is_not_sent_again(app, make_samples, status: int) -> None:
     assert len(sent(reward)) == 1 and not isinstance(caught.value, Unreachable)
 
 
-def test_one_refused_sample_does_not_take_its_neighbours_along(app, make_samples) -> None:
+def test_one_refused_sample_does_not_take_its_neighbors_along(app, make_samples) -> None:
     samples = [*make_samples(2, target="ab"), Sample("wrong", "p", np.zeros((4, 4, 3), np.uint8), {"target": "AB"})]
     outcomes = asyncio.run(remote(app, "target").score(samples))
     assert [o.value for o in outcomes[:2]] == [2.0, 2.0]
