@@ -1,8 +1,8 @@
 """The one image reader: any file or bytes to uint8 RGB [H, W, 3], the right way up.
 
 Every command and reward reads through `read_image`, so that all of them see the same pixels. A camera's rotation (EXIF)
-is applied. Transparency is composited on white, because the colours below it are arbitrary. 16-bit grey is divided by
-257, so that white stays white; of 16-bit colour Pillow keeps the upper 8 bits.
+is applied. Transparency is composited on white, because the colors below it are arbitrary. 16-bit gray is divided by
+257, so that white stays white; of 16-bit color Pillow keeps the upper 8 bits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
 
     Raises:
         UserError: there is no such file, or it is not an image, damaged, larger than Pillow's limit, animated, or of a
-            kind whose white is not defined (32-bit or floating-point grey).
+            kind whose white is not defined (32-bit or floating-point gray).
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     with _one_line_errors(name):
@@ -60,20 +60,20 @@ def read_text_chunks(file: Path) -> dict[str, str]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an opened image. Raises ValueError for 32-bit or floating-point grey."""
+    """8-bit RGB of an opened image. Raises ValueError for 32-bit or floating-point gray."""
     upright = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         levels = np.asarray(upright)
-        grey = (levels.astype(np.float64) / 257).round().astype(np.uint8)
+        gray = (levels.astype(np.float64) / 257).round().astype(np.uint8)
         if isinstance(transparent := image.info.get("transparency"), int):
-            grey[levels == transparent] = 255
-        return Image.fromarray(grey).convert("RGB")
+            gray[levels == transparent] = 255
+        return Image.fromarray(gray).convert("RGB")
     if upright.mode in ("I", "F") or ";" in upright.mode:
         raise ValueError(f"pixels of mode {upright.mode}, whose white is not defined")
     if upright.has_transparency_data:
         premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(upright.mode)
-        coloured = (upright.convert(premultiplied) if premultiplied else upright).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
+        colored = (upright.convert(premultiplied) if premultiplied else upright).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored).convert("RGB")
     return upright.convert("RGB")
 
 

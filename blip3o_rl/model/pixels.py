@@ -1,6 +1,6 @@
 """Resizing images for networks, in 8 bits with Pillow's filters, as torchvision does on Pillow images.
 
-Other implementations of "bicubic" and "bilinear" differ by several grey levels, and resizing in floating point keeps
+Other implementations of "bicubic" and "bilinear" differ by several gray levels, and resizing in floating point keeps
 values that 8 bits clip, so what a published network was trained on is reproduced here and nowhere else.
 """
 
