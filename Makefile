@@ -37,7 +37,7 @@ format: install  ## rewrite the code in ruff's format
 
 # Side by side: tests with engines of their own wait for them most of the time.
 test: lint  ## lint, types and all tests but the long ones
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=line test-engines test-unit
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going test-engines test-unit
 
 test-engines: install  ## the tests with vLLM, Ray and verl at work
 	$(PYTEST) -m "slow and not long"

@@ -75,9 +75,10 @@ def summarize(folder: RunFolder) -> Summary:
         summary.reward_before, summary.reward_after = found.reward or (None, None)
         summary.measured_by = "held-out prompts, fixed seeds"
     elif rewards:
-        averages = moving_average(rewards)
-        summary.before, summary.after = averages[min(WINDOW, len(averages)) - 1], averages[-1]
-        summary.measured_by = f"the training reward, first and last {min(WINDOW, len(averages))} steps"
+        window = max(1, min(WINDOW, len(rewards) // 2))
+        averages = moving_average(rewards, window)
+        summary.before, summary.after = averages[window - 1], averages[-1]
+        summary.measured_by = f"the training reward, first and last {window} steps"
     return summary
 
 

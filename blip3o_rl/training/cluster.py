@@ -32,10 +32,7 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
     At the end the logs are copied, and what the run deployed does not stay in a cluster that stays.
     """
     import ray
-    from ray.serve.exceptions import RayServeException
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
-
-    from blip3o_rl.scoring.remote import deployment
 
     environment = _environment(config, folder, metrics_file)
     runtime_env = get_ppo_ray_runtime_env(config)
@@ -53,15 +50,13 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
         # "local": without it Ray would join a cluster that happens to run on this machine.
         _start_own({"address": "local", "include_dashboard": False, **common, **local})
     terminal.catch_sigterm()
-    try:
+    with contextlib.ExitStack() as at_the_end:  # the last one first, and all of them whatever one of them raises
+        at_the_end.callback(ray.shutdown)
+        if address:
+            at_the_end.callback(_stop_deployments, config)
+        at_the_end.callback(_keep_logs, config, folder)
         check_resources(config, ray.cluster_resources())
         yield
-    finally:
-        _keep_logs(config, folder)
-        if address:
-            with contextlib.suppress(RayServeException):  # Serve does not run: nothing was deployed
-                deployment.stop(_apps(config))
-        ray.shutdown()
 
 
 def _start_own(options: dict[str, Any]) -> None:
@@ -147,6 +142,15 @@ def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
     rubric = build_rubric(rewards)
     rubric.check_prompts(prompts)
     rubric.self_check(prompts)
+
+
+def _stop_deployments(config: DictConfig) -> None:
+    from ray.serve.exceptions import RayServeException
+
+    from blip3o_rl.scoring.remote import deployment
+
+    with contextlib.suppress(RayServeException):  # Serve does not run: nothing was deployed
+        deployment.stop(_apps(config))
 
 
 def _apps(config: DictConfig) -> list[str]:
