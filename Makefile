@@ -42,8 +42,9 @@ test: lint  ## lint, types and all tests but the long ones
 test-engines: install  ## the tests with vLLM, Ray and verl at work
 	$(PYTEST) -m "slow and not long"
 
+# One thread: the models are small, and threads that wait for each other lose where two processes share two cores.
 test-unit: install  ## the tests without them
-	$(PYTEST) -m "not long and not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not long and not slow"
 
 test-long: install  ## the tests that take longer than `make test` allows
 	$(PYTEST) -m long
