@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,6 +46,38 @@ def test_shards_put_together_are_the_masked_full_matrix(
     expected = torch.full((3, vocabulary), float("-inf"))
     expected[:, text : text + images] = (hidden @ weight.T)[:, text : text + images]
     torch.testing.assert_close(got, expected)
+
+
+CHILD = """
+import multiprocessing, sys, time
+from blip3o_rl.rollout.vllm_patches import end_with_parent
+
+def child(pipe, patched):
+    if patched:
+        end_with_parent()
+    pipe.send(multiprocessing.current_process().pid)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=child, args=(there, sys.argv[1] == "True")).start()
+    print(here.recv(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_an_engine_outlives_a_killed_parent_unless_patched(patched: bool, tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(CHILD)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(patched)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    engine = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    gone, alive = psutil.wait_procs([engine], timeout=20 if patched else 2)
+    for process in alive:
+        process.kill()
+    assert bool(gone) == patched
 
 
 def assert_engine_has_weights(engine: Any, policy: Any, request_id: str) -> None:

@@ -34,8 +34,8 @@ def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, scale:
     expected = reference(other, labels)
     (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), other)
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-6)
-    # The normalizer is rounded at the logits' size (200 * 2**-23 = 2.4e-5), which scales every term of the gradient; the
-    # weights reach 4. The gradient is rounded to the logits' dtype.
+    # The normalizer is rounded at the logits' size (200 * 2**-23 = 2.4e-5), which scales every term of the gradient;
+    # the weights reach 4. The gradient is rounded to the logits' dtype.
     rounding = 1e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(gradient.double(), expected_gradient, atol=2e-4, rtol=rounding)
 
