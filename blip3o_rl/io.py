@@ -6,6 +6,7 @@ renamed when it is complete, which is atomic within a folder. For whole folders 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -88,3 +89,9 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 def whole_characters(text: str) -> str:
     """Text that every encoding can hold: half a surrogate pair (half an emoji, a name of odd bytes) becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file, as model hubs give it for large files."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

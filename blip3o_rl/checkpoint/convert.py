@@ -27,7 +27,7 @@ from blip3o_rl.checkpoint.staging import gigabytes, require_unused, staged
 from blip3o_rl.checkpoint.ta_tok import read as read_ta_tok
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES
 from blip3o_rl.checkpoint.upstream_keys import KEPT, kept_folder
-from blip3o_rl.io import read_json, write_json
+from blip3o_rl.io import read_json, sha256, write_json
 from blip3o_rl.model.folder import GENERATING, INDEX, ModelFolder, write_index
 
 LAYOUT = "layout.json"
@@ -76,12 +76,12 @@ def convert(
 
 def _write(plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
     """Carries out a plan; the index comes last."""
-    hashes = {name: weights.sha256(plan.source.folder / name) for name in plan.checkpoint.metadata}
+    hashes = {name: sha256(plan.source.folder / name) for name in plan.checkpoint.metadata}
     written = {}
     for part, tensors in plan.tensors.items():
         name = f"{part}/{_WEIGHTS.get(part, 'diffusion_pytorch_model.safetensors')}"
         weights.write(folder / name, tensors)
-        written[name] = weights.sha256(folder / name)
+        written[name] = sha256(folder / name)
         tell(f"wrote {name}, {gigabytes(weights.size_of(tensors))}")
     for part, module in plan.modules.items():
         if part != "policy":

@@ -7,7 +7,6 @@ disagrees with its shards, pickled weights and truncated files are one error eac
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -125,12 +124,6 @@ def write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
             stream.write(text.encode().ljust(length))
             stream.flush()
         os.fsync(stream.fileno())
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a file, as model hubs give it for large files."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def size_of(tensors: Mapping[str, torch.Tensor]) -> int:

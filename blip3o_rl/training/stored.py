@@ -6,7 +6,6 @@ absolute path, what ships with the package (`mini`) by its name. `inputs.json` h
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +14,7 @@ from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.config.train import compose_run
 from blip3o_rl.data.sources import SOURCES
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json, write_json, write_text
+from blip3o_rl.io import read_json, sha256, write_json, write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
 
@@ -42,7 +41,7 @@ def store(config: DictConfig, folder: RunFolder) -> None:
             file, _, function = str(entry.path).rpartition(":")
             inputs.append(_absolute(file))
             entry.path = f"{inputs[-1]}:{function}"
-    write_json(folder.path / INPUTS, {str(file): _sha256(file) for file in inputs})
+    write_json(folder.path / INPUTS, {str(file): sha256(file) for file in inputs})
     write_text(folder.config, OmegaConf.to_yaml(config))
 
 
@@ -63,13 +62,8 @@ def changed_inputs(folder: RunFolder) -> list[str]:
     """The files that have another content than when the run was started."""
     file = folder.path / INPUTS
     stored: dict[str, str] = read_json(file) if file.is_file() else {}
-    return [path for path, digest in stored.items() if Path(path).is_file() and _sha256(Path(path)) != digest]
+    return [path for path, digest in stored.items() if Path(path).is_file() and sha256(Path(path)) != digest]
 
 
 def _absolute(path: str) -> Path:
     return Path(path).expanduser().resolve()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,7 +13,6 @@ a place, each place a tensor, and the shapes must agree; otherwise nothing is wr
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from blip3o_rl.checkpoint.staging import staged
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import write_json
+from blip3o_rl.io import sha256, write_json
 from blip3o_rl.rewards.geneval.classes import CLASSES, UPSTREAM_NAME, UPSTREAM_URL
 from blip3o_rl.rewards.weights import Rules, model_from_state, module_rules, read_state, renamed
 
@@ -137,11 +136,6 @@ def convert(checkpoint: Path | str, folder: Path | str) -> Path:
         model.save_pretrained(unfinished)
         write_json(unfinished / "conversion.json", origin)
     return folder
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _merged_order(tensor: Tensor) -> Tensor:

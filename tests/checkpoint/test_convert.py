@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from blip3o_rl.checkpoint import staging
 from blip3o_rl.checkpoint.convert import convert
 from blip3o_rl.checkpoint.upstream_keys import manifest
-from blip3o_rl.checkpoint.weights import sha256
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import sha256
 from blip3o_rl.mini import parts
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
