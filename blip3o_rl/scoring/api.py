@@ -34,6 +34,7 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # the prompt file's row
     group: str | None = None  # shared by all samples of one prompt in one step; None outside training
     step: int | None = None  # None outside training
+    references: tuple[np.ndarray, ...] = ()  # the images to edit, uint8 [H, W, 3] each; empty for text-to-image
 
 
 @dataclass(frozen=True)
