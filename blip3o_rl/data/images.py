@@ -7,6 +7,7 @@ is applied. Transparency is composited on white, because the colors below it are
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import warnings
@@ -57,6 +58,13 @@ def read_text_chunks(file: Path) -> dict[str, str]:
     with _one_line_errors(str(file)), Image.open(file) as image:
         image.load()  # text may follow the pixels
         return {key: str(value) for key, value in getattr(image, "text", {}).items()}
+
+
+def png_uri(image: np.ndarray) -> str:
+    """uint8 [H, W, 3] as a data URI with a PNG, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

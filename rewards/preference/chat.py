@@ -11,8 +11,6 @@ PNG, without loss.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -26,6 +24,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from blip3o_rl.config.base import Settings
+from blip3o_rl.data.images import png_uri
 from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample, Score
@@ -173,13 +172,10 @@ def _client(settings: ChatSettings) -> openai.AsyncOpenAI:
 
 
 def png_url(image: np.ndarray, side: int | None = None) -> str:
-    """uint8 [H, W, 3] as a data URL with a PNG, resized (bicubic) to side x side if `side` is given."""
-    pil = Image.fromarray(image)
+    """uint8 [H, W, 3] as a data URI with a PNG, resized (bicubic) to side x side if `side` is given."""
     if side is not None:
-        pil = pil.resize((side, side), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    pil.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+    return png_uri(image)
 
 
 def excerpt(text: str) -> str:

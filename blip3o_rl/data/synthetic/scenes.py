@@ -167,13 +167,13 @@ def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
     wanted = [need for need in metadata["include"] for _ in range(need["count"])]
     relations = [(i, *need["position"]) for i, need in enumerate(wanted) if "position" in need]
     while True:
-        boxes = _place(rng, len(wanted))
-        if boxes is not None and all(_holds(rel, boxes[i], boxes[anchor]) for i, rel, anchor in relations):
+        boxes = place(rng, len(wanted))
+        if boxes is not None and all(holds(rel, boxes[i], boxes[anchor]) for i, rel, anchor in relations):
             break
     objects = []
     for need, box in zip(wanted, boxes, strict=True):
         color = need.get("color") or str(rng.choice(list(COLORS)))
-        x, y = _center(box)
+        x, y = center(box)
         objects.append(SceneObject(need["class"], color, x / RASTER, y / RASTER, FILL * box[2] / RASTER))
     return Scene(tuple(objects))
 
@@ -182,7 +182,7 @@ Box = tuple[int, int, int]
 """Left column, top row and size of an object, in cells of the raster."""
 
 
-def _place(rng: np.random.Generator, count: int) -> list[Box] | None:
+def place(rng: np.random.Generator, count: int) -> list[Box] | None:
     """Place `count` boxes apart from each other; None when one of them found no room."""
     smallest, largest = CELLS[count]
     boxes: list[Box] = []
@@ -190,7 +190,7 @@ def _place(rng: np.random.Generator, count: int) -> list[Box] | None:
         for _ in range(30):
             size = int(rng.integers(smallest, largest + 1))
             left, top = (int(cell) for cell in rng.integers(0, RASTER - size + 1, 2))
-            if all(_apart((left, top, size), other) for other in boxes):
+            if all(apart((left, top, size), other) for other in boxes):
                 boxes.append((left, top, size))
                 break
         else:
@@ -198,18 +198,18 @@ def _place(rng: np.random.Generator, count: int) -> list[Box] | None:
     return boxes
 
 
-def _apart(a: Box, b: Box) -> bool:
+def apart(a: Box, b: Box) -> bool:
     """Whether a row or a column of cells lies free between two boxes."""
     return any(a[axis] > b[axis] + b[2] or b[axis] > a[axis] + a[2] for axis in (0, 1))
 
 
-def _center(box: Box) -> tuple[float, float]:
+def center(box: Box) -> tuple[float, float]:
     return box[0] + box[2] / 2, box[1] + box[2] / 2
 
 
-def _holds(relation: str, subject: Box, anchor: Box) -> bool:
+def holds(relation: str, subject: Box, anchor: Box) -> bool:
     """Whether the relation is plain to see: clear of each other along its axis and within 30 degrees of it."""
-    (x, y), (anchor_x, anchor_y) = _center(subject), _center(anchor)
+    (x, y), (anchor_x, anchor_y) = center(subject), center(anchor)
     dx, dy = x - anchor_x, y - anchor_y
     along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
     return along >= (subject[2] + anchor[2]) / 2 + 1 and abs(across) <= 0.58 * along
