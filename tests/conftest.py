@@ -7,6 +7,7 @@ torch alone, not with the package's own key map, which it is there to check.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import TokenLayout
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # as training.cluster does, for tests that start Ray themselves
 HIDDEN, CAPTION, CODES, CODE_WIDTH, TOWER = 64, 64, 512, 16, 48
 SANA = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 2,
