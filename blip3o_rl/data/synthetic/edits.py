@@ -141,7 +141,7 @@ def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
 
 def _items(rng: np.random.Generator, looks: Sequence[Look]) -> list[_Item] | None:
     boxes = scenes.place(rng, len(looks))
-    return boxes and [_Item(*look, box) for look, box in zip(looks, boxes, strict=True)]
+    return [_Item(*look, box) for look, box in zip(looks, boxes, strict=True)] if boxes else None
 
 
 def _on_side(change: _Change, held_out: bool, operation: str) -> bool:
@@ -161,10 +161,10 @@ def _changes(rng: np.random.Generator, operation: str, items: list[_Item]) -> li
         return [_change(rng, str(one), item, items), _change(rng, str(two), _pick(rng, others), items)]
     if operation == "add":
         added = _added(rng, items)
-        return added and [added]
+        return [added] if added else None
     if operation == "move":
         moved = _moved(rng, item, others)
-        return moved and [moved]
+        return [moved] if moved else None
     return [_change(rng, operation, item, items)]
 
 
