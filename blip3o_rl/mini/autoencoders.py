@@ -1,7 +1,7 @@
 """Trains the two parts of the mini model that see images alone: the autoencoder and the image tokenizer.
 
-Both learn from scenes made anew in every step; each leaves a grid of reconstructions next to its checkpoints. Words are
-not among the images: they consist of what is in the scenes. Two deliberate simplifications: no adversarial and no
+Both learn from images of all worlds made anew in every step; each leaves a grid of reconstructions next to its
+checkpoints. Two deliberate simplifications: no adversarial and no
 perceptual loss (flat images do not need them), and a pixel decoder for the tokenizer where TA-Tok reconstructs the
 features of a language-aligned teacher.
 """
@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from blip3o_rl.mini import parts
-from blip3o_rl.mini.images import save_grid, scene_batch
+from blip3o_rl.mini.images import save_grid
 from blip3o_rl.mini.training import train_phase
+from blip3o_rl.mini.worlds import random_images
 from blip3o_rl.model.image_tokenizer import TATok, nearest
 from blip3o_rl.sft.losses import grid_waves
 from blip3o_rl.sft.trainer import generator_for
@@ -39,18 +40,18 @@ def train_vae(work: Path, steps: int) -> None:
     vae = parts.make_vae().to(memory_format=torch.channels_last)
 
     def make(step: int) -> dict[str, Any]:
-        (pixels,) = scene_batch(BATCH, (parts.IMAGE_SIZE,), seed=step)
+        (pixels,) = random_images(BATCH, (parts.IMAGE_SIZE,), seed=step)
         return {"pixels": pixels.to(memory_format=torch.channels_last), "number": step}
 
     def look() -> None:
-        (pixels,) = scene_batch(16, (parts.IMAGE_SIZE,), seed=10**6)
+        (pixels,) = random_images(48, (parts.IMAGE_SIZE,), seed=10**6)
         with torch.no_grad():
             shown = vae.decode(vae.encode(pixels).latent).sample
         save_grid(torch.cat([pixels, shown]), folder / "reconstructions.png")
 
-    train_phase(folder, AutoencoderTraining(vae), make, look, steps=steps, warmup=50, save_every=200)
+    train_phase(folder, AutoencoderTraining(vae), make, look, steps=steps, warmup=50)
     with torch.no_grad():
-        latents = vae.encode(scene_batch(256, (parts.IMAGE_SIZE,), seed=10**6 + 1)[0]).latent
+        latents = vae.encode(random_images(256, (parts.IMAGE_SIZE,), seed=10**6 + 1)[0]).latent
     vae.register_to_config(scaling_factor=1 / float(latents.std()))
     vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / "model")
 
@@ -68,11 +69,11 @@ def train_image_tokenizer(work: Path, steps: int) -> None:
 
     def make(step: int) -> dict[str, Any]:
         scale = (2, 2, 2, 2, 1, 0)[int(torch.randint(6, (), generator=generator_for(2, step)))]
-        pixels, target = scene_batch(BATCH, sides, seed=step)
+        pixels, target = random_images(BATCH, sides, seed=step)
         return {"pixels": pixels, "target": target, "scale": scale, "number": step}
 
     def look() -> None:
-        pixels, target = scene_batch(16, sides, seed=10**6)
+        pixels, target = random_images(48, sides, seed=10**6)
         with torch.no_grad():
             entries = tokenizer.codebook()
             shown = [model.decoder(entries[tokenizer.encode(pixels, scale)]) for scale in reversed(SCALES)]
@@ -187,7 +188,7 @@ class TokenizerTraining(nn.Module):
         return {"loss": pixel + pull, "pixel": pixel, "pull": pull, "used": (self.usage > 1).float().mean()}
 
     def _move_entries(self, number: int) -> None:
-        pixels = scene_batch(64, (self._side,), number)[0]
+        pixels = random_images(64, (self._side,), number)[0]
         vectors = [self.tokenizer.features(pixels, scale).flatten(0, 1) for scale in SCALES]
         fewest, shuffle = min(map(len, vectors)), generator_for(5, number)
         mixed = torch.cat([v[torch.randperm(len(v), generator=shuffle)[:fewest]] for v in vectors])

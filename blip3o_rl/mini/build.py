@@ -1,9 +1,9 @@
 """Builds the mini model from nothing (`blip3o-rl mini build`).
 
 Stages, in this order; each one resumes from its own checkpoint in the work folder:
-    vae     DC-AE on scenes
-    tatok   TA-Tok on scenes, by vector-quantized autoencoding
-    data    tokens and latents of a fixed set of images, scenes and words, computed once
+    vae     DC-AE on images of all worlds
+    tatok   TA-Tok on images of all worlds, by vector-quantized autoencoding
+    data    tokens and latents of a fixed set of pairs, computed once
     sft     the package's own supervised fine-tuning, policy and renderer together
     policy  the policy alone, which learns longest
     finish  both together again, with some wrong captions
@@ -25,14 +25,12 @@ import torch
 from diffusers import AutoencoderDC
 from transformers.utils import WEIGHTS_NAME
 
-from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts
-from blip3o_rl.data.synthetic.scenes import TAGS, all_metadata
-from blip3o_rl.data.synthetic.words import held_out_words
+from blip3o_rl.data.synthetic import edits, layouts, scene_prompts, scenes, shelves, words
 from blip3o_rl.errors import UserError
-from blip3o_rl.mini import parts
+from blip3o_rl.mini import parts, worlds
 from blip3o_rl.mini.autoencoders import train_image_tokenizer, train_vae
 from blip3o_rl.mini.images import save_grid, to_pixels
-from blip3o_rl.mini.pairs import DATA, SHARE_OF_SCALE, mismatch, prepare_data
+from blip3o_rl.mini.pairs import DATA, mismatch, prepare_data
 from blip3o_rl.mini.training import train_phase
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
@@ -40,7 +38,7 @@ from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.rendering import render
-from blip3o_rl.model.token_layout import encode_prompt
+from blip3o_rl.model.token_layout import encode_edit_prompt, encode_prompt
 from blip3o_rl.report.checkpoints import latest
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft.losses import Batch, collate, image_states
@@ -48,9 +46,18 @@ from blip3o_rl.sft.model import LossConfig, SFTModel
 from blip3o_rl.sft.trainer import generator_for
 
 STAGES = ("vae", "tatok", "data", "sft", "policy", "finish", "save")
-BATCH_OF_SCALE = {2: 40, 1: 16, 0: 4}
-SCALE_DRAW = (2, 2, 2, 2, 2, 2, 2, 1, 1, 0)
-"""Scale of a supervised step, chosen evenly from this list."""
+BATCHES = {"text": {2: 40, 1: 16, 0: 4}, "edit": {2: 24}}
+"""Images per step, by kind and scale."""
+KINDS = ("text", "text", "text", "edit")
+SCALES = {"text": (2, 2, 2, 2, 2, 2, 2, 1, 1, 0), "edit": (2,)}
+"""Kind and scale of a step, chosen evenly from these lists."""
+HELD_OUT = (
+    scene_prompts.held_out_prompts,
+    words.held_out_words,
+    layouts.held_out_prompts,
+    shelves.held_out_prompts,
+)
+"""Prompts of the grid of images at each checkpoint, next to edits."""
 COMMON: dict[str, Any] = {
     "policy_lr": 1e-3,
     "renderer_lr": 1e-3,
@@ -79,7 +86,7 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
     """One of `PHASES`; leaves the model so far and a grid of images in `work/<name>` at each checkpoint."""
     data = torch.load(work / DATA, weights_only=True)
     torch.manual_seed(3)
-    tokenizer, layout = parts.make_tokenizer([line["prompt"] for tag in TAGS for line in all_metadata(tag)])
+    tokenizer, layout = parts.make_tokenizer(worlds.prompts_without_texts())
     policy = parts.make_policy(tokenizer, layout)
     renderer = parts.make_renderer(AutoencoderDC.from_pretrained(work / "vae" / "model"))
     model = SFTModel(policy, renderer, LossConfig(**COMMON | PHASES[name]))
@@ -87,38 +94,57 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
         found = latest(RunFolder(work / earlier).checkpoints)
         assert found is not None, f"{work / earlier} has no checkpoint"
         model.load_state_dict(torch.load(found / WEIGHTS_NAME, weights_only=True), strict=False)
-    captions = mismatch(data["prompts"], data["tags"], MISMATCHED.get(name, 0.0))
-    encoded = {(p, s): encode_prompt(tokenizer, p, s, layout) for p in set(captions) for s in SHARE_OF_SCALE}
+    wrong = MISMATCHED.get(name, 0.0)
+    captions = {kind: mismatch(data[kind]["prompts"], data[kind]["tags"], wrong) for kind in data}
 
-    def batch_of(rows: torch.Tensor, scale: int) -> Batch:
-        prompts = [encoded[captions[row], scale] for row in rows.tolist()]
-        indices = data["tokens"][scale][rows].long()
-        return collate(prompts, indices, data["latents"][rows], layout, tokenizer.pad_token_id)
+    def prompt(kind: str, row: int, scale: int) -> list[int]:
+        caption = captions[kind][row]
+        if kind == "text":
+            return encode_prompt(tokenizer, caption, scale, layout)
+        return encode_edit_prompt(tokenizer, caption, data[kind]["references"][row : row + 1].long(), scale, layout)
+
+    def batch_of(kind: str, rows: torch.Tensor, scale: int) -> Batch:
+        prompts = [prompt(kind, row, scale) for row in rows.tolist()]
+        indices = data[kind]["tokens"][scale][rows].long()
+        return collate(prompts, indices, data[kind]["latents"][rows], layout, tokenizer.pad_token_id)
 
     def make(step: int) -> dict[str, Any]:
         generator = generator_for(4, step)
-        scale = SCALE_DRAW[int(torch.randint(len(SCALE_DRAW), (), generator=generator))]
-        rows = torch.randint(len(data["tokens"][scale]), (BATCH_OF_SCALE[scale],), generator=generator)
-        return {"batch": batch_of(rows, scale), "number": step, "seed": 0}
+
+        def choose(several: Sequence[Any]) -> Any:
+            return several[int(torch.randint(len(several), (), generator=generator))]
+
+        kind = choose(KINDS)
+        scale = choose(SCALES[kind])
+        rows = torch.randint(len(data[kind]["tokens"][scale]), (BATCHES[kind][scale],), generator=generator)
+        return {"batch": batch_of(kind, rows, scale), "number": step, "seed": 0}
 
     def look() -> None:
         policy.eval()
         save_model(work / name / "model", policy, tokenizer, renderer, work / "tatok" / "model")
+        grid = []
         with torch.inference_mode():
-            states = image_states(policy, batch_of(torch.arange(16), 2))
-            true = renderer.decode(data["latents"][:16].float())
-        forced = render(renderer, states, list(range(16)), GenerationConfig(steps=8))
-        prompts = [line["prompt"] for line in (*held_out_prompts(32), *held_out_words(16))]
-        pipeline = Blip3oPipeline(policy, tokenizer, renderer)
-        free = pipeline(prompts, list(range(48)), GenerationConfig(scale=2, steps=8)).images
-        save_grid(to_pixels(np.concatenate([true.numpy(), forced, free])), work / name / "samples.png")
+            for kind in data:
+                states = image_states(policy, batch_of(kind, torch.arange(16), 2))
+                forced = render(renderer, states, list(range(16)), GenerationConfig(steps=8))
+                grid += [renderer.decode(data[kind]["latents"][:16].float()).numpy(), forced]
+        prompts = [line["prompt"] for held_out in HELD_OUT for line in held_out(16)]
+        rng = np.random.default_rng(0)
+        asked = [edits.sample(rng, operation, held_out=True) for operation in (*edits.OPERATIONS * 3,)[:16]]
+        befores = [scenes.draw(edit.before, parts.IMAGE_SIZE) for edit in asked]
+        references = [None] * len(prompts) + [[image] for image in befores]
+        prompts += [edit.metadata["prompt"] for edit in asked]
+        pipeline = Blip3oPipeline.from_pretrained(work / name / "model", editing=True)
+        config = GenerationConfig(scale=2, steps=8)
+        free = pipeline(prompts, list(range(len(prompts))), config, references).images
+        save_grid(to_pixels(np.concatenate([*grid, free, befores])), work / name / "samples.png")
 
     train_phase(work / name, model, make, look, steps=steps, warmup=60)
 
 
 def save_model(folder: Path, policy: Any, tokenizer: Any, renderer: Renderer, image_tokenizer: Path) -> None:
     """Writes a model folder in float16, leaving the given modules as they are."""
-    half = Renderer(*(copy.deepcopy(getattr(renderer, part)).half() for part in ("connector", "transformer", "vae")))
+    half = Renderer(**{name: copy.deepcopy(part).half() for name, part in renderer.named_children()})
     model_folder.save(
         folder,
         policy=copy.deepcopy(policy).half(),
@@ -134,9 +160,9 @@ def build(
     work: str | Path = "runs/mini_build",
     stages: Sequence[str] = STAGES,
     vae_steps: int = 2200,
-    tatok_steps: int = 800,
-    images: int = 34_000,
-    phase_steps: Mapping[str, int] = MappingProxyType({"sft": 1700, "policy": 2050, "finish": 400}),
+    tatok_steps: int = 1000,
+    images: int = 57_600,
+    phase_steps: Mapping[str, int] = MappingProxyType({"sft": 1700, "policy": 3000, "finish": 400}),
 ) -> Path:
     """Builds the mini model; about two hours on two CPU cores, by the sum of its parts.
 

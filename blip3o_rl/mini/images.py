@@ -1,4 +1,4 @@
-"""Scenes as tensors to train on, and tensors as a grid to look at."""
+"""Images as tensors to train on, and tensors as a grid to look at."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-
-from blip3o_rl.data.synthetic.scene_prompts import train_prompts
-from blip3o_rl.data.synthetic.scenes import draw, realise
-
-
-def scene_batch(n: int, sides: tuple[int, ...], seed: int) -> list[torch.Tensor]:
-    """`n` scenes of random training prompts, at each of `sides`: [n, 3, side, side] in [-1, 1]."""
-    rng = np.random.default_rng(seed)
-    scenes = [realise(rng, line) for line in train_prompts(n, seed)]
-    return [to_pixels(np.stack([draw(scene, side) for scene in scenes])) for side in sides]
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:

@@ -1,66 +1,69 @@
-"""The image-text pairs that the mini model's policy and renderer learn from, encoded once."""
+"""The pairs that the mini model's policy and renderer learn from, encoded once.
+
+Edits are kept apart from images of text alone: their prompts hold the tokens of the image to edit, so they are longer,
+and a batch is of one kind. The model learns to edit at scale 2 only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
 from rich.progress import track
 
-from blip3o_rl.data.synthetic.scene_prompts import train_prompts
-from blip3o_rl.data.synthetic.scenes import Metadata, draw, realise
-from blip3o_rl.data.synthetic.words import train_words, write
 from blip3o_rl.io import replacing
-from blip3o_rl.mini import parts
+from blip3o_rl.mini import parts, worlds
 from blip3o_rl.mini.images import to_pixels
 from blip3o_rl.model.image_tokenizer import TATok
 
 DATA = "data.pt"
+KINDS = ("text", "edit")
 SEED = 10**7
 CHUNK = 64
-SHARES = {"single_object": 1, "two_object": 1, "counting": 1, "colors": 1, "position": 2, "color_attr": 2}
-"""Shares of the scenes by tag; the tags with more prompts get more."""
-WORDS_EVERY = 8
-"""One of so many chunks of the data shows words."""
 SHARE_OF_SCALE = {2: 1.0, 1: 0.4, 0: 0.15}
-"""Share of the scenes that is tokenized at each scale."""
+"""Share of the images that is tokenized at each scale."""
 
 
 def prepare_data(work: Path, images: int) -> None:
-    """Tokens, latents, prompts and tags of a fixed set of scenes and words, into `work/data.pt`."""
+    """Tokens, latents, prompts and tags of a fixed set of pairs, into `work/data.pt`, as a dictionary per kind.
+
+    tokens: scale -> codebook indices [N, n] of the first N rows.
+    references: indices of the images to edit at scale 2, [N, 81].
+    """
     tokenizer = TATok.from_pretrained(work / "tatok" / "model").eval()
     vae = AutoencoderDC.from_pretrained(work / "vae" / "model").eval()
-    lines: list[Metadata] = []
-    latents: list[torch.Tensor] = []
-    tokens: dict[int, list[torch.Tensor]] = {scale: [] for scale in SHARE_OF_SCALE}
-    sides = (parts.TOKENIZER_INPUT, parts.IMAGE_SIZE)
+    found: dict[str, dict[str, Any]] = {kind: {"prompts": [], "tags": [], "latents": []} for kind in KINDS}
+    tokens: dict[tuple[str, int], list[torch.Tensor]] = {}
+    references: list[torch.Tensor] = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for start in track(range(0, images, CHUNK), "tokens and latents"):
-            rng = np.random.default_rng(SEED + start)
-            if start // CHUNK % WORDS_EVERY == WORDS_EVERY - 1:
-                chosen = train_words(CHUNK, SEED + start)
-                paint = [write(rng, line).draw for line in chosen]
-            else:
-                chosen = train_prompts(CHUNK, SEED + start, SHARES)
-                paint = [partial(draw, realise(rng, line)) for line in chosen]
-            pixels, target = (to_pixels(np.stack([image(side) for image in paint])) for side in sides)
-            lines += chosen
-            latents.append((vae.encode(target).latent * vae.config.scaling_factor).half())
+        for number in track(range(images // CHUNK), "tokens and latents"):
+            pairs = worlds.chunk(number, CHUNK, SEED + number)
+            drawn = [pair.reference for pair in pairs if pair.reference]
+            kind = KINDS[bool(drawn)]
+            found[kind]["prompts"] += [pair.prompt for pair in pairs]
+            found[kind]["tags"] += [pair.tag for pair in pairs]
+            latents = vae.encode(_stack([pair.draw for pair in pairs], parts.IMAGE_SIZE)).latent
+            found[kind]["latents"].append((latents * vae.config.scaling_factor).half())
+            pixels = _stack([pair.draw for pair in pairs], parts.TOKENIZER_INPUT)
             for scale, share in SHARE_OF_SCALE.items():
-                if start < share * images:
-                    tokens[scale].append(tokenizer.encode(pixels, scale).short())
-    data = {
-        "prompts": [line["prompt"] for line in lines],
-        "tags": [line["tag"] for line in lines],
-        "latents": torch.cat(latents),
-        "tokens": {scale: torch.cat(found) for scale, found in tokens.items()},
-    }
+                if scale == 2 or (kind == "text" and number * CHUNK < share * images):
+                    tokens.setdefault((kind, scale), []).append(tokenizer.encode(pixels, scale).short())
+            if drawn:
+                references.append(tokenizer.encode(_stack(drawn, parts.TOKENIZER_INPUT), 2).short())
+    for kind, data in found.items():
+        data["latents"] = torch.cat(data["latents"])
+        data["tokens"] = {scale: torch.cat(several) for (of, scale), several in tokens.items() if of == kind}
+    found["edit"]["references"] = torch.cat(references)
     with replacing(work / DATA) as file:
-        torch.save(data, file)
+        torch.save(found, file)
+
+
+def _stack(drawn: Sequence[worlds.Draw], side: int) -> torch.Tensor:
+    return to_pixels(np.stack([draw(side) for draw in drawn]))
 
 
 def mismatch(prompts: Sequence[str], tags: Sequence[str], share: float) -> list[str]:

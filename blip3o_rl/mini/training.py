@@ -19,7 +19,7 @@ def train_phase(
     *,
     steps: int,
     warmup: int,
-    save_every: int = 100,
+    save_every: int = 200,
 ) -> None:
     """Trains in place, from the newest checkpoint of the run folder `folder` if there is one.
 

@@ -4,22 +4,43 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import build as mini
-from blip3o_rl.mini.images import scene_batch
 from blip3o_rl.mini.pairs import mismatch
+from blip3o_rl.mini.worlds import TURNS, WORLDS, chunk, random_images
 from blip3o_rl.model import folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 
 
-def test_scene_batches_follow_their_seed() -> None:
-    small, large = scene_batch(6, (32, 64), seed=5)
-    assert small.shape == (6, 3, 32, 32) and large.shape == (6, 3, 64, 64)
+def test_random_images_follow_their_seed_and_show_every_world() -> None:
+    small, large = random_images(20, (32, 64), seed=5)
+    assert small.shape == (20, 3, 32, 32) and large.shape == (20, 3, 64, 64)
     assert float(small.min()) >= -1 and float(large.max()) <= 1
-    assert np.array_equal(scene_batch(6, (32,), seed=5)[0], small)
-    assert not np.array_equal(scene_batch(6, (32,), seed=6)[0], small)
+    assert np.array_equal(random_images(20, (32,), seed=5)[0], small)
+    assert not np.array_equal(random_images(20, (32,), seed=6)[0], small)
+
+
+def test_every_world_has_its_share_of_the_chunks() -> None:
+    assert len(TURNS) == 20
+    kinds = [chunk(number, 6, seed=number) for number in range(20)]
+    assert sum(pairs[0].reference is not None for pairs in kinds) == WORLDS["edits"].share
+    assert {pair.tag for pairs in kinds for pair in pairs} >= {
+        "position",
+        "text",
+        "panel",
+        "planogram-True",
+        "edit move",
+    }
+
+
+def test_a_pair_shows_the_same_scene_at_every_side() -> None:
+    for world in WORLDS.values():
+        for pair in world.pairs(4, 3):
+            large = np.asarray(Image.fromarray(pair.draw(128)).resize((64, 64), Image.Resampling.BOX), float)
+            assert np.abs(large - pair.draw(64)).mean() < 3
 
 
 def test_unknown_stage_is_refused(tmp_path: Path) -> None:
@@ -38,7 +59,7 @@ def test_mismatched_captions_stay_within_their_tag() -> None:
 @pytest.mark.slow
 def test_build_writes_a_model_that_generates(tmp_path: Path) -> None:
     """All stages at a few steps each; the model is bad but complete. About 20 s."""
-    sizes = {"vae_steps": 2, "tatok_steps": 2, "images": 512, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
+    sizes = {"vae_steps": 2, "tatok_steps": 2, "images": 1280, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
     out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
     folder.ModelFolder(out, *folder.PARTS)
     assert sum(file.stat().st_size for file in out.rglob("*")) < 25e6

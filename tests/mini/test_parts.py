@@ -6,7 +6,7 @@ import torch
 from blip3o_rl.data.synthetic.scenes import TAGS, all_metadata
 from blip3o_rl.mini import parts
 from blip3o_rl.mini.autoencoders import TokenizerTraining, cluster_centers
-from blip3o_rl.mini.images import scene_batch
+from blip3o_rl.mini.worlds import random_images
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer, encode_prompt
 
 PROMPTS = [line["prompt"] for tag in TAGS for line in all_metadata(tag)]
@@ -15,7 +15,7 @@ PROMPTS = [line["prompt"] for tag in TAGS for line in all_metadata(tag)]
 def test_tokenizer_speaks_qwen_and_images() -> None:
     tokenizer, layout = parts.make_tokenizer(PROMPTS)
     check_tokenizer(tokenizer, layout)
-    assert layout.num_image_tokens == 512 and layout.image_ids.stop == len(tokenizer)
+    assert layout.num_image_tokens == parts.NUM_IMAGE_TOKENS and layout.image_ids.stop == len(tokenizer)
     for special in parts.QWEN_SPECIALS:
         assert len(tokenizer(special, add_special_tokens=False)["input_ids"]) == 1
     ids = encode_prompt(tokenizer, "a photo of a red circle and a blue square", 2, layout)
@@ -57,7 +57,7 @@ def test_cluster_centers_follow_their_seed_and_find_the_clusters() -> None:
 def test_the_codebook_is_seeded_from_the_images_and_unused_entries_are_moved() -> None:
     torch.manual_seed(0)
     model = TokenizerTraining(parts.make_image_tokenizer(), (108, 64), unquantized=1, revive_until=100)
-    pixels, target = scene_batch(2, (108, 64), seed=0)
+    pixels, target = random_images(2, (108, 64), seed=0)
     before = model.tokenizer.codebook().detach().clone()
     assert model(pixels, target, 2, number=0).keys() == {"loss", "pixel"}
     assert torch.equal(model.tokenizer.codebook(), before)

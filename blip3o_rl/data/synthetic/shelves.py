@@ -64,8 +64,12 @@ def plan(rows: Sequence[Row], tag: str = "planogram", template: int = 0) -> Meta
 def train_prompts(n: int, seed: int = 0) -> list[Metadata]:
     """`n` random training prompts."""
     rng = np.random.default_rng(seed)
-    plans = ([_row(rng) for _ in range(ROWS)] for _ in range(n))
-    return [plan(rows, template=int(rng.integers(3))) for rows in plans]
+    return [train_plan(rng) for _ in range(n)]
+
+
+def train_plan(rng: np.random.Generator, rows: int = ROWS) -> Metadata:
+    """A random training prompt of so many rows."""
+    return plan([_row(rng) for _ in range(rows)], template=int(rng.integers(3)))
 
 
 def held_out_prompts(n: int = HELD_OUT) -> list[Metadata]:
