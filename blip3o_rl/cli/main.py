@@ -23,6 +23,7 @@ from blip3o_rl.cli import (
     mini,
     plan,
     prompts_import,
+    prompts_pairs,
     prompts_preview,
     reconstruct,
     report,
@@ -68,6 +69,7 @@ COMMANDS = (
     ("rewards", "serve", rewards_serve.serve),
     ("prompts", "import", prompts_import.import_prompts),
     ("prompts", "preview", prompts_preview.preview),
+    ("prompts", "pairs", prompts_pairs.pairs),
     ("bench", "rewards", bench.bench_rewards),
     ("mini", "build", mini.build),
 )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blip3o_rl.cli.output import output_folder, save_png, slug
 from blip3o_rl.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from blip3o_rl.data.prompts import PromptRow
 
 
 def preview(
@@ -17,6 +23,18 @@ def preview(
     side: Annotated[int, typer.Option(min=64, max=2048, help="side of the images in pixels")] = 512,
 ) -> None:
     """Draws what a brief was understood as, before anything is trained."""
+    found = read_briefs(prompts)
+    output_folder(out)
+    for row, draw, brief in found:
+        print(save_png(draw(brief, side), out / f"{slug(row.prompt)}.png", {"prompt": row.prompt}), row.prompt)
+
+
+def read_briefs(prompts: Path) -> list[tuple[PromptRow, Callable[..., np.ndarray], dict[str, Any]]]:
+    """The checked rows of a prompt file, what draws their briefs, and the briefs.
+
+    Raises:
+        UserError: a line has no brief, or a wrong one.
+    """
     from blip3o_rl.config.base import validate
     from blip3o_rl.data.prompts import read_prompts
     from blip3o_rl.data.synthetic import layouts, shelves
@@ -24,15 +42,11 @@ def preview(
     from blip3o_rl.rewards.planogram.brief import PlanogramBrief
 
     kinds: dict[str, Any] = {"layout": (LayoutBrief, layouts.draw), "planogram": (PlanogramBrief, shelves.draw)}
-    rows = read_prompts(prompts)
     found = []
-    for row in rows:
+    for row in read_prompts(prompts):
         field = next((field for field in kinds if isinstance(row.metadata.get(field), dict)), None)
         if field is None:
             raise UserError(f"{row.where}: has neither a layout nor a planogram; add the field, a JSON object")
         validate(kinds[field][0], row.metadata[field], f"{row.where}: {field}")
-        found.append((row, field))
-    output_folder(out)
-    for row, field in found:
-        image = kinds[field][1](row.metadata[field], side)
-        print(save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt}), row.prompt)
+        found.append((row, kinds[field][1], row.metadata[field]))
+    return found

@@ -49,6 +49,21 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
             return np.array(to_rgb(image))
 
 
+def read_cutouts(folder: Path) -> dict[str, Image.Image]:
+    """The PNG files of a folder with their transparency, by name: an underscore stands for a space.
+
+    Raises:
+        UserError: there is none, or one is not readable.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.png")):
+        with _one_line_errors(str(file)), Image.open(file) as image:
+            found[file.stem.replace("_", " ")] = image.convert("RGBA")
+    if not found:
+        raise UserError(f"{folder}: has no .png file; name one per class, such as bottle.png")
+    return found
+
+
 def read_text_chunks(file: Path) -> dict[str, str]:
     """The text chunks of a PNG, such as the prompt that `blip3o-rl generate` writes; empty for other formats.
 

@@ -14,13 +14,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import product
 from math import ceil, floor
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from blip3o_rl.data.synthetic import splits, words
-from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, FILL, RASTER, SHAPES, SUPERSAMPLING, draw_named, rgb
+from blip3o_rl.data.synthetic.scenes import (
+    BACKGROUND,
+    COLORS,
+    FILL,
+    RASTER,
+    SHAPES,
+    SUPERSAMPLING,
+    draw_named,
+    paste,
+    rgb,
+)
 from blip3o_rl.data.synthetic.splits import Metadata
 
 TRAINED = ("logo", "logo", "band")
@@ -154,10 +165,18 @@ def _place(element: Mapping[str, Any]) -> str:
     return "in the center" if element["region"] == "middle center" else f"at the {element['region']}"
 
 
-def draw(layout: Mapping[str, Any], side: int = 64, rng: np.random.Generator | None = None) -> np.ndarray:
+def draw(
+    layout: Mapping[str, Any],
+    side: int = 64,
+    rng: np.random.Generator | None = None,
+    font: str | None = None,
+    cutouts: Mapping[str, Image.Image] = MappingProxyType({}),
+) -> np.ndarray:
     """An image that fulfils a brief, uint8 [side, side, 3]; titles move a little within their cell if `rng` is given.
 
-    Objects that are no shape of the scenes are boxes with their name, texts of other letters are in a plain font.
+    Args:
+        font: file of a TrueType font for every text; without it, the letters of `words` are blocks, others Pillow's.
+        cutouts: class -> image to paste; other objects are shapes of the scenes, or boxes with their name.
     """
     large = side * SUPERSAMPLING
     image = Image.new("RGB", (large, large), rgb(layout["background"]) if layout.get("background") else BACKGROUND)
@@ -170,16 +189,22 @@ def draw(layout: Mapping[str, Any], side: int = 64, rng: np.random.Generator | N
         box = (left * unit, top * unit, (left + width) * unit, (top + height) * unit)
         if element["class"] == "panel":
             pen.rectangle((*box[:2], max(box[0], box[2] - 1), max(box[1], box[3] - 1)), fill=rgb(color))
+        elif element["class"] in cutouts:
+            paste(image, cutouts[element["class"]], box)
         elif element["class"] != "text":
             draw_named(pen, element["class"], color, box, FILL)
-        elif set(element["text"]) <= set(words.LETTERS):
+        elif font is None and set(element["text"]) <= set(words.LETTERS):
             words.draw_letters(pen, element["text"], left * unit, top * unit, unit * height / words.HEIGHT, rgb(color))
         else:
-            font = ImageFont.load_default(height * unit)
-            x0, y0, x1, y1 = font.getbbox(element["text"])
-            font = ImageFont.load_default(height * unit * min(1.0, width * unit / (x1 - x0)))
-            pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), element["text"], rgb(color), font, anchor="mm")
+            written = _font(font, height * unit)
+            x0, _, x1, _ = written.getbbox(element["text"])
+            written = _font(font, height * unit * min(1.0, width * unit / (x1 - x0)))
+            pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), element["text"], rgb(color), written, anchor="mm")
     return np.asarray(image.resize((side, side), Image.Resampling.BOX))
+
+
+def _font(file: str | None, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
 
 
 def _placed(

@@ -16,7 +16,7 @@ from itertools import permutations, product, starmap
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from blip3o_rl.data.synthetic.splits import Metadata
 
@@ -112,6 +112,13 @@ def draw_named(pen: ImageDraw.ImageDraw, kind: str, color: str, box: tuple[float
     font = ImageFont.load_default(min((right - left) / max(len(kind), 1) * 1.6, (bottom - top) / 3))
     ink = (255, 255, 255) if sum(rgb(color)) < 380 else (0, 0, 0)
     pen.text(((left + right) / 2, (top + bottom) / 2), kind, ink, font, anchor="mm")
+
+
+def paste(image: Image.Image, cutout: Image.Image, box: tuple[float, ...]) -> None:
+    """Pastes an image with transparency into a box in pixels, as large as fits, standing on the box's lower side."""
+    left, top, right, bottom = box
+    fitted = ImageOps.contain(cutout.convert("RGBA"), (max(1, round(right - left)), max(1, round(bottom - top))))
+    image.paste(fitted, (round((left + right - fitted.width) / 2), round(bottom) - fitted.height), fitted)
 
 
 @cache

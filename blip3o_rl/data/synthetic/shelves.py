@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import permutations, product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from blip3o_rl.data.synthetic import splits
 from blip3o_rl.data.synthetic.scenes import (
@@ -25,6 +26,7 @@ from blip3o_rl.data.synthetic.scenes import (
     SHAPES,
     SUPERSAMPLING,
     draw_named,
+    paste,
 )
 from blip3o_rl.data.synthetic.splits import Metadata
 
@@ -127,9 +129,19 @@ def wide_and_high(item: Mapping[str, Any]) -> tuple[int, int]:
     return (facings, 1) if isinstance(facings, int) else (facings[0], facings[1] if len(facings) > 1 else 1)
 
 
-def draw(planogram: Mapping[str, Any], side: int = 64, rng: np.random.Generator | None = None) -> np.ndarray:
+def draw(
+    planogram: Mapping[str, Any],
+    side: int = 64,
+    rng: np.random.Generator | None = None,
+    font: str | None = None,
+    cutouts: Mapping[str, Image.Image] = MappingProxyType({}),
+) -> np.ndarray:
     """An image that fulfils a brief, uint8 [side, side, 3]; moved by up to one cell to the right and down if `rng` is
-    given. Products that are no shape of the scenes are boxes with their class in them; prices stand below products.
+    given. Prices stand below products.
+
+    Args:
+        font: file of a TrueType font for the prices.
+        cutouts: name or class of a product -> image to paste; others are shapes, or boxes with their class in them.
     """
     rows = from_the_top(planogram)
     columns = [sum(item.get("empty") or wide_and_high(item)[0] for item in row) for row in rows]
@@ -150,9 +162,15 @@ def draw(planogram: Mapping[str, Any], side: int = 64, rng: np.random.Generator 
             for x, y in product(range(wide), range(high)):
                 left, size = 3 * (column + x) + dx, 2 / high
                 box = (left * unit, (bottom - (y + 1) * size) * unit, (left + 2) * unit, (bottom - y * size) * unit)
-                draw_named(pen, asked["class"], asked.get("color") or "gray", box, FILL)
+                cutout = cutouts.get(asked.get("name", ""), cutouts.get(asked["class"]))
+                if cutout:
+                    paste(image, cutout, box)
+                else:
+                    draw_named(pen, asked["class"], asked.get("color") or "gray", box, FILL)
             if planogram.get("prices") and asked.get("price"):
                 place = ((3 * column + dx + 1) * unit, (bottom + 0.4) * unit)
-                pen.text(place, asked["price"], "black", font_size=0.7 * unit, anchor="mm")
+                size = 0.7 * unit
+                written = ImageFont.truetype(font, size) if font else ImageFont.load_default(size)
+                pen.text(place, asked["price"], "black", written, anchor="mm")
             column += wide
     return np.asarray(image.resize((side, side), Image.Resampling.BOX))

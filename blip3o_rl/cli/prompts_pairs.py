@@ -1,0 +1,54 @@
+"""`blip3o-rl prompts pairs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blip3o_rl.cli.output import free_path, output_folder, save_png, slug
+from blip3o_rl.errors import UserError
+
+
+def pairs(
+    prompts: Annotated[Path, typer.Argument(help="prompt file whose lines have the field layout or planogram")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the images and pairs.jsonl")] = Path(
+        "outputs/pairs"
+    ),
+    side: Annotated[int, typer.Option(min=64, max=2048, help="side of the images in pixels")] = 1024,
+    per_prompt: Annotated[int, typer.Option(min=1, help="images per prompt, with fonts and images in turn")] = 4,
+    font: Annotated[list[Path] | None, typer.Option(help="TrueType font of the texts; may be repeated")] = None,
+    cutouts: Annotated[
+        Path | None, typer.Option(help="folder of images with transparency, named by class or product: bottle.png")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the places")] = 0,
+) -> None:
+    """Makes image-text pairs out of briefs, for supervised fine-tuning before reinforcement learning."""
+    import numpy as np
+    from PIL import ImageFont
+
+    from blip3o_rl.cli.prompts_preview import read_briefs
+    from blip3o_rl.data.images import read_cutouts
+    from blip3o_rl.io import write_lines
+
+    fonts = [str(file) for file in font or ()] or [None]
+    for file in filter(None, fonts):
+        try:
+            ImageFont.truetype(file)
+        except OSError as error:
+            raise UserError(f"--font {file}: not readable as a font ({error}); give a .ttf or .otf file") from error
+    images = read_cutouts(cutouts) if cutouts else {}
+    found = read_briefs(prompts)
+    output_folder(out)
+    lines = []
+    for row, draw, brief in found:
+        for number in range(per_prompt):
+            rng = np.random.default_rng((seed, len(lines)))
+            image = draw(brief, side, rng, fonts[number % len(fonts)], images)
+            file = save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt})
+            lines.append({"image": file.name, "caption": row.prompt})
+    index = free_path(out / "pairs.jsonl")
+    write_lines(index, lines)
+    print(f"{len(lines)} pairs of {len(found)} prompts; blip3o-rl sft recipes/sft data.files={index}")
+    print(index)

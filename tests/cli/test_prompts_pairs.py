@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from blip3o_rl.cli.main import run
+from blip3o_rl.sft.pairs import check_first, find_files
+
+
+def test_pairs_for_fine_tuning_show_the_briefs_with_fonts_and_pasted_products(tmp_path: Path, capsys) -> None:
+    cutouts = tmp_path / "cutouts"
+    cutouts.mkdir()
+    Image.new("RGBA", (10, 20), (255, 0, 255, 255)).save(cutouts / "bottle.png")
+    planogram = {"products": {"A": {"class": "bottle"}}, "shelves": [[{"product": "A", "facings": 2}]]}
+    layout = {"elements": [{"id": "t", "class": "text", "text": "SALE", "region": "top left"}]}
+    prompts = tmp_path / "briefs.jsonl"
+    lines = [
+        {"prompt": "two bottles", "planogram": planogram | {"count_from": "top"}},
+        {"prompt": "a sale", "layout": layout},
+    ]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "pairs"
+    font = str(next(Path(matplotlib.get_data_path()).rglob("DejaVuSerif.ttf")))
+    command = [
+        "prompts",
+        "pairs",
+        str(prompts),
+        "-o",
+        str(out),
+        "--side",
+        "128",
+        "--per-prompt",
+        "2",
+        "--cutouts",
+        str(cutouts),
+    ]
+    assert run([*command, "--font", font]) == 0
+    rows = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
+    assert [row["caption"] for row in rows] == ["two bottles"] * 2 + ["a sale"] * 2
+    shelf, title = (np.asarray(Image.open(out / rows[number]["image"])) for number in (0, 2))
+    assert (shelf == (255, 0, 255)).all(-1).sum() > 100 and (title < 60).all(-1).sum() > 50
+    row = check_first(find_files(str(out / "pairs.jsonl")), "image", "caption")
+    assert row["caption"] == "two bottles" and not row["fault"]
+    assert run([*command, "--font", str(prompts)]) == 2
+    assert "not readable as a font" in capsys.readouterr().err
+    (cutouts / "bottle.png").write_bytes(b"no image")
+    assert run(command) == 2
+    assert "bottle.png: not readable as an image" in capsys.readouterr().err
