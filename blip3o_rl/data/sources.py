@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from blip3o_rl.data.prompts import PromptRow, read_prompts
@@ -39,6 +40,7 @@ class Source:
     tags: tuple[str, ...] = ()
 
 
+PHOTOGRAPHS = {"detector": "mask2former", "checkpoint": "models/geneval"}
 SOURCES: dict[str, Source] = {
     "shapes": Source(
         scene_prompts.train_prompts,
@@ -51,6 +53,20 @@ SOURCES: dict[str, Source] = {
     "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, "ocr/exact"),
     "text": Source(text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, "ocr/exact"),
     "layout": Source(layouts.train_prompts, layouts.held_out_prompts, 3 * layouts.EACH, {"layout": {}}, "layout/exact"),
+    "posters": Source(
+        partial(layouts.train_prompts, sides=layouts.POSTERS),
+        partial(layouts.held_out_prompts, sides=layouts.POSTERS),
+        3 * layouts.EACH,
+        {"layout": {"observer": PHOTOGRAPHS}},
+        "layout/exact",
+    ),
+    "store": Source(
+        partial(shelves.train_prompts, store=shelves.OBJECT_STORE),
+        partial(shelves.held_out_prompts, store=shelves.OBJECT_STORE),
+        shelves.HELD_OUT,
+        {"planogram": {"observer": PHOTOGRAPHS}},
+        "planogram/exact",
+    ),
     "planogram": Source(
         shelves.train_prompts, shelves.held_out_prompts, shelves.HELD_OUT, {"planogram": {}}, "planogram/exact"
     ),

@@ -12,7 +12,7 @@ model's autoencoder, and small enough to leave room for a logo of three cells.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from math import ceil, floor
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from blip3o_rl.data.synthetic import splits, words
+from blip3o_rl.data.synthetic import splits, text_prompts, words
 from blip3o_rl.data.synthetic.scenes import (
     BACKGROUND,
     COLORS,
@@ -49,6 +49,13 @@ SIDES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
     "logos": splits.split([*product(COLORS, SHAPES)], 4, SPLIT_SEED),
 }
 """What is held out: (training, held out). A pair of cells is the title's row, its column and the logo's column."""
+OBJECTS = ("apple", "bicycle", "bird", "car", "cat", "clock", "cup", "dog", "teddy bear", "umbrella")
+POSTERS: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
+    "words": ([*chain(*text_prompts.split_words(False))], [*chain(*text_prompts.split_words(True))]),
+    "cells": SIDES["cells"],
+    "logos": splits.split([*product(COLORS, OBJECTS)], 10, SPLIT_SEED),
+}
+"""The same for the 3B model: whole words, and objects that COCO's detectors know."""
 
 Box = tuple[float, float, float, float]
 
@@ -72,14 +79,19 @@ def _third(name: Sequence[str], names: Sequence[str]) -> tuple[float, float]:
     return (names.index(name[0]) / 3, (names.index(name[0]) + 1) / 3) if name else (0.0, 1.0)
 
 
-def brief(rng: np.random.Generator, tag: str, held_out: str = "") -> Metadata:
+def brief(
+    rng: np.random.Generator,
+    tag: str,
+    held_out: str = "",
+    sides: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] = MappingProxyType(SIDES),
+) -> Metadata:
     """A random brief of a tag with its prompt; of a training prompt's template, or of the first if it is held out.
 
     Args:
         tag: logo, band or panel.
-        held_out: which of SIDES comes from the held-out side; the others are from the training side.
+        held_out: which of `sides` comes from the held-out side; the others are from the training side.
     """
-    text, (row, column, other), (color, shape) = (_pick(rng, SIDES[name][name == held_out]) for name in SIDES)
+    text, (row, column, other), (color, shape) = (_pick(rng, sides[name][name == held_out]) for name in sides)
     title = {"id": "title", "class": "text", "text": text, "color": "black", "region": f"{ROWS[row]} {column}"}
     logo = {"id": "logo", "class": shape, "color": color, "region": f"{ROWS[2 - row]} {other}"}
     layout: dict[str, Any] = {}
@@ -113,18 +125,18 @@ def _reading(element: Mapping[str, Any]) -> tuple[float, float]:
     return round(top + bottom, 3), round(left + right, 3)
 
 
-def train_prompts(n: int, seed: int = 0) -> list[Metadata]:
+def train_prompts(n: int, seed: int = 0, sides: Mapping[str, Any] = MappingProxyType(SIDES)) -> list[Metadata]:
     """`n` random training prompts."""
     rng = np.random.default_rng(seed)
-    return [brief(rng, TRAINED[number % len(TRAINED)]) for number in range(n)]
+    return [brief(rng, TRAINED[number % len(TRAINED)], sides=sides) for number in range(n)]
 
 
-def held_out_prompts(n: int = 3 * EACH) -> list[Metadata]:
+def held_out_prompts(n: int = 3 * EACH, sides: Mapping[str, Any] = MappingProxyType(SIDES)) -> list[Metadata]:
     """The first `n` held-out prompts: words, cells and logos in turn, all different."""
     rng = np.random.default_rng(SPLIT_SEED)
     found: dict[str, Metadata] = {}
-    while len(found) < len(SIDES) * EACH:
-        line = brief(rng, "logo", list(SIDES)[len(found) % len(SIDES)])
+    while len(found) < len(sides) * EACH:
+        line = brief(rng, "logo", list(sides)[len(found) % len(sides)], sides)
         found.setdefault(line["prompt"], line)
     return list(found.values())[:n]
 

@@ -8,6 +8,7 @@ held-out plan has one. Tokens go row by row, so the order of the prompt is the o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations, product
 from types import MappingProxyType
 from typing import Any
@@ -30,26 +31,47 @@ from blip3o_rl.data.synthetic.scenes import (
 )
 from blip3o_rl.data.synthetic.splits import Metadata
 
-PRODUCTS = tuple(product(COLORS, SHAPES))
 SLOTS, ROWS = 3, 2
 THREES_SHARE = 0.25
 """Share of the training rows that show one product three times."""
 HELD_OUT = 48
 SPLIT_SEED = 20251126
-PAIRS = splits.split([*permutations(PRODUCTS, 2)], 76, SPLIT_SEED)
-THREES = splits.split(PRODUCTS, 4, SPLIT_SEED)
-"""(training, held out)."""
+
+
+Product = tuple[str, str]
+"""Color and class."""
+
+
+@dataclass(frozen=True)
+class Assortment:
+    """The products of a store, and which rows of them are held out: (training, held out)."""
+
+    pairs: tuple[Sequence[tuple[Product, Product]], Sequence[tuple[Product, Product]]]
+    threes: tuple[Sequence[Product], Sequence[Product]]
+
+    @classmethod
+    def of(cls, products: Sequence[Product]) -> Assortment:
+        """A fifth of the ordered pairs and of the products is held out."""
+        pairs = [*permutations(products, 2)]
+        return cls(
+            splits.split(pairs, len(pairs) // 5, SPLIT_SEED), splits.split(products, len(products) // 5, SPLIT_SEED)
+        )
+
+
+SHAPE_STORE = Assortment.of([*product(COLORS, SHAPES)])
+OBJECT_STORE = Assortment.of([*product(COLORS, ("bottle", "cup", "bowl", "vase", "book", "teddy bear"))])
+"""For the 3B model: objects that COCO's detectors know."""
 
 Row = list[tuple[tuple[str, str], int]]
 """Products with their facings, from left to right."""
 
 
-def _row(rng: np.random.Generator, held_out: str = "") -> Row:
+def _row(rng: np.random.Generator, store: Assortment, held_out: str = "") -> Row:
     """A row of the training side, or of what `held_out` names, pairs or threes."""
     if held_out == "threes" or (not held_out and rng.random() < THREES_SHARE):
-        side = THREES[held_out != ""]
+        side = store.threes[held_out != ""]
         return [(side[int(rng.integers(len(side)))], SLOTS)]
-    pairs, first = PAIRS[held_out != ""], int(rng.integers(1, SLOTS))
+    pairs, first = store.pairs[held_out != ""], int(rng.integers(1, SLOTS))
     one, other = pairs[int(rng.integers(len(pairs)))]
     return [(one, first), (other, SLOTS - first)]
 
@@ -63,24 +85,24 @@ def plan(rows: Sequence[Row], tag: str = "planogram", template: int = 0) -> Meta
     return {"tag": tag, "prompt": prompt(planogram, template), "planogram": planogram}
 
 
-def train_prompts(n: int, seed: int = 0) -> list[Metadata]:
+def train_prompts(n: int, seed: int = 0, store: Assortment = SHAPE_STORE) -> list[Metadata]:
     """`n` random training prompts."""
     rng = np.random.default_rng(seed)
-    return [train_plan(rng) for _ in range(n)]
+    return [train_plan(rng, store=store) for _ in range(n)]
 
 
-def train_plan(rng: np.random.Generator, rows: int = ROWS) -> Metadata:
+def train_plan(rng: np.random.Generator, rows: int = ROWS, store: Assortment = SHAPE_STORE) -> Metadata:
     """A random training prompt of so many rows."""
-    return plan([_row(rng) for _ in range(rows)], template=int(rng.integers(3)))
+    return plan([_row(rng, store) for _ in range(rows)], template=int(rng.integers(3)))
 
 
-def held_out_prompts(n: int = HELD_OUT) -> list[Metadata]:
+def held_out_prompts(n: int = HELD_OUT, store: Assortment = SHAPE_STORE) -> list[Metadata]:
     """The first `n` held-out prompts, all different, with one held-out row; in turn of the tags pairs and threes."""
     rng = np.random.default_rng(SPLIT_SEED)
     found: dict[str, Metadata] = {}
     while len(found) < HELD_OUT:
         tag = ("pairs", "threes")[len(found) % 2]
-        rows = [_row(rng, tag), _row(rng)]
+        rows = [_row(rng, store, tag), _row(rng, store)]
         line = plan(rows if rng.random() < 0.5 else rows[::-1], tag)
         found.setdefault(line["prompt"], line)
     return list(found.values())[:n]

@@ -7,6 +7,8 @@ import pytest
 
 from blip3o_rl.data.synthetic import shelves
 
+STORES = (shelves.SHAPE_STORE, shelves.OBJECT_STORE)
+
 
 def row_types(line):
     """Ordered pairs, or the one product, of each row."""
@@ -17,16 +19,17 @@ def row_types(line):
 
 
 def held_out(kind):
-    return kind in shelves.PAIRS[1] or kind in shelves.THREES[1]
+    return any(kind in store.pairs[1] or kind in store.threes[1] for store in STORES)
 
 
-def test_no_training_plan_has_a_held_out_row_and_each_held_out_plan_has_one():
-    assert not any(held_out(kind) for line in shelves.train_prompts(500, 1) for kind in row_types(line))
-    lines = shelves.held_out_prompts()
+@pytest.mark.parametrize("store", STORES)
+def test_no_training_plan_has_a_held_out_row_and_each_held_out_plan_has_one(store):
+    assert not any(held_out(kind) for line in shelves.train_prompts(500, 1, store) for kind in row_types(line))
+    lines = shelves.held_out_prompts(store=store)
     assert len({line["prompt"] for line in lines}) == len(lines) == 48
     for line in lines:
         new = [kind for kind in row_types(line) if held_out(kind)]
-        assert len(new) == 1 and (new[0] in shelves.THREES[1]) == (line["tag"] == "threes")
+        assert len(new) == 1 and (new[0] in store.threes[1]) == (line["tag"] == "threes")
 
 
 PLAN = {
