@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,3 +237,23 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
         source="test",
     )
     return Untrained(tokenizer, layout, policy, renderer, folder)
+
+
+@pytest.fixture
+def coco_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Mask2Former by its classes alone: what is refused when prompts are loaded depends on no weight."""
+    from types import SimpleNamespace
+
+    from blip3o_rl.rewards import observation
+    from blip3o_rl.rewards.geneval.classes import CLASSES
+
+    original = observation.open_detector
+
+    def opened(detector: str, *rest: Any) -> Any:
+        names = SimpleNamespace(classes=CLASSES), observation.NearestColors()
+        return names if detector == "mask2former" else original(detector, *rest)
+
+    monkeypatch.setattr(observation, "open_detector", opened)
+    observation.open_observer.cache_clear()
+    yield
+    observation.open_observer.cache_clear()

@@ -31,7 +31,7 @@ def test_a_draw_follows_its_seed_and_the_held_out_side_is_fixed(name):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_the_judge_can_score_every_prompt_and_has_the_component_of_all_right(name):
+def test_the_judge_can_score_every_prompt_and_has_the_component_of_all_right(name, coco_names):
     source = SOURCES[name]
     judge = build_rubric(source.judge)
     judge.check_prompts([*training_rows(settings(source=name), 1), *held_out_rows(name, None, "x")])
