@@ -21,7 +21,6 @@ from blip3o_rl.mini.images import to_pixels
 Draw = Callable[[int], np.ndarray]
 """Side in pixels -> image, uint8 [side, side, 3]."""
 LAYOUTS = ("logo", "logo", "band", "panel")
-EDITS = {"add": 2, "remove": 2, "recolor": 2, "replace": 2, "move": 2, "keep": 2}
 SCENES = {"single_object": 1, "two_object": 1, "counting": 1, "colors": 1, "position": 2, "color_attr": 2}
 """Shares by tag; the tags with more prompts get more."""
 
@@ -64,9 +63,8 @@ def _shelves(n: int, seed: int) -> Iterator[Pair]:
 
 def _edits(n: int, seed: int) -> Iterator[Pair]:
     rng = np.random.default_rng(seed)
-    operations = [operation for operation, share in EDITS.items() for _ in range(share)]
     for number in range(n):
-        edit = edits.sample(rng, operations[number % len(operations)])
+        edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)])
         images = (partial(scenes.draw, scene) for scene in (edit.after, edit.before))
         yield Pair(f"edit {edit.metadata['tag']}", edit.metadata["prompt"], *images)
 
