@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,24 +12,32 @@ from blip3o_rl.errors import UserError
 
 
 def pairs(
-    prompts: Annotated[Path, typer.Argument(help="prompt file whose lines have the field layout or planogram")],
+    prompts: Annotated[
+        str, typer.Argument(help="prompt file whose lines have the field layout or planogram, or a built-in source")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for the images and pairs.jsonl")] = Path(
         "outputs/pairs"
     ),
     side: Annotated[int, typer.Option(min=64, max=2048, help="side of the images in pixels")] = 1024,
-    per_prompt: Annotated[int, typer.Option(min=1, help="images per prompt, with fonts and images in turn")] = 4,
+    per_prompt: Annotated[int, typer.Option(min=1, help="images per prompt, with fonts in turn")] = 4,
     font: Annotated[list[Path] | None, typer.Option(help="TrueType font of the texts; may be repeated")] = None,
     cutouts: Annotated[
         Path | None, typer.Option(help="folder of images with transparency, named by class or product: bottle.png")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the places")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="prompts of a built-in source")] = 1000,
+    seed: Annotated[int, typer.Option(help="of the places, and of a source's prompts")] = 0,
 ) -> None:
-    """Makes image-text pairs out of briefs, for supervised fine-tuning before reinforcement learning."""
+    """Makes image-text pairs out of briefs, for supervised fine-tuning before reinforcement learning.
+
+    The source `edits` gives an instruction with the images before and after it.
+    """
     import numpy as np
     from PIL import ImageFont
 
-    from blip3o_rl.cli.prompts_preview import read_briefs
+    from blip3o_rl.cli.prompts_preview import brief_of
     from blip3o_rl.data.images import read_cutouts
+    from blip3o_rl.data.prompts import read_prompts
+    from blip3o_rl.data.sources import training_rows
     from blip3o_rl.io import write_lines
 
     fonts = [str(file) for file in font or ()] or [None]
@@ -39,16 +47,37 @@ def pairs(
         except OSError as error:
             raise UserError(f"--font {file}: not readable as a font ({error}); give a .ttf or .otf file") from error
     images = read_cutouts(cutouts) if cutouts else {}
-    found = read_briefs(prompts)
-    output_folder(out)
-    lines = []
-    for row, draw, brief in found:
-        for number in range(per_prompt):
-            rng = np.random.default_rng((seed, len(lines)))
-            image = draw(brief, side, rng, fonts[number % len(fonts)], images)
-            file = save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt})
-            lines.append({"image": file.name, "caption": row.prompt})
+    lines: list[dict[str, Any]] = []
+    if prompts == "edits":
+        lines = _edits(output_folder(out), side, count, seed)
+    else:
+        is_source = "." not in prompts and not Path(prompts).exists()
+        chosen = {"source": prompts, "train": count, "shares": {}, "file": None}
+        found = [(row, *brief_of(row)) for row in (training_rows(chosen, seed) if is_source else read_prompts(prompts))]
+        output_folder(out)
+        for row, draw, brief in found:
+            for number in range(per_prompt):
+                rng = np.random.default_rng((seed, len(lines)))
+                image = draw(brief, side, rng, fonts[number % len(fonts)], images)
+                file = save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt})
+                lines.append({"image": file.name, "caption": row.prompt})
     index = free_path(out / "pairs.jsonl")
     write_lines(index, lines)
-    print(f"{len(lines)} pairs of {len(found)} prompts; blip3o-rl sft recipes/sft data.files={index}")
+    print(f"{len(lines)} pairs; blip3o-rl sft recipes/sft data.files={index}")
     print(index)
+
+
+def _edits(out: Path, side: int, count: int, seed: int) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from blip3o_rl.data.synthetic import edits, scenes
+
+    rng = np.random.default_rng(seed)
+    lines = []
+    for number in range(count):
+        edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)])
+        said = {"instruction": edit.metadata["prompt"]}
+        for key, scene in (("input_image", edit.before), ("output_image", edit.after)):
+            said[key] = save_png(scenes.draw(scene, side), out / f"{number:06d}-{key}.png", {}).name
+        lines.append(said)
+    return lines

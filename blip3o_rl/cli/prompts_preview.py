@@ -23,30 +23,24 @@ def preview(
     side: Annotated[int, typer.Option(min=64, max=2048, help="side of the images in pixels")] = 512,
 ) -> None:
     """Draws what a brief was understood as, before anything is trained."""
-    found = read_briefs(prompts)
+    from blip3o_rl.data.prompts import read_prompts
+
+    found = [(row, *brief_of(row)) for row in read_prompts(prompts)]
     output_folder(out)
     for row, draw, brief in found:
         print(save_png(draw(brief, side), out / f"{slug(row.prompt)}.png", {"prompt": row.prompt}), row.prompt)
 
 
-def read_briefs(prompts: Path) -> list[tuple[PromptRow, Callable[..., np.ndarray], dict[str, Any]]]:
-    """The checked rows of a prompt file, what draws their briefs, and the briefs.
-
-    Raises:
-        UserError: a line has no brief, or a wrong one.
-    """
+def brief_of(row: PromptRow) -> tuple[Callable[..., np.ndarray], dict[str, Any]]:
+    """What draws a row's brief, and the checked brief; `UserError` if there is none, or a wrong one."""
     from blip3o_rl.config.base import validate
-    from blip3o_rl.data.prompts import read_prompts
     from blip3o_rl.data.synthetic import layouts, shelves
     from blip3o_rl.rewards.layout.brief import LayoutBrief
     from blip3o_rl.rewards.planogram.brief import PlanogramBrief
 
     kinds: dict[str, Any] = {"layout": (LayoutBrief, layouts.draw), "planogram": (PlanogramBrief, shelves.draw)}
-    found = []
-    for row in read_prompts(prompts):
-        field = next((field for field in kinds if isinstance(row.metadata.get(field), dict)), None)
-        if field is None:
-            raise UserError(f"{row.where}: has neither a layout nor a planogram; add the field, a JSON object")
-        validate(kinds[field][0], row.metadata[field], f"{row.where}: {field}")
-        found.append((row, kinds[field][1], row.metadata[field]))
-    return found
+    field = next((field for field in kinds if isinstance(row.metadata.get(field), dict)), None)
+    if field is None:
+        raise UserError(f"{row.where}: has neither a layout nor a planogram; add the field, a JSON object")
+    validate(kinds[field][0], row.metadata[field], f"{row.where}: {field}")
+    return kinds[field][1], row.metadata[field]

@@ -50,3 +50,17 @@ def test_pairs_for_fine_tuning_show_the_briefs_with_fonts_and_pasted_products(tm
     (cutouts / "bottle.png").write_bytes(b"no image")
     assert run(command) == 2
     assert "bottle.png: not readable as an image" in capsys.readouterr().err
+
+
+def test_pairs_of_built_in_sources(tmp_path: Path, capsys) -> None:
+    options = ["--side", "64", "--count", "6", "--per-prompt", "1", "-o"]
+    assert run(["prompts", "pairs", "posters", *options, str(tmp_path / "posters")]) == 0
+    assert len((tmp_path / "posters" / "pairs.jsonl").read_text().splitlines()) == 6
+    assert run(["prompts", "pairs", "edits", *options, str(tmp_path / "edits")]) == 0
+    line = json.loads((tmp_path / "edits" / "pairs.jsonl").read_text().splitlines()[1])
+    before, after = (np.asarray(Image.open(tmp_path / "edits" / line[f"{key}_image"])) for key in ("input", "output"))
+    assert before.shape == after.shape == (64, 64, 3) and (before != after).any() and line["instruction"]
+    for wrong, reason in (("poster", "did you mean 'posters'"), ("words", "has neither a layout nor a planogram")):
+        assert run(["prompts", "pairs", wrong, *options, str(tmp_path / "no")]) == 2
+        assert reason in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "no").exists()
