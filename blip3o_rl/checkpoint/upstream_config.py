@@ -16,7 +16,7 @@ from blip3o_rl.checkpoint.upstream_keys import AS_NOISE, REFERENCE, kept_folder
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json
 from blip3o_rl.model.policy import Blip3oNextConfig
-from blip3o_rl.model.token_layout import IMAGE_TAGS, TokenLayout, check_tokenizer
+from blip3o_rl.model.token_layout import IMAGE_TAGS, SystemPrompts, TokenLayout, check_tokenizer
 
 CONFIG_FILES = {
     "renderer/transformer": "sana_config.json", "renderer/vae": "vae_config.json",
@@ -36,6 +36,8 @@ _QWEN3_FIELDS = (
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "attention_bias", "attention_dropout", "use_sliding_window", "sliding_window", "max_window_layers",
 )  # fmt: skip
+_PROMPTS = "system_prompts"
+"""Ours alone: upstream code ignores the field, and a conversion reads it."""
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -87,7 +89,7 @@ def token_layout(fields: Mapping[str, Any], tokenizer: Any, grid: int) -> TokenL
             raise UserError(f"config.json says {name} {fields[name]}, the tokenizer {value}; {hint}")
     if absent := [name for name, value in known.items() if value is None]:
         raise UserError(f"tokenizer: knows no {', '.join(absent)}, like that of a text-only model; {hint}")
-    layout = TokenLayout(**known, grid=grid)
+    layout = TokenLayout(**known, grid=grid, system_prompts=SystemPrompts.from_mapping(fields.get(_PROMPTS) or {}))
     check_tokenizer(tokenizer, layout)
     return layout
 
@@ -115,6 +117,9 @@ def upstream_config(source: Path, dtype: str) -> dict[str, Any]:
     kept = kept_folder(source) / "config.json"
     fields = read_json(kept) if kept.is_file() else _composed(source, policy)
     fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
+    fields.pop(_PROMPTS, None)
+    if policy.system_prompts:
+        fields[_PROMPTS] = policy.system_prompts
     if not policy.tie_word_embeddings:
         fields["tie_word_embeddings"] = False
     return fields

@@ -18,7 +18,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pixels import BILINEAR, middle_square
 from blip3o_rl.model.renderer import Renderer
-from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
+from blip3o_rl.model.token_layout import Task, TokenLayout, encode_edit_prompt, encode_prompt
 
 MAX_ASPECT = 16
 """Longer side over shorter side of a reference; beyond it the middle square shows next to nothing of the image."""
@@ -65,8 +65,18 @@ def encode_reference(
     return Reference(image_tokenizer.tokenize(images, scale), latents[0])
 
 
-def prompt_ids(tokenizer: Any, prompt: str, reference: Reference | None, scale: int, layout: TokenLayout) -> list[int]:
-    """Token ids of a sample's prompt: an editing instruction with a reference, a caption without one."""
+def prompt_ids(
+    tokenizer: Any,
+    prompt: str,
+    reference: Reference | None,
+    scale: int,
+    layout: TokenLayout,
+    task: Task | None = None,
+) -> list[int]:
+    """Token ids of a sample's prompt: an editing instruction with a reference, a caption without one.
+
+    `task` is that of the instruction, see `encode_edit_prompt`; a caption has its own.
+    """
     if reference is None:
         return encode_prompt(tokenizer, prompt, scale, layout)
-    return encode_edit_prompt(tokenizer, prompt, reference.indices, scale, layout)
+    return encode_edit_prompt(tokenizer, prompt, reference.indices, scale, layout, task)

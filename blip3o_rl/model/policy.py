@@ -21,7 +21,10 @@ MODEL_TYPE = "blip3o_next"
 
 
 class Blip3oNextConfig(Qwen3Config):
-    """Qwen3's config plus the token layout: None in the default-constructed config that transformers compares with."""
+    """Qwen3's config plus the token layout: None in the default-constructed config that transformers compares with.
+
+    `system_prompts`: task -> system prompt, of the tasks that do not have upstream's line.
+    """
 
     model_type = MODEL_TYPE
 
@@ -33,6 +36,7 @@ class Blip3oNextConfig(Qwen3Config):
     num_image_tokens: int | None = None
     image_grid: int = 27
     full_vocabulary: bool = False
+    system_prompts: dict[str, str] | None = None
 
 
 class Blip3oNextForCausalLM(Qwen3ForCausalLM):
