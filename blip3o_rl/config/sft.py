@@ -34,6 +34,15 @@ class RunSettings(Settings):
     )
 
 
+class SystemPromptSettings(Settings):
+    """The system turn per task."""
+
+    text_to_image: str | None = Field(None, description="system prompt of captions; null: as in the model folder")
+    edit: str | None = Field(None, description="of instructions that change an image; null: as in the model folder")
+    keep: str | None = Field(None, description="of images to reproduce; null: as in the model folder")
+    subject: str | None = Field(None, description="of new images of a subject; null: as in the model folder")
+
+
 class ModelSettings(Settings):
     """What is trained."""
 
@@ -41,10 +50,27 @@ class ModelSettings(Settings):
     scales: list[Literal[0, 1, 2]] = Field(
         [0], min_length=1, description="0, 1, 2 for 729, 169, 81 tokens; of several, each step picks one at random"
     )
+    editing: Literal["tokens", "latents"] | None = Field(
+        None,
+        description="makes a model that edits of one that does not: tokens, references in the prompt alone; latents, "
+        "in the renderer's condition and input as well; null: as the model folder is",
+    )
+    system_prompts: SystemPromptSettings = SystemPromptSettings()
+
+
+class TaskShares(Settings):
+    """Shares of the steps."""
+
+    text_to_image: Rate | None = Field(
+        None, description="of rows with image and caption; shares need not add up to 1; all null: by the number of rows"
+    )
+    edit: Rate | None = Field(None, description="of rows with input image, output image and instruction")
+    keep: Rate | None = Field(None, description="above 0, rows with an image alone are images to reproduce")
+    subject: Rate | None = Field(None, description='of edits with "task": "subject"')
 
 
 class DataSettings(Settings):
-    """Image-text pairs."""
+    """Image-text pairs, edits, and images to keep."""
 
     renamed = {"threads": "workers", "shuffle": "nothing, every pass shuffles all pairs"}
 
@@ -58,9 +84,10 @@ class DataSettings(Settings):
         description="target: only the autoencoder's input is cut to the center square, as upstream does; both: the "
         "image tokenizer's input, too",
     )
+    shares: TaskShares = TaskShares()
     max_bad: int = Field(100, ge=0, description="bad pairs per process that are reported and left out")
     max_tokens: int = Field(
-        2048, ge=1, description="prompt and image tokens together; a pair with a longer caption is bad"
+        2048, ge=1, description="prompt, with the tokens of references, and image tokens; a longer row is bad"
     )
     workers: int = Field(4, ge=0, description="processes that prepare batches, per training process; 0: none")
 
@@ -87,11 +114,12 @@ class TrainSettings(Settings):
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's")
     max_grad_norm: float = Field(1.0, gt=0, description="of policy and renderer together; larger gradients are scaled")
     diffusion_weight: Rate = Field(1.0, description="of the flow-matching error; 0 trains the policy alone")
-    condition_drop: Share = Field(0.1, description="of the images, whose hidden states are zeroed before the connector")
+    condition_drop: Share = Field(0.1, description="of the images, whose condition is the null one of inference")
     noise_draws: int = Field(1, ge=1, description="noise levels per image")
-    trainable: Literal["caption", "all"] = Field(
+    trainable: Literal["caption", "editing", "all"] = Field(
         "caption",
-        description="of the renderer: caption (connector and SANA's caption layers) or all; the policy is always whole",
+        description="of the renderer: caption (connectors and SANA's caption layers), editing (patch embedding and "
+        "output projection, too, as upstream trains edits) or all; the policy is always whole",
     )
     gradient_checkpointing: bool = Field(True, description="less memory, a slower step")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -7,10 +7,12 @@ that the last n + 1 positions of every row are the scale token and the image tok
 s_0 ... s_n the first n predict I_1 ... I_n, and all n + 1 are the renderer's condition, exactly those that the sampler
 hands over later. The gradient of the flow-matching error flows through the condition into the policy.
 
-Kept from BLIP3o-NEXT: hidden states zeroed *before* the connector for a tenth of the images (that is the null
-condition), uniform timesteps on a grid of 1000, weight 1. Changed: upstream also supervises the prompt's text; it cuts
-the condition from the end of a right-padded row, which shifts it by the trailing text; and its softmax runs over the
-whole vocabulary, which `full_vocabulary` in the policy's config brings back.
+The references of an edit are part of its prompt; where the model takes their latent, too, the renderer gets it as in
+inference. Kept from BLIP3o-NEXT: no condition for a tenth of the images, uniform timesteps on a grid of 1000, weight 1.
+Changed: upstream also supervises the prompt's text; it cuts the condition from the end of a right-padded row, which
+shifts it by the trailing text; its softmax runs over the whole vocabulary, which `full_vocabulary` in the policy's
+config brings back; and of an edit it drops all rows after the connectors, which is not what its inference takes for no
+condition (see `dropped_condition`).
 """
 
 from __future__ import annotations
@@ -39,29 +41,41 @@ class Batch:
     attention_mask: [B, L], 0 on the padding.
     indices: codebook indices of the image tokens, [B, n].
     latents: autoencoder latents times the scaling factor, [B, c, h, w].
+    references: the latent [c, h, w] per image that the renderer edits, None for text-to-image; empty: all None.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     indices: torch.Tensor
     latents: torch.Tensor
+    references: Sequence[torch.Tensor | None] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        references = [None if latent is None else latent.to(device) for latent in self.references]
+        moved = (self.input_ids, self.attention_mask, self.indices, self.latents)
+        return Batch(*(value.to(device) for value in moved), references)
 
 
 def collate(
-    prompts: Sequence[Sequence[int]], indices: torch.Tensor, latents: torch.Tensor, layout: TokenLayout, pad_id: int
+    prompts: Sequence[Sequence[int]],
+    indices: torch.Tensor,
+    latents: torch.Tensor,
+    layout: TokenLayout,
+    pad_id: int,
+    references: Sequence[torch.Tensor | None] = (),
 ) -> Batch:
     """Joins prompts and image tokens, padded on the left.
 
     Args:
-        prompts: token ids as `encode_prompt` gives them, ending with the scale token.
-        indices, latents: see `Batch`.
+        prompts: token ids as `encode_prompt` or `encode_edit_prompt` gives them, ending with the scale token.
+        indices, latents, references: see `Batch`.
         pad_id: any id; it is masked.
     """
     width = max(map(len, prompts))
     padded = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     ids = torch.cat([padded, layout.to_ids(indices)], dim=1)
-    return Batch(ids, torch.cat([mask, torch.ones_like(indices)], dim=1), indices, latents)
+    return Batch(ids, torch.cat([mask, torch.ones_like(indices)], dim=1), indices, latents, references)
 
 
 def image_states(policy: Any, batch: Batch) -> torch.Tensor:
@@ -94,20 +108,23 @@ def diffusion_loss(
     draws: int,
     drop: float,
     high_noise: tuple[float, float] = (0.0, 0.0),
+    references: Sequence[torch.Tensor | None] = (),
 ) -> torch.Tensor:
     """Flow-matching loss: mean squared error of the velocity noise - x0 at x = (1 - sigma) x0 + sigma noise.
+
+    Edits and text-to-image differ in the network's shapes, so each kind is predicted by itself, as in `rendering`.
 
     Args:
         states: [B, n + 1, hidden].
         latents: x0, [B, c, h, w].
         generator: of the dropped images, the noise and the levels sigma in {0.001, ..., 1}, on the CPU.
         draws: noise levels per image.
-        drop: probability of zeroing an image's hidden states before the connector.
+        drop: probability that an image gets the null condition.
         high_noise: (part, bound): this part of the levels is from [bound, 1] instead.
+        references: see `Batch`.
     """
     count = len(states)
     keep = torch.rand(count, generator=generator) >= drop
-    condition = renderer.connector(states * keep.to(states)[:, None, None])
     x0 = latents.float().repeat(draws, 1, 1, 1)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     part, bound = high_noise
@@ -115,8 +132,30 @@ def diffusion_loss(
     uniform = lowest + (1 - lowest) * torch.rand(count * draws, generator=generator)
     levels = ((uniform * TIMESTEPS).floor() + 1).to(x0.device) / TIMESTEPS
     sigma = levels[:, None, None, None]
-    predicted = renderer.predict((1 - sigma) * x0 + sigma * noise, levels, condition.repeat(draws, 1, 1))
-    return F.mse_loss(predicted, noise - x0)
+    noisy, target = (1 - sigma) * x0 + sigma * noise, noise - x0
+    known = {row: latent for row, latent in enumerate(references) if latent is not None}
+    predicted, wanted = [], []
+    for rows in filter(None, ([row for row in range(count) if row not in known], list(known))):
+        given = torch.stack([known[row] for row in rows]) if rows[0] in known else None
+        condition = dropped_condition(renderer, states[rows], keep[rows], given).repeat(draws, 1, 1)
+        every = [row + count * draw for draw in range(draws) for row in rows]
+        repeated = None if given is None else given.repeat(draws, 1, 1, 1)
+        predicted.append(renderer.velocity(noisy[every], levels[every], condition, condition, 1.0, repeated))
+        wanted.append(target[every])
+    return F.mse_loss(torch.cat(predicted), torch.cat(wanted))
+
+
+def dropped_condition(
+    renderer: Renderer, states: torch.Tensor, keep: torch.Tensor, references: torch.Tensor | None
+) -> torch.Tensor:
+    """Condition of images of one kind, [B, rows, C]; the null one of inference for those not in `keep`, bool [B].
+
+    That is the connector of zeros for the rows of the tokens, and plain zeros for the rows of a reference. A reference
+    in the network's input stays, as guidance keeps it in both branches.
+    """
+    condition = renderer.condition(states * keep.to(states)[:, None, None], references)
+    rows, reference_rows = condition.tensor_split([states.shape[1]], dim=1)
+    return torch.cat([rows, reference_rows * keep.to(rows)[:, None, None]], dim=1)
 
 
 def place_targets(n: int) -> torch.Tensor:

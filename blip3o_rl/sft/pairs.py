@@ -1,100 +1,71 @@
-"""Image-text pairs in files: webdataset tars and JSON lines, as an index that says where each pair lies.
+"""Rows in files: webdataset tars and JSON lines, as an index that says where each row's images lie.
 
     photos-000.tar     key.jpg | key.png | key.webp next to key.txt (or key.json with the caption field)
     pairs.jsonl        {"image": "images/1.png", "caption": "a photo of a circle"}, paths relative to the file
+    edits-000.tar      key.input.png (or key.input.0.png, ...) and key.output.png next to key.txt (or key.json)
+    edits.jsonl        {"input_image": "1.png", "output_image": "2.png", "instruction": "..."}, see `data.edit_rows`
 
-Each file is read once from front to back, images skipped, into an Arrow table (`datasets`) that all processes map into
-memory. With it every pass can shuffle all pairs, and a run that resumes reads no data twice. A compressed tar is
-unpacked next to the index, because its images have no offsets. What is wrong with a pair is a column of its row.
+An image without a caption is a row of the task `keep`, where that is asked for. Each file is read once from front to
+back, images skipped, into an Arrow table (`datasets`) that all processes map into memory. With it every pass can
+shuffle all rows, and a run that resumes reads no data twice. A compressed tar is unpacked next to the index, because
+its images have no offsets. What is wrong with a row is a column of it.
 """
 
 from __future__ import annotations
 
-import glob
 import gzip
 import os
-import re
 import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from blip3o_rl.data.edit_rows import OUTPUT, names_edit, read_edit, read_task
 from blip3o_rl.data.text_files import decode, open_lines, parse_json
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import replacing, whole_characters
+from blip3o_rl.model.token_layout import KEEP_INSTRUCTION
+from blip3o_rl.sft.files import COMPRESSED, LINES
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-COMPRESSED = (".tar.gz", ".tgz")
-LINES = (".jsonl", ".jsonl.gz")
-KINDS = (".tar", *COMPRESSED, *LINES)
 FAULT = "fault"
-EMPTY: dict[str, Any] = {"where": "", "caption": "", "file": "", "offset": 0, "size": -1, FAULT: ""}
-"""A pair is named `where` ("file:line" or "file:key"); its image is bytes of a file, all of it if `size` is -1."""
+PLACE: dict[str, Any] = {"file": "", "offset": 0, "size": -1}
+"""Where an encoded image is: bytes of a file, all of it if `size` is -1."""
+EMPTY: dict[str, Any] = {"where": "", "task": "", "caption": "", **PLACE, "inputs": [], FAULT: ""}
+"""A row is named `where` ("file:line" or "file:key"). Its own image is what is learned, `inputs` are the places of the
+images that are edited; a row to keep has none, since it is its own. The caption of an edit is its instruction."""
 _UNREADABLE = (tarfile.TarError, EOFError, OSError, zlib.error)
+_INPUT, _OUTPUT = "input", "output"
+"""First part of a member's kind in a tar of edits: key.input.png, key.input.0.png, key.output.png."""
 
 
 class BadPair(ValueError):
-    """A pair that cannot be used; its text is the reason."""
+    """A row that cannot be used; its text is the reason."""
 
 
-def find_files(patterns: str | Sequence[str]) -> list[Path]:
-    """The files that paths, shell patterns and webdataset's braces name, in their order; one named twice counts twice.
+@dataclass(frozen=True)
+class Fields:
+    """How pairs are read: names of the fields of image and caption; whether an image alone is a row to keep."""
 
-    Raises:
-        UserError: nothing is named, a pattern finds nothing, a file is missing, empty or of an unknown kind.
-    """
-    named = [patterns] if isinstance(patterns, str) else patterns
-    if not named:
-        raise UserError("data.files: empty, so there is no data; name .tar or .jsonl files, such as data.files=[a.tar]")
-    found = []
-    for pattern in (one for several in named for one in expand_braces(several)):
-        literal = Path(os.path.expanduser(pattern))
-        paths = [str(literal)] if literal.exists() else sorted(glob.glob(str(literal), recursive=True))
-        if not paths:
-            raise UserError(
-                f"data.files: {pattern}: there is no such file; give .tar or .jsonl files, or patterns such as "
-                "pairs-*.tar or pairs-{000..009}.tar"
-            )
-        found += [Path(path).resolve() for path in paths]
-    for path in found:
-        if not path.name.endswith(KINDS):
-            raise UserError(f"{path}: of an unknown kind; give {', '.join(KINDS)}")
-        if whole_characters(str(path)) != str(path):
-            raise UserError(f"{whole_characters(str(path))}: the name is not UTF-8; rename the file or its folder")
-        if not path.is_file() or not path.stat().st_size:
-            raise UserError(f"{path}: no file with anything in it; leave it out of data.files")
-    return found
+    image: str = "image"
+    caption: str = "caption"
+    keep: bool = False
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """`a-{000..002}.tar` and `{a,b}.tar` as bash and webdataset expand them; an existing file is meant as it is."""
-    if os.path.exists(os.path.expanduser(pattern)):
-        return [pattern]
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = (_choices(part) if number % 2 else [part] for number, part in enumerate(parts))
-    return ["".join(chosen) for chosen in product(*choices)]
-
-
-def _choices(inside: str) -> list[str]:
-    if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        return [str(n).zfill(len(span[1])) for n in range(int(span[1]), int(span[2]) + 1)]
-    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
-
-
-def check_first(files: Sequence[Path], image_field: str, caption_field: str) -> dict[str, Any]:
-    """Reads the first pair, so that a misspelt field is one error and not a series of bad pairs.
+def check_first(files: Sequence[Path], fields: Fields) -> dict[str, Any]:
+    """Reads the first row, so that a misspelt field is one error and not a series of bad pairs.
 
     Raises:
         UserError: the first file has no pair, or its first one is bad.
     """
-    row = next(read_rows([(str(files[0]), str(files[0]))], image_field, caption_field), None)
+    row = next(read_rows([(str(files[0]), str(files[0]))], fields), None)
     if row is None:
         raise UserError(f"{files[0]}: has no pairs of image and caption; leave it out of data.files")
     if row[FAULT]:
@@ -104,8 +75,8 @@ def check_first(files: Sequence[Path], image_field: str, caption_field: str) -> 
     return row
 
 
-def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: str) -> datasets.Dataset:
-    """The index of all pairs, bad ones included, kept in `folder`; made again when a file has changed."""
+def index(files: Sequence[Path], folder: Path, fields: Fields) -> datasets.Dataset:
+    """The index of all rows, bad ones included, kept in `folder`; made again when a file has changed."""
     changes = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     plain = [
         _unpacked(path, folder / f"{number:05d}-{path.stat().st_mtime_ns}.tar") for number, path in enumerate(files)
@@ -113,17 +84,20 @@ def index(files: Sequence[Path], folder: Path, image_field: str, caption_field: 
     datasets.disable_progress_bars()
     return datasets.Dataset.from_generator(
         read_rows,
-        features=datasets.Features(
-            {name: datasets.Value("string" if value == "" else "int64") for name, value in EMPTY.items()}
-        ),
+        features=datasets.Features({name: _feature(value) for name, value in EMPTY.items()}),
         cache_dir=str(folder),
         gen_kwargs={
             "sources": tuple(zip(map(str, files), map(str, plain), strict=True)),  # a list would be shards
-            "image_field": image_field,
-            "caption_field": caption_field,
+            "fields": fields,
             "changes": changes,
         },
     )
+
+
+def _feature(value: Any) -> Any:
+    if isinstance(value, list):
+        return datasets.List({name: _feature(part) for name, part in PLACE.items()})
+    return datasets.Value("string" if value == "" else "int64")
 
 
 def _unpacked(path: Path, plain: Path) -> Path:
@@ -137,15 +111,13 @@ def _unpacked(path: Path, plain: Path) -> Path:
     return plain
 
 
-def read_rows(
-    sources: Sequence[tuple[str, str]], image_field: str, caption_field: str, changes: Any = None
-) -> Iterator[dict[str, Any]]:
+def read_rows(sources: Sequence[tuple[str, str]], fields: Fields, changes: Any = None) -> Iterator[dict[str, Any]]:
     """The rows of (file, unpacked file) pairs; `changes` only tells `datasets` whether it has them already."""
     for path, plain in sources:
         if path.endswith(LINES):
-            yield from _read_lines(path, image_field, caption_field)
+            yield from _read_lines(path, fields)
         else:
-            yield from _read_tar(path, plain, caption_field)
+            yield from _read_tar(path, plain, fields)
 
 
 def _row(where: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -162,14 +134,20 @@ def _fault(where: str, reason: str) -> dict[str, Any]:
     return _row(where, lambda: {FAULT: reason})
 
 
-def _read_lines(path: str, image_field: str, caption_field: str) -> Iterator[dict[str, Any]]:
-    def read(line: str) -> dict[str, Any]:
-        data = _fields(line)
-        image = data.get(image_field)
+def _read_lines(path: str, fields: Fields) -> Iterator[dict[str, Any]]:
+    def place(image: Any, name: str) -> dict[str, Any]:
         if not isinstance(image, str) or not image:
-            raise BadPair(f"field '{image_field}' is missing or no path of an image")
-        caption = _caption(data.get(caption_field), f"field '{caption_field}'")
-        return {"caption": caption, "file": str(Path(path).parent / os.path.expanduser(image))}
+            raise BadPair(f"field '{name}' is missing or no path of an image")
+        return PLACE | {"file": str(Path(path).parent / os.path.expanduser(image))}
+
+    def read(line: str) -> dict[str, Any]:
+        data = _object(line)
+        if names_edit(data):
+            edit = read_edit(data)
+            inputs = [place(reference, "references") for reference in edit.references]
+            output = place(edit.output, " or ".join(OUTPUT))
+            return {"task": edit.task, "caption": edit.instruction, "inputs": inputs} | output
+        return place(data.get(fields.image), fields.image) | _captioned(data.get(fields.caption), fields)
 
     where = path
     try:
@@ -180,7 +158,7 @@ def _read_lines(path: str, image_field: str, caption_field: str) -> Iterator[dic
         yield _fault(f"{where} and what follows", str(error))
 
 
-def _read_tar(path: str, plain: str, caption_field: str) -> Iterator[dict[str, Any]]:
+def _read_tar(path: str, plain: str, fields: Fields) -> Iterator[dict[str, Any]]:
     """A pair is the members whose names agree up to the first dot after the last slash, in any order."""
     groups: dict[str, dict[str, list[tarfile.TarInfo]]] = {}
     key, broken = "", ""
@@ -198,7 +176,7 @@ def _read_tar(path: str, plain: str, caption_field: str) -> Iterator[dict[str, A
                 broken = str(error)
                 groups.pop(key, None)
             for name, members in groups.items():
-                yield _row(f"{path}:{name}", partial(_from_members, tar, plain, name, members, caption_field))
+                yield _row(f"{path}:{name}", partial(_from_members, tar, plain, name, members, fields))
     except _UNREADABLE as error:
         broken = broken or str(error)
     if broken:
@@ -214,30 +192,51 @@ def _check_end(tar: Any) -> None:
 
 
 def _from_members(
-    tar: Any, plain: str, key: str, members: dict[str, list[tarfile.TarInfo]], caption_field: str
+    tar: Any, plain: str, key: str, members: dict[str, list[tarfile.TarInfo]], fields: Fields
 ) -> dict[str, Any]:
-    used = [kind for kind in (*IMAGES, "txt", "json") if kind in members]
-    if twice := next((kind for kind in used if len(members[kind]) > 1), None):
+    def place(kind: str) -> dict[str, Any]:
+        return {"file": plain, "offset": members[kind][0].offset_data, "size": members[kind][0].size}
+
+    images = [kind for suffix in IMAGES for kind in sorted(members) if kind.rpartition(".")[2] == suffix]
+    texts = [kind for kind in ("txt", "json") if kind in members]
+    if twice := next((kind for kind in (*images, *texts) if len(members[kind]) > 1), None):
         raise BadPair(f"{len(members[twice])} members are named {key}.{twice}")
-    if not used or used[0] not in IMAGES:
+    data: Any = None
+    if texts:
+        text = decode(tar.extractfile(members[texts[0]][0]).read(), f"{key}.{texts[0]}")
+        data = {fields.caption: text} if texts[0] == "txt" else _object(text)
+    name = f"{key}.txt" if texts[:1] == ["txt"] else f"field '{fields.caption}'"
+    inputs = sorted(kind for kind in images if kind.partition(".")[0] == _INPUT)
+    outputs = [kind for kind in images if kind.partition(".")[0] == _OUTPUT]
+    if inputs or outputs:
+        if not inputs or len(outputs) != 1:
+            found = f"{len(inputs)} input and {len(outputs)} output images"
+            raise BadPair(f"{found}; an edit has {key}.{_INPUT}.* and one {key}.{_OUTPUT}.*")
+        if data is None:
+            raise BadPair(f"no instruction among its members (.txt, or .json with the field '{fields.caption}')")
+        instruction = _caption(data.get(fields.caption, data.get("instruction")), name)
+        task = {"task": read_task(data, instruction), "caption": instruction}
+        return task | {"inputs": [place(kind) for kind in inputs]} | place(outputs[0])
+    plain_images = [kind for kind in images if kind in IMAGES]
+    if not plain_images:
         raise BadPair(f"no image among its members (.{', .'.join(IMAGES)})")
-    kind = next((kind for kind in ("txt", "json") if kind in used), None)
-    if kind is None:
+    if data is None and not fields.keep:
         raise BadPair("no caption among its members (.txt, or .json with the caption field)")
-    text = decode(tar.extractfile(members[kind][0]).read(), f"{key}.{kind}")
-    if kind == "txt":
-        caption = _caption(text, f"{key}.txt")
-    else:
-        caption = _caption(_fields(text).get(caption_field), f"field '{caption_field}'")
-    image = members[used[0]][0]
-    return {"caption": caption, "file": plain, "offset": image.offset_data, "size": image.size}
+    return place(plain_images[0]) | _captioned((data or {}).get(fields.caption), fields, name)
 
 
-def _fields(text: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, Any]:
     value = parse_json(text)
     if not isinstance(value, dict):
         raise BadPair(f"is {type(value).__name__}, not a JSON object")
     return value
+
+
+def _captioned(value: Any, fields: Fields, name: str = "") -> dict[str, Any]:
+    """The task of a single image, and its caption."""
+    if value is None and fields.keep:
+        return {"task": "keep", "caption": KEEP_INSTRUCTION}
+    return {"task": "text_to_image", "caption": _caption(value, name or f"field '{fields.caption}'")}
 
 
 def _caption(value: Any, name: str) -> str:
@@ -248,17 +247,17 @@ def _caption(value: Any, name: str) -> str:
     return value.strip()
 
 
-def read_bytes(row: dict[str, Any]) -> bytes:
-    """The encoded image of a row.
+def read_bytes(place: dict[str, Any]) -> bytes:
+    """The encoded image at a place: a row, or one of its inputs.
 
     Raises:
-        BadPair: the row's own fault, or its file cannot be read.
+        BadPair: the row's own fault, or the file cannot be read.
     """
-    if row[FAULT]:
-        raise BadPair(row[FAULT])
+    if place.get(FAULT):
+        raise BadPair(place[FAULT])
     try:
-        with open(row["file"], "rb") as file:
-            file.seek(row["offset"])
-            return file.read(row["size"])
+        with open(place["file"], "rb") as file:
+            file.seek(place["offset"])
+            return file.read(place["size"])
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
-        raise BadPair(f"image {row['file']}: {getattr(error, 'strerror', None) or error}") from error
+        raise BadPair(f"image {place['file']}: {getattr(error, 'strerror', None) or error}") from error

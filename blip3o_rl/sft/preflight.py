@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from blip3o_rl import machine
-from blip3o_rl.config.sft import SFTSettings
+from blip3o_rl.config.sft import DataSettings, SFTSettings
 from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json
 from blip3o_rl.model import folder as model_folder
-from blip3o_rl.sft.pairs import BadPair, check_first, find_files, read_bytes
+from blip3o_rl.model.token_layout import TASKS, Task, TokenLayout, encode_edit_prompt
+from blip3o_rl.sft.files import find_files
+from blip3o_rl.sft.pairs import BadPair, Fields, check_first, read_bytes
 
 PROCESS_GIB = 1.0
 """Main memory of torch and transformers in one process."""
 COPIES = 4
 """Of what is trained, in float32: weights, gradients, optimizer (2)."""
+TRAINED = ("policy", "renderer/connector", "renderer/transformer", f"renderer/{model_folder.REFERENCE_CONNECTOR}")
 PREFETCHED = 2
 """Batches that each worker of torch's DataLoader keeps ready."""
 
@@ -41,17 +46,63 @@ def check(settings: SFTSettings) -> SFTSettings:
                 f"data.max_tokens={data.max_tokens}: an image of scale {scale} alone has {tokens} tokens; raise it, or "
                 "use another scale"
             )
+    asked = [task for task in TASKS if task != "text_to_image" and getattr(data.shares, task)]
+    uses = uses_of_references(settings, model, asked)
     machine.require(needs(settings, model.path))
     files = find_files(data.files)
-    first = check_first(files, data.image_field, data.caption_field)
+    first = check_first(files, fields_of(data))
     try:
-        read_image(read_bytes(first))
+        for place in (first, *first["inputs"]):
+            read_image(read_bytes(place))
     except (BadPair, UserError) as error:
         raise UserError(f"{first['where']}: {error}; fix the first pair, or see data.image_field") from error
+    if first["task"] != "text_to_image" and getattr(data.shares, first["task"]) != 0:
+        uses = uses_of_references(settings, model, [first["task"]])
+    if uses:
+        known = torch.zeros(1, model.layout.tokens_per_image(2), dtype=torch.int64)
+        encode_edit_prompt(model.load_tokenizer(), "", known, 2, model.layout)  # refuses a tokenizer without its tags
     name = settings.model.folder
     changed = settings.model.model_copy(update={"folder": name if name == model_folder.MINI else str(model.path)})
     found = data.model_copy(update={"files": [str(file) for file in files]})
     return settings.model_copy(update={"model": changed, "data": found})
+
+
+def fields_of(data: DataSettings) -> Fields:
+    """How the rows are read."""
+    return Fields(data.image_field, data.caption_field, keep=bool(data.shares.keep))
+
+
+def layout_of(settings: SFTSettings, model: model_folder.ModelFolder) -> TokenLayout:
+    """The model's token layout with the system prompts of the run, which the trained model keeps."""
+    given = {task: text for task, text in settings.model.system_prompts if text is not None}
+    return replace(model.layout, system_prompts=replace(model.layout.system_prompts, **given))
+
+
+def uses_of_references(
+    settings: SFTSettings, model: model_folder.ModelFolder, tasks: Sequence[Task]
+) -> dict[str, bool]:
+    """What the trained model does with a reference's latent: the switches of its connector; empty if it cannot edit.
+
+    Args:
+        tasks: those with references that are to be trained.
+
+    Raises:
+        UserError: there are some and the model takes no references, or `model.editing` does not fit the model folder.
+    """
+    editing = settings.model.editing
+    uses: dict[str, bool] = {}
+    if model.can_edit:
+        fields = read_json(model.path / "renderer" / model_folder.REFERENCE_CONNECTOR / "config.json")
+        uses = {name: fields[name] for name in ("cross_attention", "noise_injection")}
+        if editing and any(uses.values()):
+            what = "the model folder edits with latents already and keeps its connector"
+            raise UserError(f"model.editing={editing}: {what}; leave it out")
+    if editing:
+        uses = dict.fromkeys(("cross_attention", "noise_injection"), editing == "latents")
+    if tasks and not uses:
+        what = f"the task {tasks[0]} has references, and {model.path} generates from text only"
+        raise UserError(f"data.shares: {what}; set model.editing=latents (or tokens), or use an editing model")
+    return uses
 
 
 def processes_here(settings: SFTSettings) -> int:
@@ -71,13 +122,15 @@ def processes_here(settings: SFTSettings) -> int:
 def needs(settings: SFTSettings, model: Path) -> machine.Needs:
     """What a run with a model folder needs on this machine."""
     processes, data = processes_here(settings), settings.data
-    trained = machine.float32_gib(*(model / part for part in ("policy", "renderer/connector", "renderer/transformer")))
+    trained = machine.float32_gib(*(model / part for part in TRAINED))
     frozen = machine.float32_gib(model / "renderer/vae", model / "image_tokenizer")
     # On a GPU, weights and optimizer lie there; main memory holds the weights while they are loaded.
     weights = frozen + trained * (1 if torch.cuda.is_available() else COPIES)
     latents, compression = (read_json(model / "renderer" / part / "config.json") for part in ("transformer", "vae"))
     side = latents["sample_size"] * 2 ** (len(compression["encoder_block_out_channels"]) - 1)
-    batch = settings.train.batch_size * 3 * 4 * side**2 / machine.GIB  # float32; it goes through shared memory
+    edits = settings.model.editing is not None or model_folder.ModelFolder(model).can_edit
+    images = settings.train.batch_size * (1 + edits)  # an edit has two
+    batch = images * 3 * 4 * side**2 / machine.GIB  # float32; it goes through shared memory
     return machine.Needs(
         memory_gib=processes * (PROCESS_GIB + weights) + trained,  # the last: the model folder is put together
         shared_gib=processes * data.workers * PREFETCHED * batch,

@@ -1,8 +1,8 @@
 """One process of supervised fine-tuning: model, data, training, and the model folder at the end.
 
     checkpoints/checkpoint-N/   the Trainer's: what is trained, optimizer, schedule, state
-    data/                       index of the pairs
-    logs/bad_pairs_R.jsonl      bad pairs that process R met, where and why
+    data/                       index of the rows
+    logs/bad_pairs_R.jsonl      bad rows that process R met, where and why
     model/                      the model folder of the last step
 
 Weights and optimizer are float32, the computation is bfloat16 where there is a GPU. Image tokenizer and autoencoder are
@@ -28,13 +28,18 @@ from blip3o_rl.config.sft import SFTSettings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import append_line, read_lines
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.editing import Reference, prompt_ids
+from blip3o_rl.model.token_layout import MAX_REFERENCES, TASKS, Task
 from blip3o_rl.report.progress import progress
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration
 from blip3o_rl.sft.batches import STREAMS, PairBatches
+from blip3o_rl.sft.files import find_files
 from blip3o_rl.sft.losses import Batch, collate
-from blip3o_rl.sft.model import LossConfig, SFTModel
-from blip3o_rl.sft.pairs import FAULT, find_files, index
+from blip3o_rl.sft.model import LossConfig, SFTModel, editing_renderer
+from blip3o_rl.sft.pairs import FAULT, index
+from blip3o_rl.sft.preflight import fields_of, layout_of, uses_of_references
+from blip3o_rl.sft.tasks import shares_of
 from blip3o_rl.sft.trainer import Batches, LossTrainer, arguments
 
 ENCODE_CHUNK = 4
@@ -73,7 +78,7 @@ class BadPairs:
 
 
 class SFTTrainer(LossTrainer):
-    """Encodes the pairs with the frozen parts, and reports the bad ones."""
+    """Encodes the rows with the frozen parts, and reports the bad ones."""
 
     def __init__(self, settings: SFTSettings, folder: RunFolder, show: Callable[[int, Mapping[str, float]], None]):
         self.settings = settings
@@ -97,17 +102,23 @@ class SFTTrainer(LossTrainer):
             **({"fsdp": True, "fsdp_config": dict(FSDP)} if sharded else {}),
         )
         self.base = model_folder.ModelFolder(settings.model.folder, *model_folder.PARTS)
-        self.tokenizer, self.layout = self.base.load_tokenizer(), self.base.layout
-        self.image_tokenizer = self.base.load_image_tokenizer(args.device)
-        self.renderer = self.base.load_renderer()
-        self.renderer.vae.to(args.device)
+        self.tokenizer, self.layout = self.base.load_tokenizer(), layout_of(settings, self.base)
         self.bad = BadPairs(folder.logs / f"bad_pairs_{args.process_index}.jsonl", settings.data.max_bad)
         with args.main_process_first(local=False):
             rows = self._good_rows(folder, report=args.process_index == 0)
+        counts: dict[Task, int] = {task: len(found) for task, found in rows.items()}
+        shares = shares_of(settings.data.shares, counts)
+        uses = uses_of_references(settings, self.base, [task for task in shares if task != "text_to_image"])
+        self.image_tokenizer = self.base.load_image_tokenizer(args.device)
+        self.renderer = editing_renderer(self.base.load_renderer(), settings.model.editing, settings.run.seed)
+        self.renderer.vae.to(args.device)
+        self._latents, self._several = any(uses.values()), len(shares) > 1
         per_step = train.gradient_accumulation * args.world_size
-        self._pairs, self._images = len(rows), train.batch_size * per_step
+        self._rows, self._images = sum(counts[task] for task in shares), train.batch_size * per_step
         make = PairBatches(
             rows=rows,
+            shares=shares,
+            references=1 if uses.get("noise_injection") else MAX_REFERENCES,
             data=settings.data,
             scales=list(settings.model.scales),
             seed=settings.run.seed,
@@ -129,15 +140,16 @@ class SFTTrainer(LossTrainer):
         shared = {field.name for field in dataclasses.fields(LossConfig)}
         return SFTModel(policy, self.renderer, LossConfig(**train.model_dump(include=shared)))
 
-    def _good_rows(self, folder: RunFolder, report: bool) -> Any:
+    def _good_rows(self, folder: RunFolder, report: bool) -> dict[Task, Any]:
+        """The usable rows per task."""
         data = self.settings.data
-        rows = index(find_files(data.files), folder.path / "data", data.image_field, data.caption_field)
-        bad = [number for number, fault in enumerate(rows[FAULT]) if fault]
+        rows = index(find_files(data.files), folder.path / "data", fields_of(data))
+        faults, tasks = (np.array(list(rows[name])) for name in (FAULT, "task"))
         if report:
-            self.bad.add({row["where"]: row[FAULT] for row in rows.select(bad)})
-        if len(bad) == len(rows):
-            raise UserError(f"data.files: no usable pair in {len(rows)}; see {folder.logs} for the reasons")
-        return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
+            self.bad.add({row["where"]: row[FAULT] for row in rows.select(np.flatnonzero(faults != ""))})
+        if (faults != "").all():
+            raise UserError(f"data.files: no usable row in {len(rows)}; see {folder.logs} for the reasons")
+        return {task: rows.select(np.flatnonzero(tasks == task)) for task in TASKS if (tasks == task).any()}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         started = time.perf_counter()
@@ -145,9 +157,9 @@ class SFTTrainer(LossTrainer):
         self._waited = time.perf_counter() - started
         for item in found:
             self.bad.add(item["bad"])
-            if len(item["squares"]) < self.settings.train.batch_size:
-                raise UserError(f"data.files: no usable pair ({len(self.bad)} bad ones); see {self.folder.logs}")
-            self._scale = item["scale"]
+            if len(item["examples"]) < self.settings.train.batch_size:
+                raise UserError(f"data.files: no usable row ({len(self.bad)} bad ones); see {self.folder.logs}")
+            self._scale, self._task = item["scale"], item["task"]
         return found, count
 
     def compute_loss(self, model: Any, inputs: Any, **more: Any) -> torch.Tensor:
@@ -155,20 +167,38 @@ class SFTTrainer(LossTrainer):
         return super().compute_loss(model, {"batch": batch, "number": inputs["number"], "seed": seed})
 
     @torch.no_grad()
-    def encode(self, pairs: Mapping[str, Any]) -> Batch:
-        """Tokens and latents of prepared pairs, on the device."""
-        indices = self.image_tokenizer.encode(self.image_tokenizer.preprocess(pairs["squares"]), pairs["scale"]).cpu()
+    def encode(self, item: Mapping[str, Any]) -> Batch:
+        """A prepared batch as the model takes it: tokens and latents, on the device."""
+        examples, scale = item["examples"], item["scale"]
+        indices = self.image_tokenizer.tokenize([example.square for example in examples], scale)
+        latents = self._encode_latents([example.pixels for example in examples])
+        known: list[Reference | None] = [None] * len(examples)
+        if item["task"] != "text_to_image":
+            squares = [square for example in examples for square in example.reference_squares]
+            counts = [len(example.reference_squares) for example in examples]
+            tokens = self.image_tokenizer.tokenize(squares, scale).split(counts)
+            firsts = self._encode_latents([x.reference_pixels for x in examples]) if self._latents else latents
+            known = [Reference(*both) for both in zip(tokens, firsts, strict=True)]
+        prompts = [
+            prompt_ids(self.tokenizer, example.text, reference, scale, self.layout, item["task"])
+            for example, reference in zip(examples, known, strict=True)
+        ]
+        given = [reference.latents if reference and self._latents else None for reference in known]
+        batch = collate(prompts, indices, latents, self.layout, self.tokenizer.pad_token_id or 0, given)
+        return batch.to(self.args.device)
+
+    def _encode_latents(self, pixels: list[torch.Tensor]) -> torch.Tensor:
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            latents = torch.cat([self.renderer.encode_latents(part) for part in pairs["pixels"].split(ENCODE_CHUNK)])
-        batch = collate(pairs["prompts"], indices, latents, self.layout, self.tokenizer.pad_token_id or 0)
-        return Batch(*(value.to(self.args.device) for value in vars(batch).values()))
+            parts = torch.stack(pixels).split(ENCODE_CHUNK)
+            return torch.cat([self.renderer.encode_latents(part) for part in parts])
 
     def metrics(self) -> dict[str, float]:
         bad = self.accelerator.reduce(torch.tensor(float(len(self.bad)), device=self.args.device), "sum")
-        return {
+        several = {"sft/task": float(TASKS.index(self._task))} if self._several else {}
+        return several | {
             "sft/scale": self._scale,
             "sft/images": self._images,
-            "sft/epoch": self.state.global_step * self._images / self._pairs,
+            "sft/epoch": self.state.global_step * self._images / self._rows,
             "sft/bad_pairs": float(bad),
             "timing_s/data": self._waited,
         }
@@ -179,7 +209,9 @@ class SFTTrainer(LossTrainer):
         if self.is_world_process_zero():
             precision = getattr(torch, self.settings.run.save_dtype)
             policy = self.base.load_policy(precision)
-            renderer = self.base.load_renderer(precision)
+            base = self.base.load_renderer(precision)
+            renderer = editing_renderer(base, self.settings.model.editing, self.settings.run.seed)
+            policy.config.update({"system_prompts": self.layout.system_prompts.different() or None})
             SFTModel(policy, renderer, LossConfig()).load_state_dict(weights)
             needed = sum(parameter.nbytes for part in (policy, renderer) for parameter in part.parameters())
             with staged(self.folder.path / "model", needed) as partial:

@@ -23,7 +23,8 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.sft.batches import PairBatches, prepare
 from blip3o_rl.sft.launch import compose_settings
-from blip3o_rl.sft.pairs import FAULT, BadPair, check_first, find_files, index, read_bytes
+from blip3o_rl.sft.files import find_files
+from blip3o_rl.sft.pairs import FAULT, BadPair, Fields, check_first, index, read_bytes
 from blip3o_rl.sft.run import BadPairs
 
 Row = dict[str, Any]
@@ -68,7 +69,7 @@ def number(row: Row) -> int:
 
 def rows_of(files: list[Path], cache: Path, image: str = "image", caption: str = "caption") -> tuple[list[Row], Row]:
     """The good rows, and the faults of the others by name."""
-    rows = list(index(files, cache / "index", image, caption))
+    rows = list(index(files, cache / "index", Fields(image, caption)))
     return [row for row in rows if not row[FAULT]], {row["where"]: row[FAULT] for row in rows if row[FAULT]}
 
 
@@ -77,11 +78,12 @@ def batches(rows: list[Row], **changes: Any) -> PairBatches:
     data = DataSettings(**{key: changes.pop(key) for key in list(changes) if key in DataSettings.model_fields})
     fields = {"scales": [2], "seed": 3, "batch_size": 5, "per_step": 1, "token_side": 8, "target_side": 8} | changes
     tokenizer, layout = base.load_tokenizer(), base.layout
-    return PairBatches(rows=rows, data=data, tokenizer=tokenizer, layout=layout, **fields)
+    fields |= {"rows": {"text_to_image": rows}, "shares": {"text_to_image": 1.0}, "references": 1}
+    return PairBatches(data=data, tokenizer=tokenizer, layout=layout, **fields)
 
 
 def greys(batch: Row) -> list[int]:
-    return [int(square[0, 0, 0]) for square in batch["squares"]]
+    return [int(example.square[0, 0, 0]) for example in batch["examples"]]
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +124,14 @@ def test_a_batch_follows_from_its_number_alone(fifteen: list[Row], numbers: list
         one(number)
     last = numbers[-1]
     assert greys(one(last)) == greys(other(last))
-    assert torch.equal(one(last)["pixels"], other(last)["pixels"])
+    pairs = zip(one(last)["examples"], other(last)["examples"], strict=True)
+    assert all(torch.equal(first.pixels, second.pixels) for first, second in pairs)
 
 
-def test_the_scale_is_of_the_step_and_the_captions_end_with_it(fifteen: list[Row]) -> None:
+def test_the_scale_is_of_the_step(fifteen: list[Row]) -> None:
     make = batches(fifteen, scales=[0, 1, 2], per_step=4, batch_size=1)
     scales = [make(number)["scale"] for number in range(48)]
     assert all(len(set(scales[step * 4 : step * 4 + 4])) == 1 for step in range(12)) and set(scales) == {0, 1, 2}
-    item = make(5)
-    assert item["prompts"][0][-1] == make.layout.scale_token_id(item["scale"])
 
 
 def test_fields_of_ones_own_and_captions_in_json_members(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_a_bad_line_is_named_and_another_pair_takes_its_place(tmp_path: Path, li
     make = batches(rows, batch_size=len(rows))
     for pass_ in range(2):
         batch = make(pass_)
-        assert set(greys(batch)) == set(range(4)) and len(batch["squares"]) == len(rows)
+        assert set(greys(batch)) == set(range(4)) and len(batch["examples"]) == len(rows)
         bad |= batch["bad"]
     assert list(bad) == [f"{path}:3"]
     assert all(word in bad[f"{path}:3"] for word in words)
@@ -233,7 +234,7 @@ def test_rows_without_a_usable_image_end_and_do_not_loop(tmp_path: Path) -> None
     rows, _ = rows_of([lines_of(tmp_path / "pairs.jsonl", range(3))], tmp_path)
     for file in (tmp_path / "images").iterdir():
         file.unlink()
-    assert batches(rows)(0)["squares"] == [] and len(batches(rows)(0)["bad"]) == 3
+    assert batches(rows)(0)["examples"] == [] and len(batches(rows)(0)["bad"]) == 3
     assert len(batches(rows, max_bad=1)(0)["bad"]) == 2
 
 
@@ -317,15 +318,15 @@ def test_damage_within_a_tar_is_named_and_not_taken_for_its_end(tmp_path: Path) 
 
 def test_the_first_pair_is_checked_before_anything_starts(tmp_path: Path) -> None:
     path = lines_of(tmp_path / "pairs.jsonl", [1])
-    check_first([path], "image", "caption")
+    check_first([path], Fields())
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: field 'text' is missing; .*data\.caption_field"):
-        check_first([path], "image", "text")
+        check_first([path], Fields(caption="text"))
     (tmp_path / "a.tar").write_bytes(b"not a tar at all" * 100)
     with pytest.raises(UserError, match=r"a\.tar: the tar is not readable"):
-        check_first([tmp_path / "a.tar"], "image", "caption")
+        check_first([tmp_path / "a.tar"], Fields())
     path.write_text("\n")
     with pytest.raises(UserError, match="has no pairs"):
-        check_first([path], "image", "caption")
+        check_first([path], Fields())
 
 
 def test_tokens_see_the_whole_image_and_the_autoencoder_its_center() -> None:
