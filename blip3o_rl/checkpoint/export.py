@@ -25,8 +25,8 @@ from blip3o_rl.checkpoint import weights
 from blip3o_rl.checkpoint.convert import LAYOUT
 from blip3o_rl.checkpoint.model_card import CARD, Training, card
 from blip3o_rl.checkpoint.staging import folder_size, gigabytes, staged
-from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, upstream_config
-from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, LM_HEAD, TOWER, kept_folder, upstream_tensors
+from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, reference_fields, upstream_config
+from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, LM_HEAD, REFERENCE, TOWER, kept_folder, upstream_tensors
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
 from blip3o_rl.model import folder as model_folder
@@ -77,6 +77,8 @@ def _write_upstream(source: Path, target: Path, tell: Tell) -> None:
         raise UserError(f"{source}: {weights.compact(missing)} missing, which {kept / LAYOUT} lists; convert again")
     if not converted and any(key.startswith(TOWER) for key in tensors):
         tell("TA-Tok is written without the weights that BLIP3o-NEXT never uses; upstream initializes them itself")
+    added = [key for key in tensors if key.startswith(REFERENCE) and key not in places]
+    places |= dict.fromkeys(added, max(places.values()))  # of a model that learned to edit after it was converted
     for name in sorted(set(places.values())):
         shard = {key: tensors[key] for key, file in places.items() if file == name}
         weights.write(target / name, shard, layout["files"].get(name))
@@ -85,7 +87,8 @@ def _write_upstream(source: Path, target: Path, tell: Tell) -> None:
         metadata = layout["index_metadata"] | {"total_size": sum(tensors[key].nbytes for key in places)}
         index = {"metadata": metadata, "weight_map": dict(sorted(places.items()))}
         write_json(target / "model.safetensors.index.json", index)
-    write_json(target / "config.json", upstream_config(source, dtype_name(tensors[EMBEDDING].dtype)))
+    fields = upstream_config(source, dtype_name(tensors[EMBEDDING].dtype))
+    write_json(target / "config.json", fields | (reference_fields(source) if added else {}))
     _copy_small_files(kept if converted else source / "policy", target)
     for part, name in CONFIG_FILES.items():
         if (source / part / "config.json").is_file():

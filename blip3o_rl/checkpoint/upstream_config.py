@@ -141,11 +141,16 @@ def _composed(source: Path, policy: Blip3oNextConfig) -> dict[str, Any]:
         "scale_end_token_id": layout.scale_start_token_id + layout.num_scale_tokens - 1,
         "image_end_token_id": layout.image_ids.stop - 1, "num_new_tokens": layout.num_image_tokens,
     }  # fmt: skip
+    return fields | reference_fields(source)
+
+
+def reference_fields(source: Path) -> dict[str, Any]:
+    """An editing model's flags in upstream's terms; inverse of `reference_flags`. Empty for text to image."""
     connector = source / "renderer" / "reference_connector" / "config.json"
     if not connector.is_file():
-        return fields
+        return {}
     flags = read_json(connector)
-    return fields | {
+    return {
         "use_und_image_vae": True,
         "use_und_image_vae_as_noise": bool(flags["noise_injection"]),
         "only_use_und_image_vae_as_noise": not flags["cross_attention"],

@@ -23,6 +23,7 @@ from blip3o_rl.cli import (
     mini,
     plan,
     prompts_import,
+    prompts_import_edits,
     prompts_pairs,
     prompts_preview,
     reconstruct,
@@ -68,6 +69,7 @@ COMMANDS = (
     ("rewards", "score", rewards_score.score),
     ("rewards", "serve", rewards_serve.serve),
     ("prompts", "import", prompts_import.import_prompts),
+    ("prompts", "import-edits", prompts_import_edits.import_edits),
     ("prompts", "preview", prompts_preview.preview),
     ("prompts", "pairs", prompts_pairs.pairs),
     ("bench", "rewards", bench.bench_rewards),
@@ -76,7 +78,7 @@ COMMANDS = (
 """Group, name, function; in the order of the help."""
 GROUPS = {
     "rewards": "The rewards that a recipe can name.",
-    "prompts": "Prompt files with a brief of a layout or a planogram.",
+    "prompts": "Prompt files: briefs of layouts and planograms, edits of images.",
     "bench": "How fast things are on this machine.",
     "mini": "The small model that ships with the package.",
 }

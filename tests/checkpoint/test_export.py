@@ -23,6 +23,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import initial_noise, render
+from blip3o_rl.sft.model import editing_renderer
 
 
 @pytest.fixture
@@ -113,6 +114,34 @@ def test_trained_weights_go_back_under_upstream_keys(converted: Callable, tmp_pa
             assert torch.equal(value, before[name])
     assert ("lm_head.weight" in after) == (lm_head != "absent")
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("mode", ["tokens", "latents"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_was_learned_after_the_conversion_goes_back_too(
+    converted: Callable, tmp_path: Path, shards: int, mode: str
+) -> None:
+    """A second connector, its flags, and system prompts per task: a conversion of the export has them again."""
+    _, folder = converted(shards=shards)
+    base = model_folder.ModelFolder(folder)
+    policy, renderer = base.load_policy(), editing_renderer(base.load_renderer(), mode, 1)
+    policy.config.update({"system_prompts": {"edit": "Change it."}})
+    trained = model_folder.save(
+        tmp_path / "trained",
+        policy=policy,
+        tokenizer=base.load_tokenizer(),
+        renderer=renderer,
+        image_tokenizer=folder / "image_tokenizer",
+        source="run",
+    )
+    keep_origin(folder, trained)
+    convert(export(trained, tmp_path / "out", "upstream"), tmp_path / "again")
+    again = model_folder.ModelFolder(tmp_path / "again")
+    assert again.layout == model_folder.ModelFolder(trained).layout and again.layout.system_prompts.edit == "Change it."
+    connector, expected = again.load_renderer().editing_connector(), renderer.editing_connector()
+    for use in ("cross_attention", "noise_injection"):
+        assert connector.config[use] == expected.config[use] == (mode == "latents")
+    assert all(torch.equal(value, connector.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
 def test_a_folder_that_was_never_upstream_gets_its_terms(tmp_path: Path) -> None:

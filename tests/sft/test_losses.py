@@ -7,34 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from tiny import LAYOUT, tiny_policy, tiny_renderer
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from blip3o_rl.mini import parts
-from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
-from blip3o_rl.model.renderer import Connector, Renderer
-from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.sft import losses as sft
 from blip3o_rl.sft.losses import Batch
 from blip3o_rl.sft.model import LossConfig, SFTModel
 from blip3o_rl.sft.run import FSDP
 
-LAYOUT = TokenLayout(10, 11, 12, 3, 15, 20, grid=9)
 PROMPTS = [[1, 2, 3, 10, 14], [4, 5, 6, 7, 8, 9, 10, 14], [3, 10, 14]]
-
-
-def tiny_policy(**changes: object) -> Blip3oNextForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 35, "initializer_range": 0.3}
-    fields = LAYOUT.config_fields() | {"pad_token_id": 0, "tie_word_embeddings": True}
-    return Blip3oNextForCausalLM(Blip3oNextConfig(**(sizes | fields | changes)))
-
-
-def tiny_renderer() -> Renderer:
-    torch.manual_seed(0)
-    whole = parts.make_renderer(parts.make_vae())
-    return Renderer(Connector(32, 192), whole.transformer, whole.vae)
 
 
 def tiny_batch(seed: int = 0) -> Batch:

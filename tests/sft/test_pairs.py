@@ -22,8 +22,8 @@ from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.sft.batches import PairBatches, prepare
-from blip3o_rl.sft.launch import compose_settings
 from blip3o_rl.sft.files import find_files
+from blip3o_rl.sft.launch import compose_settings
 from blip3o_rl.sft.pairs import FAULT, BadPair, Fields, check_first, index, read_bytes
 from blip3o_rl.sft.run import BadPairs
 

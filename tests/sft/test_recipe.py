@@ -23,6 +23,7 @@ from blip3o_rl.data.synthetic.scene_prompts import train_prompts
 from blip3o_rl.data.synthetic.scenes import draw, realise
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import PARTS, ModelFolder
+from blip3o_rl.model.token_layout import encode_prompt
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft import launch as sft_launch
@@ -132,7 +133,9 @@ def test_the_condition_is_the_states_of_scale_token_and_image_tokens(tmp_path: P
     settings = compose_settings(RECIPE, overrides(tmp_path, scenes, "train.condition_drop=0.0", "train.batch_size=4"))
     trainer = SFTTrainer(settings, RunFolder(tmp_path / "run"), lambda step, metrics: None)
     item = trainer.train_dataset[0]
-    lengths = [len(prompt) for prompt in item["prompts"]]
+    examples = item["examples"]
+    prompts = [encode_prompt(trainer.tokenizer, example.text, 2, trainer.layout) for example in examples]
+    lengths = [len(prompt) for prompt in prompts]
     assert len(set(lengths)) > 1
     seen: list[torch.Tensor] = []
     trainer.renderer.connector.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -141,8 +144,8 @@ def test_the_condition_is_the_states_of_scale_token_and_image_tokens(tmp_path: P
         model(trainer.encode(item), 0, 0)
     assert seen[0].shape[:2] == (4, 82)
     end = trainer.tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
-    for row, (prompt, square) in enumerate(zip(item["prompts"], item["squares"], strict=True)):
-        tokens = trainer.layout.to_ids(trainer.image_tokenizer.tokenize([square], 2))[0]
+    for row, (prompt, example) in enumerate(zip(prompts, examples, strict=True)):
+        tokens = trainer.layout.to_ids(trainer.image_tokenizer.tokenize([example.square], 2))[0]
         ids = torch.tensor([*prompt, *tokens.tolist()])
         assert ids[len(prompt) - 1] == trainer.layout.scale_token_id(2)
         with torch.no_grad():
@@ -178,7 +181,7 @@ REFUSED = [
     (["fast"], "override 'fast': not of the form key=value"),
     (["train.steps=0"], "train.steps=0: must be greater than or equal to 1"),
     (["train.condition_drop=2"], "train.condition_drop=2: must be less than or equal to 1"),
-    (["train.trainable=some"], "train.trainable=some: must be 'caption' or 'all'"),
+    (["train.trainable=some"], "train.trainable=some: must be 'caption', 'editing' or 'all'"),
     (["train.betas=[0.9]"], "train.betas.1: is missing"),
     (["model.scales=[3]"], "model.scales.0=3: must be 0, 1 or 2"),
     (["model.scales=[]"], "model.scales=[]: list should have at least 1 item"),

@@ -1,0 +1,27 @@
+"""`blip3o-rl prompts import-edits`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blip3o_rl.cli.output import free_path
+
+
+def import_edits(
+    source: Annotated[Path, typer.Argument(help="JSON lines or parquet of a published editing data set")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the prompt file")] = Path("outputs/edits.jsonl"),
+    max_bad: Annotated[int, typer.Option(min=0, help="bad rows that are reported and left out")] = 100,
+) -> None:
+    """Makes prompts with reference images of Edit-R1, UniRL, verl-omni, PromptRL or BLIP3o rows."""
+    from blip3o_rl.data import edit_import
+    from blip3o_rl.io import write_lines
+
+    out = free_path(out)
+    found = edit_import.import_edits(source, out, max_bad)
+    print(*found.report, sep="\n", end="\n" * bool(found.report))
+    write_lines(out, found.rows)
+    print(f"{len(found.rows)} prompts with references, {len(found.report)} rows left out")
+    print(out)
