@@ -8,12 +8,13 @@
     verl-omni   prompt, a chat                 images: bytes
     PromptRL    prompt                         image: bytes
 
-So one table of names reads them all. An image is a path, the encoded bytes, or an object that holds either. The task
-is the row's field `task`, or follows from the instruction. Other fields are kept for the rewards.
+So one table of names reads them all. An image is a path, the encoded bytes, a data URI, or an object that holds one. The
+task is the row's field `task`, or follows from the instruction. Other fields are kept for the rewards.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -112,4 +113,9 @@ def _one_image(value: Any, field: str) -> Image:
         value = next((value[name] for name in _HELD_AS if value.get(name)), None)
     if not isinstance(value, str | bytes) or not value:
         raise ValueError(f"field '{field}' holds no path or bytes of an image")
+    if isinstance(value, str) and value.startswith("data:"):
+        try:
+            return base64.b64decode(value.partition("base64,")[2], validate=True)
+        except ValueError as error:
+            raise ValueError(f"field '{field}' holds a damaged data URI ({error})") from error
     return value

@@ -54,6 +54,7 @@ FORMS: dict[str, tuple[dict[str, Any], EditRow]] = {
         {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}], "images": [b"x"]},
         EditRow("a", (b"x",), None, "edit", {}),
     ),
+    "data uri": ({"references": ["data:image/png;base64,eA=="], "prompt": "a"}, EditRow("a", (b"x",), None, "edit", {})),
     "promptrl": ({"image": {"bytes": b"x"}, "prompt": "a"}, EditRow("a", (b"x",), None, "edit", {})),
 }  # fmt: skip
 
@@ -71,6 +72,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "media": [{"role": "target", "uri": "1.png"}]}, "'media' has 0 images, the model takes 1 to 4"),
     ({"prompt": "a", "images": [{"bytes": None}]}, "'images' holds no path or bytes"),
     ({"prompt": "a", "image": "1.png", "task": "subejct"}, "'task' is 'subejct'.*did you mean 'subject'"),
+    ({"prompt": "a", "image": "data:image/png;base64,?"}, "'image' holds a damaged data URI"),
     ({"prompt": "a", "image": "1.png", "target": 5}, "'target' holds no path"),
 ]
 

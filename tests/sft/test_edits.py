@@ -21,9 +21,11 @@ from safetensors.torch import load_file
 from blip3o_rl.config.sft import TaskShares
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_lines
+from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.folder import PARTS, ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
+from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import KEEP_INSTRUCTION, TASKS
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft import launch as sft_launch
@@ -147,18 +149,33 @@ def damaged_images(folder: Path) -> None:
     (folder / "huge.png").write_bytes(huge)
 
 
-def trainer_of(folder: Path, files: Path, *more: str) -> SFTTrainer:
-    base = ["model.folder=mini", "model.scales=[2]", "train.batch_size=4", "train.gradient_accumulation=1"]
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged model without its second connector: it generates from text only."""
+    base = ModelFolder("mini")
+    whole = base.load_renderer()
+    return model_folder.save(
+        tmp_path_factory.mktemp("text"),
+        policy=base.load_policy(),
+        tokenizer=base.load_tokenizer(),
+        renderer=Renderer(whole.connector, whole.transformer, whole.vae),
+        image_tokenizer=base.path / "image_tokenizer",
+        source="test",
+    )
+
+
+def trainer_of(model: Path, folder: Path, files: Path, *more: str) -> SFTTrainer:
+    base = [f"model.folder={model}", "model.scales=[2]", "train.batch_size=4", "train.gradient_accumulation=1"]
     base += ["data.workers=0", "run.processes=1", f"data.files=[{files}]", "model.editing=latents"]
     settings = compose_settings(RECIPE, [*base, *more])
     return SFTTrainer(settings, RunFolder(folder), lambda step, metrics: None)
 
 
-def test_sixty_bad_rows_are_one_line_each_and_the_others_are_trained_on(images: Path) -> None:
+def test_sixty_bad_rows_are_one_line_each_and_the_others_are_trained_on(images: Path, text_model: Path) -> None:
     damaged_images(images)
     rows = [GOOD, *[row for _ in range(3) for row, _ in BAD], GOOD | {"input_image": "4.png"}]
     path = write_lines(images / "rows.jsonl", rows)
-    trainer = trainer_of(images / "run", path, "data.max_bad=60")
+    trainer = trainer_of(text_model, images / "run", path, "data.max_bad=60")
     found = {line["where"]: line["reason"] for line in read_lines(images / "run" / "logs" / "bad_pairs_0.jsonl")}
     for number in range(10):  # a pass has 35 rows that an index cannot know to be bad
         item = trainer.train_dataset[number]
@@ -218,10 +235,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MIX = ["data.shares.edit=0.5", "data.shares.keep=0.25", "data.shares.text_to_image=0.25"]
 
 
-def test_a_batch_has_the_prompts_and_references_of_inference(tmp_path: Path, world: Path) -> None:
+def test_a_batch_has_the_prompts_and_references_of_inference(tmp_path: Path, world: Path, text_model: Path) -> None:
     """Token ids, reference latents and target of each task against the pipeline, with a system prompt per task."""
     prompts = ["model.system_prompts.edit='Change it.'", "model.system_prompts.text_to_image='Paint it.'"]
-    trainer = trainer_of(tmp_path / "run", world / "rows.jsonl", *MIX, *prompts)
+    trainer = trainer_of(text_model, tmp_path / "run", world / "rows.jsonl", *MIX, *prompts)
     pipeline = Blip3oPipeline(
         trainer.model.policy, trainer.tokenizer, trainer.renderer, None, trainer.layout, trainer.image_tokenizer
     )
@@ -258,16 +275,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-SMALL = ["model.folder=mini", "model.scales=[2]", "train.batch_size=2", "train.gradient_accumulation=1"]
+SMALL = ["model.scales=[2]", "train.batch_size=2", "train.gradient_accumulation=1"]
 SMALL += ["train.policy_lr=1e-3", "train.renderer_lr=1e-3", "train.warmup_ratio=0.5", "run.processes=1"]
 SMALL += ["data.workers=0", "train.condition_drop=0.5"]
 SAME = ("sft/loss", "sft/tokens", "sft/flow", "sft/grad_norm", "sft/task", "sft/epoch")
 
 
 def test_a_text_to_image_model_learns_to_edit_killed_and_resumed(
-    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, world: Path, text_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["train.steps=4", "run.save_every=2", "train.trainable=editing", "model.editing=latents", *MIX]
+    more = [
+        "train.steps=4",
+        f"model.folder={text_model}",
+        "run.save_every=2",
+        "train.trainable=editing",
+        "model.editing=latents",
+        *MIX,
+    ]
     more += ["model.system_prompts.edit='Change it.'", f"data.files=[{world / 'rows.jsonl'}]"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     sft_launch.launch(RECIPE, [*SMALL, *more, f"run.folder={whole}"])
@@ -292,7 +316,7 @@ def test_a_text_to_image_model_learns_to_edit_killed_and_resumed(
     trained, resumed = weights(whole), weights(broken)
     assert trained.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in trained.items())
-    before = ModelFolder("mini").load_renderer().state_dict()
+    before = ModelFolder(text_model).load_renderer().state_dict()
     for name, value in trained.items():
         part, _, key = name.removeprefix("renderer/").partition("/")
         if name.startswith("renderer/transformer"):
@@ -316,9 +340,9 @@ def test_a_text_to_image_model_learns_to_edit_killed_and_resumed(
         sft_launch.check(compose_settings(RECIPE, [*again, "model.editing=tokens"]))
 
 
-def test_tokens_alone_leave_the_renderers_inputs_as_they_are(tmp_path: Path, world: Path) -> None:
+def test_tokens_alone_leave_the_renderers_inputs_as_they_are(tmp_path: Path, world: Path, text_model: Path) -> None:
     more = ["train.steps=1", "model.editing=tokens", *MIX, f"data.files=[{world / 'rows.jsonl'}]"]
-    sft_launch.launch(RECIPE, [*SMALL, *more, f"run.folder={tmp_path / 'run'}"])
+    sft_launch.launch(RECIPE, [*SMALL, *more, f"run.folder={tmp_path / 'run'}", f"model.folder={text_model}"])
     uses = ModelFolder(tmp_path / "run" / "model").load_renderer().editing_connector().config
     assert (uses.cross_attention, uses.noise_injection) == (False, False)
     # From the policy alone to latents: the untrained connector is replaced.
@@ -337,12 +361,13 @@ REFUSED: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("more", "words"), REFUSED)
 def test_what_is_refused_before_a_model_is_loaded(
-    world: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], words: str
+    world: Path, text_model: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], words: str
 ) -> None:
     def loaded(*arguments: Any) -> Callable[..., Any]:
         raise AssertionError("a weight was loaded")
 
     for name in ("load_policy", "load_renderer", "load_image_tokenizer"):
         monkeypatch.setattr(ModelFolder, name, loaded)
+    base = [*SMALL, f"data.files=[{world / 'rows.jsonl'}]", f"model.folder={text_model}"]
     with pytest.raises(UserError, match=words):
-        sft_launch.check(compose_settings(RECIPE, [*SMALL, f"data.files=[{world / 'rows.jsonl'}]", *more]))
+        sft_launch.check(compose_settings(RECIPE, [*base, *more]))
