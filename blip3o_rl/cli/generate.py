@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,10 @@ def generate(
         list[Path] | None,
         typer.Option(metavar="IMAGE", help="image to edit, repeat for several; prompts are then instructions"),
     ] = None,
+    task: Annotated[
+        Literal["edit", "keep", "subject"] | None,
+        typer.Option(help="of the instructions, if the model has a system prompt for each; by default keep or edit"),
+    ] = None,
     batch_size: options.BatchSize = 8,
     backend: options.Backend = "auto",
     dtype: options.Dtype = "auto",
@@ -40,6 +44,8 @@ def generate(
 
     config = GenerationConfig(scale, steps, guidance, size, batch_size, top_k, top_p)
     folder = ModelFolder(model, *GENERATING)
+    if task and not reference:
+        raise UserError("--task: is of an instruction with --reference images; leave it out")
     if reference:
         folder.check_editing()
         if size is not None:
@@ -58,13 +64,13 @@ def generate(
         pipe = placement.load_pipeline(model, stack, batch_size, editing=bool(references))
         progress = stack.enter_context(progress_bar(len(repeated), batch_size))
         given = [references] * len(repeated) if references else None
-        images = pipe(repeated, seeds, config, given, progress).images
+        images = pipe(repeated, seeds, config, given, progress, [task] * len(repeated)).images
     settings = {"model": model, "scale": scale, "steps": steps, "guidance": guidance, "size": images.shape[1]}
     if config.filters_tokens:
         settings |= {"top_k": top_k, "top_p": top_p}
     settings |= placement.settings()
     if reference:
-        settings["reference"] = ", ".join(map(str, reference))
+        settings |= {"reference": ", ".join(map(str, reference))} | ({"task": task} if task else {})
     for prompt, number, image in zip(repeated, seeds, images, strict=True):
         print(save_png(image, out / f"{slug(prompt)}-seed{number}.png", {"prompt": prompt, "seed": number, **settings}))
     if len(repeated) > 1:

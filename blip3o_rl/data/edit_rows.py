@@ -8,8 +8,8 @@
     verl-omni   prompt, a chat                 images: bytes
     PromptRL    prompt                         image: bytes
 
-So one table of names reads them all. An image is a path, the encoded bytes, a data URI, or an object that holds one. The
-task is the row's field `task`, or follows from the instruction. Other fields are kept for the rewards.
+So one table of names reads them all. An image is a path, bytes, a data URI, or an object that holds one. The task is
+the row's field `task`, or follows from the instruction. Other fields are kept for the rewards.
 """
 
 from __future__ import annotations

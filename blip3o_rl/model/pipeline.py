@@ -27,7 +27,7 @@ from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.rendering import check_side, render
 from blip3o_rl.model.sampling import PolicySampler, Sampler
-from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.model.token_layout import Task, TokenLayout
 
 Images = Sequence[np.ndarray]
 
@@ -103,6 +103,7 @@ class Blip3oPipeline:
         config: GenerationConfig = DEFAULTS,
         references: Sequence[Images | None] | None = None,
         progress: Progress = silent,
+        tasks: Sequence[Task | None] | None = None,
     ) -> GenerationOutput:
         """Generates one image per prompt.
 
@@ -111,6 +112,7 @@ class Blip3oPipeline:
             seeds: one per prompt, non-negative.
             references: one entry per prompt: the images to edit, uint8 [H, W, 3], or None for an image from text
                 alone. A prompt with references is an instruction.
+            tasks: one entry per prompt, of instructions; None is `token_layout.task_of` it.
 
         Raises:
             UserError: the numbers of prompts, seeds and references differ, or something does not fit the model.
@@ -119,7 +121,7 @@ class Blip3oPipeline:
         if len(entries) != len(prompts):
             raise UserError(f"{len(prompts)} prompts and {len(entries)} references: give one entry per prompt")
         encoded = self._encode_references(entries, config.scale)
-        rows = self.prompt_ids(prompts, config.scale, encoded)
+        rows = self.prompt_ids(prompts, config.scale, encoded, tasks)
         latents = [None if reference is None else reference.latents for reference in encoded]
         return self._in_batches(rows, None, latents, seeds, config, progress)
 
@@ -149,11 +151,16 @@ class Blip3oPipeline:
         return self._in_batches(rows, self.layout.to_ids(indices), latents, seeds, config, progress)
 
     def prompt_ids(
-        self, prompts: list[str], scale: int, references: Sequence[Reference | None] | None = None
+        self,
+        prompts: list[str],
+        scale: int,
+        references: Sequence[Reference | None] | None = None,
+        tasks: Sequence[Task | None] | None = None,
     ) -> list[list[int]]:
         """Token ids of the prompts, not padded; each ends with `<im_start>` and the scale token."""
-        pairs = zip(prompts, references or [None] * len(prompts), strict=True)
-        return [prompt_ids(self.tokenizer, prompt, reference, scale, self.layout) for prompt, reference in pairs]
+        nothing = [None] * len(prompts)
+        rows = zip(prompts, references or nothing, tasks or nothing, strict=True)
+        return [prompt_ids(self.tokenizer, prompt, known, scale, self.layout, task) for prompt, known, task in rows]
 
     def hidden_states(self, prompts: list[list[int]], tokens: torch.Tensor, scale: int) -> torch.Tensor:
         """States [B, n + 1, hidden] of given image tokens [B, n] by the policy; see `PolicySampler.hidden_states`."""

@@ -133,7 +133,7 @@ class PairBatches:
         return Example(row["caption"], square, pixels, [other for other, _ in known], known[0][1])
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # two passes of each task
 def _order(seed: int, number: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, number)).permutation(count)
 

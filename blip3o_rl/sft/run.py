@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -144,12 +143,15 @@ class SFTTrainer(LossTrainer):
         """The usable rows per task."""
         data = self.settings.data
         rows = index(find_files(data.files), folder.path / "data", fields_of(data))
-        faults, tasks = (np.array(list(rows[name])) for name in (FAULT, "task"))
+        bad: list[int] = []
+        good: dict[Task, list[int]] = {task: [] for task in TASKS}
+        for number, (fault, task) in enumerate(zip(rows[FAULT], rows["task"], strict=True)):
+            (bad if fault else good[task]).append(number)
         if report:
-            self.bad.add({row["where"]: row[FAULT] for row in rows.select(np.flatnonzero(faults != ""))})
-        if (faults != "").all():
+            self.bad.add({row["where"]: row[FAULT] for row in rows.select(bad)})
+        if len(bad) == len(rows):
             raise UserError(f"data.files: no usable row in {len(rows)}; see {folder.logs} for the reasons")
-        return {task: rows.select(np.flatnonzero(tasks == task)) for task in TASKS if (tasks == task).any()}
+        return {task: rows.select(numbers) for task, numbers in good.items() if numbers}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         started = time.perf_counter()

@@ -129,6 +129,7 @@ def test_other_dtypes(model: str, tmp_path: Path) -> None:
         (["--dtype", "int8"], "--dtype"),
         (["--backend", "tgi"], "--backend"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--task", "edit"], "--task: is of an instruction with --reference"),
         (["--reference", "a.png"], "takes no reference image"),
     ],
 )
@@ -155,14 +156,14 @@ def test_references_reach_the_pipeline(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def pipe(prompts: list[str], seeds: list[int], config: Any, references: Any, progress: Any) -> Any:
-        asked["references"] = references
+    def pipe(prompts: list[str], seeds: list[int], config: Any, references: Any, progress: Any, tasks: Any) -> Any:
+        asked.update(references=references, tasks=tasks)
         return types.SimpleNamespace(images=np.zeros((len(prompts), 64, 64, 3), np.uint8))
 
     monkeypatch.setattr(ModelFolder, "check_editing", lambda folder: None)
     monkeypatch.setattr(options.Placement, "load_pipeline", lambda *_, **__: pipe)
-    assert generate(model, tmp_path / "o", "--reference", str(photo), "--device", "cpu") == 0
-    assert len(asked["references"]) == len(PROMPTS)
+    assert generate(model, tmp_path / "o", "--reference", str(photo), "--device", "cpu", "--task", "subject") == 0
+    assert len(asked["references"]) == len(PROMPTS) and set(asked["tasks"]) == {"subject"}
     assert all(np.array_equal(given, read_image(photo)) for (given,) in asked["references"])
     assert all(Image.open(file).text["reference"] == str(photo) for file in (tmp_path / "o").glob("a-*.png"))
 

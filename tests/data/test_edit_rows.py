@@ -54,7 +54,10 @@ FORMS: dict[str, tuple[dict[str, Any], EditRow]] = {
         {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}], "images": [b"x"]},
         EditRow("a", (b"x",), None, "edit", {}),
     ),
-    "data uri": ({"references": ["data:image/png;base64,eA=="], "prompt": "a"}, EditRow("a", (b"x",), None, "edit", {})),
+    "own, a data uri": (
+        {"references": ["data:image/png;base64,eA=="], "prompt": "a"},
+        EditRow("a", (b"x",), None, "edit", {}),
+    ),
     "promptrl": ({"image": {"bytes": b"x"}, "prompt": "a"}, EditRow("a", (b"x",), None, "edit", {})),
 }  # fmt: skip
 
