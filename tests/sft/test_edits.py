@@ -263,7 +263,7 @@ def test_a_batch_has_the_prompts_and_references_of_inference(tmp_path: Path, wor
             elif reference is not None:
                 assert example.reference_pixels is not None
                 expected = trainer.renderer.encode_latents(example.reference_pixels[None])[0]
-                torch.testing.assert_close(reference, expected, atol=1e-5, rtol=0)
+                torch.testing.assert_close(reference, expected, atol=1e-4, rtol=0)
     assert seen == {"edit", "keep", "text_to_image"}
 
 
