@@ -14,7 +14,7 @@ from blip3o_rl.model.renderer import ReferenceConnector, Renderer
 from blip3o_rl.sft import losses as sft
 from blip3o_rl.sft.model import LossConfig, SFTModel, editing_renderer
 
-N, COUNT = 9, 6
+N, COUNT, SEED = 9, 6, 5
 References = list[torch.Tensor | None]
 USES = [(True, True), (True, False), (False, True), (False, False)]
 KINDS = {"mixed": (True, False, True, True, False, True), "edits": (True,) * COUNT, "text": (False,) * COUNT}
@@ -36,7 +36,7 @@ def inputs(kind: str) -> tuple[torch.Tensor, torch.Tensor, References]:
 
 def by_hand(renderer: Renderer, states: torch.Tensor, latents: torch.Tensor, references: References) -> float:
     """Each row alone, as inference predicts it without guidance: with its condition, or with the null one."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(SEED)
     keep = torch.rand(COUNT, generator=generator) >= 0.5
     noise = torch.randn(latents.shape, generator=generator)
     torch.rand(COUNT, generator=generator)  # which levels are from the upper part
@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_each_row_in_inference(kind: str, uses: tuple[bool, 
     renderer, (states, latents, references) = editing(*uses), inputs(kind)
     with torch.no_grad():
         found = sft.diffusion_loss(
-            renderer, states, latents, torch.Generator().manual_seed(3), 1, 0.5, references=references
+            renderer, states, latents, torch.Generator().manual_seed(SEED), 1, 0.5, references=references
         )
         expected = by_hand(renderer, states, latents, references)
     assert float(found) == pytest.approx(expected, rel=1e-5)  # float32 sums of batches and of single rows
@@ -86,7 +86,7 @@ def test_noise_levels_of_a_row_share_its_reference() -> None:
         return torch.zeros_like(x)
 
     renderer.predict = predict  # type: ignore[method-assign]
-    sft.diffusion_loss(renderer, states, latents, torch.Generator().manual_seed(3), 2, 0.0, references=references)
+    sft.diffusion_loss(renderer, states, latents, torch.Generator().manual_seed(SEED), 2, 0.0, references=references)
     edits = [row for row, reference in enumerate(references) if reference is not None]
     x, condition = seen[1]
     whole = renderer.condition(states[edits], torch.stack([references[row] for row in edits]))  # type: ignore[misc]
