@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from blip3o_rl.cli.main import run
-from blip3o_rl.sft.pairs import check_first, find_files
+from blip3o_rl.sft.files import find_files
+from blip3o_rl.sft.pairs import Fields, check_first, read_rows
 
 
 def test_pairs_for_fine_tuning_show_the_briefs_with_fonts_and_pasted_products(tmp_path: Path, capsys) -> None:
@@ -43,7 +44,7 @@ def test_pairs_for_fine_tuning_show_the_briefs_with_fonts_and_pasted_products(tm
     assert [row["caption"] for row in rows] == ["two bottles"] * 2 + ["a sale"] * 2
     shelf, title = (np.asarray(Image.open(out / rows[number]["image"])) for number in (0, 2))
     assert (shelf == (255, 0, 255)).all(-1).sum() > 100 and (title < 60).all(-1).sum() > 50
-    row = check_first(find_files(str(out / "pairs.jsonl")), "image", "caption")
+    row = check_first(find_files(str(out / "pairs.jsonl")), Fields())
     assert row["caption"] == "two bottles" and not row["fault"]
     assert run([*command, "--font", str(prompts)]) == 2
     assert "not readable as a font" in capsys.readouterr().err
@@ -60,6 +61,8 @@ def test_pairs_of_built_in_sources(tmp_path: Path, capsys) -> None:
     line = json.loads((tmp_path / "edits" / "pairs.jsonl").read_text().splitlines()[1])
     before, after = (np.asarray(Image.open(tmp_path / "edits" / line[f"{key}_image"])) for key in ("input", "output"))
     assert before.shape == after.shape == (64, 64, 3) and (before != after).any() and line["instruction"]
+    edits = str(tmp_path / "edits" / "pairs.jsonl")
+    assert [row["task"] for row in read_rows([(edits, edits)], Fields())] == ["edit"] * 5 + ["keep"]
     for wrong, reason in (("poster", "did you mean 'posters'"), ("words", "has neither a layout nor a planogram")):
         assert run(["prompts", "pairs", wrong, *options, str(tmp_path / "no")]) == 2
         assert reason in " ".join(capsys.readouterr().err.split())
