@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all.
+"""Paths as users write them, and files that appear whole or not at all.
 
 A run may be killed at any moment, and a file may be read while it is written. So it is written next to its place and
 renamed when it is complete, which is atomic within a folder. For whole folders there is `checkpoint.staging`.
@@ -15,6 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
+
+MAX_NAME = 255
+"""Bytes in the name of a file, on the usual file systems."""
+
+
+def user_path(text: str | Path) -> Path:
+    """A path with `~` and `~name` as home folders; where there is no such user or home, it stays as it is written.
+
+    Raises:
+        UserError: a name in it is longer than a file system allows.
+    """
+    path = Path(os.path.expanduser(text))
+    if any(len(os.fsencode(name)) > MAX_NAME for name in path.parts):
+        raise UserError(f"{str(path)[:MAX_NAME]} ...: is too long for the name of a file; give a path")
+    return path
 
 
 @contextmanager

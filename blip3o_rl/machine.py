@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 OK, WARNING, BROKEN = "ok", "warning", "broken"
 GIB = 2**30
@@ -123,7 +124,7 @@ def cpus() -> int:
 
 def disk_gib(folder: Path) -> float:
     """Free disk space where a folder lies or will lie, GiB."""
-    path = folder.expanduser().absolute()
+    path = user_path(folder).absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free / GIB

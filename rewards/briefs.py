@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from blip3o_rl.rewards.color import SAME, distance
 from blip3o_rl.rewards.observation import Observation, Observer, open_observer
 from blip3o_rl.rewards.ocr.reader import TextLine
 from blip3o_rl.rewards.ocr.rules import strict
+from blip3o_rl.scoring.adapters import typed_arguments
 from blip3o_rl.scoring.api import Sample, Score
 
 
@@ -74,9 +76,9 @@ class BriefReward:
 
     def __init__(
         self,
-        observer: Observer | Mapping[str, Any] | None = None,
+        observer: Mapping[str, Any] | Observer | None = None,
         weights: Mapping[str, float] | None = None,
-        terms: Sequence[str] | None = None,
+        terms: list[str] | tuple[str, ...] | None = None,
         sharpness: float = 1.0,
         name: str = "",
     ):
@@ -85,8 +87,13 @@ class BriefReward:
                 if term not in self.WEIGHTS:
                     hint = did_you_mean(term, self.WEIGHTS)
                     raise UserError(f"{key}.{term}: there is no such term{hint}; known: {', '.join(self.WEIGHTS)}")
-        if any(weight < 0 for weight in (weights or {}).values()) or sharpness <= 0:
-            raise UserError("weights, sharpness: a weight is at least 0 and sharpness above 0; fix them")
+        for term, weight in (weights or {}).items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"weights.{term}: is {weight!r}; set a number of at least 0")
+        if not 0 < sharpness < math.inf:
+            raise UserError(f"sharpness: is {sharpness!r}; set a number above 0")
+        if terms is not None and not terms:
+            raise UserError("terms: is empty, so nothing is judged; leave it out for all terms")
         self.name = name or self.field
         self.required_metadata = (self.field,)
         both = {**self.WEIGHTS, **(weights or {})}
@@ -152,8 +159,9 @@ def _observer(options: Mapping[str, Any]) -> Observer:
         if option not in known:
             hint = did_you_mean(option, known)
             raise UserError(f"observer.{option}: there is no such option{hint}; known: {', '.join(known)}")
+    arguments = typed_arguments(open_observer, options, "observer")
     try:
-        return open_observer(**{key: tuple(v) if isinstance(v, list) else v for key, v in options.items()})
+        return open_observer(**arguments)
     except UserError as error:
         raise UserError(f"observer.{error}") from error
 

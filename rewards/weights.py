@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOADING = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -35,7 +36,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 def located(source: str, key: str) -> tuple[str, str | None]:
     """What transformers takes: (local path or hub id, revision or None). A path where nothing is, is refused."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.exists():
         return str(path), None
     if source.startswith((".", "/", "~")) or source.count("/") != 1 or path.suffix in (".pt", ".pth", ".safetensors"):

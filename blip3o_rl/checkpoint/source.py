@@ -6,7 +6,6 @@ HF_HUB_CACHE). Only weights in safetensors, configs, tokenizer and licence are f
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import errors, snapshot_download
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
 
@@ -39,7 +39,7 @@ def resolve(name: str | Path, revision: str | None = None, offline: bool = False
         offline: use the cache alone.
         cache: of huggingface_hub, by default its own.
     """
-    folder, name = Path(os.path.expanduser(name)), str(name)
+    folder, name = user_path(name), str(name)
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"--revision {revision}: {folder} is a folder; revisions are for hub ids")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 if TYPE_CHECKING:
     from blip3o_rl.training.planning.plan import Plan
@@ -36,7 +37,7 @@ def plan(
     if apply is not None and apply.exists():
         raise UserError(f"--apply {apply}: exists already; name a new folder")
     config = compose_recipe(recipe, [f"trainer.n_gpus_per_node={gpus}", *overrides], "gpu")
-    there = config.model.folder == "mini" or Path(config.model.folder).expanduser().exists()
+    there = config.model.folder == "mini" or user_path(config.model.folder).exists()
     model = planning.of_folder(config.model.folder) if there else planning.published()
     wanted = planning.Plan(config, model, kind)
     console = Console()

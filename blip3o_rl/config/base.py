@@ -6,10 +6,11 @@ nearest known one, renamed keys with their new name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -82,15 +83,30 @@ def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_explained(error, key)) from error
+        raise UserError(_explained(error, values, key)) from error
 
 
-def _explained(error: ValidationError, key: str) -> str:
+def converted(annotation: Any, value: Any, key: str) -> Any:
+    """A value as the type of an annotation (a number for "0.5"); as it is where the annotation is no type to check.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    try:
+        check = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python
+    except Exception:  # of many kinds, for a protocol or a model with a configuration of its own
+        return value
+    try:
+        return check(value)
+    except ValidationError as error:
+        raise UserError(_explained(error, value, key)) from error
+
+
+def _explained(error: ValidationError, values: Any, key: str) -> str:
     # An unknown key explains a missing one, so it is reported first.
     problem = min(error.errors(), key=lambda found: not isinstance(_raised(found), _UnknownKey))
     kind, text = problem["type"], problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    # The tags of a union's members, which pydantic puts into the place, are in parentheses.
-    place = [part for part in map(str, problem["loc"]) if not part.startswith("(")]
+    place = [*_path(values, problem["loc"]), *map(str, problem["loc"][-1:] if kind == "missing" else ())]
     full = ".".join(filter(None, [key, *place, getattr(_raised(problem), "key", "")]))
     if kind == "missing":
         return f"{full}: is missing; set it"
@@ -100,6 +116,14 @@ def _explained(error: ValidationError, key: str) -> str:
     if kind in ("model_type", "dict_type"):
         return f"{full}={value}: is not a mapping; write {full}.<key>=<value>"
     return f"{full}={value}: {text[:1].lower()}{text[1:]}"
+
+
+def _path(values: Any, place: tuple[int | str, ...]) -> Iterator[str]:
+    """The keys of a place, without the members of unions that pydantic names in it."""
+    for part in place:
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            values = values[part]
+            yield str(part)
 
 
 def _raised(problem: Any) -> Any:

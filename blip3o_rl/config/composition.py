@@ -31,6 +31,7 @@ from yaml import YAMLError
 
 from blip3o_rl.config.base import Settings, path_fields
 from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.io import user_path
 
 CONFIG_MODULE = "blip3o_rl.config.defaults"
 STORED = "blip3o_stored_run"
@@ -67,7 +68,7 @@ class Kind:
 
 def find_recipe(recipe: str | Path) -> Path:
     """The recipe's folder: a path, or the name of a recipe that ships with the package."""
-    path = Path(recipe).expanduser()
+    path = user_path(recipe)
     if (path / "config.yaml").is_file():
         return path.resolve()
     shipped = Path(str(resources.files("blip3o_rl.recipes")))

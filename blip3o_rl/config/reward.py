@@ -26,6 +26,7 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, fiel
 
 from blip3o_rl.config.base import Strict, refuse, validate
 from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.io import user_path
 
 TIMEOUT_S = 120.0
 KEY = "reward.rewards"
@@ -102,7 +103,7 @@ class DeployedService(RemoteService):
     runtime_env: dict[str, Any] = Field({}, description="Ray's runtime_env: pip, env_vars, working_dir ...")
     python: Annotated[
         str | None,
-        AfterValidator(lambda python: python and os.path.expanduser(python)),
+        AfterValidator(lambda python: python and str(user_path(python))),
         refuse(
             lambda python: python is not None and not os.access(python, os.X_OK),
             "there is no interpreter {}; give the path of an environment's bin/python",

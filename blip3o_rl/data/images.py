@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Of files that are taken for images when a folder is listed."""
@@ -39,7 +39,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     with _one_line_errors(name):
-        file = io.BytesIO(source) if isinstance(source, bytes) else Path(os.path.expanduser(source))
+        file = io.BytesIO(source) if isinstance(source, bytes) else user_path(source)
         if isinstance(file, Path) and not file.is_file():
             raise UserError(f"{name}: no such file; give an image (PNG, JPEG, WebP, ...)")
         with Image.open(file) as image:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip3o_rl.errors import UserError, did_you_mean
-from blip3o_rl.io import whole_characters
+from blip3o_rl.io import user_path, whole_characters
 
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -107,7 +107,7 @@ def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
     Raises:
         UserError: naming file and line, what is there and what is wanted.
     """
-    path = Path(path)
+    path = user_path(path)
     with _opened(path) as file:
         if file.read(len(_PARQUET)) == _PARQUET:
             return _parquet(path, field)

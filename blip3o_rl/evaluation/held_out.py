@@ -27,7 +27,7 @@ from blip3o_rl.data.prompts import PromptRow, check_row
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation.results import EvaluationResult, JudgedImage
 from blip3o_rl.evaluation.suite import Suite, named
-from blip3o_rl.io import append_line, read_lines, replacing, write_json, write_lines
+from blip3o_rl.io import append_line, read_lines, replacing, user_path, write_json, write_lines
 from blip3o_rl.model.folder import GENERATING, resolve
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.monitoring.image_statistics import image_statistics, pixel_distances
@@ -212,7 +212,7 @@ def _what_scores(rewards: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in (entry or {}).items() if key not in _HOW}
         if kept.get("path") is not None:
             file, _, function = str(kept["path"]).rpartition(":")
-            kept["path"] = [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest(), function]
+            kept["path"] = [hashlib.sha256(user_path(file).read_bytes()).hexdigest(), function]
         found[name] = kept
     return found
 

@@ -18,6 +18,7 @@ from blip3o_rl.config.train import TrainSettings
 from blip3o_rl.data.prompts import PromptRow, read_prompts
 from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of, training_rows
 from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.io import user_path
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
 
@@ -87,7 +88,7 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
         held_out = held_out_rows(source, chosen.limit, f"eval.limit={chosen.limit}")
     elif source is None:
         rows, held_out = _split(rows, chosen.held_out_share, f"prompts.file={prompts.file}")
-    elif Path(source).expanduser().is_file():
+    elif user_path(source).is_file():
         held_out = read_prompts(source)
     else:
         hint = did_you_mean(source, SOURCES)
@@ -107,7 +108,7 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
                 raise UserError(f"{KEY}.{reward}.service: is not deployed for an evaluation; give a service's url")
         suite.rubric().self_check(held_out)
     except UserError as error:
-        raise UserError(str(error).replace(KEY, "eval.rewards", 1)) from error
+        raise UserError(str(error).replace(KEY, "eval.rewards")) from error
     return rows, suite
 
 

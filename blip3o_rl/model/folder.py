@@ -12,7 +12,6 @@ never guesses: a missing part is one error that names it. `mini` is the small mo
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json, write_json
+from blip3o_rl.io import read_json, user_path, write_json
 from blip3o_rl.machine import float32_gib
 from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer
 
@@ -48,7 +47,7 @@ def resolve(name_or_path: str | Path) -> Path:
     """The existing folder for a path, or for the name of the packaged model (`mini`)."""
     if str(name_or_path) == MINI:
         return Path(__file__).parents[1] / "mini" / "weights"
-    path = Path(os.path.expanduser(name_or_path))
+    path = user_path(name_or_path)
     if not path.is_dir():
         raise UserError(f"model folder {path}: no such folder; give a model folder, or '{MINI}' for the packaged one")
     return path.resolve()

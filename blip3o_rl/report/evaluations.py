@@ -146,10 +146,24 @@ def compare_files(first: Path, second: Path) -> Comparison | None:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder; give a result in it, such as {file / 'eval_after.json'}")
     found = read_json(file)
     if not isinstance(found, dict) or SCORE not in found or not isinstance(found.get("images"), list):
         raise UserError(f"{file}: is no result of an evaluation; give a file that blip3o-rl eval or train wrote")
+    if not isinstance(found.get("settings", {}), dict):
+        raise UserError(f"{file}: settings is no JSON object; evaluate again")
+    for number, image in enumerate(found["images"]):
+        if not _is_image(image):
+            raise UserError(f"{file}: images.{number} is no image with its prompt and score; evaluate again")
     return found
+
+
+def _is_image(image: Any) -> bool:
+    if not isinstance(image, dict) or not isinstance(image.get("partial"), int | float | None):
+        return False
+    texts = image.get("prompt"), *(image.get(key, "") for key in ("tag", "file", "reason"))
+    return all(isinstance(text, str) for text in texts)
 
 
 def _numbers(before: dict[str, Any], after: dict[str, Any], key: str) -> tuple[float, float] | None:

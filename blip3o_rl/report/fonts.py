@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from functools import lru_cache
-from pathlib import Path
 
 from PIL import ImageFont
 
-from blip3o_rl.io import whole_characters
+from blip3o_rl.io import user_path, whole_characters
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 FOLDERS = (
@@ -86,7 +85,7 @@ def _has(file: str, letters: frozenset[str]) -> bool:
 @lru_cache
 def _installed() -> tuple[str, ...]:
     found = []
-    for file in (file for folder in FOLDERS for file in sorted(Path(folder).expanduser().rglob("*.[to]t[fc]"))):
+    for file in (file for folder in FOLDERS for file in sorted(user_path(folder).rglob("*.[to]t[fc]"))):
         if _WIDE.search(file.name):
             with contextlib.suppress(OSError):
                 _load(str(file), 16)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import append_line, read_lines, write_lines
+from blip3o_rl.io import append_line, read_lines, user_path, write_lines
 from blip3o_rl.report.checkpoints import complete
 
 DEFAULT_ROOT = Path("runs")
@@ -33,7 +33,7 @@ class RunFolder:
     """One run's folder: where each of its files is."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().resolve()
+        self.path = user_path(path).resolve()
         self.name = self.path.name
         self.config, self.overrides = self.path / "config.yaml", self.path / "overrides.txt"
         self.metrics = self.path / "metrics.jsonl"

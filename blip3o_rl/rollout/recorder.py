@@ -86,7 +86,7 @@ class Recorder:
             name = f"{rollout.sample.id}.png"
             self.folder.failed.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rollout.sample.image).save(self.folder.failed / name)
-        append_line(self.folder.failed / "failures.jsonl", {**rollout.line(), "picture": name})
+        append_line(self.folder.failed / "failures.jsonl", {**rollout.line(), "image": name})
 
     def _write(self, step: int, rows: list[Rollout]) -> None:
         write_lines(self.folder.rollout_file(step), (row.line() for row in rows))

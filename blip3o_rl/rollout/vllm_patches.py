@@ -12,7 +12,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from typing import Any
+
+from tqdm import tqdm
 
 ARCHITECTURE = "Blip3oNextForCausalLM"
 
@@ -31,6 +34,7 @@ def register() -> None:
         keep_cpu_weights()
     if multiprocessing.parent_process() is not None:
         end_with_parent()
+        lock_bars_with_threads()
 
 
 def keep_cpu_weights() -> None:
@@ -60,6 +64,15 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def lock_bars_with_threads() -> None:
+    """Gives tqdm's bars in this process a lock for its threads (tqdm 4.70).
+
+    Their own is a semaphore that has a name in processes that are spawned, as vLLM's are. It stays in /dev/shm, since
+    Ray kills these processes and their resource tracker at the end of a run.
+    """
+    tqdm.set_lock(threading.RLock())
 
 
 def use_v1_runner() -> None:

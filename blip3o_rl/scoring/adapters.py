@@ -10,8 +10,9 @@ How a function is called follows from its parameter names alone, so that no base
                                       `ground_truth` the metadata as JSON, `extra_info` a dictionary
                                       with id, prompt, metadata, group, step
 
-Any of them may be `async def`. Every other parameter is a keyword argument from the config. What may be returned is
-described at `scoring.api.as_score`. A function may carry `required_metadata = ("target", ...)` and `optional_metadata`.
+Any of them may be `async def`. Every other parameter is a keyword argument from the config, of the type that it is
+annotated with. What may be returned is described at `scoring.api.as_score`. A function may carry
+`required_metadata = ("target", ...)` and `optional_metadata`.
 
 A class gets the keyword arguments in `__init__`; an optional `setup()` does the slow part once per process (see
 `entry`); `score(samples)` or `async def score(samples)` returns one score each.
@@ -23,8 +24,9 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
+from blip3o_rl.config.base import converted
 from blip3o_rl.config.reward import unknown_keyword
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.scoring import sync
@@ -89,7 +91,7 @@ def _instance(cls: type, keywords: Mapping[str, Any], key: str) -> Any:
     for name, parameter in _parameters(cls, keywords, key).items():
         if parameter.default is parameter.empty and name not in keywords:
             raise UserError(f"{key}.{name}: missing; {cls.__name__} needs it")
-    return cls(**keywords)
+    return cls(**typed_arguments(cls, keywords, key))
 
 
 def _from_function(function: Any, name: str, keywords: Mapping[str, Any], key: str) -> FunctionReward:
@@ -118,7 +120,8 @@ def _from_function(function: Any, name: str, keywords: Mapping[str, Any], key: s
     if not filled:
         raise UserError(f"{key}: {label} has no parameter that takes the sample; use {', '.join(SINGLE)} or samples")
     fields = (tuple(getattr(function, f"{kind}_metadata", ())) for kind in ("required", "optional"))
-    return FunctionReward(name, _score_method(function, filled, dict(keywords), table is BATCHED), *fields)
+    arguments = typed_arguments(function, keywords, key)
+    return FunctionReward(name, _score_method(function, filled, arguments, table is BATCHED), *fields)
 
 
 def _score_method(
@@ -138,6 +141,25 @@ def _score_method(
         return function(**arguments(samples)) if batched else [function(**arguments(sample)) for sample in samples]
 
     return score_async if sync.is_async(function) else score
+
+
+def typed_arguments(function: Callable[..., Any], keywords: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Keyword arguments as a function's or class' annotations have them; a default of null may be given as well.
+
+    Raises:
+        UserError: one is of another type; `key` stands before its name.
+    """
+    try:
+        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    except (TypeError, NameError, AttributeError):  # no function, or names that only a type checker knows
+        return dict(keywords)
+    defaults = inspect.signature(function).parameters
+    return {
+        name: converted(hints[name], value, f"{key}.{name}")
+        if name in hints and not (value is None and defaults[name].default is None)
+        else value
+        for name, value in keywords.items()
+    }
 
 
 def _parameters(

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.io import user_path
 
 _FOLDERS: set[Path] = set()
 """Folders of the reward files that were loaded in this process."""
@@ -29,7 +30,7 @@ def load_file(path: str, key: str) -> Any:
     file_name, separator, attribute = path.rpartition(":")
     if not separator or not attribute.isidentifier():
         raise UserError(f"{key}: is '{path}'; write file.py:function")
-    file = Path(file_name).expanduser().resolve()
+    file = user_path(file_name).resolve()
     if not file.is_file():
         raise UserError(f"{key}: there is no file {file}; fix the path (it is relative to {Path.cwd()})")
     name = f"{_package(file.parent)}.{file.stem}"

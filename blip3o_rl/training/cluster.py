@@ -18,6 +18,7 @@ from blip3o_rl import machine, terminal
 from blip3o_rl.config.reward import is_deployed, process_environment
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import given_cluster
 
@@ -121,7 +122,7 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
     if metrics_file is not None:
         env["VERL_FILE_LOGGER_PATH"] = str(metrics_file)
     env |= process_environment(config.reward.rewards)
-    home = Path("~").expanduser()
+    home = user_path("~")
     if not os.access(home, os.W_OK):  # libraries make their cache folders there
         (folder.path / "home").mkdir(exist_ok=True)
         env["HOME"] = str(folder.path / "home")

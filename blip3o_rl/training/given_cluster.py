@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 from blip3o_rl import machine
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 TIMEOUT_S = 10
 PATIENCE = "RAY_py_gcs_connect_timeout_s"
@@ -77,8 +77,8 @@ def use_token() -> None:
     """Sends Ray's token where there is one and nothing else is said."""
     if "RAY_AUTH_MODE" in os.environ:
         return
-    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser()
-    if os.environ.get("RAY_AUTH_TOKEN") or Path(file).is_file():
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+    if os.environ.get("RAY_AUTH_TOKEN") or user_path(file).is_file():
         os.environ["RAY_AUTH_MODE"] = "token"
         import ray
 

@@ -14,7 +14,7 @@ from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.config.train import compose_run
 from blip3o_rl.data.sources import SOURCES
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json, sha256, write_json, write_text
+from blip3o_rl.io import read_json, sha256, user_path, write_json, write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
 
@@ -66,4 +66,4 @@ def changed_inputs(folder: RunFolder) -> list[str]:
 
 
 def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+    return user_path(path).resolve()

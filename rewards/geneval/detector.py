@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Detection:
     mask: np.ndarray | None = None
 
 
+@runtime_checkable
 class ObjectDetector(Protocol):
     """Finds objects. `classes` are the names it can report; a prompt with another class is refused at load."""
 
@@ -49,6 +50,7 @@ class ColorQuestion:
     class_name: str
 
 
+@runtime_checkable
 class ColorClassifier(Protocol):
     """Names the color of objects. `colors` are the names it can return."""
 

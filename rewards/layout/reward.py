@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from blip3o_rl.errors import UserError
@@ -37,9 +37,9 @@ class LayoutReward(BriefReward):
 
     def __init__(
         self,
-        observer: Observer | Mapping[str, Any] | None = None,
+        observer: Mapping[str, Any] | Observer | None = None,
         weights: Mapping[str, float] | None = None,
-        terms: Sequence[str] | None = None,
+        terms: list[str] | tuple[str, ...] | None = None,
         sharpness: float = 1.0,
         reach: float = rules.REACH,
         name: str = "",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 from blip3o_rl.rewards.ocr.reader import TextLine, text_lines
 
 BACKENDS = {"paddle": ("inference.pdiparams", "paddle"), "onnxruntime": ("inference.onnx", "onnxruntime")}
@@ -54,7 +55,7 @@ class PaddleReader:
         if detection_folder is not None and recognition_folder is not None:
             models = {}
             for part, folder in (("detection", detection_folder), ("recognition", recognition_folder)):
-                path = Path(folder).expanduser()
+                path = user_path(folder)
                 models |= {f"text_{part}_model_dir": str(path), f"text_{part}_model_name": _model_name(path, backend)}
         try:
             importlib.import_module(BACKENDS[backend][1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -30,6 +30,7 @@ class TextLine:
     polygon: np.ndarray
 
 
+@runtime_checkable
 class TextReader(Protocol):
     """An OCR engine."""
 

@@ -15,6 +15,7 @@ from blip3o_rl.rewards.ocr import rules
 from blip3o_rl.rewards.ocr.paddle import PaddleReader
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reader import TextLine, TextReader, reading_order, text_area
+from blip3o_rl.scoring.adapters import typed_arguments
 from blip3o_rl.scoring.api import Sample, Score
 
 READERS: dict[str, Callable[..., TextReader]] = {"rapid": RapidReader, "paddle": PaddleReader}
@@ -109,4 +110,4 @@ def _reader(reader: str | TextReader, options: dict[str, Any]) -> TextReader:
         if option not in known:
             hint = f"{did_you_mean(option, known)}; it takes {', '.join(known)}"
             raise UserError(f"reader_options.{option}: the reader {reader} has no such option{hint}")
-    return READERS[reader](**options)
+    return READERS[reader](**typed_arguments(READERS[reader], options, "reader_options"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from pydantic import PositiveInt
 from transformers import CLIPModel
 
 from blip3o_rl.errors import UserError
@@ -39,7 +40,7 @@ class AestheticScore:
         clip: str = VIT_L,
         device: str = "auto",
         dtype: str = "float32",
-        batch_size: int = 32,
+        batch_size: PositiveInt = 32,
     ):
         state = read_state(find_file(head, PUBLISHED, "head"), "head")
         model = pretrained_model(CLIPModel, clip, "clip")

@@ -27,6 +27,7 @@ from blip3o_rl.config.base import Settings
 from blip3o_rl.data.images import png_uri
 from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -88,7 +89,7 @@ class ChatJudge:
         self.settings = settings
         if settings.question_file is not None:
             try:
-                question = read_text(settings.question_file.expanduser())
+                question = read_text(user_path(settings.question_file))
             except UserError as error:
                 raise UserError(f"question_file: {error}") from error
         for name, value in (values or {}).items():

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch.nn.functional import interpolate
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -64,7 +65,7 @@ class PickScore:
         processor: str = VIT_H,
         device: str = "auto",
         dtype: str = "float32",
-        batch_size: int = 32,
+        batch_size: PositiveInt = 32,
     ):
         clip = weights.pretrained_model(CLIPModel, model, "model")
         tokenizer = weights.pretrained(CLIPTokenizer, processor, "processor")
@@ -85,7 +86,7 @@ class CLIPScore(PickScore):
     name = "clipscore"
     divisor = 30.0
 
-    def __init__(self, model: str = VIT_L, device: str = "auto", dtype: str = "float32", batch_size: int = 32):
+    def __init__(self, model: str = VIT_L, device: str = "auto", dtype: str = "float32", batch_size: PositiveInt = 32):
         super().__init__(model, model, device, dtype, batch_size)
 
 
@@ -109,7 +110,7 @@ class HPSv2:
         antialias: bool = True,
         device: str = "auto",
         dtype: str = "float32",
-        batch_size: int = 32,
+        batch_size: PositiveInt = 32,
     ):
         config = weights.pretrained(CLIPConfig, clip, "clip")
         tokenizer = weights.pretrained(CLIPTokenizer, clip, "clip")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 from blip3o_rl.model.devices import device_of
 from blip3o_rl.rewards import weights
 from blip3o_rl.rewards.clip import batches, cropped
@@ -68,10 +69,10 @@ class ImageReward:
         tokenizer: str = "google-bert/bert-base-uncased",
         device: str = "auto",
         dtype: str = "float32",
-        batch_size: int = 32,
+        batch_size: PositiveInt = 32,
     ):
         file = weights.find_file(checkpoint, "ImageReward.pt", "checkpoint")
-        folder = str(file.parent) if Path(checkpoint).expanduser().is_file() else checkpoint
+        folder = str(file.parent) if user_path(checkpoint).is_file() else checkpoint
         med = json.loads(weights.find_file(folder, "med_config.json", "checkpoint").read_text(encoding="utf-8"))
         state = weights.read_state(file, "checkpoint")
         source = (str(file), "checkpoint")

@@ -84,7 +84,8 @@ def test_rewards_of_the_evaluation_take_the_place_of_the_judge_and_are_checked()
     [
         (["eval.prompts=shape"], "eval.prompts=shape: is no file and no suite; did you mean 'shapes'"),
         (["eval.held_out_share=1"], "eval.held_out_share=1: must be less than 1"),
-        (["eval.rewards.genval.mode=strict"], "eval.rewards.genval"),
+        (["eval.rewards.genval.mode=strict"], "for your own set eval.rewards.genval.path to file.py:function"),
+        (["eval.rewards.ocr=null"], "log it without training on it with eval.rewards.ocr.weight=0"),
         (["eval.rewards.mine.path=gone.py:f"], "gone.py"),
         (["eval.images=2"], "eval.images: there is no such key; known: held_out_share, images_per_prompt"),
     ],

@@ -13,7 +13,7 @@ from rich.console import Console
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
 from blip3o_rl.report import page, summary
-from blip3o_rl.report.evaluations import Comparison, PairedImage, compare, intervals
+from blip3o_rl.report.evaluations import Comparison, PairedImage, compare, compare_files, intervals
 from blip3o_rl.report.run_folder import RunFolder
 
 PROMPT = "[/b] 一张 <b>circle</b> [bold red]"
@@ -115,9 +115,24 @@ def test_outcomes_and_intervals_are_of_pairs_and_the_interval_is_by_prompts():
     assert high - low == pytest.approx(2 * 1.96 * alike.std() / np.sqrt(30), rel=0.15)
 
 
-@pytest.mark.parametrize("text", ["[]", '{"overall": 0.5}', '{"overall": 0.'])
-def test_a_file_that_is_no_whole_result_is_one_line(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "is no result of an evaluation"),
+        ('{"overall": 0.5}', "is no result of an evaluation"),
+        ('{"overall": 0.', "not readable as JSON"),
+        ('{"overall": 0.5, "images": {}}', "is no result of an evaluation"),
+        ('{"overall": 0.5, "images": [], "settings": []}', "settings is no JSON object"),
+        ('{"overall": 0.5, "images": [{"prompt": "a", "partial": 1}, 5]}', "images.1 is no image"),
+        ('{"overall": 0.5, "images": [{"partial": 0.5}]}', "images.0 is no image"),
+        ('{"overall": 0.5, "images": [{"prompt": "a", "partial": "much"}]}', "images.0 is no image"),
+        ('{"overall": 0.5, "images": [{"prompt": "a", "tag": null}]}', "images.0 is no image"),
+    ],
+)
+def test_a_file_that_is_no_whole_result_is_one_line(tmp_path, text, says):
     folder = make(tmp_path)
     folder.eval_after.write_text(text)
-    with pytest.raises(UserError, match=r"eval_after\.json: (is no result of an evaluation|not readable as JSON)"):
+    with pytest.raises(UserError, match=rf"eval_after\.json: {says}"):
         compare(folder)
+    with pytest.raises(UserError, match="is a folder; give a result in it"):
+        compare_files(folder.path, folder.eval_after)

@@ -182,12 +182,15 @@ def test_a_brief_without_the_asked_terms_and_text_without_a_reader_are_refused()
     ("options", "message"),
     [
         ({"weights": {"txt": 1}}, "weights.txt: there is no such term; did you mean 'text'?"),
-        ({"weights": {"text": -1}}, "a weight is at least 0"),
+        ({"weights": {"text": -1}}, "weights.text: is -1; set a number of at least 0"),
         ({"terms": ["regions"]}, "terms.regions: there is no such term; did you mean 'region'?"),
-        ({"sharpness": 0}, "sharpness above 0"),
+        ({"terms": []}, "terms: is empty"),
+        ({"sharpness": 0}, "sharpness: is 0; set a number above 0"),
+        ({"sharpness": float("nan")}, "sharpness: is nan"),
         ({"reach": 0}, "reach: is 0"),
         ({"observer": {"detektor": "scenes"}}, "observer.detektor: there is no such option; did you mean 'detector'?"),
         ({"observer": {"detector": "yolo"}}, "observer.detector: is 'yolo'"),
+        ({"observer": {"min_confidence": None}}, "observer.min_confidence=null: must be a valid number"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

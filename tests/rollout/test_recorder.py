@@ -57,7 +57,7 @@ def test_a_failed_samples_image_and_reason_are_kept(tmp_path: Path) -> None:
     recorder.record(bad)
     assert (folder.failed / f"{bad.sample.id}.png").is_file()
     (line,) = [json.loads(line) for line in (folder.failed / "failures.jsonl").read_text().splitlines()]
-    assert (line["id"], line["prompt"], line["picture"]) == (bad.sample.id, bad.sample.prompt, f"{bad.sample.id}.png")
+    assert (line["id"], line["prompt"], line["image"]) == (bad.sample.id, bad.sample.prompt, f"{bad.sample.id}.png")
     assert "returned nan" in line["reason"]
     assert recorder.failure() is None
     recorder.fail("first", bad)

@@ -49,29 +49,35 @@ def test_shards_put_together_are_the_masked_full_matrix(
 
 
 CHILD = """
-import multiprocessing, sys, time
-from blip3o_rl.rollout.vllm_patches import end_with_parent
+import multiprocessing, os, sys, time
+from pathlib import Path
+from tqdm import tqdm
+from blip3o_rl.rollout.vllm_patches import end_with_parent, lock_bars_with_threads
 
 def child(pipe, patched):
     if patched:
         end_with_parent()
-    pipe.send(multiprocessing.current_process().pid)
+        lock_bars_with_threads()
+    tqdm(total=1, file=open(os.devnull, "w")).close()
+    pipe.send((os.getpid(), "/dev/shm/sem." in Path("/proc/self/maps").read_text()))
     time.sleep(600)
 
 if __name__ == "__main__":
     here, there = multiprocessing.Pipe()
     multiprocessing.get_context("spawn").Process(target=child, args=(there, sys.argv[1] == "True")).start()
-    print(here.recv(), flush=True)
+    print(*here.recv(), flush=True)
     time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_an_engine_outlives_a_killed_parent_unless_patched(patched: bool, tmp_path: Path) -> None:
+def test_an_engine_outlives_a_killed_parent_and_has_a_semaphore_unless_patched(patched: bool, tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(CHILD)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(patched)], stdout=subprocess.PIPE)
     assert parent.stdout is not None
-    engine = psutil.Process(int(parent.stdout.readline()))
+    number, semaphore = parent.stdout.readline().split()
+    assert (semaphore == b"True") == (not patched)
+    engine = psutil.Process(int(number))
     parent.kill()
     parent.wait()
     gone, alive = psutil.wait_procs([engine], timeout=20 if patched else 2)

@@ -29,6 +29,9 @@ def by_names(prompt, metadata, image, sample, scale=1.0):
     assert sample.prompt == prompt and metadata == sample.metadata
     return scale * len(prompt)
 
+def typed(image, side: int = 3, corner: tuple[int, int] = (0, 0), note: str = None):
+    return float(side + sum(corner))
+
 def whole(s: Sample):
     return Score(float(len(s.id)), {"length": len(s.id)})
 
@@ -134,6 +137,7 @@ def value(rubric, prompt: str = "a circle") -> float:
         ("brightness", {}, 0.2),
         ("by_names", {"scale": 0.5}, 4.0),
         ("whole", {}, 2.0),
+        ("typed", {"side": "7", "corner": [1, 2], "note": None}, 10.0),
         ("batch", {}, 8.0),
         ("batch_samples", {"bonus": 7}, 7.0),
         ("verl_style", {}, 51.0),
@@ -209,6 +213,14 @@ def test_entry_points(monkeypatch):
         ({"geneval": {"timeout_s": 0}}, ["reward.rewards.geneval.timeout_s"]),
         ({"geneval": {"mod": "strict"}}, ["reward.rewards.geneval.mod", "did you mean 'mode'"]),
         ({"geneval": {"mode": "lenient"}}, ["reward.rewards.geneval", "mode", "partial"]),
+        ({"geneval": {"mode": None}}, ["reward.rewards.geneval.mode=null", "must be a valid string"]),
+        ({"geneval": {"nms": "all"}}, ["reward.rewards.geneval.nms=all", "must be a valid number"]),
+        ({"geneval": {"detector": 5}}, ["reward.rewards.geneval.detector=5", "must be a valid string"]),
+        ({"layout": {"weights": {"text": None}}}, ["reward.rewards.layout.weights.text=null", "a valid number"]),
+        ({"layout": {"terms": 5}}, ["reward.rewards.layout.terms=5", "must be a valid list"]),
+        ({"planogram": {"terms": "sequence"}}, ["reward.rewards.planogram.terms=sequence", "must be a valid list"]),
+        ({"planogram": {"observer": "scenes"}}, ["reward.rewards.planogram.observer=scenes", "observer.<key>=<value>"]),
+        ({"pickscore": {"batch_size": 0}}, ["reward.rewards.pickscore.batch_size=0", "greater than 0"]),
         ({"x": {"name": "no_such_pkg.mod:f"}}, ["reward.rewards.x.name", "no_such_pkg", "not installed"]),
         ({"x": {"name": "json:nothing"}}, ["reward.rewards.x.name", "json", "nothing"]),
         ({"x": {"path": "my_reward.py"}}, ["reward.rewards.x.path", "file.py:function"]),
@@ -243,6 +255,8 @@ def test_mistakes_in_the_config(config, words):
         ("offset", {}, ["mine", "int is no reward"]),
         ("by_names", {"scael": 1}, ["mine.scael", "did you mean 'scale'"]),
         ("by_names", {"image": 1}, ["mine.image"]),
+        ("typed", {"side": None}, ["mine.side=null", "must be a valid integer"]),
+        ("typed", {"side": "wide"}, ["mine.side=wide", "must be a valid integer"]),
         ("batch_samples", {}, ["'bonus'", "mine.bonus"]),
         ("unknown_parameter", {}, ["'imgae'", "did you mean 'image'"]),
         ("nobody", {}, ["no parameter that takes the sample"]),
