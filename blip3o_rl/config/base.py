@@ -87,18 +87,21 @@ def validate(model: type[Model], values: Mapping[str, Any], key: str) -> Model:
 
 
 def converted(annotation: Any, value: Any, key: str) -> Any:
-    """A value as the type of an annotation (a number for "0.5"); as it is where the annotation is no type to check.
+    """A value as the type of an annotation (a number for "0.5"). A class of another library, of which no plain value is
+    an instance (torch.device), and what is no type leave it as it is.
 
     Raises:
         UserError: it is of another type.
     """
     try:
         check = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python
-    except Exception:  # of many kinds, for a protocol or a model with a configuration of its own
+    except Exception:  # of many kinds
         return value
     try:
         return check(value)
     except ValidationError as error:
+        if all(problem["type"] == "is_instance_of" for problem in error.errors()):
+            return value
         raise UserError(_explained(error, value, key)) from error
 
 

@@ -18,6 +18,7 @@ FILE = """
 import asyncio
 import functools
 import json
+import numpy as np
 from blip3o_rl.scoring.api import Sample, Score
 
 offset = 3
@@ -29,7 +30,8 @@ def by_names(prompt, metadata, image, sample, scale=1.0):
     assert sample.prompt == prompt and metadata == sample.metadata
     return scale * len(prompt)
 
-def typed(image, side: int = 3, corner: tuple[int, int] = (0, 0), note: str = None):
+def typed(image, side: int = 3, corner: tuple[int, int] = (0, 0), note: str = None, dtype: np.dtype = None):
+    assert isinstance(corner, tuple) and note is None and dtype == "float32"
     return float(side + sum(corner))
 
 def whole(s: Sample):
@@ -137,7 +139,7 @@ def value(rubric, prompt: str = "a circle") -> float:
         ("brightness", {}, 0.2),
         ("by_names", {"scale": 0.5}, 4.0),
         ("whole", {}, 2.0),
-        ("typed", {"side": "7", "corner": [1, 2], "note": None}, 10.0),
+        ("typed", {"side": "7", "corner": [1, 2], "note": None, "dtype": "float32"}, 10.0),
         ("batch", {}, 8.0),
         ("batch_samples", {"bonus": 7}, 7.0),
         ("verl_style", {}, 51.0),
