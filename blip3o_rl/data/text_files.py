@@ -9,6 +9,7 @@ or a plain list; `open_lines` streams files that may be larger than memory.
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ _REFUSED = {
 _LISTS = (".txt", ".list", ".lst", ".prompts", "")
 _GAP = re.compile(r"[ \t\n,]*")
 """Between two elements of a JSON array."""
-_TABLES = {".csv": ",", ".tsv": "\t"}
+_BYTES = re.compile(r"binary(_view)?\b(?!:)")
+"""In the name of a parquet column's type."""
+_TABLES = (".csv", ".tsv")
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -113,7 +117,7 @@ def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
             return _parquet(path, field)
     suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz")), "")
     if suffix in _TABLES:
-        return _table(path, _TABLES[suffix], field)
+        return _table(path, field)
     lines = list(open_lines(path))
     first = lines[0][1].lstrip() if lines else ""
     if first.startswith("[") and (found := _array(path, lines)) is not None:
@@ -132,12 +136,14 @@ def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
 def _opened(path: Path) -> Iterator[Any]:
     """The file, unpacked, for reading bytes."""
     if not path.is_file():
+        if path.exists():
+            raise UserError(f"{path}: is a folder or a pipe; save the text in a file")
         raise UserError(f"{path}: there is no such file; fix the path")
     try:
         with path.open("rb") as file:
             start = file.read(64)
         for mark, kind in _REFUSED.items():
-            if start.lstrip()[: len(mark)].lower() == mark.lower():
+            if start.removeprefix(codecs.BOM_UTF8).lstrip()[: len(mark)].lower() == mark.lower():
                 raise UserError(f"{path}: is {kind}; save it as UTF-8 text")
         unpack = next((opener for mark, opener in _PACKED.items() if start.startswith(mark)), open)
         with unpack(path, "rb") as file:
@@ -201,9 +207,14 @@ def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
     return found
 
 
-def _table(path: Path, delimiter: str, field: str) -> list[Record]:
-    """Rows of a CSV or TSV file by its header. Empty cells are absent; a cell may hold a JSON object or list."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+def _table(path: Path, field: str) -> list[Record]:
+    """Rows of a CSV or TSV file by its header, with the separator that the header has most of (Excel's may be `;`).
+
+    Empty cells are absent; a cell may hold a JSON object or list.
+    """
+    text = read_text(path)
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     found = []
     try:
         names = _columns(path, [name.strip() for name in next(reader, [])], field)
@@ -224,18 +235,26 @@ def _cell(text: str) -> Any:
 
 
 def _parquet(path: Path, field: str) -> list[Record]:
-    """Rows of a parquet file. Nulls are absent: a struct column gives every row the union of all rows' fields."""
+    """Rows of a parquet file, as JSON has them: a date is text. Columns with bytes (images) are left out.
+
+    Nulls are absent: a struct column gives every row the union of all rows' fields.
+    """
     try:
-        rows = pq.read_table(path).to_pylist()
+        header = [column.name for column in pq.read_schema(path) if not _BYTES.search(str(column.type))]
+        names = _columns(path, header, field)
+        rows = pq.read_table(path, columns=header).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: is not readable as parquet ({error}); make the file again") from error
-    names = _columns(path, list(rows[0]) if rows else [field], field)
-    values = [_without_nulls(dict(zip(names, row.values(), strict=True))) for row in rows]
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is not readable as parquet ({reason}); make the file again") from error
+    text = json.dumps(rows, default=lambda value: float(value) if isinstance(value, Decimal) else str(value))
+    values = [_without_nulls(dict(zip(names, row.values(), strict=True))) for row in json.loads(text)]
     return [Record(f"{path}:row {number}", value) for number, value in enumerate(values, start=1)]
 
 
 def _columns(path: Path, header: list[str], field: str) -> list[str]:
     """The columns' names, with `Prompt` or `Prompts` (as PartiPrompts and DrawBench have it) read as `prompt`."""
+    if twice := next((name for name in header if header.count(name) > 1), ""):
+        raise UserError(f"{path}: has two columns named '{twice}'; rename one")
     if field in header:
         return header
     same = [name for name in header if name.lower() in (field, f"{field}s")]

@@ -7,6 +7,9 @@ import gzip
 import io
 import json
 import lzma
+import os
+from datetime import date
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,10 +22,10 @@ LINES = [{"prompt": "eine Straße", "id": "a"}, {"prompt": "赤い丸\u2028の\x
 JSONL = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES)
 
 
-def as_parquet() -> bytes:
+def as_parquet(columns=None, **options) -> bytes:
     rows = [{**LINES[0], "include": [{"class": "circle", "color": "red"}]}, {**LINES[1], "include": [{"class": "x"}]}]
     out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), out)
+    pq.write_table(pa.table(columns, **options) if columns else pa.Table.from_pylist(rows), out)
     return out.getvalue()
 
 
@@ -45,6 +48,7 @@ def as_parquet() -> bytes:
         ("a.jsonl.bz2", bz2.compress(JSONL.encode())),
         ("a.xz", lzma.compress(JSONL.encode())),
         ("a.csv", f"id,prompt\na,eine Straße\nb,{LINES[1]['prompt']}\n".encode("utf-8-sig")),
+        ("a.csv", f"id;prompt\r\na;eine Straße\r\nb;{LINES[1]['prompt']}\r\n".encode("utf-8-sig")),
         ("a.tsv", f"Prompt\tid\neine Straße\ta\n{LINES[1]['prompt']}\tb\n".encode()),
     ],
 )
@@ -60,6 +64,13 @@ def test_parquet_rows_hold_no_nulls(tmp_path):
     first, second = read_records(tmp_path / "a.parquet")
     assert first.value["include"] == [{"class": "circle", "color": "red"}]
     assert second.value["include"] == [{"class": "x"}] and second.where.endswith("a.parquet:row 2")
+
+
+def test_parquet_columns_are_read_as_json_has_them_and_those_with_bytes_left_out(tmp_path):
+    image = pa.array([{"bytes": b"\x89PNG", "path": "a.png"}])
+    columns = {"prompt": ["a"], "day": [date(2026, 1, 2)], "price": [Decimal("1.50")], "image": image, "raw": [b"a"]}
+    (tmp_path / "a.parquet").write_bytes(as_parquet(columns))
+    assert read_records(tmp_path / "a.parquet")[0].value == {"prompt": "a", "day": "2026-01-02", "price": 1.5}
 
 
 def test_a_plain_list_has_one_prompt_per_line(tmp_path):
@@ -91,12 +102,16 @@ def test_where_is_the_line_also_in_an_array_and_a_table(tmp_path):
         ("a.xlsx", b"PK\x03\x04\x14\0", ["zip archive or an Office document"]),
         ("a.pdf", b"%PDF-1.7", ["PDF"]),
         ("a.txt", b"<!DOCTYPE html>\n<html>", ["web page"]),
+        ("a.txt", b"\xef\xbb\xbf\r\n<html>", ["web page"]),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer"]),
         ("a.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)[:-9], ["damaged"]),
         ("a.jsonl.gz", gzip.compress(b"a", mtime=0)[:-9], ["cannot be read"]),
         ("a.jsonl", b"[" * 5000 + b"]" * 5000, [":1: is JSON that is nested too deeply"]),
         ("a.parquet", as_parquet()[:-20], ["not readable as parquet"]),
+        ("a.parquet", as_parquet({"image": [b"\x89PNG"], "prompt": [b"a"]}), ["columns (none)", "'prompt'"]),
+        ("a.parquet", as_parquet([pa.array(["a"]), pa.array(["b"])], names=["x", "x"]), ["two columns named 'x'"]),
         ("a.csv", b"text,id\na,1\n", ["columns text, id", "'prompt'"]),
+        ("a.csv", b"prompt,id,prompt\na,1,b\n", ["two columns named 'prompt'"]),
         ("a.csv", b"prompt,id\nred, round circle,1\n", [":2: has 3 cells under 2 columns"]),
     ],
 )
@@ -110,9 +125,10 @@ def test_what_cannot_be_read_is_refused_by_what_it_is(tmp_path, name, data, says
         assert words in message
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    for path in (tmp_path / "nothing.jsonl", tmp_path):
-        with pytest.raises(UserError, match="no such file"):
+def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in ((tmp_path / "nothing", "no such file"), (tmp_path, "a folder"), (tmp_path / "pipe", "a pipe")):
+        with pytest.raises(UserError, match=says):
             read_records(path)
 
 
