@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jfif")
 """Of files that are taken for images when a folder is listed."""
 
 
