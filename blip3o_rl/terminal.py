@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -38,6 +39,16 @@ def catch_sigterm() -> None:
 def exit_code(error: KeyboardInterrupt) -> int:
     """The exit code of a command that was ended so."""
     return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+@contextlib.contextmanager
+def goes_on_with(*command: str) -> Iterator[None]:
+    """Lets an interruption of the block carry the command that goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.args = (shlex.join(command),)
+        raise
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:

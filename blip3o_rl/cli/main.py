@@ -6,6 +6,7 @@ user can fix is one line on standard error and exit code 2; any other exception 
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from typing import Any
@@ -84,6 +85,10 @@ GROUPS = {
 }
 
 
+NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors of a file system that the user can fix: no permission, no room, no folder, too long a name."""
+
+
 groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
 for group, name, function in COMMANDS:
     (groups[group] if group else app).command(name)(function)
@@ -107,6 +112,10 @@ def run(arguments: list[str]) -> int:
         return _refuse(str(error))
     except typer.Abort:
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return _refuse(f"{error.filename or 'a file'}: {error.strerror}; write to another place, or make room there")
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own, for bad usage
             raise

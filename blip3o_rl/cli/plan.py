@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,7 @@ def plan(
     console.print(times(found))
     if apply is not None:
         planning.write_recipe(Path(recipe), found, apply)
-        console.print(f"written: {apply}; start it with blip3o-rl train {apply}", markup=False)
+        print(f"written: {apply}; start it with {shlex.join(['blip3o-rl', 'train', str(apply)])}")
 
 
 def memory(plan: Plan) -> Table:

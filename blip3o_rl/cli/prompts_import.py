@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,5 +31,6 @@ def import_prompts(
         validate(PlanogramBrief, line["planogram"], f"{plan}: planogram '{line['id']}'")
     out = free_path(out)
     write_lines(out, found.lines)
-    print(f"{len(found.lines)} planograms, {found.read} positions read; look at them with blip3o-rl prompts preview")
+    look = shlex.join(["blip3o-rl", "prompts", "preview", str(out)])
+    print(f"{len(found.lines)} planograms, {found.read} positions read; look at them with {look}")
     print(out)

@@ -36,15 +36,16 @@ def recipe_and_overrides(arguments: list[str] | None, command: str, example: str
 
 
 @contextmanager
-def interruptible(again: str) -> Iterator[None]:
+def interruptible(again: str = "") -> Iterator[None]:
     """Ends the command with its exit code after Ctrl-C or SIGTERM.
 
     Args:
-        again: the command that continues the run, unless the interruption carries one.
+        again: what goes on with it, unless the interruption carries a command; nothing for what had not begun.
     """
     terminal.catch_sigterm()
     try:
         yield
     except KeyboardInterrupt as error:
-        print(f"interrupted; go on with: {error.args[0] if error.args else again}", file=sys.stderr)
+        command = error.args[0] if error.args else again
+        print("interrupted" + (f"; go on with: {command}" if command else ""), file=sys.stderr)
         raise typer.Exit(terminal.exit_code(error)) from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.console import Console
 
 from blip3o_rl import terminal
@@ -16,8 +14,7 @@ def train(arguments: runs.Arguments = None, resume: runs.Resume = None) -> None:
         recipe, overrides = runs.recipe_and_overrides(
             arguments, "train", "recipes/shapes trainer.total_training_steps=20"
         )
-    again = shlex.join(["blip3o-rl", "train", "--resume", str(resume or "RUN")])
-    with runs.interruptible(again), terminal.redirected() as output:
+    with runs.interruptible(), terminal.redirected() as output:
         from blip3o_rl.training import launch
 
         if resume is None:

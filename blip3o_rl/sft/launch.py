@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.report.checkpoints import latest_step
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.terminal import goes_on_with
 
 
 def launch(recipe: str, overrides: list[str]) -> Path:
@@ -107,14 +107,11 @@ def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:
 
     started_here = "RANK" not in os.environ
     folder = RunFolder(prepare() if started_here else _from_first_process(prepare))
-    try:
+    with goes_on_with("blip3o-rl", "sft", "--resume", str(folder.path)):
         if started_here and processes_here(settings) > 1:
             _spawn(folder, processes_here(settings))
         else:
             _work(str(folder.path))
-    except KeyboardInterrupt as error:
-        error.args = (f"blip3o-rl sft --resume {shlex.quote(str(folder.path))}",)
-        raise
     return folder.path / "model"
 
 

@@ -28,7 +28,7 @@ from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
-from blip3o_rl.terminal import Redirected
+from blip3o_rl.terminal import Redirected, goes_on_with
 from blip3o_rl.training import cluster, given_cluster, preflight, stored
 
 POLL_S = 0.5
@@ -86,7 +86,8 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
         write_table(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
 
     console = Console(file=output.terminal)
-    with progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:
+    again = goes_on_with("blip3o-rl", "train", "--resume", str(folder.path))
+    with again, progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:
         if config.run.evaluate and not folder.eval_before.exists():
             shown.phase("scoring the held-out prompts before training")
             _evaluate(config, checked, folder, checked.model, folder.eval_before, shown)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -57,13 +59,27 @@ def test_other_exceptions_keep_their_traceback(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("reason", "code"), [(KeyboardInterrupt(), 130), (terminal.Terminated(), 143)])
-def test_an_interrupted_run_says_how_to_go_on(reason, code, monkeypatch, capsys):
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_run_says_how_to_go_on_once_it_has_begun(begun, reason, code, monkeypatch, capsys):
     def interrupt(recipe, overrides, output):
-        raise reason
+        command = ("blip3o-rl", "train", "--resume", "runs/my run")
+        with terminal.goes_on_with(*command) if begun else nullcontext():
+            raise reason
 
     _fake_launch(monkeypatch, Path("."), interrupt)
     assert cli.run(["train", "recipes/shapes"]) == code
-    assert "--resume" in capsys.readouterr().err
+    expected = "interrupted; go on with: blip3o-rl train --resume 'runs/my run'\n" if begun else "interrupted\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_to_is_one_line(number, monkeypatch, capsys):
+    def fail(path):
+        raise OSError(number, os.strerror(number), "/a folder/report.html")
+
+    monkeypatch.setattr(RunFolder, "open", fail)
+    assert cli.run(["report", "x"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: /a folder/report.html: {os.strerror(number)}; write to another")
 
 
 def test_sigterm_becomes_an_interruption():
