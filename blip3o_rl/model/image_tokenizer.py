@@ -95,9 +95,19 @@ class TATok(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **settings: Any) -> TATok:
-        """Loads a folder whose config says everything that changes the ids."""
-        require_config(Path(folder) / cls.config_name)
-        return super().from_pretrained(folder, **settings)
+        """Loads a folder whose config says everything that changes the ids, and belongs to its weights."""
+        file = Path(folder) / cls.config_name
+        require_config(file)
+        wrong = f"{file}: is not the config of the weights next to it"
+        try:
+            model, info = super().from_pretrained(folder, output_loading_info=True, **settings)
+        except ValueError as error:
+            raise UserError(f"{wrong} ({' '.join(str(error).split())[:200]}); copy the folder again") from error
+        for what, names in (("lack", info["missing_keys"]), ("also hold", info["unexpected_keys"])):
+            if names:
+                named = f"{min(names)} ({len(names)} tensors in all)"
+                raise UserError(f"{wrong}, which {what} {named}; copy the folder again")
+        return model
 
     @property
     def grid(self) -> int:
@@ -187,6 +197,8 @@ def check_config(fields: Mapping[str, Any], where: str | Path) -> None:
 def require_config(file: Path) -> None:
     """Refuses the config of a `TATok` that cannot be loaded: see `check_config`, or `l2_normalized` is not known."""
     fields = read_json(file)
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: is no JSON object; copy the folder again")
     check_config(fields, file)
     if fields["l2_normalized"] is None:
         remedy = "convert the checkpoint again with --ta-tok ta_tok.pth"

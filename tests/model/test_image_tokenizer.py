@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
 from blip3o_rl.data.images import read_image
+from blip3o_rl.errors import UserError
 from blip3o_rl.model.image_tokenizer import TATok, nearest, whole_float32
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
@@ -95,6 +97,27 @@ def test_save_and_load(pixels: torch.Tensor, tmp_path: Path) -> None:
     loaded = TATok.from_pretrained(tmp_path).eval()
     assert loaded.config.l2_normalized and loaded.grid == 27
     assert torch.equal(loaded.encode(pixels, 0), tokenizer.encode(pixels, 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 2}, r"also hold encoder.*\(16 tensors in all\); copy"),
+        ({"num_hidden_layers": 4}, r"lack encoder.*\(16 tensors in all\); copy"),
+        ({"image_size": 56}, "expected shape"),
+        ({"l2_normalised": True}, "did you mean 'l2_normalized'"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights_is_refused(changes: dict, says: str, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=says) as error:
+        TATok.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+    file.write_text("[]")
+    with pytest.raises(UserError, match="is no JSON object"):
+        TATok.from_pretrained(tmp_path)
 
 
 def test_unknown_scale_is_refused(pixels: torch.Tensor) -> None:
