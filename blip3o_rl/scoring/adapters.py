@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -78,11 +78,26 @@ def reward_from(thing: Any, name: str, keywords: Mapping[str, Any], key: str) ->
         return _from_function(thing, name, keywords, key)
     elif keywords:
         raise UserError(f"{key}: an object takes no keyword arguments, remove {', '.join(keywords)}")
-    if not getattr(thing, "name", ""):
-        thing.name = name
-    if not hasattr(thing, "required_metadata"):
-        thing.required_metadata = ()
+    given = {"name": getattr(thing, "name", "") or name}
+    given |= {f"{kind}_metadata": _fields(thing, kind, key) for kind in ("required", "optional")}
+    for attribute, value in given.items():
+        if getattr(thing, attribute, None) != value:
+            try:
+                setattr(thing, attribute, value)
+            except AttributeError as error:  # a frozen dataclass, slots
+                text = f"{type(thing).__name__} has no {attribute}, and it cannot be set; write {attribute} = {value!r}"
+                raise UserError(f"{key}: {text}") from error
     return thing
+
+
+def _fields(thing: Any, kind: str, key: str) -> Any:
+    """The names of the metadata fields that a reward reads; it may have written a single one as a string."""
+    found = getattr(thing, f"{kind}_metadata", None)
+    if found is None or isinstance(found, str):
+        return (found,) if found else ()
+    if not isinstance(found, Iterable) or not all(isinstance(field, str) for field in found):
+        raise UserError(f"{key}: {kind}_metadata is {found!r}; write the names of fields, as ('target',)")
+    return found
 
 
 def _instance(cls: type, keywords: Mapping[str, Any], key: str) -> Any:
@@ -119,7 +134,7 @@ def _from_function(function: Any, name: str, keywords: Mapping[str, Any], key: s
     filled = {n: table[n] for n in free if n in table}
     if not filled:
         raise UserError(f"{key}: {label} has no parameter that takes the sample; use {', '.join(SINGLE)} or samples")
-    fields = (tuple(getattr(function, f"{kind}_metadata", ())) for kind in ("required", "optional"))
+    fields = (tuple(_fields(function, kind, key)) for kind in ("required", "optional"))
     arguments = typed_arguments(function, keywords, key)
     return FunctionReward(name, _score_method(function, filled, arguments, table is BATCHED), *fields)
 
@@ -138,9 +153,15 @@ def _score_method(
         return [await sync.call(function, **arguments(sample)) for sample in samples]
 
     def score(samples: list[Sample]) -> Any:
-        return function(**arguments(samples)) if batched else [function(**arguments(sample)) for sample in samples]
+        found = function(**arguments(samples)) if batched else [function(**arguments(sample)) for sample in samples]
+        awaitable = not batched and any(map(inspect.isawaitable, found))  # a lambda around a coroutine function
+        return _awaited(found) if awaitable else found
 
     return score_async if sync.is_async(function) else score
+
+
+async def _awaited(values: list[Any]) -> list[Any]:
+    return [await value if inspect.isawaitable(value) else value for value in values]
 
 
 def typed_arguments(function: Callable[..., Any], keywords: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -71,7 +71,10 @@ class RubricEntry:
                 "and open what belongs to an event loop in score"
             )
         # On the reward and not here: the check before a run and the run itself have entries of their own.
-        self.reward.setup = Once(setup)  # type: ignore[attr-defined]
+        try:
+            self.reward.setup = Once(setup)  # type: ignore[attr-defined]
+        except AttributeError as error:  # a frozen dataclass, slots
+            raise UserError(f"{KEY}.{self.name}: setup cannot be set ({error}); make it an ordinary class") from error
 
     @property
     def is_async(self) -> bool:

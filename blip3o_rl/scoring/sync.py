@@ -49,12 +49,16 @@ def _in_thread(function: Callable[[], Result]) -> Future[Result]:
     future.set_running_or_notify_cancel()  # a cancelled caller does not cancel it
 
     def work() -> None:
+        loop = asyncio.new_event_loop()  # for code that asks for one, as it could in a script
+        asyncio.set_event_loop(loop)
         try:
             future.set_result(function())
         except (StopIteration, SystemExit) as error:  # asyncio cannot carry the first; no reward ends the process
             future.set_exception(RuntimeError(f"{type(error).__name__} {error}".strip()))
         except BaseException as error:
             future.set_exception(error)
+        finally:
+            loop.close()
 
     threading.Thread(target=work, name="reward", daemon=True).start()
     return future

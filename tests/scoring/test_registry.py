@@ -19,6 +19,7 @@ import asyncio
 import functools
 import json
 import numpy as np
+from dataclasses import dataclass
 from blip3o_rl.scoring.api import Sample, Score
 
 offset = 3
@@ -87,11 +88,39 @@ decorated_judge = decorated(judge)
 own_loop_judge = with_a_loop_of_its_own(judge)
 callable_judge = Callable()
 bound_judge = Logged().plain
+lambda_judge = lambda image: judge(image, "")
+
+def script_judge(images):
+    loop = asyncio.get_event_loop()
+    return [loop.run_until_complete(judge(image, "")) for image in images]
 
 def needs_target(metadata):
     return float(metadata["target"] == "x")
 
 needs_target.required_metadata = ("target",)
+
+def needs_one_field(metadata):
+    return float(metadata["target"] == "x")
+
+needs_one_field.required_metadata = "target"
+
+@dataclass(frozen=True)
+class Frozen:
+    def score(self, samples):
+        return [0.5 for _ in samples]
+
+@dataclass(frozen=True)
+class FrozenSetup:
+    name, required_metadata, optional_metadata = "mine", (), ()
+    def setup(self):
+        pass
+    def score(self, samples):
+        return [0.5 for _ in samples]
+
+class Numbered:
+    required_metadata = 5
+    def score(self, samples):
+        return [0.5 for _ in samples]
 
 def unknown_parameter(imgae):
     return 0.0
@@ -144,6 +173,9 @@ def value(rubric, prompt: str = "a circle") -> float:
         ("batch_samples", {"bonus": 7}, 7.0),
         ("verl_style", {}, 51.0),
         ("judge", {}, 0.25),
+        ("lambda_judge", {}, 0.25),
+        ("script_judge", {}, 0.25),
+        ("needs_one_field", {}, 1.0),
         ("Tall", {}, 0.5),
         ("Tall", {"least": 0.75}, 0.75),
     ],
@@ -263,6 +295,9 @@ def test_mistakes_in_the_config(config, words):
         ("unknown_parameter", {}, ["'imgae'", "did you mean 'image'"]),
         ("nobody", {}, ["no parameter that takes the sample"]),
         ("NoScore", {}, ["no method score"]),
+        ("Frozen", {}, ["Frozen has no name, and it cannot be set; write name = 'mine'"]),
+        ("FrozenSetup", {}, ["cannot be set"]),
+        ("Numbered", {}, ["required_metadata is 5; write the names of fields"]),
         ("Refuses", {}, ["mine.level", "missing"]),
         ("Refuses", {"level": 1}, ["weights are missing"]),
         ("Tall", {"leats": 1}, ["mine.leats", "did you mean 'least'"]),
