@@ -1,8 +1,8 @@
 """Imports the function, class or object that a reward is: from the user's own file, or from an installed module.
 
-A file may import the modules next to it, as a script could, in every process that scores. Two reward files in two
-folders may each have a `helper.py` of their own. Whatever goes wrong while user code is imported, `sys.exit` included,
-is a UserError of one line with key and file.
+A file may import the modules next to it, as a script could, and its own package by name, in every process that scores.
+Two reward files in two folders may each have a `helper.py` of their own. Whatever goes wrong while user code is
+imported, `sys.exit` included, is a UserError of one line with key and file.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ def load_file(path: str, key: str) -> Any:
         with _siblings_first(file.parent):
             spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f"{key}: {error.filename}:{error.lineno} has a syntax error, {error.msg}; fix it") from error
-    except (Exception, SystemExit) as error:  # argparse and sys.exit("set MY_KEY") at module level
+        place = f"{error.filename or file}:{error.lineno or 1}"
+        raise UserError(f"{key}: {place} has a syntax error, {error.msg}; fix it") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # argparse, sys.exit("set MY_KEY") and pytest.skip at module level
         raise UserError(f"{key}: {file} cannot be imported, {type(error).__name__}: {error}") from error
     return _attribute(module, attribute, str(file), key)
 
@@ -56,7 +59,9 @@ def load_installed(target: str, key: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: '{target}' needs the module '{error.name}', which is not installed") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise UserError(f"{key}: module {module_name} cannot be imported, {type(error).__name__}: {error}") from error
     return _attribute(module, attribute, module_name, key)
 
@@ -74,24 +79,28 @@ def _package(folder: Path) -> str:
 def _siblings_first(folder: Path) -> Iterator[None]:
     """The modules in a folder are found first; those of the same name next to other reward files are set aside.
 
-    The folder stays importable afterwards, behind everything else, for imports inside functions.
+    If the folder is a package, its files may also import from it by its name. Both places stay importable afterwards,
+    behind everything else, for imports inside functions.
     """
+    above = next(parent for parent in (folder, *folder.parents) if not (parent / "__init__.py").exists())
     _FOLDERS.add(folder)
     others = _FOLDERS - {folder}
     own = {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/__init__.py")}
+    own |= set(folder.relative_to(above).parts[:1])
     aside = {}
     for name, module in list(sys.modules.items()):
         origin = Path(getattr(module, "__file__", None) or "/")
         if name.partition(".")[0] in own and any(origin.is_relative_to(other) for other in others):
             aside[name] = sys.modules.pop(name)
-    sys.path.insert(0, str(folder))
+    places = list(dict.fromkeys(map(str, (folder, above))))
+    sys.path[:0] = places
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+        for place in places:
+            sys.path.remove(place)
+        sys.path += [place for place in places if place not in sys.path]
         sys.modules.update(aside)
 
 

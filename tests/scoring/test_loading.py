@@ -53,6 +53,18 @@ def test_helpers_of_one_name_in_two_folders_do_not_mix(tmp_path: Path, form: str
     assert scores(**dict(reversed(paths.items()))) == {"a": 1.0, "b": 2.0}
 
 
+def test_a_file_in_a_package_imports_that_by_name(tmp_path: Path) -> None:
+    paths = {}
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        folder = tmp_path / name / "my_rewards"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "levels.py").write_text(f"LEVEL = {value}\n")
+        (folder / "reward.py").write_text("from my_rewards.levels import LEVEL\n\ndef f(image):\n    return LEVEL\n")
+        paths[name] = f"{folder / 'reward.py'}:f"
+    assert scores(**paths) == {"a": 1.0, "b": 2.0}
+
+
 def test_a_file_may_have_the_name_of_a_loaded_module_next_to_it(tmp_path: Path) -> None:
     """A reward file in a folder with an own `numpy/` or `blip3o_rl/` does not replace the installed ones."""
     for name in ("numpy", "blip3o_rl"):

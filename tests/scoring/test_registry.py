@@ -373,7 +373,12 @@ def test_a_reward_file_imports_the_modules_next_to_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "ending", ["import sys; sys.exit('set MY_KEY')", "import argparse; argparse.ArgumentParser().parse_args(['--x'])"]
+    "ending",
+    [
+        "import sys; sys.exit('set MY_KEY')",
+        "import argparse; argparse.ArgumentParser().parse_args(['--x'])",
+        "class SystemExitOfSomeLibrary(BaseException): pass\nraise SystemExitOfSomeLibrary",
+    ],
 )
 def test_a_reward_file_that_ends_the_process_is_one_line(tmp_path, ending):
     (tmp_path / "ends.py").write_text(f"{ending}\ndef f(image):\n    return 0.5\n")
