@@ -28,9 +28,14 @@ MAX_NAME_BYTES = 150
 """Of a file name made from a prompt; file systems allow 255, and a seed, a counter and a suffix follow."""
 
 
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421, 0x9B: 0x241B}
+"""Control characters, which a terminal would obey -> their pictures in Unicode."""
+
+
 def plain(text: object) -> Text:
-    """Any text as it is: brackets are no markup and `:smile:` is no emoji for rich; half an emoji becomes U+FFFD."""
-    return Text(whole_characters(str(text)))
+    """Any text as it is: brackets are no markup and `:smile:` is no emoji for rich, and what would command the terminal
+    is shown; half an emoji becomes U+FFFD."""
+    return Text(whole_characters(str(text)).translate(_VISIBLE))
 
 
 class PlainTable(Table):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blip3o_rl.cli.output import output_folder, save_png, slug
+from blip3o_rl.cli.output import output_folder, plain, save_png, slug
 from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def preview(
     found = [(row, *brief_of(row)) for row in read_prompts(prompts)]
     output_folder(out)
     for row, draw, brief in found:
-        print(save_png(draw(brief, side), out / f"{slug(row.prompt)}.png", {"prompt": row.prompt}), row.prompt)
+        print(save_png(draw(brief, side), out / f"{slug(row.prompt)}.png", {"prompt": row.prompt}), plain(row.prompt))
 
 
 def brief_of(row: PromptRow) -> tuple[Callable[..., np.ndarray], dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blip3o_rl.cli.output import number, table
+from blip3o_rl.cli.output import number, plain, table
 from blip3o_rl.cli.reward_arguments import Metadata, Prompts, Rewards, Side, first_row, read_metadata, reward_config
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def check(rewards: Rewards, metadata: Metadata = None, prompts: Prompts = None, 
     Console().print(_table(results))
     for result in results:
         for line in result.problems:
-            print(f"{result.name}: problem: {line}")
+            print(plain(f"{result.name}: problem: {line}"))
         for line in result.remarks:
-            print(f"{result.name}: {line}")
+            print(plain(f"{result.name}: {line}"))
     if any(result.problems for result in results):
         raise typer.Exit(1)
 

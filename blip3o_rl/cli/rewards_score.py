@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blip3o_rl.cli.output import free_path, number, table
+from blip3o_rl.cli.output import free_path, number, plain, table
 from blip3o_rl.cli.reward_arguments import FORM, reward_config
 from blip3o_rl.errors import UserError
 
@@ -55,10 +55,10 @@ def score(
     write_lines(out, lines)
     Console().print(_table(lines, rubric.names))
     if left_out:
-        print(f"left out, with no prompt: {', '.join(left_out)}")
+        print(plain(f"left out, with no prompt: {', '.join(left_out)}"))
     failed = [line for line in lines if line["score"] is None]
     for line in failed:
-        print(f"{line['image']}: no score: {line['reason']}")
+        print(plain(f"{line['image']}: no score: {line['reason']}"))
     print(out)
     if failed:
         raise typer.Exit(1)

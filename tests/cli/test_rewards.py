@@ -190,7 +190,14 @@ def test_bad_metadata_is_one_line(text):
         run("check", "geneval", "--metadata", text)
 
 
-MARKUP = ["close [/b] me", "[bold red]not red[/]", ":smile: [link=http://x]y[/link]", "一只猫 [1]", "half \ud83d"]
+MARKUP = [
+    "close [/b] me",
+    "[bold red]not red[/]",
+    ":smile: [link=http://x]y[/link]",
+    "一只猫 [1]",
+    "half \ud83d",
+    "\x1b[31mred",
+]
 
 
 def test_any_prompt_and_name_is_shown_as_it_is(tmp_path, reward_file, capsys, monkeypatch):
@@ -206,7 +213,8 @@ def test_any_prompt_and_name_is_shown_as_it_is(tmp_path, reward_file, capsys, mo
     )
     printed = capsys.readouterr().out
     for line in lines:
-        assert line["image"] in printed and line["prompt"].replace("\ud83d", "\ufffd") in printed
+        shown = line["prompt"].replace("\ud83d", "\ufffd").replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
+        assert line["image"] in printed and shown in printed
     assert len(out.read_text().splitlines()) == len(MARKUP)
 
 
