@@ -131,9 +131,11 @@ def disk_gib(folder: Path) -> float:
 
 
 def temporary_folder() -> Path:
-    """Where temporary files and sockets go: TMPDIR, or /tmp where a socket's path below it would be too long."""
-    found = tempfile.gettempdir()
-    return Path("/tmp" if len(found + SOCKET_NAME) > MAX_SOCKET_PATH else found)
+    """Where temporary files and Ray's sockets go: RAY_TMPDIR, else TMPDIR; /tmp where such a folder cannot be written
+    to, or a socket's path below it would be too long."""
+    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    usable = os.access(wanted, os.W_OK) and len(wanted + SOCKET_NAME) <= MAX_SOCKET_PATH
+    return Path(wanted if usable else "/tmp")
 
 
 def installed(distribution: str) -> str | None:

@@ -95,11 +95,18 @@ def test_disk_is_measured_where_a_future_folder_will_lie(tmp_path: Path) -> None
     assert machine.findings(Needs(0, folder=tmp_path / "runs"))[2].level == OK
 
 
-def test_a_temporary_folder_that_is_too_long_for_sockets_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/short")
-    assert machine.temporary_folder() == Path("/short")
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/long" * 12)
-    assert machine.temporary_folder() == Path("/tmp")
+def test_a_temporary_folder_that_cannot_be_written_to_or_is_too_long_for_sockets_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/dev")
+    assert machine.temporary_folder() == Path("/dev")
+    (tmp_path / ("long" * 20)).mkdir()
+    for folder in (str(tmp_path / ("long" * 20)), "/proc/nothing", "/no/such/folder"):
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        assert machine.temporary_folder() == Path("/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", "/var")
+    assert machine.temporary_folder() == Path("/var")
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,9 @@ def _prepare_own(gpus: int) -> None:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         # Ray counts the entries and refuses more logical GPUs; -1 hides all GPUs, too.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(["-1"] * gpus)
-    if str(machine.temporary_folder()) != tempfile.gettempdir():
-        os.environ["TMPDIR"] = tempfile.tempdir = str(machine.temporary_folder())
+    # Ray takes these variables as they are, also where nothing can be written there.
+    tempfile.tempdir = str(machine.temporary_folder())
+    os.environ |= dict.fromkeys(("TMPDIR", "RAY_TMPDIR"), tempfile.tempdir)
 
 
 def check_resources(config: DictConfig, found: Mapping[str, float]) -> None:

@@ -89,7 +89,7 @@ def test_a_token_in_the_home_folder_is_sent(
 
 def test_a_cluster_of_our_own_leaves_no_token_and_hides_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA_VISIBLE_DEVICES="" is the usual way to ask for the CPU; Ray refuses a logical GPU then."""
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_worker_niceness", "TMPDIR"):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_worker_niceness", "TMPDIR", "RAY_TMPDIR"):
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("RAY_AUTH_MODE")
     monkeypatch.delenv("RAY_worker_niceness")
@@ -100,7 +100,7 @@ def test_a_cluster_of_our_own_leaves_no_token_and_hides_gpus(tmp_path: Path, mon
     env = cluster.os.environ
     assert (env["RAY_AUTH_MODE"], len(env["RAY_AUTH_TOKEN"])) == ("token", 32)
     assert env["CUDA_VISIBLE_DEVICES"] == "-1,-1" and env["RAY_worker_niceness"] == "0"
-    assert env["TMPDIR"] == cluster.tempfile.gettempdir() == str(tmp_path)
+    assert env["TMPDIR"] == env["RAY_TMPDIR"] == cluster.tempfile.gettempdir() == str(tmp_path)
 
 
 def test_ray_is_started_again_on_a_busy_machine_and_its_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
