@@ -99,14 +99,14 @@ def test_a_temporary_folder_that_cannot_be_written_to_or_is_too_long_for_sockets
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/dev")
-    assert machine.temporary_folder() == Path("/dev")
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: "/var/tmp")
+    assert machine.temporary_folder() == Path("/var/tmp")
     (tmp_path / ("long" * 20)).mkdir()
     for folder in (str(tmp_path / ("long" * 20)), "/proc/nothing", "/no/such/folder"):
         monkeypatch.setenv("RAY_TMPDIR", folder)
         assert machine.temporary_folder() == Path("/tmp")
-    monkeypatch.setenv("RAY_TMPDIR", "/var")
-    assert machine.temporary_folder() == Path("/var")
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/shm")
+    assert machine.temporary_folder() == Path("/dev/shm")
 
 
 @pytest.mark.parametrize(
