@@ -41,7 +41,7 @@ def test_home_folders_are_those_of_users_who_have_one(monkeypatch: pytest.Monkey
         lambda path: load_file(f"{path}:score", "reward.rewards.mine.path"),
     ],
 )
-@pytest.mark.parametrize("path", ["~no-such-user/thing", "~/no-such-thing", f"{'long' * 100}/thing"])
+@pytest.mark.parametrize("path", ["~no-such-user/thing", "~/no-such-thing", f"thing/{'long' * 100}"])
 def test_a_path_that_is_not_there_is_one_line(read, path) -> None:
     with pytest.raises(UserError, match="thing") as error:
         read(path)

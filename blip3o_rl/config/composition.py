@@ -14,6 +14,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,9 +99,8 @@ def compose(kind: Kind, recipe: str | Path, overrides: list[str]) -> DictConfig:
         bases = list(written.pop("defaults", None) or []) if isinstance(written, DictConfig) else []
         if kind.base not in bases:
             raise UserError(f"{file}: is no recipe for blip3o-rl {kind.command}; its defaults do not name {kind.base}")
-        with _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
-            known = hydra_compose(kind.base, overrides=[_search_path()])
-        for key in _leaves(written):
+        known = _known(kind.base)
+        for key in dict(_nodes(written)):
             _check_key(kind, key, known, f"{file}: ")
     plain, paths = _split(kind, overrides, known)
     with _one_line(str(file)), _hydra(), initialize_config_dir(str(folder), version_base=None):
@@ -110,10 +110,17 @@ def compose(kind: Kind, recipe: str | Path, overrides: list[str]) -> DictConfig:
 
 def compose_stored(kind: Kind, config: Any, name: str, overrides: list[str]) -> DictConfig:
     """A configuration that was composed and written down before, with overrides on top; `name` is for messages."""
-    plain, paths = _split(kind, overrides, config)
+    plain, paths = _split(kind, overrides, dict(_nodes(config)))
     ConfigStore.instance().store(STORED, config)
     with _one_line(name), _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
         return _finished(hydra_compose(STORED, overrides=plain), paths)
+
+
+@cache
+def _known(base: str) -> dict[str, Any]:
+    """The nodes of a base's configuration, which has all keys that there are."""
+    with _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
+        return dict(_nodes(hydra_compose(base, overrides=[_search_path()])))
 
 
 def _search_path() -> str:
@@ -130,7 +137,7 @@ def _finished(config: DictConfig, values: dict[str, Any]) -> DictConfig:
     return config
 
 
-def _split(kind: Kind, overrides: list[str], known: DictConfig) -> tuple[list[str], dict[str, Any]]:
+def _split(kind: Kind, overrides: list[str], known: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Overrides for Hydra, and the paths that it must not read."""
     plain: list[str] = []
     paths: dict[str, Any] = {}
@@ -150,18 +157,17 @@ def _split(kind: Kind, overrides: list[str], known: DictConfig) -> tuple[list[st
     return plain, paths
 
 
-def _check_key(kind: Kind, key: str, known: DictConfig, where: str) -> None:
+def _check_key(kind: Kind, key: str, known: dict[str, Any], where: str) -> None:
     """Refuses a key that is neither known nor free; what is empty or null in the base is open."""
-    leaves = list(_leaves(known))
-    if kind.is_free(key) or key in leaves or key == "device":
+    if kind.is_free(key) or key in known or key == "device":
         return
     first, *others = parts = key.split(".")
     if first in kind.own.renamed:
         raise UserError(f"{where}{first} was renamed; write {'.'.join([kind.own.renamed[first], *others])}")
     parents = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
-    above = next((OmegaConf.select(known, parent) for parent in parents if parent in leaves), known)
-    if isinstance(above, DictConfig) and len(above):
-        raise UserError(f"{where}there is no key {key}{_hint(key, leaves)}")
+    above = next((known[parent] for parent in parents if parent in known), None)
+    if above is None or (isinstance(above, DictConfig) and len(above)):
+        raise UserError(f"{where}there is no key {key}{_hint(key, list(known))}")
 
 
 def _hint(key: str, known: list[str]) -> str:
@@ -172,13 +178,13 @@ def _hint(key: str, known: list[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _leaves(config: Any, prefix: str = "") -> Iterator[str]:
-    """The full name of every key that holds no further mapping, and of every mapping."""
+def _nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(full name, node) of every key."""
     for name in config:
         child = config._get_node(name)
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name}", child
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            yield from _leaves(child, f"{prefix}{name}.")
+            yield from _nodes(child, f"{prefix}{name}.")
 
 
 def _path(value: str) -> str | list[str] | None:

@@ -76,7 +76,7 @@ BAD = [
     ({**GOOD, "under": [["title"]]}, "layout.under.0"),
     ({**GOOD, "under": ["title"]}, "layout.under.0"),
     ({**GOOD, "under": "title"}, "layout.under.0"),
-    ({**GOOD, "under": 3}, "layout.under.0"),
+    ({**GOOD, "under": 3}, "layout.under=3"),
     ({**GOOD, "order": ["title", "titel"]}, "layout: order: there is no element 'titel'"),
     ({**GOOD, "order": ["title", "title"]}, "layout: order: names an element twice"),
     ({**GOOD, "order": "title"}, "layout.order=title"),
