@@ -17,7 +17,7 @@ from blip3o_rl.model.folder import resolve
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rewards.weights import located
 from blip3o_rl.scoring.loading import load_file
-from blip3o_rl.sft.pairs import find_files
+from blip3o_rl.sft.files import find_files
 
 
 def test_home_folders_are_those_of_users_who_have_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from blip3o_rl.data.edit_rows import Image, read_edit
 from blip3o_rl.data.images import read_image
 from blip3o_rl.data.text_files import open_lines, parse_json, read_records
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _row(value: Any, source: Path, out: Path) -> dict[str, Any]:
 def _stored(image: Image, name: str, source: Path, out: Path) -> str:
     """The image's path relative to the prompt file."""
     if isinstance(image, str):
-        path = source.parent / os.path.expanduser(image)
+        path = source.parent / user_path(image)
         read_image(path)
         return os.path.relpath(path, out.parent)
     read_image(image, f"{name} image")

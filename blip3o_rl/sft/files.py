@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import whole_characters
+from blip3o_rl.io import user_path, whole_characters
 
 COMPRESSED = (".tar.gz", ".tgz")
 LINES = (".jsonl", ".jsonl.gz")
@@ -28,7 +28,7 @@ def find_files(patterns: str | Sequence[str]) -> list[Path]:
         raise UserError("data.files: empty, so there is no data; name .tar or .jsonl files, such as data.files=[a.tar]")
     found = []
     for pattern in (one for several in named for one in expand_braces(several)):
-        literal = Path(os.path.expanduser(pattern))
+        literal = user_path(pattern)
         paths = [str(literal)] if literal.exists() else sorted(glob.glob(str(literal), recursive=True))
         if not paths:
             raise UserError(
@@ -48,7 +48,7 @@ def find_files(patterns: str | Sequence[str]) -> list[Path]:
 
 def expand_braces(pattern: str) -> list[str]:
     """`a-{000..002}.tar` and `{a,b}.tar` as bash and webdataset expand them; an existing file is meant as it is."""
-    if os.path.exists(os.path.expanduser(pattern)):
+    if os.path.exists(user_path(pattern)):
         return [pattern]
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = (_choices(part) if number % 2 else [part] for number, part in enumerate(parts))
@@ -57,5 +57,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _choices(inside: str) -> list[str]:
     if span := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        return [str(n).zfill(len(span[1])) for n in range(int(span[1]), int(span[2]) + 1)]
+        first, last = int(span[1]), int(span[2])
+        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        return [str(number).zfill(len(span[1])) for number in numbers]
     return inside.split(",") if "," in inside else [f"{{{inside}}}"]

@@ -14,7 +14,6 @@ its images have no offsets. What is wrong with a row is a column of it.
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import tarfile
 import zlib
@@ -30,9 +29,9 @@ import datasets
 from blip3o_rl.data.edit_rows import OUTPUT, names_edit, read_edit, read_task
 from blip3o_rl.data.text_files import decode, open_lines, parse_json
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import replacing, whole_characters
+from blip3o_rl.io import replacing, user_path, whole_characters
 from blip3o_rl.model.token_layout import KEEP_INSTRUCTION
-from blip3o_rl.sft.files import COMPRESSED, LINES
+from blip3o_rl.sft.files import LINES
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 FAULT = "fault"
@@ -100,8 +99,14 @@ def _feature(value: Any) -> Any:
     return datasets.Value("string" if value == "" else "int64")
 
 
+def _is_packed(path: Path) -> bool:
+    """Whether a tar is compressed, whatever its name says."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def _unpacked(path: Path, plain: Path) -> Path:
-    if not path.name.endswith(COMPRESSED):
+    if path.name.endswith(LINES) or not _is_packed(path):
         return path
     if plain.is_file():
         return plain
@@ -138,7 +143,7 @@ def _read_lines(path: str, fields: Fields) -> Iterator[dict[str, Any]]:
     def place(image: Any, name: str) -> dict[str, Any]:
         if not isinstance(image, str) or not image:
             raise BadPair(f"field '{name}' is missing or no path of an image")
-        return PLACE | {"file": str(Path(path).parent / os.path.expanduser(image))}
+        return PLACE | {"file": str(Path(path).parent / user_path(image))}
 
     def read(line: str) -> dict[str, Any]:
         data = _object(line)
@@ -163,7 +168,7 @@ def _read_tar(path: str, plain: str, fields: Fields) -> Iterator[dict[str, Any]]
     groups: dict[str, dict[str, list[tarfile.TarInfo]]] = {}
     key, broken = "", ""
     try:
-        with tarfile.open(plain, "r:*") as tar:
+        with tarfile.open(plain, "r:gz" if _is_packed(Path(plain)) else "r:") as tar:
             try:
                 for member in tar:
                     folder, slash, name = member.name.rpartition("/")
