@@ -57,7 +57,7 @@ def import_edits(source: Path, out: Path, max_bad: int) -> Imported:
 def _records(source: Path) -> Iterator[tuple[str, Any]]:
     """(where, value or the text of a line) of all rows."""
     if source.suffix == ".parquet":
-        yield from ((record.where, record.value) for record in read_records(source))
+        yield from ((record.where, record.value) for record in read_records(source, images=True))
     else:
         yield from ((f"{source}:{number}", line) for number, line in open_lines(source))
 

@@ -101,12 +101,13 @@ def parse_json(text: str) -> Any:
     return json.loads(whole_characters(json.dumps(value, ensure_ascii=False))) if "\\ud" in text.lower() else value
 
 
-def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
+def read_records(path: str | Path, field: str = "prompt", images: bool = False) -> list[Record]:
     """All values of a file: objects, or whatever else a line of JSON holds.
 
     Args:
         path: JSON lines, a JSON array, CSV, TSV, parquet or a plain list.
         field: the column that a table must have, and the field that a line of a plain list becomes.
+        images: keep what JSON cannot hold: a parquet file's columns with bytes, and its dates.
 
     Raises:
         UserError: naming file and line, what is there and what is wanted.
@@ -114,7 +115,7 @@ def read_records(path: str | Path, field: str = "prompt") -> list[Record]:
     path = user_path(path)
     with _opened(path) as file:
         if file.read(len(_PARQUET)) == _PARQUET:
-            return _parquet(path, field)
+            return _parquet(path, field, images)
     suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz")), "")
     if suffix in _TABLES:
         return _table(path, field)
@@ -234,21 +235,27 @@ def _cell(text: str) -> Any:
     return text
 
 
-def _parquet(path: Path, field: str) -> list[Record]:
-    """Rows of a parquet file, as JSON has them: a date is text. Columns with bytes (images) are left out.
+def _parquet(path: Path, field: str, images: bool) -> list[Record]:
+    """Rows of a parquet file; but for `images` as JSON has them, a date as text, and without columns of bytes.
 
     Nulls are absent: a struct column gives every row the union of all rows' fields.
     """
     try:
-        header = [column.name for column in pq.read_schema(path) if not _BYTES.search(str(column.type))]
+        columns = pq.read_schema(path)
+        header = [column.name for column in columns if images or not _BYTES.search(str(column.type))]
         names = _columns(path, header, field)
         rows = pq.read_table(path, columns=header).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is not readable as parquet ({reason}); make the file again") from error
-    text = json.dumps(rows, default=lambda value: float(value) if isinstance(value, Decimal) else str(value))
-    values = [_without_nulls(dict(zip(names, row.values(), strict=True))) for row in json.loads(text)]
+    if not images:
+        rows = json.loads(json.dumps(rows, default=_as_json))
+    values = [_without_nulls(dict(zip(names, row.values(), strict=True))) for row in rows]
     return [Record(f"{path}:row {number}", value) for number, value in enumerate(values, start=1)]
+
+
+def _as_json(value: Any) -> Any:
+    return float(value) if isinstance(value, Decimal) else str(value)
 
 
 def _columns(path: Path, header: list[str], field: str) -> list[str]:
