@@ -100,7 +100,7 @@ class BriefReward:
         self.weights = {term: weight for term, weight in both.items() if terms is None or term in terms}
         self.sharpness = sharpness
         given = {"read": self.reads, **({} if observer is None or isinstance(observer, Observer) else observer)}
-        self.observer = observer if isinstance(observer, Observer) else _observer(given)
+        self.observer = observer if isinstance(observer, Observer) else observer_of(given)
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
         """Why this prompt cannot be scored; empty if it can. Called for every prompt when the data is loaded."""
@@ -131,9 +131,7 @@ class BriefReward:
         return Score(min(max(value, 0.0), 1.0) ** self.sharpness, components, short)
 
     def _brief(self, metadata: Mapping[str, Any]) -> Any:
-        if not isinstance(metadata.get(self.field), Mapping):
-            raise UserError(f"{self.field}: is no JSON object; write a brief, see the README of {self.field}")
-        return _validated(self.brief, json.dumps(metadata[self.field], sort_keys=True), self.field)
+        return read_brief(self.brief, metadata, self.field)
 
     def unknown(self, brief: Any) -> str:
         """What the observer cannot see of a brief; empty if it can see all."""
@@ -144,16 +142,21 @@ class BriefReward:
         raise NotImplementedError
 
     def unseen(self, where: str, kind: str, color: str | None, others: Sequence[str] = ()) -> str:
-        """Why the observer cannot find a class of a color; empty if it can."""
-        classes, colors = (*others, *self.observer.detector.classes), self.observer.colors.colors
-        if kind not in classes:
-            return f"{where}.class: '{kind}' is not known{did_you_mean(kind, classes)}; known: {', '.join(classes)}"
-        if color and not color.startswith("#") and color not in colors:
-            return f"{where}.color: '{color}' is not seen{did_you_mean(color, colors)}; known: {', '.join(colors)}"
-        return ""
+        return unseen(self.observer, where, kind, color, others)
 
 
-def _observer(options: Mapping[str, Any]) -> Observer:
+def unseen(observer: Observer, where: str, kind: str, color: str | None, others: Sequence[str] = ()) -> str:
+    """Why an observer cannot find a class of a color; empty if it can."""
+    classes, colors = (*others, *observer.detector.classes), observer.colors.colors
+    if kind not in classes:
+        return f"{where}.class: '{kind}' is not known{did_you_mean(kind, classes)}; known: {', '.join(classes)}"
+    if color and not color.startswith("#") and color not in colors:
+        return f"{where}.color: '{color}' is not seen{did_you_mean(color, colors)}; known: {', '.join(colors)}"
+    return ""
+
+
+def observer_of(options: Mapping[str, Any]) -> Observer:
+    """The observer of a reward's key `observer`; a `UserError` for options that it does not have."""
     known = inspect.signature(open_observer).parameters
     for option in options:
         if option not in known:
@@ -164,6 +167,17 @@ def _observer(options: Mapping[str, Any]) -> Observer:
         return open_observer(**arguments)
     except UserError as error:
         raise UserError(f"observer.{error}") from error
+
+
+def read_brief(model: type[Brief], metadata: Mapping[str, Any], field: str) -> Any:
+    """The brief in a metadata field.
+
+    Raises:
+        UserError: it is none, with the key that is wrong.
+    """
+    if not isinstance(metadata.get(field), Mapping):
+        raise UserError(f"{field}: is no JSON object; write a brief, see the README of {field}")
+    return _validated(model, json.dumps(metadata[field], sort_keys=True), field)
 
 
 @lru_cache(4096)

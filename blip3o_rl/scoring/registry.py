@@ -20,6 +20,8 @@ BUILT_IN: dict[str, str] = {
     "ocr": "blip3o_rl.rewards.ocr.reward:OCRReward",
     "layout": "blip3o_rl.rewards.layout.reward:LayoutReward",
     "planogram": "blip3o_rl.rewards.planogram.reward:PlanogramReward",
+    "edit": "blip3o_rl.rewards.edit.reward:EditReward",
+    "edit_judge": "blip3o_rl.rewards.edit.judge:EditJudge",
     "pickscore": "blip3o_rl.rewards.preference.clip:PickScore",
     "clipscore": "blip3o_rl.rewards.preference.clip:CLIPScore",
     "hpsv2": "blip3o_rl.rewards.preference.clip:HPSv2",

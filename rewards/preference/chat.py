@@ -1,4 +1,4 @@
-"""What the judges share: one image and one question go to an OpenAI-compatible chat endpoint, a score comes back.
+"""What the judges share: images and one question go to an OpenAI-compatible chat endpoint, a score comes back.
 
 The `openai` client does the traffic: connections, proxies of the environment, attempts with backoff, the server's
 Retry-After. Two things differ from its defaults. Redirects are refused, because they would carry image and key to
@@ -102,6 +102,10 @@ class ChatJudge:
         """The score in an answer; a `RewardError` if none can be understood."""
         raise NotImplementedError
 
+    def shown(self, sample: Sample) -> list[np.ndarray]:
+        """The images of a request, uint8 [H, W, 3] each; a `RewardError` if the sample lacks one."""
+        return [sample.image]
+
     async def score(self, samples: Sequence[Sample]) -> list[Score | RewardError]:
         """One Score per sample, or a RewardError in its place; requests run concurrently."""
         # One semaphore per event loop, since rewards are called from several.
@@ -118,8 +122,10 @@ class ChatJudge:
 
     async def _ask(self, client: openai.AsyncOpenAI, sample: Sample) -> str:
         # The prompt goes in last, so that braces in it stay as they are.
-        text, shown = self.question.replace("{prompt}", sample.prompt), png_url(sample.image, self.settings.side)
-        content = [{"type": "image_url", "image_url": {"url": shown}}, {"type": "text", "text": text}]
+        text = self.question.replace("{prompt}", sample.prompt)
+        urls = [png_url(image, self.settings.side) for image in self.shown(sample)]
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        content: list[dict[str, Any]] = [*images, {"type": "text", "text": text}]
         url, retries = self.settings.url, self.settings.request_retries
         failed = f"no answer from {url} after {retries + 1} attempt{'s' if retries else ''}"
         try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.rewards.edit.judge import EditJudge
 from blip3o_rl.rewards.preference.calibration import calibrate, drawn_cases
 from blip3o_rl.rewards.preference.judge import VlmJudge
 from blip3o_rl.rewards.preference.unified import UnifiedReward
@@ -414,3 +415,64 @@ def test_a_rubric_of_one_judge_checks_itself(endpoint):
     endpoint.reply = lambda request: (404, {}, b"no such model")
     with pytest.raises(UserError, match="judge.*refused: HTTP 404: no such model"):
         Rubric.of(judge(endpoint)).self_check()
+
+
+def edit_judge(endpoint, **options):
+    return EditJudge(**{"model": "some-model", "url": endpoint.url, "request_backoff_s": 0.0, **options})
+
+
+def marks(compliance, preservation, quality):
+    numbers = {"compliance": compliance, "preservation": preservation, "quality": quality}
+    return json.dumps({"reason": "x", **numbers})
+
+
+def edit_sample(number, output, reference):
+    return Sample(str(number), "remove the cat", output, references=(reference,))
+
+
+def test_an_edits_judge_sees_the_reference_first_and_the_instruction(endpoint):
+    endpoint.reply = lambda request: marks(5, 5, 5)
+    (score,) = scored(edit_judge(endpoint, gain=False), [edit_sample(0, IMAGES[1], IMAGES[0])])
+    *images, question = endpoint.requests[0]["messages"][0]["content"]
+    urls = [base64.b64decode(image["image_url"]["url"].partition(",")[2]) for image in images]
+    assert [np.array_equal(np.asarray(Image.open(io.BytesIO(u))), IMAGES[n]) for n, u in enumerate(urls)] == [True] * 2
+    assert (
+        "<instruction>\nremove the cat\n</instruction>" in question["text"]
+        and "from 1 (worst) to 5" in question["text"]
+    )
+    assert score.value == 1 and score.components == {"compliance": 5, "preservation": 5, "quality": 5, "raw": 5}
+
+
+@pytest.mark.parametrize(
+    ("given", "raw"), [((1, 5, 5), 1.0), ((3, 5, 2), 8 / 3), ((5, 4, 3), 4.0), ((2, 2, 2), 2.0), ((4, 5, 5), 4.0)]
+)
+def test_no_score_of_an_edit_exceeds_its_compliance(given, raw):
+    score = EditJudge(model="m").read(marks(*given))
+    assert score.components["raw"] == pytest.approx(raw) and score.value == pytest.approx((raw - 1) / 4)
+
+
+@pytest.mark.parametrize("answer", [marks(0, 3, 3), marks(3, 6, 3), marks(True, 3, 3), '{"score": 3}', "3"])
+def test_an_edits_verdict_that_is_none_is_an_error(answer):
+    with pytest.raises(RewardError):
+        EditJudge(model="m").read(answer)
+
+
+def test_a_copy_gains_nothing_over_the_reference_whatever_the_judge_pays_it(endpoint):
+    def reply(request):
+        first, second = (part["image_url"]["url"] for part in request["messages"][0]["content"][:2])
+        return marks(3, 5, 5) if first == second else marks(4, 5, 5)
+
+    endpoint.reply = reply
+    rewarded = edit_judge(endpoint)
+    batch = [edit_sample(0, IMAGES[0], IMAGES[0]), edit_sample(1, IMAGES[1], IMAGES[0])]
+    assert [score.value for score in scored(rewarded, batch)] == pytest.approx([0.0, 0.5])
+    assert len(endpoint.requests) == 3  # the reference's own verdict is asked for once
+    scored(rewarded, [edit_sample(2, IMAGES[2], IMAGES[0])])
+    assert len(endpoint.requests) == 4
+
+
+def test_an_edit_without_reference_or_without_room_for_a_gain_is_an_error(endpoint):
+    endpoint.reply = lambda request: marks(5, 5, 5)
+    batch = [Sample("0", "x", IMAGES[0]), edit_sample(1, IMAGES[1], IMAGES[0])]
+    none, full = scored(edit_judge(endpoint), batch)
+    assert "has no reference image" in str(none) and "full marks" in str(full)

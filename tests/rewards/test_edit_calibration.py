@@ -1,0 +1,242 @@
+"""Calibration of the reward `edit` on scenes: what each combination pays right, spoiled, new and copied images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from blip3o_rl.data.synthetic import edits, scenes
+from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.model.pipeline import Blip3oPipeline
+from blip3o_rl.rewards.edit.reward import MEASURES, EditReward
+from blip3o_rl.rewards.edit.rules import COMBINATIONS
+from blip3o_rl.scoring.api import RewardError, Sample, Score
+
+CHANGING = edits.OPERATIONS[:-1]
+EDITS = 40
+EMPTY = np.full((64, 64, 3), scenes.BACKGROUND, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    rng = np.random.default_rng(11)
+    return [edits.sample(rng, CHANGING[number % len(CHANGING)]) for number in range(EDITS)]
+
+
+def scores(cases, images, **options):
+    rows = zip(cases, images, strict=True)
+    samples = [
+        Sample(str(n), edit.metadata["prompt"], image, edit.metadata, references=(scenes.draw(edit.before),))
+        for n, (edit, image) in enumerate(rows)
+    ]
+    found = EditReward(**options).score(samples)
+    assert [score for score in found if isinstance(score, RewardError)] == []
+    return found
+
+
+def mean(cases, images, component=None, **options):
+    found = scores(cases, images, **options)
+    return float(np.mean([score.components[component] if component else score.value for score in found]))
+
+
+def regenerated(edit):
+    """The right objects in other places."""
+    rng = np.random.default_rng(len(edit.metadata["prompt"]))
+    while (boxes := scenes.place(rng, len(edit.after.objects))) is None:
+        pass
+    raster = scenes.RASTER
+    moved = (
+        replace(item, x=scenes.center(box)[0] / raster, y=scenes.center(box)[1] / raster, size=0.94 * box[2] / raster)
+        for item, box in zip(edit.after.objects, boxes, strict=True)
+    )
+    return scenes.draw(scenes.Scene(tuple(moved)))
+
+
+def spoiled(edit):
+    """The right edit, and another object has another color."""
+    other = next(item for item in edit.after.objects if item in edit.before.objects)
+    used = {item.color for scene in (edit.before, edit.after) for item in scene.objects}
+    color = next(name for name in scenes.COLORS if name not in used)
+    items = (replace(item, color=color) if item is other else item for item in edit.after.objects)
+    return scenes.draw(scenes.Scene(tuple(items)))
+
+
+MAKERS = {
+    "ideal": lambda edit: scenes.draw(edit.after),
+    "spoiled": spoiled,
+    "regenerated": regenerated,
+    "copy": lambda edit: scenes.draw(edit.before),
+    "empty": lambda edit: EMPTY,
+}
+
+
+@pytest.fixture(scope="module")
+def images(cases):
+    return {name: [make(edit) for edit in cases] for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="module")
+def renderings(cases):
+    """The targets after the autoencoder's round trip, and rendered from their tokens."""
+    pipe = Blip3oPipeline.from_pretrained("mini", editing=True)
+    targets = [scenes.draw(edit.after) for edit in cases]
+    pixels = torch.from_numpy(np.stack(targets)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        latents = pipe.renderer.encode_latents(pixels)
+        back = pipe.renderer.decode_pixels(latents)
+    assert pipe.image_tokenizer is not None
+    tokens = pipe.image_tokenizer.tokenize(targets, scale=2)
+    captions = [
+        "a photo of " + " and ".join(f"a {item.color} {item.shape}" for item in edit.after.objects) for edit in cases
+    ]
+    config = GenerationConfig(scale=2, steps=10)
+    redrawn = pipe.render_tokens(tokens, list(range(len(cases))), captions, config).images
+    return {"round trip": list(_uint8(back)), "token redraw": list(redrawn)}
+
+
+def _uint8(pixels):
+    return ((pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def test_the_default_puts_them_in_order(cases, images, renderings):
+    order = ("ideal", "round trip", "token redraw", "spoiled", "regenerated")
+    values = {name: mean(cases, drawn) for name, drawn in {**images, **renderings}.items()}
+    ranked = [values[name] for name in order]
+    assert ranked == sorted(ranked, reverse=True), values
+    assert values["ideal"] == 1 and values["token redraw"] > 0.85
+    assert values["spoiled"] < 0.5 and 0 < values["regenerated"] < 0.15
+    assert values["copy"] == values["empty"] == 0
+
+
+def test_the_anchors_are_those_of_the_packaged_model(cases, images, renderings):
+    for measure, (low, high) in list(MEASURES.items())[:2]:
+        found = {
+            name: mean(cases, drawn, "kept", measures={"all": measure})
+            for name, drawn in (("low", images["regenerated"]), ("high", renderings["round trip"]))
+        }
+        assert found["low"] == pytest.approx(low, abs=0.05), measure
+        assert found["high"] == pytest.approx(high, abs=0.03), measure
+
+
+def test_what_the_other_combinations_do_wrong(cases, images):
+    values = {name: {kind: mean(cases, drawn, combine=name) for kind, drawn in images.items()} for name in COMBINATIONS}
+    assert values["mean"]["copy"] == pytest.approx(0.5)  # pays doing nothing, and more than for a new image
+    assert values["mean"]["copy"] > values["mean"]["regenerated"] and values["mean"]["empty"] > 0
+    assert values["geometric"]["regenerated"] > 1.5 * values["product"]["regenerated"]  # a wrong part costs less
+    assert values["gate"]["spoiled"] < 0.1 and values["gate"]["regenerated"] == 0  # no step from worse to better
+    assert values["consistency"]["copy"] == 1 and values["instruction"]["regenerated"] > 0.4
+    for name in ("product", "geometric", "min", "gate", "instruction"):
+        assert values[name]["copy"] == 0 and values[name]["ideal"] == pytest.approx(1)
+
+
+def test_min_and_gate_do_not_see_that_the_better_part_changes():
+    half, more = (0.3, 0.6), (0.3, 0.9)
+    assert COMBINATIONS["min"](*half) == COMBINATIONS["min"](*more)
+    assert COMBINATIONS["product"](*half) < COMBINATIONS["product"](*more)
+    assert COMBINATIONS["gate"](1, 0.7) == COMBINATIONS["gate"](1, 0.1) == 0
+
+
+@pytest.mark.parametrize("operation", ["keep", "impossible"])
+def test_where_nothing_is_asked_a_copy_is_right(operation):
+    rng = np.random.default_rng(2)
+    cases = [edits.sample(rng, operation) for _ in range(10)]
+    assert mean(cases, [scenes.draw(edit.after) for edit in cases]) == 1
+    assert mean(cases, [regenerated(edit) for edit in cases]) < 0.25
+    assert mean(cases, [EMPTY for _ in cases]) == 0
+    (score, *_) = scores(cases, [scenes.draw(edit.after) for edit in cases])
+    assert score.components["exact"] == 1 and "near_copy" not in score.components
+
+
+def test_two_at_once_is_half_right_if_one_is_done():
+    rng = np.random.default_rng(3)
+    cases = [edits.sample(rng, "compose") for _ in range(12)]
+    one = [scenes.draw(scenes.Scene(tuple(i for i in edit.before.objects if i != _first_gone(edit)))) for edit in cases]
+    assert mean(cases, [scenes.draw(edit.after) for edit in cases], "exact") == 1
+    assert 0.1 < mean(cases, one, "instruction") < 0.9
+    assert mean(cases, one, "success") < 0.5
+
+
+def _first_gone(edit):
+    return next(item for item in edit.before.objects if item not in edit.after.objects)
+
+
+def changed(edit, **how):
+    """The scene before with its edited object changed."""
+    old = _first_gone(edit)
+    items = (replace(item, **how) if item is old else item for item in edit.before.objects)
+    return scenes.draw(scenes.Scene(tuple(items)))
+
+
+def test_hacks_of_a_removal_earn_little():
+    rng = np.random.default_rng(4)
+    cases = [edits.sample(rng, "remove") for _ in range(20)]
+
+    def free(edit, name, values):
+        return next(v for v in values if v not in [getattr(item, name) for item in edit.before.objects])
+
+    recolored = [changed(edit, color=free(edit, "color", scenes.COLORS)) for edit in cases]
+    reshaped = [changed(edit, shape=free(edit, "shape", scenes.SHAPES)) for edit in cases]
+    smaller = [changed(edit, size=0.1) for edit in cases]
+    assert mean(cases, recolored) < 0.05 and mean(cases, reshaped) < 0.5
+    assert mean(cases, recolored, "success") == mean(cases, reshaped, "success") == 0
+    assert mean(cases, smaller, "success") < 0.5
+    blurred = [smudge(edit) for edit in cases]
+    assert mean(cases, blurred, "success") == 0
+
+
+def smudge(edit):
+    """The object to be removed as stripes: no shape that the detector knows."""
+    image = scenes.draw(edit.before).copy()
+    left, top, right, bottom = (round(64 * edge) for edge in edit.metadata["edit"]["boxes"][0])
+    image[top:bottom:2, left:right] = scenes.BACKGROUND
+    return image
+
+
+def test_hacks_of_an_addition_earn_little():
+    rng = np.random.default_rng(5)
+    cases = [edit for edit in (edits.sample(rng, "add") for _ in range(40)) if not _related(edit)]
+    twice = []
+    for edit in cases:
+        new = next(item for item in edit.after.objects if item not in edit.before.objects)
+        other = replace(new, x=1 - new.x, y=1 - new.y)
+        twice.append(scenes.draw(scenes.Scene((*edit.after.objects, other))))
+    assert len(cases) >= 10
+    assert mean(cases, twice) < 0.3
+    over = [scenes.draw(scenes.Scene(edit.after.objects[-1:])) for edit in cases]  # the new object alone
+    assert mean(cases, over) < 0.05
+
+
+def _related(edit):
+    return len(edit.metadata["edit"]["include"]) > 1
+
+
+def test_components_say_how_an_edit_failed(cases, images):
+    copy, new, ideal = (scores(cases[:1], images[name][:1])[0] for name in ("copy", "regenerated", "ideal"))
+    assert cases[0].metadata["tag"] == "add"
+    assert copy.components["near_copy"] == copy.components["near_copy_add"] == 1 and copy.components["exact"] == 0
+    assert new.components["regenerated"] == new.components["regenerated_add"] == 1
+    assert ideal.components == {
+        **dict.fromkeys(("consistency", "kept", "exact", "instruction", "success"), 1.0),
+        **dict.fromkeys(("regenerated", "regenerated_add", "near_copy", "near_copy_add"), 0.0),
+    }
+    assert ideal.reason == "done 1.00, kept 1.00"
+
+
+def test_every_reference_leaves_something_to_gain():
+    rng = np.random.default_rng(6)
+    cases = [edits.sample(rng, operation) for operation in (*CHANGING, "compose") for _ in range(25)]
+    found = scores(cases, [scenes.draw(edit.after) for edit in cases])
+    assert all(isinstance(score, Score) and score.value > 0.99 and score.components["exact"] for score in found)
+
+
+def test_what_cannot_be_scored_is_an_error_and_no_0(cases):
+    edit = cases[0]
+    alone = Sample("0", "x", scenes.draw(edit.after), edit.metadata)
+    done = replace(alone, references=(scenes.draw(edit.after),))
+    right = replace(alone, references=(scenes.draw(edit.before),))
+    found = EditReward().score([alone, right, done])
+    assert [type(score) for score in found] == [RewardError, Score, RewardError]
+    assert "has no reference image" in str(found[0]) and "already is what add asks for" in str(found[2])
