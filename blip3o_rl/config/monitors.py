@@ -20,6 +20,8 @@ class DriftLimits(Strict):
     near_duplicate_share: float | None = Field(None, ge=0, description="share of the pairs in a group")
     pixel_distance: float | None = Field(None, ge=0, description="mean distance of the images in a group")
     text_area: float | None = Field(None, ge=0, description="share of the pixels, where an OCR reward measures it")
+    near_copy: float | None = Field(None, ge=0, description="share of the edits, where the reward edit measures it")
+    regenerated: float | None = Field(None, ge=0, description="share of the edits, where the reward edit measures it")
     held_out: float | None = Field(
         None, ge=0, description="each held-out reward, in its own unit; 0: the standard deviations decide"
     )
@@ -41,6 +43,8 @@ class MonitorSettings(Strict):
         near_duplicate_share=0.25,
         pixel_distance=0.05,
         text_area=0.15,
+        near_copy=0.15,
+        regenerated=0.15,
         held_out=0.0,
     )
     stop: DriftLimits | None = DriftLimits()

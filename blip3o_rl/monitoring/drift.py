@@ -33,6 +33,8 @@ WATCHED: dict[str, tuple[str, str]] = {
     "near_duplicate_share": ("the images of a prompt become copies", ""),
     "pixel_distance": ("", "the images of a prompt become alike"),
     "text_area": ("writing covers the images", ""),
+    "near_copy": ("edits become copies of their references", ""),
+    "regenerated": ("edits become new images that keep nothing of their references", ""),
     HELD_OUT: ("", "a reward that is not trained on falls"),
 }
 """Statistic -> what it means when it rises and when it falls; empty: no reason for a warning."""

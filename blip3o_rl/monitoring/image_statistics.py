@@ -3,7 +3,8 @@
 Reward hacking shows in the images before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
 colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
 of a group become copies of one another. Each function takes under a millisecond at 64 px. All values are in [0, 1].
-The share of an image that text covers needs an OCR engine, so it is taken from the component of an OCR reward.
+The share of an image that text covers needs an OCR engine, so it is taken from the component of an OCR reward; whether
+an edit is a copy of its reference, or a new image, from the reward that compares the two.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ COLOUR_LEVELS = 8
 """Levels per channel of the colour histogram."""
 DUPLICATE_BELOW = 0.01
 """Two images are near duplicates if their mean absolute pixel difference (of 1.0) is below this."""
-FROM_REWARDS = ("text_area",)
+FROM_REWARDS = ("text_area", "near_copy", "regenerated")
 """Components of rewards that are monitored as well."""
 
 

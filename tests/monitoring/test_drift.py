@@ -93,6 +93,8 @@ def test_the_baseline_is_the_first_steps_whatever_comes_later():
         ("monitor/near_duplicate_share", True, False),
         ("monitor/pixel_distance", False, True),
         ("monitor/text_area", True, False),
+        ("monitor/near_copy", True, False),
+        ("monitor/regenerated", True, False),
         ("reward/held_out/hpsv2", False, True),
     ],
 )
@@ -187,6 +189,8 @@ def test_text_area_comes_from_the_reward_that_reads_the_image():
     parts = {"ocr": 0.5, "ocr/text_area": 0.2, "signs/text_area": 0.3, "ocr/strict": 1.0}
     assert component_statistics(parts) == {"text_area": 0.3}
     assert component_statistics({"geneval": 1.0}) == {}
+    copied = {"edit/near_copy": 1.0, "edit/near_copy_add": 1.0, "edit/regenerated": 0.0}
+    assert component_statistics(copied) == {"near_copy": 1.0, "regenerated": 0.0}
 
 
 def test_metric_names():
