@@ -24,6 +24,8 @@ GROW = 2 / 64
 """Edited places are grown by this share of the longer side: the blur of an edge."""
 STABLE = (0.03 * 255) ** 2
 """C2 of SSIM."""
+COARSE = 64
+"""Longer side at which structure is compared, pixels."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,19 @@ def pixels(pairs: Sequence[Pair]) -> list[float]:
 
 
 def structure(pairs: Sequence[Pair]) -> list[float]:
-    """The structure of SSIM (Wang et al. 2004): (2 cov + C2) / (var + var' + C2) of the gray values in Gaussian windows
-    of deviation 1.5 px, mean over the outside weighted by the larger deviation of the two images. Not its luminance."""
+    """The structure of SSIM (Wang et al. 2004), without its luminance: (2 cov + C2) / (var + var' + C2) per channel in
+    Gaussian windows of deviation 1.5 px, mean over the outside weighted by the larger deviation of the two images, at
+    least 0. At COARSE px, where a style has its forms left and its texture not."""
     found = []
     for pair in pairs:
-        one, two = (cv2.cvtColor(i, cv2.COLOR_RGB2GRAY).astype(np.float64) for i in (pair.reference, pair.output))
+        scale = min(1.0, COARSE / max(pair.outside.shape))
+        shape = (round(scale * pair.outside.shape[0]), round(scale * pair.outside.shape[1]))
+        one, two = (resized(image, shape).astype(np.float64) for image in (pair.reference, pair.output))
         mean_one, mean_two = _blurred(one), _blurred(two)
         var_one = np.maximum(_blurred(one * one) - mean_one**2, 0)
         var_two = np.maximum(_blurred(two * two) - mean_two**2, 0)
         same = (2 * (_blurred(one * two) - mean_one * mean_two) + STABLE) / (var_one + var_two + STABLE)
-        weight = np.sqrt(np.maximum(var_one, var_two)) * pair.outside
+        weight = np.sqrt(np.maximum(var_one, var_two)) * resized(pair.outside.astype(np.float32), shape)[..., None]
         found.append(max(float((same * weight).sum() / weight.sum()), 0.0) if weight.sum() > 0 else 1.0)
     return found
 

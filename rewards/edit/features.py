@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.functional import normalize
 from transformers import Dinov2Model
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.devices import device_of
+from blip3o_rl.model.pixels import squashed
 from blip3o_rl.rewards.clip import batches
 from blip3o_rl.rewards.edit.consistency import Pair
 from blip3o_rl.rewards.weights import pretrained_model
@@ -60,8 +60,7 @@ class Dinov2:
     @torch.inference_mode()
     def _features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Patch features of length 1, float32 [N, patches, D] on the CPU."""
-        size = (self.side, self.side)
-        sized = np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BICUBIC)) for i in images])
+        sized = np.stack([squashed(image, self.side) for image in images])
         scaled = (sized / 255 - np.array(IMAGENET_DEFAULT_MEAN)) / np.array(IMAGENET_DEFAULT_STD)
         values = torch.from_numpy(scaled.astype(np.float32)).permute(0, 3, 1, 2)
         rows = [self.model(batch.to(self.model.device)).last_hidden_state for batch in batches(values, BATCH)]

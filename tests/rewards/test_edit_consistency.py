@@ -62,8 +62,8 @@ def test_the_edited_place_is_free_and_the_rest_is_not(measure):
     edit = scene(3)
     before, after = scenes.draw(edit.before), scenes.draw(edit.after)
     outside = consistency.outside((64, 64), edit.metadata["edit"]["boxes"], None)
-    assert kept(measure, before, after, outside) == pytest.approx(1, abs=1e-3)
-    assert kept(measure, before, after) < 0.75
+    assert kept(measure, before, after, outside) == pytest.approx(1, abs=1e-2)
+    assert kept(measure, before, after) < 0.85
     assert kept(measure, before, np.full_like(before, 238), outside) < 0.1
 
 
@@ -74,14 +74,14 @@ def test_structure_survives_other_colors_and_pixels_do_not():
     assert kept("structure", before, before[::-1]) < 0.5
 
 
-@pytest.mark.parametrize("file", PHOTOGRAPHS[:3], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", PHOTOGRAPHS, ids=lambda file: file.stem)
 def test_a_style_keeps_a_photographs_structure_and_another_photograph_does_not(file):
-    image = read_image(file)
-    image = cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA)
-    styles = [cv2.stylization(image), cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)]
-    other = cv2.resize(read_image(next(f for f in PHOTOGRAPHS if f != file)), (256, 256))
-    values = [kept("structure", image, style) for style in styles]
-    assert min(values) > 0.5 and kept("structure", image, other) < 0.3
+    image, other = (read_image(name) for name in (file, next(name for name in PHOTOGRAPHS if name != file)))
+    image, other = (cv2.resize(photo, (256, 256), interpolation=cv2.INTER_AREA) for photo in (image, other))
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    posterized = image // 64 * 64 + 32
+    assert min(kept("structure", image, style) for style in (gray, posterized)) > 0.8
+    assert kept("structure", image, cv2.stylization(image)) > 0.35 > 0.15 > kept("structure", image, other)
 
 
 def test_masks_and_boxes_are_grown_and_add_up():
