@@ -214,7 +214,7 @@ def smudge(edit):
 def test_hacks_of_an_addition_earn_little():
     rng = np.random.default_rng(5)
     cases, twice = [], []
-    for edit in (edits.sample(rng, "add") for _ in range(80)):
+    for edit in (edits.sample(rng, "add") for _ in range(160)):
         new = edit.after.objects[-1]
         other = replace(new, x=1 - new.x, y=1 - new.y)
         if not _related(edit) and all(_apart(other, item) for item in edit.after.objects):

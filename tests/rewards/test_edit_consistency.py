@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from blip3o_rl.data.images import png_uri, read_image
+from blip3o_rl.data.images import read_image
 from blip3o_rl.data.synthetic import edits, scenes
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.edit import consistency
@@ -63,7 +63,7 @@ def test_the_edited_place_is_free_and_the_rest_is_not(measure):
     before, after = scenes.draw(edit.before), scenes.draw(edit.after)
     outside = consistency.outside((64, 64), edit.metadata["edit"]["boxes"], None)
     assert kept(measure, before, after, outside) == pytest.approx(1, abs=1e-2)
-    assert kept(measure, before, after) < 0.85
+    assert kept(measure, before, after) < 0.9
     assert kept(measure, before, np.full_like(before, 238), outside) < 0.1
 
 
@@ -106,7 +106,8 @@ def test_a_mask_or_a_target_says_where_it_may_change(tmp_path):
     assert score(clauses, after, before).components["kept"] < 0.8
     mask = consistency.difference(before, after)
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
-    for more in ({"mask": str(tmp_path / "mask.png")}, {"target": png_uri(after)}):
+    Image.fromarray(after).save(tmp_path / "target.png")
+    for more in ({"mask": str(tmp_path / "mask.png")}, {"target": str(tmp_path / "target.png")}):
         assert score({**clauses, **more}, after, before).value == pytest.approx(1)
 
 
