@@ -17,7 +17,7 @@ from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.monitoring.image_statistics import DUPLICATE_BELOW, pixel_distances
 from blip3o_rl.rewards.briefs import observer_of, read_brief, unseen
 from blip3o_rl.rewards.edit import consistency, rules
-from blip3o_rl.rewards.edit.brief import KEEPING, OPERATIONS, EditBrief
+from blip3o_rl.rewards.edit.brief import KEEPING, OPERATIONS, Clause, EditBrief
 from blip3o_rl.rewards.edit.consistency import Measure, Pair
 from blip3o_rl.rewards.observation import Observation, Observer
 from blip3o_rl.scoring.api import RewardError, Sample, Score
@@ -86,7 +86,7 @@ class EditReward:
             return str(error)
         if not brief.asks and brief.operation not in KEEPING and self.combine is not rules.COMBINATIONS["consistency"]:
             return f"edit: {brief.operation} has no clause; say in include or exclude what is to change"
-        clauses = {f"include.{n}": clause for n, clause in enumerate(brief.include)}
+        clauses: dict[str, Clause] = {f"include.{n}": clause for n, clause in enumerate(brief.include)}
         clauses |= {f"exclude.{n}": clause for n, clause in enumerate(brief.exclude)}
         found = (unseen(self.observer, f"edit.{where}", c.kind, c.color) for where, c in clauses.items())
         return next(filter(None, found), "")
