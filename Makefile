@@ -39,8 +39,9 @@ format: install  ## rewrite the code in ruff's format
 test: lint  ## lint, types and all tests but the long ones
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going test-engines test-unit
 
+# Waiting threads sleep: on a busy machine those that spin hold up the others, and small models take minutes per step.
 test-engines: install  ## the tests with vLLM, Ray and verl at work
-	$(PYTEST) -m "slow and not long"
+	OMP_WAIT_POLICY=PASSIVE $(PYTEST) -m "slow and not long"
 
 # One thread: the models are small, and threads that wait for each other lose where two processes share two cores.
 test-unit: install  ## the tests without them

@@ -54,7 +54,7 @@ def test_mismatched_captions_stay_within_their_tag() -> None:
 @pytest.mark.slow
 def test_build_writes_a_model_that_generates(tmp_path: Path) -> None:
     """All stages at a few steps each; the model is bad but complete. About 20 s."""
-    sizes = {"vae_steps": 2, "tatok_steps": 2, "images": 1280, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
+    sizes = {"vae_steps": 2, "tatok_steps": 2, "images": 640, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
     out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
     folder.ModelFolder(out, *folder.PARTS)
     assert sum(file.stat().st_size for file in out.rglob("*")) < 25e6
