@@ -51,9 +51,13 @@ class Batch:
     references: Sequence[torch.Tensor | None] = ()
 
     def to(self, device: torch.device) -> Batch:
-        references = [None if latent is None else latent.to(device) for latent in self.references]
-        moved = (self.input_ids, self.attention_mask, self.indices, self.latents)
-        return Batch(*(value.to(device) for value in moved), references)
+        return Batch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.indices.to(device),
+            self.latents.to(device),
+            [None if latent is None else latent.to(device) for latent in self.references],
+        )
 
 
 def collate(

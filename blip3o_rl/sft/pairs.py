@@ -17,7 +17,7 @@ import gzip
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -252,7 +252,7 @@ def _caption(value: Any, name: str) -> str:
     return value.strip()
 
 
-def read_bytes(place: dict[str, Any]) -> bytes:
+def read_bytes(place: Mapping[str, Any]) -> bytes:
     """The encoded image at a place: a row, or one of its inputs.
 
     Raises:

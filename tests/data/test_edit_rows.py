@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from blip3o_rl.cli.main import run
 from blip3o_rl.data.edit_import import import_edits
 from blip3o_rl.data.edit_rows import EditRow, read_edit
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import read_lines
 
 
 def png(level: int) -> bytes:
@@ -102,7 +104,9 @@ def test_images_in_a_table_become_files_once_and_bad_rows_are_reported(tmp_path:
         import_edits(tmp_path / "rl.parquet", tmp_path / "out" / "edits.jsonl", 1)
 
 
-def test_paths_are_relative_to_the_prompt_file_and_other_fields_are_kept(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_prompt_file_and_other_fields_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "1.png").write_bytes(png(1))
     lines = [{"prompt": "a", "image": "1.png", "requirement": "r"}, {"prompt": "b", "image": "2.png"}, "{"]
@@ -112,3 +116,11 @@ def test_paths_are_relative_to_the_prompt_file_and_other_fields_are_kept(tmp_pat
     assert found.rows == [{"prompt": "a", "references": ["../data/1.png"], "requirement": "r"}]
     assert [line.split(": ")[0] for line in found.report] == [f"{source}:2", f"{source}:3"]
     assert "no such file" in found.report[0] and "not JSON" in found.report[1]
+    assert run(["prompts", "import-edits", str(source), "-o", str(tmp_path / "out" / "edits.jsonl")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        *found.report,
+        "1 prompts with references, 2 rows left out",
+        str(tmp_path / "out" / "edits.jsonl"),
+    ]
+    assert read_lines(Path(printed[-1])) == found.rows

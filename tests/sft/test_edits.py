@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -371,3 +373,20 @@ def test_what_is_refused_before_a_model_is_loaded(
     base = [*SMALL, f"data.files=[{world / 'rows.jsonl'}]", f"model.folder={text_model}"]
     with pytest.raises(UserError, match=words):
         sft_launch.check(compose_settings(RECIPE, [*base, *more]))
+
+
+@pytest.mark.long
+def test_two_processes_make_the_steps_of_one(tmp_path: Path, world: Path, text_model: Path) -> None:
+    """Real processes over gloo: the second connector has no reference in some steps, and no process waits for it."""
+    more = ["train.steps=4", "train.trainable=editing", "model.editing=latents", *MIX, f"model.folder={text_model}"]
+    base = [*SMALL, *more, f"data.files=[{world / 'rows.jsonl'}]"]
+    sft_launch.launch(RECIPE, [*base, f"run.folder={tmp_path / 'one'}", "train.gradient_accumulation=2"])
+    two = [*base, f"run.folder={tmp_path / 'two'}", "run.processes=2"]
+    command = [sys.executable, "-c", "from blip3o_rl.cli.sft import sft; import typer; typer.run(sft)"]
+    subprocess.run([*command, RECIPE, *two], check=True)
+    names = ("sft/loss", "sft/grad_norm", "sft/task")
+    found = [
+        [[line[name] for name in names] for line in RunFolder(tmp_path / run).read_metrics()] for run in ("one", "two")
+    ]
+    assert len({line[2] for line in found[0]}) > 1
+    assert np.allclose(*found, rtol=1e-4), found
