@@ -74,11 +74,10 @@ def _row(value: Any, source: Path, out: Path) -> dict[str, Any]:
     if "task" in data:
         row["task"] = edit.task
     row |= {name: value for name, value in edit.others.items() if name not in row}
-    try:
-        json.dumps(row)
-    except TypeError as error:  # bytes or dates of a parquet file
-        raise ValueError(f"has a field that JSON cannot hold ({error}); leave it out") from error
-    return row
+    for name, value in row.items():
+        if isinstance(value, bytes):
+            raise ValueError(f"field '{name}' holds bytes, which are neither references nor target; leave it out")
+    return json.loads(json.dumps(row, default=str))  # dates and decimals of a parquet file
 
 
 def _stored(image: Image, name: str, source: Path, out: Path) -> str:
