@@ -67,6 +67,7 @@ def evaluate(
 ) -> None:
     """Scores model folders on held-out prompts with fixed seeds; `eval compare` compares two results."""
     from blip3o_rl.data.images import read_image
+    from blip3o_rl.data.prompts import check_editing
     from blip3o_rl.evaluation import held_out
     from blip3o_rl.model.folder import GENERATING, ModelFolder
     from blip3o_rl.report.gallery import Tile, save_grid
@@ -88,6 +89,7 @@ def evaluate(
         raise UserError(f"--out {out}: names no JSON file; call it {out.with_suffix('.json')}")
     for folder in chosen["model"]:
         ModelFolder(folder, *GENERATING).layout.tokens_per_image(config.scale)
+        editing = check_editing(suite.rows, ModelFolder(folder))
     placement, results = options.Placement.of(dtype, device, backend), []
     for folder in chosen["model"]:
         name = f"eval-{slug(suite.name)}" + (f"-{slug(Path(folder).name)}" if several else "")
@@ -95,13 +97,17 @@ def evaluate(
         output_folder(target.with_suffix(""))
         about = held_out.identity(folder, **placement.settings())
         with interruptible("the same command, which keeps the images made so far"), ExitStack() as stack:
-            pipe, show = placement.load_pipeline(folder, stack, batch_size), stack.enter_context(_progress())
+            pipe, show = placement.load_pipeline(folder, stack, batch_size, editing), stack.enter_context(_progress())
             result = held_out.score(pipe, suite, target, chosen["images"], chosen["seed"], config, about, show)
         results.append(target)
         Console().print(_table(result))
         header = f"{folder}   ·   mean score {result.overall:.3f} of {len(result.images)} images"
         shown = [(read_image(target.parent / image.file), image) for image in result.images[:SHOWN]]
-        tiles = [Tile(pixels, image.prompt, image.partial) for pixels, image in shown]
+        edited = [[read_image(target.parent / name) for name in image.references[:1]] for _, image in shown]
+        tiles = [
+            Tile(pixels, image.prompt, image.partial, reference=next(iter(references), None))
+            for (pixels, image), references in zip(shown, edited, strict=True)
+        ]
         print(target, save_grid(target.with_suffix(".png"), tiles, header))
     for other in results[1:]:
         _compare([results[0], other])

@@ -47,7 +47,7 @@ def generate(
     if task and not reference:
         raise UserError("--task: is of an instruction with --reference images; leave it out")
     if reference:
-        folder.check_editing()
+        folder.check_editing(len(reference))
         if size is not None:
             raise UserError("--size: edited images have the model's own size; leave it out")
     from blip3o_rl.data.images import read_image
@@ -74,7 +74,11 @@ def generate(
     for prompt, number, image in zip(repeated, seeds, images, strict=True):
         print(save_png(image, out / f"{slug(prompt)}-seed{number}.png", {"prompt": prompt, "seed": number, **settings}))
     if len(repeated) > 1:
-        tiles = [Tile(i, p, note=f"seed {s}", scored=False) for i, p, s in zip(images, repeated, seeds, strict=True)]
+        edited = references[0] if references else None
+        tiles = [
+            Tile(image, prompt, note=f"seed {number}", scored=False, reference=edited)
+            for image, prompt, number in zip(images, repeated, seeds, strict=True)
+        ]
         columns = n if n > 1 and len(prompts) > 1 else None
         print(sheet := save_grid(free_path(out / "grid.png"), tiles, columns=columns))
         if sheet.with_suffix(".html").exists():  # no font here has the prompts' letters

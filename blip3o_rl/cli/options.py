@@ -81,9 +81,10 @@ class Placement:
         disable_progress_bar()  # of loading weights; the command shows its own
         sampler: Any = None
         if self.backend == "vllm":
-            from blip3o_rl.rollout.offline import OfflineSampler
+            from blip3o_rl.rollout.offline import EDITING_LENGTH, MAX_LENGTH, OfflineSampler
 
-            sampler = stack.enter_context(OfflineSampler(model, self.dtype, max_num_seqs=batch_size))
+            room = EDITING_LENGTH if editing else MAX_LENGTH
+            sampler = stack.enter_context(OfflineSampler(model, self.dtype, batch_size, room))
         return Blip3oPipeline.from_pretrained(model, self.dtype, self.device, sampler, editing)
 
 

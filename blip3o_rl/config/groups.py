@@ -69,7 +69,7 @@ class EvalSettings(Settings):
         description="a prompt file, or a source's name for its held-out side; null: the held-out side of "
         "prompts.source, or with prompts.file a share of that file, which is then not trained on",
     )
-    held_out_share: float = Field(0.125, gt=0, lt=1, description="of prompts.file, chosen by a hash of the prompt")
+    held_out_share: float = Field(0.125, gt=0, lt=1, description="of prompts.file, by a hash of prompt and references")
     rewards: dict[str, Any] = Field(
         {}, description="entries as in reward.rewards; empty: the judge of a source, else the run's own rewards"
     )

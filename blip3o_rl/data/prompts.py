@@ -1,32 +1,50 @@
 """Prompt files -> checked rows; `table` writes them for verl.
 
-A prompt is an object with at least `prompt`; its other fields are the metadata that rewards read and check. Every
-message starts with file and line.
+A prompt is an object with at least `prompt`; its other fields are the metadata that rewards read and check. With the
+field `references` it is an instruction to edit these images. Every message starts with file and line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blip3o_rl.data.edit_rows import read_task
+from blip3o_rl.data.references import ReferenceImage, prompt_key, read_reference
 from blip3o_rl.data.text_files import read_records
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.folder import ModelFolder
+from blip3o_rl.model.token_layout import MAX_REFERENCES, Task
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One prompt with its metadata (which includes the prompt) and where it came from ("file:line")."""
+    """One prompt with its metadata (which includes the prompt) and where it came from ("file:line").
+
+    With references it is an instruction; the metadata have their names under `references`.
+    """
 
     prompt: str
     metadata: Mapping[str, Any]
     where: str
+    references: tuple[ReferenceImage, ...] = ()
 
     @property
     def id(self) -> str:
         return str(self.metadata.get("id", self.where.rsplit("/", 1)[-1]))
+
+    @property
+    def key(self) -> str:
+        """See `references.prompt_key`."""
+        return prompt_key(self.prompt, (reference.sha256 for reference in self.references))
+
+    @property
+    def task(self) -> Task | None:
+        """The field `task` of an edit; None where it follows from the instruction."""
+        return self.metadata.get("task") if self.references else None
 
 
 def read_prompts(path: str | Path) -> list[PromptRow]:
@@ -35,14 +53,18 @@ def read_prompts(path: str | Path) -> list[PromptRow]:
     Raises:
         UserError: no such file, no prompt in it, not readable, a missing field or one of the wrong type.
     """
-    rows = [check_row(record.value, record.where) for record in read_records(path)]
+    folder = Path(path).parent
+    rows = [check_row(record.value, record.where, folder) for record in read_records(path)]
     if not rows:
         raise UserError(f'{path}: has no prompts; add one JSON object per line, such as {{"prompt": "a circle"}}')
     return rows
 
 
-def check_row(data: Any, where: str) -> PromptRow:
+def check_row(data: Any, where: str, folder: Path = Path()) -> PromptRow:
     """Checks the fields that every prompt has; the others are the rewards' to check (`Rubric.check_prompts`).
+
+    Args:
+        folder: what the paths of references are relative to.
 
     Raises:
         UserError: naming `where` ("file:line") and the field.
@@ -55,7 +77,39 @@ def check_row(data: Any, where: str) -> PromptRow:
         raise UserError(f"{where}: field 'prompt' is {_kind(data['prompt'])}; write a non-empty string")
     if not isinstance(data.get("tag", ""), str):
         raise UserError(f"{where}: field 'tag' is {_kind(data['tag'])}; write a string")
-    return PromptRow(data["prompt"], data, where)
+    if "references" not in data:
+        return PromptRow(data["prompt"], data, where)
+    given = data["references"]
+    if not isinstance(given, list) or not 1 <= len(given) <= MAX_REFERENCES:
+        found = f"a list of {len(given)}" if isinstance(given, list) else _kind(given)
+        raise UserError(
+            f"{where}: field 'references' is {found}; write a list of 1 to {MAX_REFERENCES} images, or leave it out"
+        )
+    if wrong := [entry for entry in given if not isinstance(entry, str) or not entry.strip()]:
+        raise UserError(f"{where}: field 'references' holds {_kind(wrong[0])}; write the path of an image")
+    try:
+        read_task(data, data["prompt"])
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    references = tuple(read_reference(entry, folder, where) for entry in given)
+    names = [reference.name for reference in references]
+    return PromptRow(data["prompt"], {**data, "references": names}, where, references)
+
+
+def check_editing(rows: Iterable[PromptRow], model: ModelFolder) -> bool:
+    """Whether any row has references, which is to say whether the model is going to edit.
+
+    Raises:
+        UserError: a row has, and the model cannot edit, or takes fewer.
+    """
+    most = max(rows, key=lambda row: len(row.references), default=None)
+    if most is None or not most.references:
+        return False
+    try:
+        model.check_editing(len(most.references))
+    except UserError as error:
+        raise UserError(f"{most.where}: has references, and {error}") from error
+    return True
 
 
 def _kind(value: Any) -> str:

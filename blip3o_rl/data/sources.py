@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from blip3o_rl.data.prompts import PromptRow, read_prompts
+from blip3o_rl.data.prompts import PromptRow, check_row, read_prompts
 from blip3o_rl.data.synthetic import layouts, scene_prompts, scenes, shelves, text_prompts, words
 from blip3o_rl.data.synthetic.splits import Metadata
 from blip3o_rl.errors import UserError, did_you_mean
@@ -118,4 +118,4 @@ def held_out_rows(name: str, count: int | None, given: str) -> list[PromptRow]:
 
 
 def _rows(lines: list[Metadata], where: str) -> list[PromptRow]:
-    return [PromptRow(line["prompt"], line, f"{where}:{number}") for number, line in enumerate(lines, start=1)]
+    return [check_row(line, f"{where}:{number}") for number, line in enumerate(lines, start=1)]

@@ -2,13 +2,14 @@
 
 verl wants `prompt` as a chat and hands the other columns to the agent loop. The metadata, which include the prompt, are
 one JSON string, because a parquet struct column would give every row the union of all rows' keys, filled with nulls.
+References are in it as absolute paths or data URIs, with the hashes of the check.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip3o_rl.data.prompts import PromptRow
+from blip3o_rl.data.references import ReferenceImage, prompt_key
+from blip3o_rl.model.token_layout import Task
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A prompt as the agent loop gets it: its number in the table, and its metadata."""
+    """A prompt as the agent loop gets it: its number in the table, its metadata, its references."""
 
     index: int
     metadata: Mapping[str, Any]
+    references: tuple[ReferenceImage, ...] = ()
 
     @property
     def prompt(self) -> str:
         return str(self.metadata["prompt"])
+
+    @property
+    def key(self) -> str:
+        """See `references.prompt_key`."""
+        return prompt_key(self.prompt, (reference.sha256 for reference in self.references))
+
+    @property
+    def task(self) -> Task | None:
+        """The field `task` of an edit; None where it follows from the instruction."""
+        return self.metadata.get("task") if self.references else None
 
 
 def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None:
@@ -38,7 +52,11 @@ def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None
             "prompt": [{"role": "user", "content": row.prompt}],
             "ability": "text_to_image",
             "reward_model": {"style": "rule", "ground_truth": ""},
-            "extra_info": {"index": index, "metadata": json.dumps(dict(row.metadata))},
+            "extra_info": {
+                "index": index,
+                "metadata": json.dumps(dict(row.metadata)),
+                "references": json.dumps([asdict(reference) for reference in row.references]),
+            },
         }
         for index, row in enumerate(rows)
     ]
@@ -48,4 +66,5 @@ def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None
 
 def read_row(extra_info: Mapping[str, Any]) -> TableRow:
     """Reads the column `extra_info` of one row."""
-    return TableRow(int(extra_info["index"]), json.loads(extra_info["metadata"]))
+    references = tuple(ReferenceImage(**fields) for fields in json.loads(extra_info["references"]))
+    return TableRow(int(extra_info["index"]), json.loads(extra_info["metadata"]), references)

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from blip3o_rl.data.prompts import PromptRow, check_row
+from blip3o_rl.data.references import ReferenceImage
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation.results import EvaluationResult, JudgedImage
 from blip3o_rl.evaluation.suite import Suite, named
@@ -59,7 +60,7 @@ def evaluate(
         return score(pipe, own, output, images_per_prompt, seed, config)
     with TemporaryDirectory() as folder:
         result = score(pipe, own, Path(folder) / "result.json", images_per_prompt, seed, config)
-    return replace(result, images=[replace(image, file="") for image in result.images])
+    return replace(result, images=[replace(image, file="", references=[]) for image in result.images])
 
 
 def score(
@@ -76,7 +77,7 @@ def score(
 
     Args:
         pipe: callable as `Blip3oPipeline`: (prompts, seeds, GenerationConfig) -> .images uint8 [B, H, W, 3]
-            and .tokens [B, n].
+            and .tokens [B, n]; with edits among the prompts also their references and tasks.
         suite: prompts and rubric.
         output: a JSON file. What a killed evaluation of the same things left there is gone on with, else replaced.
         images_per_prompt: at least 1.
@@ -91,7 +92,7 @@ def score(
     if images_per_prompt < 1:
         raise UserError(f"evaluation {suite.name}: {images_per_prompt} images per prompt; give at least one")
     rubrics = [suite.rubric(), *([build_rubric(suite.reported)] if suite.reported else [])]
-    batches = _Batches(pipe, suite.rows, rubrics, suite.correct, images_per_prompt, seed, config, output.stem)
+    batches = _Batches(pipe, suite.rows, rubrics, suite.correct, images_per_prompt, seed, config, output)
     settings, about = _settings(suite, images_per_prompt, seed, config), dict(model or {})
     log = output.with_suffix("") / VERDICTS
     done = _begin(output, log, {"settings": settings, "model": about})
@@ -133,7 +134,7 @@ class _Batches:
     per_prompt: int
     seed: int
     config: GenerationConfig
-    folder: str
+    output: Path
 
     def numbers(self) -> Iterator[range]:
         """The numbers of the images of each batch."""
@@ -145,12 +146,15 @@ class _Batches:
         """The images of a batch with their verdicts."""
         rows = [self.rows[number // self.per_prompt] for number in numbers]
         seeds = [self.seed + number for number in numbers]
-        generated = self.pipe([row.prompt for row in rows], seeds, self.config)
+        loaded = {row.key: [reference.load() for reference in row.references] for row in rows}
+        given = [loaded[row.key] or None for row in rows]
+        edits: dict[str, Any] = {"references": given, "tasks": [row.task for row in rows]} if any(given) else {}
+        generated = self.pipe([row.prompt for row in rows], seeds, self.config, **edits)
         pixels = np.asarray(generated.images)
         if len(pixels) != len(rows):
             raise ValueError(f"the pipeline returned {len(pixels)} images for {len(rows)} prompts")
         samples = [
-            Sample(f"{row.id}/{seed}", row.prompt, image, row.metadata, group=row.id)
+            Sample(f"{row.id}/{seed}", row.prompt, image, row.metadata, row.id, references=tuple(loaded[row.key]))
             for row, seed, image in zip(rows, seeds, pixels, strict=True)
         ]
         scores = [rubric.score(samples) for rubric in self.rubrics]
@@ -173,9 +177,18 @@ class _Batches:
                 pixel_distance=float(pixel_distances(group).mean()) if len(group) > 1 else None,
                 tokens_sha256=_digest(np.asarray(generated.tokens[at]).tolist()),
                 sha256=hashlib.sha256(pixels[at].tobytes()).hexdigest(),
-                file=f"{self.folder}/{number:04d}.png",
+                file=f"{self.output.stem}/{number:04d}.png",
+                references=[self._kept(reference) for reference in row.references],
             )
             yield image, pixels[at]
+
+    def _kept(self, reference: ReferenceImage) -> str:
+        """A copy of a reference next to the images, so that a report needs no file but these."""
+        name = f"{self.output.stem}/reference-{reference.sha256[:16]}.png"
+        if not (self.output.parent / name).is_file():
+            with replacing(self.output.parent / name) as file:
+                Image.fromarray(reference.load()).save(file)
+        return name
 
 
 def _begin(output: Path, log: Path, header: dict[str, Any]) -> dict[int, JudgedImage]:
@@ -193,7 +206,7 @@ def _settings(suite: Suite, images_per_prompt: int, seed: int, config: Generatio
     return {
         "suite": suite.name,
         "prompts": len(suite.rows),
-        "prompts_sha256": _digest([dict(row.metadata) for row in suite.rows]),
+        "prompts_sha256": _digest([_what_is_asked(row) for row in suite.rows]),
         "images_per_prompt": images_per_prompt,
         "seed": seed,
         "scale": config.scale,
@@ -203,6 +216,12 @@ def _settings(suite: Suite, images_per_prompt: int, seed: int, config: Generatio
         **({} if suite.correct else {"judge_sha256": _digest(_what_scores(suite.rewards))}),
         "rewards_sha256": _digest(_what_scores(suite.reported)) if suite.reported else None,
     }
+
+
+def _what_is_asked(row: PromptRow) -> dict[str, Any]:
+    """A row's metadata, with its references by their content."""
+    names = {"references": [reference.sha256 for reference in row.references]} if row.references else {}
+    return {**row.metadata, **names}
 
 
 def _what_scores(rewards: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class JudgedImage:
         pixel_distance: mean absolute pixel difference, 0..1, between the images of the prompt; with the first of them.
         tokens_sha256, sha256: of the tokens and of the pixels.
         file: relative to the result's file; empty if it was not kept.
+        references: copies of the images that the prompt edits, relative to the result's file.
     """
 
     number: int
@@ -48,6 +49,7 @@ class JudgedImage:
     tokens_sha256: str
     sha256: str
     file: str
+    references: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What an evaluation is: held-out prompts and the rubric that scores their images.
 
 A named suite is the held-out side of a source with the source's judge. A run's own suite follows from its `eval` group;
-with a prompt file of the user's, a share of that file is held out. A prompt's side follows from a hash of its text, so
-that it stays the same when the file grows or is sorted, and repetitions of a prompt are never on both sides.
+with a prompt file of the user's, a share of that file is held out. A prompt's side follows from a hash of its text and
+its references, so that it stays the same when the file grows or is sorted, and repetitions are never on both sides.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from blip3o_rl.config.reward import KEY, is_deployed
 from blip3o_rl.config.train import TrainSettings
 from blip3o_rl.data.prompts import PromptRow, read_prompts
+from blip3o_rl.data.references import prompt_key
 from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of, training_rows
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.io import user_path
@@ -112,26 +113,27 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
     return rows, suite
 
 
-def _text(row: PromptRow) -> str:
-    """A prompt's text without what makes no other prompt of it: case, and the kind and number of spaces."""
-    return " ".join(row.prompt.split()).casefold()
+def _key(row: PromptRow) -> str:
+    """A prompt's key without what makes no other prompt of it: case, and the kind and number of spaces."""
+    text = " ".join(row.prompt.split()).casefold()
+    return prompt_key(text, (reference.sha256 for reference in row.references))
 
 
 def _split(rows: list[PromptRow], share: float, given: str) -> tuple[list[PromptRow], list[PromptRow]]:
     """Training and held-out prompts of a file; at least one prompt is on each side."""
-    places = {text: hashlib.sha256(text.encode(errors="replace")).digest() for text in map(_text, rows)}
+    places = {key: hashlib.sha256(key.encode(errors="replace")).digest() for key in map(_key, rows)}
     if len(places) < 2:
         raise UserError(f"{given}: has 1 prompt, and none can be held out; add prompts, or set run.evaluate=false")
     ordered = sorted(places, key=places.__getitem__)
-    count = sum(int.from_bytes(places[text][:8]) < share * 2**64 for text in ordered)
+    count = sum(int.from_bytes(places[key][:8]) < share * 2**64 for key in ordered)
     held_out = set(ordered[: min(max(count, 1), len(ordered) - 1)])
-    unique = {text: row for row in reversed(rows) if (text := _text(row)) in held_out}
-    return [row for row in rows if _text(row) not in held_out], list(unique.values())[::-1]
+    unique = {key: row for row in reversed(rows) if (key := _key(row)) in held_out}
+    return [row for row in rows if _key(row) not in held_out], list(unique.values())[::-1]
 
 
 def _check_apart(rows: Sequence[PromptRow], held_out: Sequence[PromptRow], source: str | None) -> None:
-    trained = {_text(row) for row in rows}
-    both = [row for row in held_out if _text(row) in trained]
+    trained = {_key(row) for row in rows}
+    both = [row for row in held_out if _key(row) in trained]
     if both:
         raise UserError(
             f"eval.prompts={source}: {len(both)} of {len(held_out)} held-out prompts are trained on as well, the first "

@@ -2,7 +2,8 @@
 
 An editing model meets a reference in three places: in the prompt, as TA-Tok tokens between Qwen's vision tags
 (`token_layout.encode_edit_prompt`), and, as the autoencoder's latent of the first reference, in the renderer's
-condition and input (`renderer`). Unlike upstream's, a batch may mix edits and text-to-image (`rendering`).
+condition and input (`renderer`). Unlike upstream's, a batch may mix edits and text-to-image (`rendering`), and both
+places of the latent may be switched off: then the policy alone edits, and the renderer treats an edit as any image.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ import torch
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.image_tokenizer import TATok
-from blip3o_rl.model.pixels import BILINEAR, middle_square
+from blip3o_rl.model.pixels import BILINEAR, MAX_ASPECT, middle_square
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import Task, TokenLayout, encode_edit_prompt, encode_prompt
-
-MAX_ASPECT = 16
-"""Longer side over shorter side of a reference; beyond it the middle square shows next to nothing of the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +28,9 @@ class Reference:
 
     indices: torch.Tensor
     """Codebook indices of all r images, int64 [r, m]."""
-    latents: torch.Tensor
-    """Autoencoder latents of the first image times the scaling factor, float32 [c, h, w]."""
+    latents: torch.Tensor | None
+    """Autoencoder latents of the first image times the scaling factor, float32 [c, h, w]; None where the renderer has
+    no use for them."""
 
 
 def autoencoder_pixels(image: np.ndarray, size: int) -> torch.Tensor:
@@ -61,8 +60,10 @@ def encode_reference(
         raise UserError("reference image: the model folder's image_tokenizer is not loaded; editing needs it")
     if not images or (len(images) > 1 and connector.config.noise_injection):
         raise UserError(f"{len(images)} reference images for one sample: this model takes exactly one")
-    latents = renderer.encode_latents(autoencoder_pixels(images[0], renderer.image_size)[None])
-    return Reference(image_tokenizer.tokenize(images, scale), latents[0])
+    indices = image_tokenizer.tokenize(images, scale)
+    if not connector.takes_latents:
+        return Reference(indices, None)
+    return Reference(indices, renderer.encode_latents(autoencoder_pixels(images[0], renderer.image_size)[None])[0])
 
 
 def prompt_ids(
@@ -80,3 +81,12 @@ def prompt_ids(
     if reference is None:
         return encode_prompt(tokenizer, prompt, scale, layout)
     return encode_edit_prompt(tokenizer, prompt, reference.indices, scale, layout, task)
+
+
+def prompt_length(
+    tokenizer: Any, prompt: str, references: int, scale: int, layout: TokenLayout, task: Task | None = None
+) -> int:
+    """Number of token ids that `prompt_ids` gives for a prompt with so many reference images, which need not be
+    encoded for it."""
+    indices = torch.zeros(references, layout.tokens_per_image(scale), dtype=torch.int64)
+    return len(prompt_ids(tokenizer, prompt, Reference(indices, None) if references else None, scale, layout, task))

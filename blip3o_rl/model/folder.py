@@ -22,7 +22,7 @@ from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, user_path, write_json
 from blip3o_rl.machine import float32_gib
-from blip3o_rl.model.token_layout import TokenLayout, check_tokenizer
+from blip3o_rl.model.token_layout import MAX_REFERENCES, TokenLayout, check_tokenizer
 
 if TYPE_CHECKING:  # torch, transformers and diffusers are imported when a part is loaded
     import torch
@@ -88,13 +88,18 @@ class ModelFolder:
 
         return Blip3oNextConfig.from_pretrained(self._checked("policy"))
 
-    def check_editing(self) -> None:
-        """Raises `UserError` unless the model can edit images and has all parts for it."""
+    def check_editing(self, references: int = 1) -> None:
+        """Raises `UserError` unless the model can edit images, so many at a time, and has all parts for it."""
         if not self.can_edit:
             what = f"has no {_EDITING}, so it generates from text only and takes no reference image"
             raise UserError(f"model folder {self.path}: {what}; use the folder of an editing model")
         for part in PARTS:
             self._checked(part)
+        uses = read_json(self.path / _EDITING / "config.json")
+        most = 1 if uses.get("noise_injection", True) else MAX_REFERENCES
+        if references > most:
+            what = f"{references} reference images for one prompt, this model takes {most}"
+            raise UserError(f"model folder {self.path}: {what}; give fewer")
 
     def load_policy(
         self, dtype: torch.dtype | str = "float32", device: str | torch.device = "cpu"

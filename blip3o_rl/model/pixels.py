@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+MAX_ASPECT = 16
+"""Longer over shorter side of a reference image; beyond it the middle square shows next to nothing of the image."""
 SLIVER = 32
 """Longer over shorter side beyond which only the middle of an image is resized; one pixel by a thousand would otherwise
 become 150 megabytes, and the middle square is all that is kept."""

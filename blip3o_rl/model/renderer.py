@@ -79,6 +79,11 @@ class ReferenceConnector(Connector):
     ):
         super().__init__(in_features, out_features)
 
+    @property
+    def takes_latents(self) -> bool:
+        """Whether the renderer sees the reference; if not, the policy alone edits."""
+        return bool(self.config.cross_attention or self.config.noise_injection)
+
 
 class Renderer(nn.Module):
     """Connector, diffusion transformer and autoencoder of one model; an editing model's second connector."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_rl.data.images import read_image
+from blip3o_rl.data.references import prompt_key
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json
 from blip3o_rl.report.run_folder import RunFolder
@@ -40,6 +41,8 @@ class Pair:
     after: np.ndarray
     score_before: float
     score_after: float
+    reference: np.ndarray | None = None
+    """The image that was edited."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class PairedImage:
     values: tuple[float, float]
     files: tuple[Path, Path] | None
     reason: str = ""
+    references: tuple[Path, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What the images of one prompt have in common."""
+        return prompt_key(self.prompt, (file.name for file in self.references))
 
     @property
     def gain(self) -> float:
@@ -59,7 +68,8 @@ class PairedImage:
     def load(self) -> Pair:
         """With its images, which must be there."""
         before, after = (read_image(file) for file in self.files or ())
-        return Pair(self.prompt, before, after, *self.values)
+        reference = read_image(self.references[0]) if self.references else None
+        return Pair(self.prompt, before, after, *self.values, reference)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Comparison:
     @cached_property
     def pairs(self) -> list[Pair]:
         """The first image of each prompt, of the first prompts, as far as they were saved both times."""
-        first = {image.prompt: image for image in reversed(self.images) if image.files}
+        first = {image.key: image for image in reversed(self.images) if image.files}
         return [image.load() for image in list(first.values())[::-1][:SHOWN]]
 
     @cached_property
@@ -98,7 +108,7 @@ class Comparison:
 
     def _intervals(self, images: Sequence[PairedImage]) -> tuple[Interval, Interval, Interval]:
         values = np.array([(*image.values, image.gain) for image in images])
-        before, after, gain = intervals(values, [image.prompt for image in images])
+        before, after, gain = intervals(values, [image.key for image in images])
         return before, after, gain
 
 
@@ -139,9 +149,11 @@ def compare_files(first: Path, second: Path) -> Comparison | None:
     for a, b in zip(before.get("images", []), after.get("images", []), strict=True):
         if a.get("partial") is not None and b.get("partial") is not None:
             files = [file.parent / str(i["file"]) for file, i in ((first, a), (second, b)) if i.get("file")]
-            found = (files[0], files[1]) if len(files) == 2 and all(file.is_file() for file in files) else None
+            references = tuple(second.parent / file for file in b.get("references", ()))
+            there = len(files) == 2 and all(file.is_file() for file in (*files, *references))
+            found = (files[0], files[1]) if there else None
             values = float(a["partial"]), float(b["partial"])
-            images.append(PairedImage(a["prompt"], a.get("tag", ""), values, found, b.get("reason", "")))
+            images.append(PairedImage(a["prompt"], a.get("tag", ""), values, found, b.get("reason", ""), references))
     return Comparison("", score, reward, images)
 
 

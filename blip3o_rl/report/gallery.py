@@ -1,8 +1,9 @@
 """Image grids: images next to each other with score and prompt under each, and one header line. Pillow only.
 
 Small images (the packaged model's have 64 px) are enlarged by a whole factor with nearest-neighbor, so that a person
-sees the pixels that the reward saw. Large ones are reduced with Lanczos. Prompts in letters that no installed font has
-(see `fonts`) cannot be read in a PNG; then the same grid is also written as a page, whose text the browser shows.
+sees the pixels that the reward saw. Large ones are reduced with Lanczos. Of an edit the reference, the result and their
+difference stand in a row. Prompts in letters that no installed font has (see `fonts`) cannot be read in a PNG; then the
+same grid is also written as a page, whose text the browser shows.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from blip3o_rl.io import replacing, write_text
+from blip3o_rl.model.pixels import middle_square
 from blip3o_rl.report import html
 from blip3o_rl.report.evaluations import Pair
 from blip3o_rl.report.fonts import Font, font_for, has_letters, wrapped
 
 CELL = 192
 """Side of an image in the grid, px: small images are enlarged towards it, large ones reduced to it."""
-GAP, MARGIN = 14, 20
+GAP, MARGIN, _SEAM = 14, 20, 12
 _BODY, _SMALL, _HEADER = 14, 13, 20
 """Font sizes."""
 _PAPER, _INK, _QUIET, _FRAME = (255, 255, 255), (28, 28, 30), (112, 112, 118), (218, 218, 222)
@@ -34,7 +36,7 @@ class Tile:
     """One image of a grid, uint8 [H, W, 3].
 
     `score` None stands for a sample whose reward failed, `scored` False for an image without any reward; `note` goes
-    next to the score, which `before` makes a change of scores.
+    next to the score, which `before` makes a change of scores. `reference` is the image that was edited.
     """
 
     image: np.ndarray
@@ -43,6 +45,7 @@ class Tile:
     note: str = ""
     scored: bool = True
     before: float | None = None
+    reference: np.ndarray | None = None
 
     @property
     def caption(self) -> str:
@@ -58,7 +61,8 @@ def grid(tiles: Sequence[Tile], header: str = "", columns: int | None = None, ce
         raise ValueError("an image grid needs at least one image")
     columns = min(len(tiles), columns or max(1, math.ceil(math.sqrt(len(tiles) * 1.5))))
     rows = math.ceil(len(tiles) / columns)
-    fitted = [_fit(tile.image, cell) for tile in tiles]
+    fitted = [_shown(tile, cell) for tile in tiles]
+    cell = max(cell, *(image.width for image in fitted))
     fonts = [font_for(tile.prompt, _SMALL) for tile in tiles]
     prompts = [wrapped(tile.prompt, font, cell) for tile, font in zip(tiles, fonts, strict=True)]
     side = max(image.height for image in fitted)
@@ -87,7 +91,8 @@ def save_grid(
     with replacing(path) as file:
         grid(tiles, header, columns, cell).save(file, format="PNG", optimize=True)
     if not all(has_letters(tile.prompt) for tile in tiles):
-        urls = [html.png_url(tile.image) for tile in tiles]
+        shown = [tile.image if tile.reference is None else np.asarray(_shown(tile, cell)) for tile in tiles]
+        urls = [html.png_url(image) for image in shown]
         write_text(
             path.with_suffix(".html"),
             html.render("grid.html", header=header, tiles=list(zip(tiles, urls, strict=True))),
@@ -96,15 +101,23 @@ def save_grid(
 
 
 def save_pairs(path: Path, pairs: Sequence[Pair], columns: int = 3) -> Path:
-    """Before and after: for each prompt the two images of the same seed, with both scores."""
-    gap = np.full((CELL, 12, 3), 255, np.uint8)
+    """Before and after: for each prompt the two images of the same seed, with both scores; for edits behind the
+    reference."""
     tiles = []
     for pair in pairs:
-        sides = [np.asarray(_padded(_fit(image, CELL))) for image in (pair.before, pair.after)]
-        both = np.concatenate([sides[0], gap, sides[1]], axis=1)
-        tiles.append(Tile(both, pair.prompt, pair.score_after, before=pair.score_before))
+        panels = _row([image for image in (pair.reference, pair.before, pair.after) if image is not None], CELL)
+        tiles.append(Tile(panels, pair.prompt, pair.score_after, before=pair.score_before))
     header = "the same held-out prompts and seeds   ·   left before, right after training"
-    return save_grid(path, tiles, header, columns, cell=2 * CELL + gap.shape[1])
+    return save_grid(path, tiles, header, columns, cell=max(tile.image.shape[1] for tile in tiles))
+
+
+def difference(reference: np.ndarray, result: np.ndarray) -> np.ndarray:
+    """Where an edit changed its reference: white where nothing did, uint8 [H, W, 3] like the result.
+
+    The reference is shown as the renderer sees it, its middle square at the result's size.
+    """
+    change = np.abs(result.astype(int) - middle_square(reference, result.shape[0])).max(axis=2, keepdims=True)
+    return np.repeat(255 - change, 3, axis=2).astype(np.uint8)
 
 
 def step_header(step: int, scores: Sequence[float | None]) -> str:
@@ -126,10 +139,19 @@ def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, fon
     draw.text((x, y), tile.caption, fill=color, font=font)
 
 
-def _padded(image: Image.Image) -> Image.Image:
-    square = Image.new("RGB", (CELL, CELL), _PAPER)
-    square.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
-    return square
+def _shown(tile: Tile, cell: int) -> Image.Image:
+    """What stands in a cell, which edits make wider than `cell`."""
+    if tile.reference is None:
+        return _fit(tile.image, cell)
+    return Image.fromarray(_row([tile.reference, tile.image, difference(tile.reference, tile.image)], cell))
+
+
+def _row(images: Sequence[np.ndarray], cell: int) -> np.ndarray:
+    """Images in a row, each fitted into a square of `cell` px: uint8 [cell, W, 3]."""
+    row = Image.new("RGB", (len(images) * (cell + _SEAM) - _SEAM, cell), _PAPER)
+    for number, image in enumerate(_fit(image, cell) for image in images):
+        row.paste(image, (number * (cell + _SEAM) + (cell - image.width) // 2, (cell - image.height) // 2))
+    return np.asarray(row)
 
 
 def _fit(image: np.ndarray, cell: int) -> Image.Image:

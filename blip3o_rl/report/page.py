@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blip3o_rl.data.references import prompt_key
 from blip3o_rl.io import read_lines, write_text
 from blip3o_rl.report import charts, html
 from blip3o_rl.report import warnings as warning_log
@@ -101,9 +102,11 @@ def write_several(folders: Sequence[RunFolder], file: Path) -> Path:
     return file
 
 
-def _shown(pair: Pair, reason: str = "") -> tuple[Pair, str, str, str]:
-    """A pair for the template, its images as data URLs."""
-    return pair, html.png_url(pair.before, THUMBNAIL), html.png_url(pair.after, THUMBNAIL), reason
+def _shown(pair: Pair, reason: str = "") -> tuple[Pair, list[tuple[str, str]], str]:
+    """A pair for the template, its images as (name, data URL)."""
+    images = {"reference": pair.reference, "before": pair.before, "after": pair.after}
+    urls = [(name, html.png_url(image, THUMBNAIL)) for name, image in images.items() if image is not None]
+    return pair, urls, reason
 
 
 def _chosen(found: Comparison | None) -> list[tuple[str, list[PairedImage]]]:
@@ -140,13 +143,15 @@ def _text(file: Path) -> str:
 
 
 def _prompts(folder: RunFolder, step: int) -> list[tuple[str, float | None]]:
-    """(prompt, mean score or None) of a step's recorded rollouts."""
-    scores: dict[str, list[float]] = {}
+    """(prompt, with the names of its references, mean score or None) of a step's recorded rollouts."""
+    scores: dict[str, tuple[str, list[float]]] = {}
     for line in read_lines(folder.rollout_file(step)):
-        own = scores.setdefault(line["prompt"], [])
+        names = line.get("references", [])
+        text = "   ·   ".join([line["prompt"], *names])
+        _, own = scores.setdefault(prompt_key(line["prompt"], names), (text, []))
         if line.get("score") is not None:
             own.append(line["score"])
-    return [(prompt, sum(own) / len(own) if own else None) for prompt, own in scores.items()]
+    return [(text, sum(own) / len(own) if own else None) for text, own in scores.values()]
 
 
 def _chart(title: str, hint: str, *series: charts.Line) -> list[Chart]:

@@ -3,11 +3,14 @@
 verl runs the loops of a step concurrently on one event loop, so no stage waits for a whole batch. The score is returned
 with the tokens (`reward_score`), which bypasses verl's reward manager. A sample whose reward failed is recorded and
 returns nothing, which leaves it out of its group. A reward with `on_error: stop` ends the run through the recorder.
+The references of an edit are encoded first, once for the group (`group_references`): their tokens are part of the
+prompt ids, so that nothing behind the sampler knows an edit from any other prompt.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -17,8 +20,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from verl.utils.profiler import simple_timer
 
 from blip3o_rl.data.table import read_row
-from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
-from blip3o_rl.rollout import recorder, render_service
+from blip3o_rl.model.editing import prompt_ids
+from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.rollout import group_references, recorder, render_service
 from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
 from blip3o_rl.rollout.step import Rollout
 from blip3o_rl.scoring.api import RewardError, Sample
@@ -44,22 +48,26 @@ class Blip3oAgentLoop(AgentLoopBase):
     async def _run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput | list[AgentLoopOutput]:
         layout, scale = TokenLayout.from_config(self.config.model.layout_fields), self.config.model.scale
         row, step, number = read_row(kwargs["extra_info"]), int(kwargs["global_steps"]), int(kwargs["session_id"])
-        seed = render_service.noise_seed(self.config.run.seed, step, row.prompt, number, self.config.render.noise)
-        prompt_ids = encode_prompt(self.tokenizer, row.prompt, scale, layout)
+        seed = render_service.noise_seed(self.config.run.seed, step, row.key, number, self.config.render.noise)
+        service, edits = render_service.handle(self.config.run.folder), None
+        if row.references:
+            edits = await group_references.of_prompt(row.references, service, scale)
+        prompt = prompt_ids(self.tokenizer, row.prompt, edits and edits.encoded, scale, layout, row.task)
         count = layout.tokens_per_image(scale)
         asked = {**sampling_params, IMAGE_TOKENS: count}
 
         seconds: dict[str, float] = {}
         with simple_timer("sample", seconds):
-            output = await self.server_manager.generate(uuid4().hex, prompt_ids=prompt_ids, sampling_params=asked)
+            output = await self.server_manager.generate(uuid4().hex, prompt_ids=prompt, sampling_params=asked)
         states = output.extra_fields.pop(STATES)
         with simple_timer("render_wait", seconds):
-            image, seconds["render"] = await render_service.handle(self.config.run.folder).remote(states, seed)
+            image, seconds["render"] = await service.remote(states, seed, edits and edits.latents)
         name = f"{step:06d}-{row.index:05d}-{number:02d}"
-        sample = Sample(name, row.prompt, image, row.metadata, str(kwargs["uid"]), step)
+        group = str(kwargs["uid"])
+        sample = Sample(name, row.prompt, image, row.metadata, group, step, edits.images if edits else ())
 
         def rollout(score: RubricScore) -> Rollout:
-            return Rollout(sample, score, list(output.token_ids), seed, seconds)
+            return Rollout(replace(sample, references=()), score, list(output.token_ids), seed, seconds)
 
         try:
             with simple_timer("score", seconds):
@@ -68,11 +76,11 @@ class Blip3oAgentLoop(AgentLoopBase):
             failed = rollout(RubricScore(math.nan, str(error)))
             await recorder.handle().fail.remote(f"{error} (sample {name}, prompt {row.prompt!r})", failed)
             raise
-        await recorder.handle().record.remote(rollout(score))
+        await recorder.handle().record.remote(rollout(score), edits.kept if edits else ())
         if score.failed:
             return []
         return RewardedOutput(
-            prompt_ids=prompt_ids,
+            prompt_ids=prompt,
             response_ids=output.token_ids,
             response_mask=[1] * count,
             response_logprobs=output.log_probs,

@@ -31,6 +31,8 @@ KV_CACHE_LIMIT = 4 * 2**30
 """Bytes for keys and values, unless a single sequence needs more; the rest of a GPU is left to the renderer."""
 BLOCK = 128
 """Tokens of the largest block in which vLLM hands out that memory."""
+MAX_LENGTH, EDITING_LENGTH = 2048, 4096
+"""Longest prompt plus its image, in tokens; with room for four reference images of 729 tokens."""
 GPU_SHARE = 0.5
 """Share of a GPU that must be free when the engine starts."""
 
@@ -54,7 +56,11 @@ class OfflineSampler:
     """
 
     def __init__(
-        self, folder: str | Path, dtype: torch.dtype = torch.float32, max_num_seqs: int = 32, max_model_len: int = 2048
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        max_num_seqs: int = 32,
+        max_model_len: int = MAX_LENGTH,
     ):
         if platform() is None:
             raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")

@@ -8,11 +8,13 @@ ends the run with the reason that a reward or a monitor gives (`failure`).
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from PIL import Image
 
@@ -46,8 +48,10 @@ class Recorder:
         for line in self.folder.read_metrics():  # a resumed run keeps its baseline, and repeats no warning
             self._drift.add(line["step"], line)
 
-    def record(self, rollout: Rollout) -> None:
-        """Takes one rollout; writes its step when it was the last one."""
+    def record(self, rollout: Rollout, references: Sequence[np.ndarray] = ()) -> None:
+        """Takes one rollout, and its sample's references apart, which a group shares as one object; writes its step
+        when it was the last one."""
+        rollout = replace(rollout, sample=replace(rollout.sample, references=tuple(references)))
         step = rollout.sample.step or 0
         rows = self._steps[step]
         rows.append(rollout)
@@ -123,7 +127,8 @@ class Recorder:
 
 
 def _tile(rollout: Rollout, note: str = "") -> Tile:
-    return Tile(rollout.sample.image, rollout.sample.prompt, rollout.value, note)
+    sample = rollout.sample
+    return Tile(sample.image, sample.prompt, rollout.value, note, reference=next(iter(sample.references), None))
 
 
 def start(folder: Path, expected: int, images_every: int, monitors: MonitorSettings) -> Any:

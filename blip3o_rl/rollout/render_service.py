@@ -3,6 +3,9 @@
 Rollouts arrive one by one; Serve's dynamic batching collects what has come in while the previous batch was rendered.
 The hidden states come as an object reference, which Ray resolves on the replica's side without a copy through the
 caller. By default all samples of a group share their initial noise, so that differences in reward come from the tokens.
+
+Where a run's prompts have references, the service also encodes them: it has the autoencoder, and holds the image
+tokenizer then. Edits and text-to-image come in one batch.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ray import serve
 
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.model.devices import device_of, fast_dtype_of
+from blip3o_rl.model.editing import Reference, encode_reference
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import render
@@ -30,45 +34,60 @@ SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
 
 
-def noise_seed(run_seed: int, step: int, prompt: str, sample: int, noise: str) -> int:
+def noise_seed(run_seed: int, step: int, prompt_key: str, sample: int, noise: str) -> int:
     """Seed of a rollout's initial noise, 0 <= seed < 2**63; one for all samples of a prompt, unless noise=sample."""
-    key = f"{run_seed}/{step}/{prompt}" + (f"/{sample}" if noise == "sample" else "")
+    key = f"{run_seed}/{step}/{prompt_key}" + (f"/{sample}" if noise == "sample" else "")
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
 
 
 @serve.deployment
 class RenderService:
-    """One replica: a renderer and Serve's batching."""
+    """One replica: a renderer and Serve's batching; with `editing` the image tokenizer, too."""
 
-    def __init__(self, model: str, settings: RenderSettings):
+    def __init__(self, model: str, settings: RenderSettings, editing: bool = False):
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.config = GenerationConfig(steps=settings.steps, guidance=settings.guidance)
         device = device_of(_own_gpu(settings), "render.device")
         dtype = fast_dtype_of(settings.dtype, device, "render.dtype")
         self.renderer = ModelFolder(model).load_renderer(dtype, device)
+        self.image_tokenizer = ModelFolder(model).load_image_tokenizer(device) if editing else None
+        self.turn = asyncio.Lock()  # the image tokenizer sets the precision of the whole process while it works
         batched: Any = self.__call__
         batched.set_max_batch_size(settings.max_batch_size)
         batched.set_batch_wait_timeout_s(settings.batch_wait_s)
 
     @serve.batch
-    async def __call__(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
-        """`render_batch` of what single calls (states, seed) have brought together."""
-        return await asyncio.to_thread(self.render_batch, states, seeds)
+    async def __call__(
+        self, states: list[np.ndarray], seeds: list[int], latents: list[np.ndarray | None]
+    ) -> list[tuple[np.ndarray, float]]:
+        """`render_batch` of what single calls (states, seed, latents) have brought together."""
+        async with self.turn:
+            return await asyncio.to_thread(self.render_batch, states, seeds, latents)
 
-    def render_batch(self, states: list[np.ndarray], seeds: list[int]) -> list[tuple[np.ndarray, float]]:
+    async def encode(self, images: list[np.ndarray], scale: int) -> Reference:
+        """What the model takes from the references of a prompt, uint8 [H, W, 3] each; its tensors are on the CPU."""
+        async with self.turn:
+            found = await asyncio.to_thread(encode_reference, images, self.image_tokenizer, self.renderer, scale)
+        return Reference(found.indices, None if found.latents is None else found.latents.cpu())
+
+    def render_batch(
+        self, states: list[np.ndarray], seeds: list[int], latents: list[np.ndarray | None]
+    ) -> list[tuple[np.ndarray, float]]:
         """Images, uint8 [H, W, 3], each with the seconds of the batch divided by its size.
 
         Args:
             states: [n + 1, hidden] each, as `state_capture.unpack_states` gives it.
             seeds: of the initial noise.
+            latents: of the reference, float32 [c, h, w] each; None for text-to-image.
         """
         start = time.perf_counter()
         images: dict[int, np.ndarray] = {}
+        given = [None if one is None else torch.from_numpy(one.copy()) for one in latents]
         for length in {len(s) for s in states}:  # one call for all images of a length
             rows = [i for i, s in enumerate(states) if len(s) == length]
             stacked = torch.stack([states_tensor(states[i]) for i in rows])
-            rendered = render(self.renderer, stacked, [seeds[i] for i in rows], self.config)
+            rendered = render(self.renderer, stacked, [seeds[i] for i in rows], self.config, [given[i] for i in rows])
             images.update(zip(rows, rendered, strict=True))
         if self.renderer.device.type == "cuda":
             torch.cuda.empty_cache()  # the trainer on the same GPU needs what a batch leaves in this process's cache
@@ -88,11 +107,19 @@ def app_name(run_folder: str) -> str:
     return f"{APP}-{Path(run_folder).name}"
 
 
-def start(run_folder: str, model: str, settings: RenderSettings, nodes: int = 1, gpus_per_node: int = 1) -> None:
+def start(
+    run_folder: str,
+    model: str,
+    settings: RenderSettings,
+    nodes: int = 1,
+    gpus_per_node: int = 1,
+    editing: bool = False,
+) -> None:
     """Starts a run's deployment in the running Ray cluster and waits until its replicas are ready.
 
     Args:
         nodes, gpus_per_node: of the run; where no number of replicas is set, each GPU gets one.
+        editing: whether prompts have references, which the service then encodes.
     """
     deployment: Any = RenderService
     gpus = settings.gpus_per_replica
@@ -105,7 +132,7 @@ def start(run_folder: str, model: str, settings: RenderSettings, nodes: int = 1,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus, "runtime_env": runtime_env},
     )
     serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
-    serve.run(deployment.bind(model, settings), name=app_name(run_folder), route_prefix=None)
+    serve.run(deployment.bind(model, settings, editing), name=app_name(run_folder), route_prefix=None)
 
 
 @lru_cache(maxsize=1)

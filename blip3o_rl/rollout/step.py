@@ -46,6 +46,7 @@ class Rollout:
             "step": sample.step,
             "group": sample.group,
             "prompt": sample.prompt,
+            **({"references": sample.metadata["references"]} if "references" in sample.metadata else {}),
             "score": self.value,
             "failed": score.failed,
             "reason": score.reason,

@@ -8,7 +8,7 @@ How a function is called follows from its parameter names alone, so that no base
     def f(data_source, solution_str, ground_truth, extra_info)
                                       verl's signature. `solution_str` (or `solution_image`) is the uint8 image,
                                       `ground_truth` the metadata as JSON, `extra_info` a dictionary
-                                      with id, prompt, metadata, group, step
+                                      with id, prompt, metadata, group, step, references
 
 Any of them may be `async def`. Every other parameter is a keyword argument from the config, of the type that it is
 annotated with. What may be returned is described at `scoring.api.as_score`. A function may carry
@@ -50,7 +50,7 @@ VERL: dict[str, Callable[[Sample], Any]] = {
     "solution_image": lambda sample: sample.image,
     "ground_truth": lambda sample: json.dumps(dict(sample.metadata)),
     "extra_info": lambda sample: {
-        **{name: getattr(sample, name) for name in ("id", "prompt", "group", "step")},
+        **{name: getattr(sample, name) for name in ("id", "prompt", "group", "step", "references")},
         "metadata": dict(sample.metadata),
     },
 }

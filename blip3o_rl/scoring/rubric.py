@@ -132,20 +132,17 @@ class Rubric:
 
     def self_check(self, rows: Sequence[PromptRow] = ()) -> list[str]:
         """Scores two blank images with each reward, so that a broken one is found before any model is loaded. The
-        prompt is the first row, or the reward's `example_metadata`. A reward that is yet to be deployed is left out.
-        Returns a line per reward with `on_error: skip_sample` that raised, which it may do on such an image.
+        prompt is the first row (where text-to-image and edits are mixed, the first of each), or the reward's
+        `example_metadata`. A reward that is yet to be deployed is left out. Returns a line per reward with
+        `on_error: skip_sample` that raised, which it may do on such an image.
 
         Raises:
             UserError: naming the reward and what it did.
         """
         remarks = []
         for entry in self._available():
-            example = getattr(entry.reward, "example_metadata", None)
-            metadata = rows[0].metadata if rows else example
-            known = metadata if metadata is not None else dict.fromkeys(entry.reward.required_metadata, "")
-            prompt = str(known.get("prompt", "a photo of a circle"))
-            blank = [Sample(f"self-check-{i}", prompt, np.zeros((64, 64, 3), np.uint8), dict(known)) for i in range(2)]
-            failures = [found for found in sync.run(entry.attempt(blank)) if isinstance(found, RewardError)]
+            samples, known = _blank_samples(entry.reward, rows)
+            failures = [found for found in sync.run(entry.attempt(samples)) if isinstance(found, RewardError)]
             if not failures:
                 continue
             found = f"{failures[0]}; found by scoring two blank 64x64 images before the run"
@@ -153,7 +150,7 @@ class Rubric:
             raised = re.search(r"' raised \w+: ", str(failures[0]))
             if entry.settings.on_error != "skip_sample" or not raised:
                 raise UserError(f"{found}: fix the reward or take it out") from failures[0]
-            remarks.append(found if metadata is not None else f"{found}, with no prompt or example_metadata to try")
+            remarks.append(found if known else f"{found}, with no prompt or example_metadata to try")
         return remarks
 
     def check_prompts(self, rows: Iterable[PromptRow]) -> None:
@@ -184,6 +181,23 @@ class Rubric:
         return [entry for entry in self.entries if entry.available]
 
 
+def _blank_samples(reward: Reward, rows: Sequence[PromptRow]) -> tuple[list[Sample], bool]:
+    """Two blank images for the first prompt of each kind, or for the reward's example; and whether there is either."""
+    blank = np.zeros((64, 64, 3), np.uint8)
+    kinds = {bool(row.references): row for row in reversed(rows)}
+    tried = [(row.metadata, tuple(image.load() for image in row.references)) for row in kinds.values()]
+    example = getattr(reward, "example_metadata", None)
+    if not tried:
+        fields = example if example is not None else dict.fromkeys(reward.required_metadata, "")
+        tried = [(fields, (blank,) if "references" in reward.required_metadata else ())]
+    samples = []
+    for fields, references in (kind for kind in tried for _ in range(2)):
+        prompt = str(fields.get("prompt", "a photo of a circle"))
+        name = f"self-check-{len(samples)}"
+        samples.append(Sample(name, prompt, blank.copy(), dict(fields), references=references))
+    return samples, bool(rows) or example is not None
+
+
 Column: TypeAlias = "asyncio.Task[list[Outcome | None]]"
 """One reward's outcome for each sample; None where its gate is closed."""
 
@@ -211,7 +225,7 @@ def misspelt_metadata(rewards: Sequence[Reward], metadata: Mapping[str, Any]) ->
     field would be a demand that nobody reads, so that a wrong image scores 1."""
     declared = {name for r in rewards for name in (*r.required_metadata, *getattr(r, "optional_metadata", ()))}
     absent = sorted(declared - metadata.keys())
-    for field in sorted(metadata.keys() - declared - {"prompt", "tag", "id", "image"}):
+    for field in sorted(metadata.keys() - declared - {"prompt", "tag", "id", "image", "references"}):
         near = difflib.get_close_matches(field.lower(), absent, n=1, cutoff=0.8)
         if near:
             return field, near[0]

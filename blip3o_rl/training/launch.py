@@ -151,7 +151,7 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
         nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
         render = checked.settings.render.of_rollouts()
-        render_service.start(config.run.folder, str(checked.model), render, nodes, gpus)
+        render_service.start(config.run.folder, str(checked.model), render, nodes, gpus, checked.editing)
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         shown.phase("starting verl and vLLM")
 
@@ -204,7 +204,7 @@ def _evaluate(
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
         device = device_of("cpu" if config.trainer.device == "cpu" else "auto")
         score(
-            Blip3oPipeline.from_pretrained(model, device=device),
+            Blip3oPipeline.from_pretrained(model, device=device, editing=checked.editing),
             suite,
             target,
             images_per_prompt=settings.eval.images_per_prompt,

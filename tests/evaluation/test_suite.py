@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from editing import edit_row, write_rows
 
 from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
 from blip3o_rl.errors import UserError
@@ -103,3 +104,29 @@ def test_former_keys_keep_their_meaning_and_stored_runs_are_read():
     config.run.update(eval_prompts=9, eval_images=3)
     again = compose_run(config, "config.yaml", ["eval.images_per_prompt=1"])
     assert (again.eval.limit, again.eval.images_per_prompt, again.eval.seed) == (9, 1, 20_000)
+
+
+def test_text_to_image_keeps_its_sides(home):
+    """Those of version 0.1, so that a resumed run holds out what it held out before."""
+    _, suite = sides(f"prompts.file={write('p.jsonl', PROMPTS)}")
+    assert [row.prompt for row in suite.rows] == [PROMPTS[number] for number in (19, 20, 24, 25, 38)]
+
+
+def test_an_instruction_is_held_out_with_its_reference(home):
+    """The same words with another image are another prompt; the same image under another name is the same one."""
+    rows = [edit_row(home, "Make it red", seed) for seed in range(40)]
+    lines = [{"prompt": row.prompt, "references": row.metadata["references"]} for row in rows]
+    file = write_rows(home / "p.jsonl", *lines, {"prompt": "make it  red"})
+    settings = read_settings(compose_recipe("shapes", [f"prompts.file={file}"]))
+    trained, suite = of_run(settings, REWARDS)
+    assert 2 <= len(suite.rows) <= 10 and len(trained) + len(suite.rows) == 41
+    held = suite.rows[0]
+    (home / "copy.png").write_bytes((home / held.references[0].name).read_bytes())
+    write_rows(home / "p.jsonl", *lines, {"prompt": "MAKE it red", "references": ["copy.png"]})
+    trained, suite = of_run(settings, REWARDS)
+    assert "copy.png" not in [row.references[0].name for row in trained]
+    write_rows(home / "e.jsonl", {"prompt": "make it red", "references": ["7.png"]})
+    with pytest.raises(UserError, match="1 of 1 held-out prompts are trained on as well"):
+        sides("prompts.file=p.jsonl", "eval.prompts=e.jsonl")
+    write_rows(home / "e.jsonl", {"prompt": "make it red", "references": ["7.png", "8.png"]})
+    assert len(sides("prompts.file=p.jsonl", "eval.prompts=e.jsonl")[1].rows) == 1

@@ -336,9 +336,33 @@ def test_the_pipeline_renders_a_mixed_batch_like_its_parts(
     for row in range(2):
         alone = pipe(prompts[row : row + 1], [row + 1], GenerationConfig(scale=2, steps=2), kinds[row : row + 1])
         assert torch.equal(mixed.tokens[row], alone.tokens[0])
+        torch.testing.assert_close(mixed.states[row], alone.states[0], atol=1e-5, rtol=0)
         assert np.abs(mixed.images[row].astype(int) - alone.images[0]).max() <= 1
     unreferenced = pipe(prompts[:1], [1], GenerationConfig(scale=2, steps=2))
     assert not torch.equal(unreferenced.tokens[0], mixed.tokens[0]), "the policy does not see the reference"
+
+
+def test_where_both_uses_are_off_the_policy_alone_edits(words: tuple[Any, TokenLayout], image_tokenizer: TATok) -> None:
+    """The reference is in the prompt, no latent is computed, and the renderer treats an edit as any image."""
+    renderer = make_renderer(cross_attention=False, noise_injection=False)
+    found = reference.encode_reference([noisy_image(80, 64)] * 2, image_tokenizer, renderer, 2)
+    assert found.latents is None and found.indices.shape == (2, N)
+    torch.manual_seed(0)
+    pipe = Blip3oPipeline(parts.make_policy(*words).eval(), words[0], renderer, image_tokenizer=image_tokenizer)
+    two = GenerationConfig(scale=2, steps=2)
+    edit = pipe([INSTRUCTION], [1], two, [[noisy_image(80, 64)]])
+    assert np.array_equal(edit.images, render(renderer, edit.states, [1], two))
+    assert not torch.equal(edit.tokens, pipe([INSTRUCTION], [1], two).tokens), "the policy does not see the reference"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_length_of_a_prompt_is_known_before_anything_is_encoded(
+    words: tuple[Any, TokenLayout], latents: torch.Tensor, count: int
+) -> None:
+    tokenizer, layout = words
+    kind = Reference(some_indices(count), latents[0]) if count else None
+    ids = reference.prompt_ids(tokenizer, INSTRUCTION, kind, 2, layout)
+    assert reference.prompt_length(tokenizer, INSTRUCTION, count, 2, layout) == len(ids)
 
 
 # Folders
@@ -364,6 +388,8 @@ def test_an_editing_folder_round_trips(
 ) -> None:
     folder = ModelFolder(saved)
     folder.check_editing()
+    with pytest.raises(UserError, match="2 reference images for one prompt, this model takes 1; give fewer"):
+        folder.check_editing(2)
     assert folder.path == saved.resolve()
     loaded = folder.load_renderer()
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in renderer.state_dict().items())

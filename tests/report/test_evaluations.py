@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json, write_json
+from blip3o_rl.io import read_json, write_json, write_lines
 from blip3o_rl.report import page, summary
 from blip3o_rl.report.evaluations import Comparison, PairedImage, compare, compare_files, intervals
 from blip3o_rl.report.run_folder import RunFolder
@@ -136,3 +136,40 @@ def test_a_file_that_is_no_whole_result_is_one_line(tmp_path, text, says):
         compare(folder)
     with pytest.raises(UserError, match="is a folder; give a result in it"):
         compare_files(folder.path, folder.eval_after)
+
+
+def test_one_instruction_with_two_references_is_two_prompts(tmp_path):
+    """They are paired, shown and resampled apart, and the page shows what was edited."""
+
+    def edits(result):
+        for number, image in enumerate(result["images"]):
+            image.update(prompt="make it red", references=[f"eval_after/reference-{number}.png"])
+            image["file"] = image["file"] or "eval_after/0000.png"
+        result["settings"]["prompts_sha256"] = "e"
+
+    folder = make(tmp_path)
+    for file in (folder.eval_before, folder.eval_after):
+        result = read_json(file)
+        edits(result)
+        write_json(file, result)
+    for number in range(2):
+        Image.fromarray(np.full((64, 64, 3), 50 * number, np.uint8)).save(
+            folder.path / "eval_after" / f"reference-{number}.png"
+        )
+    found = compare(folder)
+    assert found.difference == "" and len(found.pairs) == 2
+    assert [pair.reference.max() for pair in found.pairs] == [0, 50]
+    before, _, _ = found.rows["overall"]
+    assert before[1] < before[0] < before[2], "two prompts have an interval"
+    summary.write(folder)
+    assert 'alt="reference"' in page.write(folder).read_text()
+    (folder.path / "eval_after" / "reference-1.png").unlink()
+    assert len(compare(folder).pairs) == 1
+
+
+def test_the_page_lists_an_instruction_once_per_reference(tmp_path):
+    folder = make(tmp_path)
+    lines = [{"prompt": "make it red", "references": [name], "score": score} for name, score in (("a", 0), ("b", 1))]
+    write_lines(folder.rollout_file(1), [*lines, {"prompt": "a circle", "score": 0.5}])
+    found = page._prompts(folder, 1)
+    assert found == [("make it red   ·   a", 0.0), ("make it red   ·   b", 1.0), ("a circle", 0.5)]

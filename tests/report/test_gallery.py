@@ -131,3 +131,19 @@ def test_pairs_show_before_and_after_of_the_same_prompt(tmp_path):
     sheet = np.asarray(Image.open(save_pairs(tmp_path / "x.png", [Pair("a circle", before, after, 0.25, 1.0)])))
     row = sheet[gallery.MARGIN + 34 + CELL // 2]
     assert (row[gallery.MARGIN + CELL // 2] == 0).all() and (row[gallery.MARGIN + CELL + 12 + CELL // 2] == 200).all()
+
+
+def test_an_edit_is_shown_next_to_its_reference_and_the_difference(tmp_path):
+    reference, result = np.zeros((48, 96, 3), np.uint8), np.full((64, 64, 3), 200, np.uint8)
+    reference[:, 24:72] = 200
+    reference[:24, 24:48] = (200, 80, 200)
+    sheet = np.asarray(grid([Tile(result, "make it gray", 0.5, reference=reference)]))
+    row = sheet[gallery.MARGIN + CELL // 4 + 8]
+    seen = [tuple(row[gallery.MARGIN + panel * (CELL + 12) + CELL // 2 - 20]) for panel in range(3)]
+    assert seen == [(200, 80, 200), (200, 200, 200), (135, 135, 135)]
+    white = sheet[gallery.MARGIN + 3 * CELL // 4, gallery.MARGIN + 2 * (CELL + 12) + 3 * CELL // 4]
+    assert tuple(white) == (255, 255, 255), "nothing changed there"
+    mixed = grid([Tile(result, "a circle", 0.5), Tile(result, "make it gray", 0.5, reference=reference)])
+    assert mixed.width == 2 * gallery.MARGIN + 2 * (3 * CELL + 24) + gallery.GAP
+    pair = Pair("make it gray", result, result, 0.25, 1.0, reference)
+    assert Image.open(save_pairs(tmp_path / "x.png", [pair])).width == 2 * gallery.MARGIN + 3 * CELL + 24

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from editing import POLICY_ONLY, editing_copy, encoded, photo
 from PIL import Image
 
 from blip3o_rl.cli import main as cli
@@ -22,6 +23,7 @@ from blip3o_rl.mini import parts
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.policy import Blip3oNextConfig
+from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout import offline
 from blip3o_rl.rollout.offline import OfflineSampler, kv_cache_bytes
 
@@ -103,6 +105,35 @@ def test_generate_with_vllm(
     tokens, _ = sampler(pipe.prompt_ids(PROMPTS[:1], 2), [9], FOUR_STEPS)
     indices = pipe.layout.to_indices(tokens)
     expected = pipe.render_tokens(indices, [9], PROMPTS[:1], GenerationConfig(scale=2, steps=2)).images[0]
+    assert np.abs(np.asarray(Image.open(file)).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uses", [{}, POLICY_ONLY])
+def test_an_edit_with_vllm_has_the_prompt_and_the_states_of_transformers(
+    folder: Path, sampler: OfflineSampler, tmp_path: Path, uses: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def recording(prompts: Any, *rest: Any) -> Any:
+        asked.append(prompts)
+        return sampler(prompts, *rest)
+
+    monkeypatch.setattr(offline, "OfflineSampler", lambda *_, **__: contextlib.nullcontext(recording))
+    editor, photograph = editing_copy(folder, tmp_path / "model", **uses), tmp_path / "a.png"
+    photograph.write_bytes(encoded(photo(1)))
+    words = ["--backend", "vllm", "--model", str(editor), "--scale", "2", "--steps", "2", "--seed", "9"]
+    words += ["--reference", str(photograph), "--dtype", "float32", "--out", str(tmp_path / "out")]
+    assert cli.run(["generate", "make it red", *words]) == 0
+    editing = Blip3oPipeline.from_pretrained(editor, editing=True)
+    (reference,) = editing._encode_references([[photo(1)]], 2)
+    rows = editing.prompt_ids(["make it red"], 2, [reference])
+    assert asked == [rows] and len(rows[0]) > 81
+    tokens, states = sampler(rows, [9], FOUR_STEPS)
+    again = editing.hidden_states(rows, tokens, 2)
+    torch.testing.assert_close(states, again, atol=1e-4, rtol=0)
+    expected = render(editing.renderer, again, [9], GenerationConfig(scale=2, steps=2), [reference.latents])[0]
+    (file,) = (tmp_path / "out").glob("*.png")
     assert np.abs(np.asarray(Image.open(file)).astype(int) - expected).max() <= 1
 
 

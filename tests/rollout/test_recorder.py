@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from blip3o_rl.data.images import read_image
+from blip3o_rl.report.gallery import CELL
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout.recorder import Recorder
 from blip3o_rl.rollout.step import Rollout, step_statistics
@@ -48,6 +51,18 @@ def test_a_complete_step_is_written_once(tmp_path: Path) -> None:
     assert folder.grid(5).is_file()
     assert recorder.statistics(5)["rollout/score"] == pytest.approx(0.4)
     assert list(folder.tensorboard.glob("*.rollouts"))
+
+
+def test_an_edit_names_its_references_and_shows_them(tmp_path: Path) -> None:
+    folder = RunFolder.create("test", path=tmp_path / "run")
+    recorder = Recorder(str(folder.path), expected=2, images_every=1)
+    edit = rollout(1, 0.5)
+    named = replace(edit.sample, metadata={"references": ["a.png"]})
+    recorder.record(replace(edit, sample=named), [np.zeros((48, 64, 3), np.uint8)])
+    recorder.record(rollout(2, 0.6))
+    lines = [json.loads(line) for line in folder.rollout_file(5).read_text().splitlines()]
+    assert [line.get("references") for line in lines] == [["a.png"], None]
+    assert read_image(folder.grid(5)).shape[1] > 2 * 3 * CELL, "reference, result and difference"
 
 
 def test_a_failed_samples_image_and_reason_are_kept(tmp_path: Path) -> None:

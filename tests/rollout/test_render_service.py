@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from editing import POLICY_ONLY, edit_row, editing_copy, photo
 
 from blip3o_rl.config.groups import RenderSettings
+from blip3o_rl.data.prompts import check_row
+from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout import render_service
 from blip3o_rl.rollout.render_service import RenderService, noise_seed
@@ -26,15 +32,74 @@ def test_a_group_shares_its_noise_and_nothing_else_does() -> None:
     assert all(0 <= seed < 2**63 for seed in others)
 
 
+def test_text_to_image_keeps_its_noise_and_an_edit_has_its_references_noise(tmp_path: Path) -> None:
+    """Seeds of version 0.1: a run of then and one of now see the same noise."""
+    assert noise_seed(1, 5, check_row({"prompt": "a circle"}, "p:1").key, 0, "group") == 4252575314358058533
+    assert noise_seed(1, 5, check_row({"prompt": "a circle"}, "p:1").key, 3, "sample") == 3558486192735331170
+    rows = [edit_row(tmp_path, "a circle", *seeds) for seeds in ((1,), (2,), (1, 2))]
+    assert len({noise_seed(1, 5, row.key, 0, "group") for row in rows} | {4252575314358058533}) == 4
+
+
 def test_a_batch_of_mixed_lengths_is_rendered_like_single_images(untrained: Any) -> None:
     renderer = untrained.renderer
     service = RenderService.func_or_class(str(untrained.folder), RenderSettings(steps=2, dtype="float32", device="cpu"))
     hidden = renderer.connector.config.in_features
     states = [np.random.default_rng(i).normal(size=(n, hidden)).astype(np.float32) for i, n in enumerate((82, 170, 82))]
-    together = service.render_batch(states, [1, 2, 3])
+    together = service.render_batch(states, [1, 2, 3], [None] * 3)
     for row, (one, seed) in enumerate(zip(states, [1, 2, 3], strict=True)):
         alone = render(renderer, torch.from_numpy(one)[None], [seed], GenerationConfig(steps=2))[0]
         assert np.abs(together[row][0].astype(int) - alone).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def editor(untrained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return editing_copy(untrained.folder, tmp_path_factory.mktemp("editor") / "model")
+
+
+def make_service(folder: Path, editing: bool = True) -> Any:
+    settings = RenderSettings(steps=2, dtype="float32", device="cpu")
+    return RenderService.func_or_class(str(folder), settings, editing)
+
+
+def test_a_mixed_batch_is_its_parts(editor: Path) -> None:
+    """Edits with a latent and text-to-image, and two lengths, in one batch: every latent as if rendered alone."""
+    service = make_service(editor)
+    hidden = service.renderer.connector.config.in_features
+    states = [
+        np.random.default_rng(i).normal(size=(n, hidden)).astype(np.float32) for i, n in enumerate((82, 82, 170, 82))
+    ]
+    latents = [asyncio.run(service.encode([photo(seed)], 2)).latents.numpy() for seed in (1, 2)]
+    given, seeds = [latents[0], None, latents[1], latents[1]], [1, 2, 3, 4]
+    denoised: list[torch.Tensor] = []
+    decode = service.renderer.decode
+    service.renderer.decode = lambda latent: denoised.append(latent) or decode(latent)
+    mixed = service.render_batch(states, seeds, given)
+    together = {float(latent.sum()): latent for batch in denoised for latent in batch}
+    for row in range(4):
+        denoised.clear()
+        ((alone, _),) = service.render_batch(states[row : row + 1], seeds[row : row + 1], given[row : row + 1])
+        nearest = min((latent - denoised[0][0]).abs().max() for latent in together.values())
+        assert nearest < 1e-5 * denoised[0].abs().max()
+        assert np.abs(mixed[row][0].astype(int) - alone).max() <= 1
+    ((plain, _),) = service.render_batch(states[3:], seeds[3:], [None])
+    assert np.abs(mixed[3][0].astype(int) - plain).max() > 1, "the reference has no effect"
+
+
+@pytest.mark.parametrize("uses", [{}, POLICY_ONLY])
+def test_the_service_encodes_what_the_pipeline_does(untrained: Any, tmp_path: Path, uses: dict[str, bool]) -> None:
+    folder = editing_copy(untrained.folder, tmp_path / "model", **uses)
+    pipe = Blip3oPipeline.from_pretrained(folder, editing=True)
+    (expected,) = pipe._encode_references([[photo(1)]], 2)
+    found = asyncio.run(make_service(folder).encode([photo(1)], 2))
+    assert torch.equal(found.indices, expected.indices) and found.indices.shape == (1, 81)
+    assert (found.latents is None) == (expected.latents is None) == bool(uses)
+    if found.latents is not None:
+        torch.testing.assert_close(found.latents, expected.latents)
+
+
+def test_the_image_tokenizer_is_loaded_for_edits_only(editor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelFolder, "load_image_tokenizer", lambda *_: pytest.fail("loaded"))
+    assert make_service(editor, editing=False).image_tokenizer is None
 
 
 def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +110,7 @@ def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) 
     for device, expected in (("cuda", ["render", "empty"]), ("cpu", ["render"])):
         order.clear()
         service = SimpleNamespace(renderer=SimpleNamespace(device=torch.device(device)), config=None)
-        RenderService.func_or_class.render_batch(service, [np.zeros((82, 4), np.float32)], [1])
+        RenderService.func_or_class.render_batch(service, [np.zeros((82, 4), np.float32)], [1], [None])
         assert order == expected
 
 

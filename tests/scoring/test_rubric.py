@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from editing import edit_row, photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -395,6 +396,21 @@ def test_self_check_tries_a_real_line_before_the_rewards_example():
     with pytest.raises(UserError, match="raised KeyError"):
         Rubric([entry(reads_a_number)]).self_check()
     assert Rubric([entry(reads_a_number)]).self_check([PromptRow("p", {"target": 3}, "f:1")]) == []
+
+
+def test_self_check_tries_an_edit_and_a_text_to_image_line(tmp_path):
+    seen = []
+
+    def looks(batch):
+        seen.extend(sample.references for sample in batch)
+        return [sample.references[0].mean() if sample.metadata.get("references") else 1.0 for sample in batch]
+
+    rows = [PromptRow("p", {}, "f:1"), PromptRow("p", {}, "f:2"), *(edit_row(tmp_path, "x", n) for n in (1, 2))]
+    assert Rubric([entry(looks)]).self_check(rows) == []
+    assert sorted(len(references) for references in seen) == [0, 0, 1, 1]
+    assert all(np.array_equal(references[0], photo(1)) for references in seen if references)
+    with pytest.raises(UserError, match="raised IndexError"):
+        Rubric([entry(lambda batch: [sample.references[0].mean() for sample in batch])]).self_check(rows)
 
 
 def test_a_reward_that_skips_samples_may_raise_on_a_blank_image_but_not_give_nonsense():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from editing import POLICY_ONLY, edit_row, editing_copy, text_copy, write_rows
 from omegaconf import OmegaConf
 
 from blip3o_rl import machine
@@ -185,3 +187,70 @@ def test_rollouts_may_be_rendered_more_cheaply_than_the_evaluation() -> None:
     assert (cheap.steps, cheap.guidance) == (2, 1.0)
     full = read_settings(compose_recipe("shapes", [])).render.of_rollouts()
     assert (full.steps, full.guidance) == (8, 2.0)
+
+
+@pytest.fixture
+def edits(tmp_path: Path) -> Path:
+    """A prompt file with an edit and text-to-image."""
+    for seed in range(3):
+        edit_row(tmp_path, "x", seed)
+    lines = [{"prompt": "make it red", "references": [f"{seed}.png"]} for seed in range(3)]
+    (tmp_path / "mine.py").write_text("def score(sample): return float(len(sample.references))\n")
+    return write_rows(tmp_path / "edits.jsonl", {"prompt": "a circle"}, *lines)
+
+
+def with_edits(file: Path, *overrides: str) -> list[str]:
+    """A run on the file with the reward next to it."""
+    reward = f"reward.rewards.mine.path={file.parent / 'mine.py'}:score"
+    small = ["run.evaluate=false", "data.train_batch_size=4", "actor_rollout_ref.rollout.n=2"]
+    return [f"prompts.file={file}", "~reward.rewards.geneval", reward, *small, *overrides]
+
+
+def test_references_need_a_model_that_can_edit(refused, edits: Path, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = refused(*with_edits(edits, f"model.folder={text_copy(model, tmp_path / 'text')}"))
+    assert text.startswith(
+        f"{edits}:2: has references, and model folder {tmp_path / 'text'}: has no renderer/reference"
+    )
+    editor = editing_copy(model, tmp_path / "editor")
+    shutil.rmtree(editor / "image_tokenizer")
+    assert "image_tokenizer/config.json: missing" in refused(*with_edits(edits, f"model.folder={editor}"))
+
+
+def test_a_model_that_takes_one_reference_gets_one(refused, edits: Path, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with edits.open("a") as file:
+        file.write('{"prompt": "put it in", "references": ["0.png", "1.png"]}\n')
+    editor = editing_copy(model, tmp_path / "editor")
+    text = refused(*with_edits(edits, f"model.folder={editor}"))
+    assert f"{edits}:5: " in text and "2 reference images for one prompt, this model takes 1" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.max_prompt_length=100"], "tokens with the chat and its references, data.max_prompt_length is 100"),
+        (["model.scale=0"], "data.max_prompt_length is 256; set it to 7"),
+        (["model.scale=0", "data.max_prompt_length=1400"], "more than the policy's 2048 positions; set it to 1318 or"),
+    ],
+)
+def test_an_edit_must_fit(
+    refused,
+    edits: Path,
+    model: Path,
+    tmp_path: Path,
+    overrides: list[str],
+    expected: str,  # type: ignore[no-untyped-def]
+) -> None:
+    editor = editing_copy(model, tmp_path / "editor", **POLICY_ONLY)
+    assert expected in refused(*with_edits(edits, f"model.folder={editor}", *overrides))
+
+
+def test_a_mixed_file_passes_without_loading_weights(
+    edits: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("load_policy", "load_renderer", "load_image_tokenizer"):
+        monkeypatch.setattr(model_folder.ModelFolder, name, None)
+    editor = editing_copy(model, tmp_path / "editor", **POLICY_ONLY)
+    _, checked = launch.plan(RECIPE, ["device=cpu", *with_edits(edits, f"model.folder={editor}")])
+    assert checked.editing and [len(row.references) for row in checked.rows] == [0, 1, 1, 1]
+    _, checked = launch.plan(RECIPE, ["device=cpu", f"model.folder={editor}"])
+    assert not checked.editing

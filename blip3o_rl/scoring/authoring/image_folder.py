@@ -32,8 +32,9 @@ class FolderImage:
     row: PromptRow
 
     def sample(self) -> Sample:
-        """Reads the image; UserError if it is not readable."""
-        return Sample(self.name, self.row.prompt, read_image(self.file), self.row.metadata)
+        """Reads the image and its prompt's references; UserError if one is not readable."""
+        references = tuple(reference.load() for reference in self.row.references)
+        return Sample(self.name, self.row.prompt, read_image(self.file), self.row.metadata, references=references)
 
 
 def read_folder(folder: Path, prompts: Path | None = None) -> tuple[list[FolderImage], list[str]]:

@@ -1,4 +1,7 @@
-"""Images of known content, for trying a reward: black, noise, a scene with its prompt, and the prompt in letters."""
+"""Images of known content, for trying a reward: black, noise, a scene with its prompt, and the prompt in letters.
+
+A reward for edits gets the scene as reference, so that one of the images is a copy of it.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,17 @@ def known_samples(entry: RubricEntry, metadata: Mapping[str, Any] | None = None,
     scene_metadata, scene = scenes.sample(rng, "color_attr")
     fields = _fitting(entry, metadata, scene_metadata)
     prompt = str(fields.get("prompt", scene_metadata["prompt"]))
+    references = (scenes.draw(scene, side),) if fields.get("references") else ()
     images = (
         np.zeros((side, side, 3), np.uint8),
         rng.integers(0, 256, (side, side, 3), np.uint8),
         scenes.draw(scene, side),
         lettering(prompt.split('"')[1] if prompt.count('"') >= 2 else prompt, side),
     )
-    return [Sample(name, prompt, image, dict(fields)) for name, image in zip(NAMES, images, strict=True)]
+    return [
+        Sample(name, prompt, image, dict(fields), references=references)
+        for name, image in zip(NAMES, images, strict=True)
+    ]
 
 
 def lettering(text: str, side: int) -> np.ndarray:
@@ -51,7 +58,8 @@ def _fitting(
 ) -> Mapping[str, Any]:
     """The first metadata that the reward can score: those given on top of the scene's, or its own example."""
     example = getattr(entry.reward, "example_metadata", None)
-    candidates = [{**scene_metadata, **(metadata or {})}]
+    edits = {"references": ["scene"]} if "references" in entry.reward.required_metadata else {}
+    candidates = [{**scene_metadata, **edits, **(metadata or {})}]
     if metadata is None and example is not None:
         candidates.append(dict(example))
     problems = []

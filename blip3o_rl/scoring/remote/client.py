@@ -136,11 +136,12 @@ def _chunks(samples: list[Sample]) -> list[list[Sample]]:
     chunks: list[list[Sample]] = []
     size = 0
     for sample in samples:
-        if not chunks or len(chunks[-1]) == RequestLimits.samples or size + sample.image.nbytes > REQUEST_BYTES:
+        own = sum(image.nbytes for image in (sample.image, *sample.references))
+        if not chunks or len(chunks[-1]) == RequestLimits.samples or size + own > REQUEST_BYTES:
             chunks.append([])
             size = 0
         chunks[-1].append(sample)
-        size += sample.image.nbytes
+        size += own
     return chunks
 
 

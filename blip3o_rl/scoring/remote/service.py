@@ -116,8 +116,12 @@ def create_app(service: RewardService, token: str | None = None, limits: Request
         return service.infos
 
     @app.post("/score", summary="Score images")
-    async def score(request: Annotated[Json[wire.ScoreRequest], Form()], image: list[UploadFile]) -> wire.ScoreResponse:
-        return await service.score(request.rewards, await _samples(request.samples, image, limits))
+    async def score(
+        request: Annotated[Json[wire.ScoreRequest], Form()],
+        image: list[UploadFile],
+        reference: list[UploadFile] | None = None,
+    ) -> wire.ScoreResponse:
+        return await service.score(request.rewards, await _samples(request.samples, image, reference or [], limits))
 
     @app.post("/check", summary="Check metadata")
     async def check(request: wire.CheckRequest) -> wire.CheckResponse:
@@ -150,15 +154,25 @@ def listen(
     uvicorn.Server(config).run(sockets=[listener])
 
 
-async def _samples(specs: list[wire.SampleSpec], images: list[UploadFile], limits: RequestLimits) -> list[Sample]:
+async def _samples(
+    specs: list[wire.SampleSpec], images: list[UploadFile], references: list[UploadFile], limits: RequestLimits
+) -> list[Sample]:
     if len(specs) != len(images):
         raise HTTPException(422, f"{len(specs)} samples but {len(images)} images; each sample needs one")
     if len(specs) > limits.samples:
         raise HTTPException(413, f"{len(specs)} samples; the limit is {limits.samples}, send fewer at a time")
-    for row, (spec, image) in enumerate(zip(specs, images, strict=True)):
-        if image.size != spec.height * spec.width * 3:
-            raise HTTPException(422, f"image {row}: has {image.size} bytes, not {spec.height} x {spec.width} x 3")
-    return [spec.sample(await image.read()) for spec, image in zip(specs, images, strict=True)]
+    sizes = [size for spec in specs for size in spec.references]
+    if len(sizes) != len(references):
+        raise HTTPException(422, f"the samples have {len(sizes)} references, the body {len(references)}")
+    for field, announced, files in (("image", specs, images), ("reference", sizes, references)):
+        for row, (size, file) in enumerate(zip(announced, files, strict=True)):
+            if file.size != size.bytes:
+                raise HTTPException(422, f"{field} {row}: has {file.size} bytes, not {size.height} x {size.width} x 3")
+    rest = iter(references)
+    return [
+        spec.sample(await image.read(), [await next(rest).read() for _ in spec.references])
+        for spec, image in zip(specs, images, strict=True)
+    ]
 
 
 def _describe(entry: RubricEntry) -> wire.RewardInfo:

@@ -5,6 +5,8 @@
                           "samples": [{"id": "7", "prompt": "a red circle", "metadata": {"tag": "colors"},
                                        "group": null, "step": null, "height": 512, "width": 512}]}
         files "image"    one per sample, in the samples' order: height x width x 3 bytes, RGB, rows from the top
+        A sample of an edit has also "references": [{"height": 512, "width": 512}, ...], and their pixels are
+        files "reference", those of the first sample first
     200  {"scores": {"geneval": [{"value": 1.0, "components": {"count": 1.0}, "reason": "", "error": null}]}}
          A sample that the reward could not score has value null and the error as text; it is never a 0.
     4xx  {"detail": "one line"}: sending it again would not help.
@@ -28,6 +30,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from blip3o_rl.config.base import Strict
 from blip3o_rl.io import whole_characters
+from blip3o_rl.model.token_layout import MAX_REFERENCES
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 
 
@@ -42,7 +45,22 @@ Metadata = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 Rewards = Annotated[list[Name], Field(min_length=1)] | None
 
 
-class SampleSpec(Strict):
+class ImageSize(Strict):
+    """Of an image whose pixels are in a file of the body."""
+
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+
+    @property
+    def bytes(self) -> int:
+        return self.height * self.width * 3
+
+    def image(self, pixels: bytes) -> np.ndarray:
+        """uint8 [height, width, 3], which may be written to."""
+        return np.frombuffer(pixels, np.uint8).reshape(self.height, self.width, 3).copy()
+
+
+class SampleSpec(ImageSize):
     """A sample without its pixels; see `scoring.api.Sample`."""
 
     id: Name
@@ -50,13 +68,12 @@ class SampleSpec(Strict):
     metadata: Metadata = {}
     group: Name | None = None
     step: int | None = None
-    height: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=1)]
+    references: Annotated[list[ImageSize], Field(max_length=MAX_REFERENCES)] = []
 
-    def sample(self, pixels: bytes) -> Sample:
-        """The whole sample, from height x width x 3 bytes; its image may be written to."""
-        image = np.frombuffer(pixels, np.uint8).reshape(self.height, self.width, 3).copy()
-        return Sample(self.id, self.prompt, image, self.metadata, self.group, self.step)
+    def sample(self, pixels: bytes, references: Sequence[bytes]) -> Sample:
+        """The whole sample, from height x width x 3 bytes per image."""
+        known = tuple(size.image(given) for size, given in zip(self.references, references, strict=True))
+        return Sample(self.id, self.prompt, self.image(pixels), self.metadata, self.group, self.step, known)
 
 
 class ScoreRequest(Strict):
@@ -110,14 +127,21 @@ def encode_request(samples: Sequence[Sample], rewards: Sequence[str] | None = No
         RewardError: a sample that JSON cannot carry, or an image that is not uint8 [H, W, 3].
     """
     specs, files = [], []
-    for sample in samples:
-        image = np.asarray(sample.image)
+
+    def attached(field: str, given: np.ndarray) -> dict[str, int]:
+        """The image's size; its pixels are put with the files."""
+        image = np.asarray(given)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise RewardError(f"got an image of {image.dtype} {image.shape}, not uint8 [H, W, 3]")
+        files.append((field, (field, image.tobytes(), "application/octet-stream")))
+        return {"height": image.shape[0], "width": image.shape[1]}
+
+    for sample in samples:
         spec = {name: getattr(sample, name) for name in ("id", "prompt", "group", "step")}
-        height, width, _ = image.shape
-        specs.append({**spec, "metadata": dict(sample.metadata), "height": height, "width": width})
-        files.append(("image", ("image", image.tobytes(), "application/octet-stream")))
+        spec |= {"metadata": dict(sample.metadata), **attached("image", sample.image)}
+        if sample.references:  # a service without them takes text-to-image samples
+            spec["references"] = [attached("reference", image) for image in sample.references]
+        specs.append(spec)
     try:
         request = {"rewards": list(rewards) if rewards else None, "samples": specs}
         text = whole_characters(json.dumps(request, allow_nan=False, ensure_ascii=False))

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from torch.utils.weak import WeakIdKeyDictionary
 
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
-from blip3o_rl.model.renderer import Connector, Renderer
+from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
 from blip3o_rl.training.log_probs import log_probs
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -52,11 +52,16 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Configurations of a model's parts, as their classes read them."""
+    """Configurations of a model's parts, as their classes read them.
+
+    An editing model is counted as it edits: with its second connector, and the size of its image tokenizer.
+    """
 
     policy: Blip3oNextConfig
     transformer: dict[str, Any]
     vae: dict[str, Any]
+    reference_connector: dict[str, Any] | None = None
+    image_tokenizer_gib: float = 0.0
 
 
 @cache
@@ -102,10 +107,12 @@ def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
         renderer = _renderer(model)
         noise = torch.zeros(batch, *renderer.latent_shape)
         states = torch.zeros(batch, rows, model.policy.hidden_size)
+        edits = renderer.reference_connector is not None and renderer.reference_connector.takes_latents
+        latents = noise if edits else None
 
         def call() -> None:
-            condition, null = renderer.condition(states), renderer.null_condition()
-            renderer.velocity(noise, 0.5, condition, null, 2.0 if guided else 1.0)
+            condition, null = renderer.condition(states, latents), renderer.null_condition(rows if edits else 1, edits)
+            renderer.velocity(noise, 0.5, condition, null, 2.0 if guided else 1.0, latents)
 
         return _counted(renderer, call)
 
@@ -176,6 +183,7 @@ def _renderer(model: Model) -> Renderer:
     torch.set_default_dtype(torch.bfloat16)
     transformer = SanaTransformer2DModel.from_config(model.transformer)
     connector = Connector(model.policy.hidden_size, transformer.config.caption_channels)
-    renderer = Renderer(connector, transformer, AutoencoderDC.from_config(model.vae)).eval()
+    second = model.reference_connector and ReferenceConnector.from_config(model.reference_connector)
+    renderer = Renderer(connector, transformer, AutoencoderDC.from_config(model.vae), second).eval()
     torch.set_default_dtype(torch.float32)
     return renderer

@@ -19,11 +19,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from blip3o_rl.checkpoint.upstream_config import DC_AE, SANA
+from blip3o_rl.checkpoint.upstream_config import DC_AE, SANA, read_config
 from blip3o_rl.config.composition import find_recipe
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.config.train import read_settings
 from blip3o_rl.errors import UserError
+from blip3o_rl.machine import float32_gib
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.training.planning import counting
 from blip3o_rl.training.planning.counting import Cost, Model
@@ -65,16 +66,13 @@ def published() -> Model:
 
 def of_folder(folder: str | Path) -> Model:
     """The model of a folder, from its configs alone."""
-    from diffusers import AutoencoderDC, SanaTransformer2DModel
+    from blip3o_rl.model.folder import GENERATING, REFERENCE_CONNECTOR, ModelFolder
 
-    from blip3o_rl.model.folder import GENERATING, ModelFolder
-    from blip3o_rl.model.policy import Blip3oNextConfig
-
-    path = ModelFolder(folder, *GENERATING).path
-    configs = [kind.load_config(path / "renderer" / part) for kind, part in (
-        (SanaTransformer2DModel, "transformer"), (AutoencoderDC, "vae"),
-    )]  # fmt: skip
-    return Model(Blip3oNextConfig.from_pretrained(path / "policy"), *configs)
+    model = ModelFolder(folder, *GENERATING)
+    parts = ("transformer", "vae", *([REFERENCE_CONNECTOR] if model.can_edit else []))
+    configs = {part: read_config(model.path / "renderer" / part) for part in parts}
+    tokenizer = float32_gib(model.path / "image_tokenizer") if model.can_edit else 0.0
+    return Model(model.policy_config, **configs, image_tokenizer_gib=tokenizer)
 
 
 @dataclass
@@ -134,6 +132,7 @@ class Plan:
         always = {
             "contexts": 3 * CONTEXT_GIB,
             "renderer: weights": 2 * renderer / GIB,
+            "image tokenizer": self.model.image_tokenizer_gib,
             "rewards": sum(REWARD_GIB.get(name, 0.0) for name in self._rewards_here()),
         }
         sleeps = bool(self.get(f"{ROLLOUT}free_cache_engine", True))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from editing import encoded, photo
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -320,3 +321,23 @@ def test_a_carried_prompt_that_two_lines_have_is_ambiguous_if_they_differ(tmp_pa
     assert [image.row.metadata["target"] for image in found] == [1]
     with pytest.raises(UserError, match=r"p\.jsonl:2: has the same prompt as .*p\.jsonl:1 and other fields"):
         read_folder(tmp_path, write_lines(tmp_path / "p.jsonl", same, other))
+
+
+def test_the_references_of_a_line_reach_the_reward(tmp_path):
+    save(tmp_path / "out.png")
+    (tmp_path / "before.png").write_bytes(encoded(photo(1)))
+    prompts = write_lines(
+        tmp_path / "p.jsonl", {"image": "out.png", "prompt": "make it red", "references": ["before.png"]}
+    )
+    (found,), _ = read_folder(tmp_path, prompts)
+    assert np.array_equal(found.sample().references[0], photo(1))
+
+
+def test_a_reward_for_edits_is_tried_on_a_copy_of_its_reference():
+    def change(samples):
+        return [float(np.abs(s.image.astype(int) - s.references[0]).mean()) for s in samples]
+
+    edits = entry(change)
+    edits.reward.required_metadata = ("references",)
+    result = check(edits)
+    assert not result.problems and result.scores["scene"].value == 0 < result.scores["noise"].value

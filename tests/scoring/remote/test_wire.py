@@ -18,6 +18,7 @@ from blip3o_rl.scoring.remote.admission import RequestLimits
 from blip3o_rl.scoring.remote.service import RewardService, create_app
 
 LINES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+PIXELS = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)))
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 
@@ -51,10 +52,11 @@ def post(service: RewardService, **request: object) -> tuple[int, str]:
             Sample,
             id=LINES,
             prompt=LINES,
-            image=arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
+            image=PIXELS,
             metadata=st.dictionaries(LINES, st.recursive(st.none() | st.integers() | LINES, st.lists, max_leaves=4)),
             group=st.none() | LINES,
             step=st.none() | st.integers(0, 10**9),
+            references=st.lists(PIXELS, max_size=4).map(tuple),
         ),
         min_size=1,
         max_size=4,
@@ -69,7 +71,36 @@ def test_samples_arrive_as_they_were_sent(samples, rewards) -> None:
     for there, here in zip(service.samples, samples, strict=True):
         assert np.array_equal(there.image, here.image) and there.image.flags.writeable
         assert (there.id, there.prompt, there.group, there.step) == (here.id, here.prompt, here.group, here.step)
-        assert there.metadata == here.metadata
+        assert there.metadata == here.metadata and len(there.references) == len(here.references)
+        assert all(map(np.array_equal, there.references, here.references))
+
+
+def test_only_an_edit_has_references_in_its_request() -> None:
+    """So that a service of an earlier version still takes text-to-image samples."""
+    request = wire.encode_request([Sample("0", "p", IMAGE), Sample("1", "p", IMAGE, references=(IMAGE[:8],))])
+    text, edit = json.loads(request["data"]["request"])["samples"]
+    assert "references" not in text and edit["references"] == [{"height": 8, "width": 30}]
+    assert [name for name, _ in request["files"]] == ["image", "image", "reference"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda spec, files: files.pop(), "have 1 references, the body 0"),
+        (lambda spec, files: files.append(files[-1]), "have 1 references, the body 2"),
+        (lambda spec, files: spec.pop("references"), "have 0 references, the body 1"),
+        (lambda spec, files: spec["references"][0].update(height=9), "reference 0: has 720 bytes, not 9 x 30 x 3"),
+        (lambda spec, files: spec["references"][0].update(height=0), "greater than or equal to 1"),
+        (lambda spec, files: spec.update(references=spec["references"] * 5), "at most 4"),
+    ],
+)
+def test_references_that_do_not_fit_are_refused(change, expected: str) -> None:
+    request = wire.encode_request([Sample("0", "p", IMAGE, references=(IMAGE[:8],))])
+    body = json.loads(request["data"]["request"])
+    change(body["samples"][0], request["files"])
+    request["data"]["request"] = json.dumps(body)
+    status, answer = post(Recording(), **request)
+    assert status == 422 and expected in answer
 
 
 def test_half_an_emoji_and_images_that_fill_memory_arrive(tmp_path, monkeypatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
+from editing import POLICY_ONLY, editing_copy, text_copy
 
 from blip3o_rl.training.planning import counting, plan
 
@@ -52,3 +54,14 @@ def test_memory_grows_with_the_batch_and_falls_with_checkpointing(mini: counting
 def test_guidance_costs_less_than_twice_because_its_condition_is_one_row(mini: counting.Model) -> None:
     plain, guided = (counting.renderer_step(mini, 4, 82, guided).flops for guided in (False, True))
     assert 1.5 * plain < guided < 2 * plain
+
+
+def test_an_editing_model_is_counted_with_its_reference(tmp_path: Path) -> None:
+    """Twice the width of the network's input, and rows for the reference's latent."""
+    plain, editor = (plan.of_folder(copy("mini", tmp_path / copy.__name__)) for copy in (text_copy, editing_copy))
+    text, edit = (counting.renderer_step(model, 4, 82, True).flops for model in (plain, editor))
+    assert 1.5 * text < edit < 2.5 * text
+    assert counting.parameters(editor)[1] > counting.parameters(plain)[1]
+    assert editor.image_tokenizer_gib > plain.image_tokenizer_gib == 0
+    alone = plan.of_folder(editing_copy("mini", tmp_path / "policy_only", **POLICY_ONLY))
+    assert counting.renderer_step(alone, 4, 82, True).flops == text

@@ -1,0 +1,106 @@
+"""Reference images of a prompt: what an instruction edits.
+
+A prompt row names them in its field `references`: paths relative to the prompt file, or PNG and JPEG data URIs. Each is
+opened when the row is read, so that a bad one is one line with file and line number before a model is loaded, and
+opened again where its pixels are used: a large set does not fit into memory. What an image is follows from its pixels
+(`sha256`), so that a copy under another name is the same reference, and one that changed after the check is noticed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from blip3o_rl.data.images import read_image
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.pixels import MAX_ASPECT
+
+MIN_SIDE = 16
+MAX_PIXELS = 16 * 2**20
+"""Of a reference. Rewards get the whole image, and a request to a reward service has room for 64 MiB of pixels."""
+_DATA_URI = re.compile(r"data:image/(?:png|jpeg);base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ReferenceImage:
+    """A checked reference image."""
+
+    source: str
+    """An absolute path, or a data URI."""
+    name: str
+    """What messages and records call it: the path as the row has it, `data:` and a part of the hash for a data URI."""
+    sha256: str
+    """Of its size and pixels."""
+
+    def load(self) -> np.ndarray:
+        """The image, uint8 [H, W, 3], read-only, since rewards and rollouts share it.
+
+        Raises:
+            UserError: it is not readable any more, or another image than the one that was checked.
+        """
+        image = _read(self.source, f"reference {self.name!r}")
+        if _sha256(image) != self.sha256:
+            raise UserError(f"reference {self.name!r}: has changed since it was checked; start again")
+        image.flags.writeable = False
+        return image
+
+
+def read_reference(text: str, folder: Path, where: str) -> ReferenceImage:
+    """Opens and checks one entry of the field `references`.
+
+    Args:
+        text: a path relative to `folder`, or a data URI.
+        where: the beginning of error messages, "file:line".
+
+    Raises:
+        UserError: it is not readable as one image, or too small, too large or too narrow.
+    """
+    uri = text.lstrip().lower().startswith("data:")
+    if not uri and "://" in text:
+        raise UserError(f"{where}: reference {text[:80]!r} is an address; download the image and give its path")
+    source = text if uri else os.path.abspath(folder / os.path.expanduser(text))
+    name = f"{where}: reference {text[:40] + '...' if uri else source!r}"
+    image = _read(source, name)
+    height, width, _ = image.shape
+    if min(height, width) < MIN_SIDE:
+        raise UserError(f"{name}: {width} x {height} px, a side is shorter than {MIN_SIDE} px; give a larger image")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        what = f"the longer side is more than {MAX_ASPECT} times the shorter one"
+        raise UserError(f"{name}: {width} x {height} px, {what}; crop the image")
+    if height * width > MAX_PIXELS:
+        limit = f"more than {MAX_PIXELS / 2**20:g} megapixels"
+        raise UserError(f"{name}: {width} x {height} px, {limit}; reduce it, the model takes 1024 px at most")
+    digest = _sha256(image)
+    return ReferenceImage(source, f"data:{digest[:16]}" if uri else text, digest)
+
+
+def prompt_key(prompt: str, references: Iterable[str] = ()) -> str:
+    """What tells prompts apart, in noise seeds, in the held-out split and in reports: the text of a text-to-image
+    prompt, and an instruction together with its references, each by its hash or by its name in a record."""
+    return "\n".join([prompt, *references])
+
+
+def _read(source: str, name: str) -> np.ndarray:
+    if not source.lstrip().lower().startswith("data:"):
+        return read_image(source, name)
+    head = _DATA_URI.match(source)
+    if head is None:
+        raise UserError(f"{name}: is no data URI of an image; begin it with data:image/png;base64, (or image/jpeg)")
+    try:
+        content = base64.b64decode(source[head.end() :], validate=True)
+    except ValueError as error:
+        raise UserError(f"{name}: is not base64 ({error}); encode the file again") from error
+    return read_image(content, name)
+
+
+def _sha256(image: np.ndarray) -> str:
+    digest = hashlib.sha256(str(image.shape).encode())
+    digest.update(image)
+    return digest.hexdigest()
