@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from editing import text_copy
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,11 +24,9 @@ from safetensors.torch import load_file
 from blip3o_rl.config.sft import TaskShares
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_lines
-from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.folder import PARTS, ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
-from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import KEEP_INSTRUCTION, TASKS
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft import launch as sft_launch
@@ -154,16 +153,7 @@ def damaged_images(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged model without its second connector: it generates from text only."""
-    base = ModelFolder("mini")
-    whole = base.load_renderer()
-    return model_folder.save(
-        tmp_path_factory.mktemp("text"),
-        policy=base.load_policy(),
-        tokenizer=base.load_tokenizer(),
-        renderer=Renderer(whole.connector, whole.transformer, whole.vae),
-        image_tokenizer=base.path / "image_tokenizer",
-        source="test",
-    )
+    return text_copy("mini", tmp_path_factory.mktemp("model") / "text")
 
 
 def trainer_of(model: Path, folder: Path, files: Path, *more: str) -> SFTTrainer:
