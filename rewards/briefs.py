@@ -25,7 +25,7 @@ from blip3o_rl.rewards.observation import Observation, Observer, open_observer
 from blip3o_rl.rewards.ocr.reader import TextLine
 from blip3o_rl.rewards.ocr.rules import strict
 from blip3o_rl.scoring.adapters import typed_arguments
-from blip3o_rl.scoring.api import Sample, Score
+from blip3o_rl.scoring.api import Found, Sample, Score
 
 
 class Brief(Strict):
@@ -128,7 +128,8 @@ class BriefReward:
         if self.observer.reader is not None:
             components["text_area"] = seen.text_area
         short = ", ".join(f"{term} {part:.2f}" for term, part in verdict.terms.items() if part < 1)
-        return Score(min(max(value, 0.0), 1.0) ** self.sharpness, components, short)
+        found = tuple(Found(thing.label, thing.box) for thing in seen.things)
+        return Score(min(max(value, 0.0), 1.0) ** self.sharpness, components, short, found)
 
     def _brief(self, metadata: Mapping[str, Any]) -> Any:
         return read_brief(self.brief, metadata, self.field)

@@ -62,6 +62,11 @@ class Thing:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
+    def label(self) -> str:
+        """For a person: what was read, or the thing with its color."""
+        return self.text if self.kind == TEXT else f"{self.color_name} {self.kind}".strip()
+
+    @property
     def height(self) -> float:
         return self.box[3] - self.box[1]
 

@@ -245,6 +245,7 @@ def coco_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from types import SimpleNamespace
 
     from blip3o_rl.rewards import observation
+    from blip3o_rl.rewards.geneval import reward
     from blip3o_rl.rewards.geneval.classes import CLASSES
 
     original = observation.open_detector
@@ -253,7 +254,8 @@ def coco_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         names = SimpleNamespace(classes=CLASSES), observation.NearestColors()
         return names if detector == "mask2former" else original(detector, *rest)
 
-    monkeypatch.setattr(observation, "open_detector", opened)
+    for module in (observation, reward):
+        monkeypatch.setattr(module, "open_detector", opened)
     observation.open_observer.cache_clear()
     yield
     observation.open_observer.cache_clear()

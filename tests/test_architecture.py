@@ -23,7 +23,7 @@ DISTRIBUTIONS = {
     "transfer_queue": "transferqueue",
 }  # fmt: skip
 """Import name -> name on the package index, where they differ."""
-OPTIONAL = {"mmcv", "mmdet", "paddleocr", "peft", "torch", "vllm"}
+OPTIONAL = {"mlflow", "mmcv", "mmdet", "paddleocr", "peft", "swanlab", "torch", "trackio", "vllm", "wandb"}
 """Installed by an extra or in an environment of their own."""
 
 

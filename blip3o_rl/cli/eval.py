@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o_rl.cli import options
+from blip3o_rl.cli.eval_compare import compare
 from blip3o_rl.cli.output import free_path, number, output_folder, slug, table
+from blip3o_rl.cli.reward_arguments import reward_config
 from blip3o_rl.cli.runs import interruptible
+from blip3o_rl.config.reward import KEY, is_deployed
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
@@ -30,9 +33,10 @@ def evaluate(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="SUITE [KEY=VALUE]... | compare A.json B.json",
+            metavar="SUITE [REWARD.KEY=VALUE]... | RECIPE [KEY=VALUE]... | compare A.json B.json ...",
             help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR, "
-            "layout (texts and logos in their places) or planogram (products on shelves); "
+            "layout (texts and logos in their places), planogram (products on shelves) or geneval (the 553 prompts), "
+            "with keys of the suite's judge, such as geneval.checkpoint=FOLDER; "
             "or the folder of a recipe with Hydra overrides of it, for its own evaluation",
         ),
     ],
@@ -48,9 +52,15 @@ def evaluate(
     prompts: Annotated[
         int | None,
         typer.Option(
-            "--prompts", "--limit", min=1, help="held-out prompts; default: the suite's, 22 (words) to 72 (layout)"
+            "--prompts", "--limit", min=1, help="held-out prompts; default: the suite's, 22 (words) to 553 (geneval)"
         ),
     ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="prompt file in place of the suite's own, such as Flow-GRPO's OCR test.txt")
+    ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="draw boxes and read texts over the images of the grid")
+    ] = False,
     images: Annotated[int | None, typer.Option(min=1, help="images per prompt; default: 4, or the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of the first image; default: 0, or the recipe's")] = None,
     scale: Annotated[
@@ -71,11 +81,13 @@ def evaluate(
     from blip3o_rl.evaluation import held_out
     from blip3o_rl.model.folder import GENERATING, ModelFolder
     from blip3o_rl.report.gallery import Tile, save_grid
+    from blip3o_rl.report.overlay import drawn
+    from blip3o_rl.rewards.geneval.summary import GenEvalSummary
 
     if arguments[0] == "compare":
-        _compare([Path(file) for file in arguments[1:]])
+        compare([Path(file) for file in arguments[1:]])
         return
-    suite, chosen = _suite(arguments[0], arguments[1:], prompts)
+    suite, chosen = _suite(arguments[0], arguments[1:], prompts, file)
     given = {"model": model, "images": images, "seed": seed, "scale": scale, "steps": steps, "guidance": guidance}
     chosen |= {name: value for name, value in given.items() if value is not None and value != []}
     generation = {name: chosen[name] for name in ("scale", "steps", "guidance")}
@@ -90,6 +102,13 @@ def evaluate(
     for folder in chosen["model"]:
         ModelFolder(folder, *GENERATING).layout.tokens_per_image(config.scale)
         editing = check_editing(suite.rows, ModelFolder(folder))
+    for reward, entry in {**suite.rewards, **suite.reported}.items():
+        if is_deployed(entry):
+            raise UserError(f"{KEY}.{reward}.service: is deployed by a run only; give the url of a service")
+    try:
+        suite.rubric()  # what is wrong with judge and prompts is said before a model is loaded
+    except UserError as error:
+        raise UserError(str(error).replace(f"{KEY}.", f"eval {suite.name}: ")) from error
     placement, results = options.Placement.of(dtype, device, backend), []
     for folder in chosen["model"]:
         name = f"eval-{slug(suite.name)}" + (f"-{slug(Path(folder).name)}" if several else "")
@@ -102,34 +121,39 @@ def evaluate(
         results.append(target)
         Console().print(_table(result))
         header = f"{folder}   ·   mean score {result.overall:.3f} of {len(result.images)} images"
+        if suite.name == "geneval" and suite.correct:
+            print(GenEvalSummary.of((image.tag, image.id, bool(image.correct)) for image in result.images))
         shown = [(read_image(target.parent / image.file), image) for image in result.images[:SHOWN]]
         edited = [[read_image(target.parent / name) for name in image.references[:1]] for _, image in shown]
+        if overlay:
+            shown = [(drawn(pixels, image.found), image) for pixels, image in shown]
         tiles = [
             Tile(pixels, image.prompt, image.partial, reference=next(iter(references), None))
             for (pixels, image), references in zip(shown, edited, strict=True)
         ]
         print(target, save_grid(target.with_suffix(".png"), tiles, header))
     for other in results[1:]:
-        _compare([results[0], other])
+        compare([results[0], other])
 
 
-def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, dict[str, Any]]:
+def _suite(name: str, overrides: list[str], limit: int | None, file: Path | None) -> tuple[Suite, dict[str, Any]]:
     """The suite of a name, a recipe or a run, and what it is evaluated with."""
     from omegaconf import OmegaConf
 
     from blip3o_rl.config.composition import find_recipe, read_yaml
-    from blip3o_rl.config.reward import is_deployed
     from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
+    from blip3o_rl.data.prompts import read_prompts
     from blip3o_rl.data.sources import held_out_rows, source_of
     from blip3o_rl.evaluation.suite import named, of_run
     from blip3o_rl.model.folder import MINI
 
     if len(Path(name).parts) == 1 and not (Path(name) / "config.yaml").is_file():
         source_of(name, f"eval {name}")
-        if overrides:
-            raise UserError(f"eval {name} {overrides[0]}: a named suite has no keys; give the folder of a recipe")
-        suite = named(name, held_out_rows(name, limit, f"--prompts {limit}"))
+        rows = read_prompts(file)[:limit] if file else held_out_rows(name, limit, f"--prompts {limit}")
+        suite = named(name, rows, judge=reward_config(overrides, f"eval {name}"))
         return suite, {"model": [MINI], "images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
+    if file is not None:
+        raise UserError(f"--file {file}: takes the place of a named suite's prompts; for a recipe set eval.prompts")
     file = find_recipe(name) / "config.yaml"
     overrides = [*overrides, *([f"eval.limit={limit}"] if limit else [])]
     stored = read_yaml(file)
@@ -141,9 +165,6 @@ def _suite(name: str, overrides: list[str], limit: int | None) -> tuple[Suite, d
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     own = of_run(settings, rewards)[1]
     assert own is not None
-    for reward, entry in {**own.rewards, **own.reported}.items():
-        if is_deployed(entry):
-            raise UserError(f"reward.rewards.{reward}.service: is deployed by a run only; give the url of a service")
     return own, {
         "model": [settings.model.folder],
         "images": settings.eval.images_per_prompt,
@@ -177,24 +198,7 @@ def _table(result: EvaluationResult) -> Table:
         rows.add_row(tag, number(numbers["partial"]), number(numbers["official"]), f"{numbers['images']:.0f}")
     error = f" ± {result.standard_error:.3f}" if result.standard_error is not None else ""
     rows.add_row("overall", f"{result.overall:.3f}{error}", number(result.official), str(len(result.images)))
+    for component in (name for name in result.components if "/tag_" not in name):
+        rows.add_row(component, number(result.components[component]), "", "")
     rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s per image"
     return rows
-
-
-def _compare(files: list[Path]) -> None:
-    """Prints two results next to each other, with the intervals of 95 %."""
-    from blip3o_rl.report.evaluations import compare_files
-
-    if len(files) != 2:
-        raise UserError(f"eval compare: {len(files)} results given; give two files, such as eval compare A.json B.json")
-    found = compare_files(*files)
-    if found is not None and found.difference:
-        raise UserError(f"eval compare: the results are not alike: {found.difference}; evaluate with equal settings")
-    if found is None or not found.images:
-        raise UserError(f"eval compare {files[0]} {files[1]}: no image has a score in both; evaluate again")
-    rows = table("", "first", "second", "difference", "95 % interval")
-    for name, (before, after, gain) in found.rows.items():
-        rows.add_row(name, number(before[0]), number(after[0]), f"{gain[0]:+.3f}", f"{gain[1]:+.3f} to {gain[2]:+.3f}")
-    win, tie, loss = found.outcome
-    rows.caption = f"of {len(found.images)} images the second is better in {win}, equal in {tie}, worse in {loss}"
-    Console().print(rows)

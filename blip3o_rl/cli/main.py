@@ -25,8 +25,10 @@ from blip3o_rl.cli import (
     plan,
     prompts_import,
     prompts_import_edits,
+    prompts_make,
     prompts_pairs,
     prompts_preview,
+    prompts_rewrite,
     reconstruct,
     report,
     rewards_check,
@@ -69,8 +71,10 @@ COMMANDS = (
     ("rewards", "check", rewards_check.check),
     ("rewards", "score", rewards_score.score),
     ("rewards", "serve", rewards_serve.serve),
+    ("prompts", "make", prompts_make.make),
     ("prompts", "import", prompts_import.import_prompts),
     ("prompts", "import-edits", prompts_import_edits.import_edits),
+    ("prompts", "rewrite", prompts_rewrite.rewrite),
     ("prompts", "preview", prompts_preview.preview),
     ("prompts", "pairs", prompts_pairs.pairs),
     ("bench", "rewards", bench.bench_rewards),
@@ -79,7 +83,7 @@ COMMANDS = (
 """Group, name, function; in the order of the help."""
 GROUPS = {
     "rewards": "The rewards that a recipe can name.",
-    "prompts": "Prompt files: briefs of layouts and planograms, edits of images.",
+    "prompts": "Prompt files: of the built-in sources, from elsewhere, rewritten; briefs and edits, looked at.",
     "bench": "How fast things are on this machine.",
     "mini": "The small model that ships with the package.",
 }

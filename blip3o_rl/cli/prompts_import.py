@@ -1,25 +1,119 @@
-"""`blip3o-rl prompts import`."""
+"""`blip3o-rl prompts import`: prompts from elsewhere to a checked file; what is left out is said line by line."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from blip3o_rl.cli.output import free_path
+from blip3o_rl.cli.reward_arguments import FORM, reward_config
+from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
+
+if TYPE_CHECKING:
+    from blip3o_rl.data.prompts import PromptRow
+
+SHOWN = 50
+"""Messages that are printed; the others are counted."""
 
 
 def import_prompts(
-    plan: Annotated[Path, typer.Argument(help="a Space Planning file (.psa) or a CSV export")],
-    classes: Annotated[Path, typer.Option(help="CSV with the columns upc, class, color, name: what to draw and find")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the prompt file")] = Path("outputs/planograms.jsonl"),
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="a prompt file (JSON lines, JSON, CSV, TSV, parquet, plain text), a Hugging Face data set (folder or "
+            "owner/name), or with --classes a planogram: a Space Planning file (.psa) or a CSV export"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="the prompt file; by default a new one in outputs/")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar=FORM, help="leave out what this reward cannot score; repeat for several and for keys"),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="of a data set")] = None,
+    subset: Annotated[str | None, typer.Option(help="configuration of a data set that has several")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="CSV with the columns upc, class, color, name: what to draw and find")
+    ] = None,
     count_from: Annotated[
         Literal["top", "bottom"] | None, typer.Option(help="where shelf 1 of a CSV export is; .psa files say it")
     ] = None,
 ) -> None:
-    """Makes prompts for the reward `planogram` out of a retailer's planograms, and reports what was left out."""
+    """Makes a checked prompt file, and says line by line what was left out and why; exits with 1 if something was."""
+    from blip3o_rl.io import write_lines
+
+    if source.lower().endswith(".psa") and classes is None:
+        raise UserError(f"prompts import {source}: a planogram needs --classes map.csv, see docs/prompts.md")
+    if classes is not None:
+        _planograms(Path(source), classes, count_from, out or Path("outputs/planograms.jsonl"))
+        return
+    rows, problems = _rows(source, split, subset)
+    if reward:
+        rows, refused = _scorable(rows, reward)
+        problems += refused
+    for problem in problems[:SHOWN]:
+        print(problem)
+    if len(problems) > SHOWN:
+        print(f"... and {len(problems) - SHOWN} more")
+    if not rows:
+        raise UserError(f"{source}: no prompt is left; fix the {len(problems)} lines above, or give another file")
+    target = free_path(out or Path("outputs/prompts.jsonl"))
+    write_lines(target, (row.metadata for row in rows))
+    print(f"{len(rows)} prompts, {len(problems)} left out")
+    print(target)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _rows(source: str, split: str | None, subset: str | None) -> tuple[list[PromptRow], list[str]]:
+    """The prompts of a file or a data set, and what is wrong with the others."""
+    from blip3o_rl.data import dpg
+    from blip3o_rl.data.hub import read_dataset
+    from blip3o_rl.data.prompts import check_row
+    from blip3o_rl.data.text_files import read_records
+
+    problems: list[str] = []
+    if user_path(source).is_file():
+        if split or subset:
+            raise UserError(f"prompts import {source}: is a file, which has no --split and no --subset")
+        file = user_path(source)
+        records = dpg.read_table(file, problems) if dpg.is_table(file) else read_records(file, problems=problems)
+    elif user_path(source).is_dir() or source.count("/") == 1:
+        records, media = read_dataset(source, split, subset)
+        if media:
+            print(f"{source}: without the columns {', '.join(media)}, which hold no text")
+    else:
+        raise UserError(f"{source}: there is no such file, and no folder or owner/name of a data set; fix the path")
+    rows = []
+    for record in records:
+        try:
+            rows.append(check_row(record.value, record.where))
+        except UserError as error:
+            problems.append(str(error))
+    return rows, problems
+
+
+def _scorable(rows: Sequence[PromptRow], reward: list[str]) -> tuple[list[PromptRow], list[str]]:
+    """The prompts that the rewards can score, and why they cannot score the others."""
+    from blip3o_rl.scoring.build import build_rubric
+
+    rubric, kept, problems = build_rubric(reward_config(reward, "prompts import")), [], []
+    for row in rows:
+        try:
+            rubric.check_prompts([row])
+            kept.append(row)
+        except UserError as error:
+            problems.append(str(error))
+    return kept, problems
+
+
+def _planograms(plan: Path, classes: Path, count_from: Any, out: Path) -> None:
     from blip3o_rl.config.base import validate
     from blip3o_rl.data.planograms import import_plan
     from blip3o_rl.io import write_lines

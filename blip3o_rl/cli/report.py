@@ -8,18 +8,26 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from blip3o_rl.errors import UserError
+
 
 def report(
     folders: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="run folders; by default the latest in runs/")
     ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="draw boxes and read texts over the images that changed most")
+    ] = False,
 ) -> None:
     """Writes report.html of a run: before and after, curves, images, monitors, time by stage, configuration. Several
     runs are shown next to each other in outputs/report.html."""
     from blip3o_rl.report import page, summary
     from blip3o_rl.report.run_folder import RunFolder
 
+    if overlay and len(folders or ()) > 1:
+        raise UserError("--overlay: the page of several runs has no images; report one run")
     runs = [RunFolder.open(folder) for folder in folders or ()] or [RunFolder.latest()]
     for run in runs:
         Console().print(summary.table(summary.summarize(run)))
-    print(page.write(runs[0]) if len(runs) == 1 else page.write_several(runs, Path("outputs/report.html").resolve()))
+    several = Path("outputs/report.html").resolve()
+    print(page.write(runs[0], overlay=overlay) if len(runs) == 1 else page.write_several(runs, several))

@@ -81,19 +81,19 @@ class EvalSettings(Settings):
 class PromptSettings(Settings):
     """What is trained on."""
 
-    source: str = Field("shapes", description="a built-in source: shapes, words, text, layout, planogram")
+    source: str = Field("shapes", description="a built-in source: shapes, words, text, layout, planogram, geneval")
     train: int = Field(512, ge=1, description="prompts that the source makes")
     shares: dict[str, NonNegativeInt] = Field(
-        dict.fromkeys(TAGS, 1), description="shapes: how many prompts of each tag come in a round"
+        {},
+        description="shapes, geneval: how many prompts of a tag come in a round, where it differs from the source's: "
+        "one of each in shapes, Flow-GRPO's ratio in geneval",
     )
     file: PathText | None = Field(None, description="a prompt file of your own in place of the source")
 
     @field_validator("shares")
     @classmethod
-    def _some_share(cls, shares: dict[str, int]) -> dict[str, int]:
+    def _known_tags(cls, shares: dict[str, int]) -> dict[str, int]:
         for tag in shares:
             if tag not in TAGS:
                 raise ValueError(f"there is no tag {tag}; use {', '.join(TAGS)}")
-        if not any(shares.values()):
-            raise ValueError("all shares are 0; give at least one tag a share")
         return shares

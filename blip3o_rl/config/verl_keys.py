@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from blip3o_rl.config.base import Settings, refuse
+from blip3o_rl.errors import did_you_mean
 
 
 def _stays(wanted: float) -> Any:
@@ -76,7 +77,14 @@ class V1(VerlKeys):
     trainer_mode: Literal["sync"] = Field(description="verl's trainer")
 
 
+TRACKERS = ("file", "console", "tensorboard", "wandb", "mlflow", "trackio", "swanlab", "clearml")
+"""verl's experiment trackers that a run can use; but for the first two their packages are called like them."""
+
+
 class Trainer(VerlKeys):
+    logger: list[str] = Field(
+        description="trackers: file (needed), tensorboard, wandb, mlflow, trackio, swanlab, clearml, console"
+    )
     device: str = Field(description="set by the device profile: device=cpu or device=gpu")
     nnodes: int = Field(ge=1, description="machines")
     n_gpus_per_node: int = Field(ge=1, description="trainer processes per machine; 1 on a CPU")
@@ -85,6 +93,16 @@ class Trainer(VerlKeys):
     val_before_train: Annotated[bool, _OFF] = Field(description="false; see run.evaluate")
     test_freq: Annotated[int, _OFF] = Field(description="0 or -1, off; see run.evaluate")
     v1: V1
+
+    @field_validator("logger")
+    @classmethod
+    def _trackers(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in TRACKERS:
+                raise ValueError(f"there is no tracker {name}{did_you_mean(name, TRACKERS)}; use {', '.join(TRACKERS)}")
+        if "file" not in names:
+            raise ValueError("file is missing, and metrics.jsonl and the report are made of it; add it")
+        return names
 
     @property
     def gpus(self) -> int:

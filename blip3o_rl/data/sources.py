@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from blip3o_rl.data import geneval
 from blip3o_rl.data.prompts import PromptRow, check_row, read_prompts
 from blip3o_rl.data.synthetic import layouts, scene_prompts, scenes, shelves, text_prompts, words
 from blip3o_rl.data.synthetic.splits import Metadata
@@ -28,8 +29,9 @@ class Source:
         held_out: number -> the first held-out prompts, never trained on; fewer if there are not so many.
         size: held-out prompts of an evaluation by default.
         judge: reward name -> entry, as in `reward.rewards`; scores the held-out images, however a run was trained.
+            A run or a command may say that its detector lies elsewhere.
         correct: the judge's component that is 1 where all of an image is right.
-        tags: those that `prompts.shares` can weight.
+        shares: tag -> how many prompts of it come in a round, which `prompts.shares` changes.
     """
 
     train: Callable[..., list[Metadata]]
@@ -37,10 +39,10 @@ class Source:
     size: int
     judge: Mapping[str, Any]
     correct: str
-    tags: tuple[str, ...] = ()
+    shares: Mapping[str, int] = field(default_factory=dict)
 
 
-PHOTOGRAPHS = {"detector": "mask2former", "checkpoint": "models/geneval"}
+PHOTOGRAPHS = {"detector": "mask2former", "checkpoint": geneval.DETECTOR}
 SOURCES: dict[str, Source] = {
     "shapes": Source(
         scene_prompts.train_prompts,
@@ -48,7 +50,7 @@ SOURCES: dict[str, Source] = {
         size=64,
         judge={"geneval": {"mode": "partial", "detector": "scenes"}},
         correct="geneval/correct",
-        tags=scenes.TAGS,
+        shares=dict.fromkeys(scenes.TAGS, 1),
     ),
     "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, "ocr/exact"),
     "text": Source(text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, "ocr/exact"),
@@ -69,6 +71,14 @@ SOURCES: dict[str, Source] = {
     ),
     "planogram": Source(
         shelves.train_prompts, shelves.held_out_prompts, shelves.HELD_OUT, {"planogram": {}}, "planogram/exact"
+    ),
+    "geneval": Source(
+        geneval.train_prompts,
+        geneval.benchmark_prompts,
+        size=553,
+        judge={"geneval": {"mode": "partial", **PHOTOGRAPHS}},
+        correct="geneval/correct",
+        shares=geneval.SHARES,
     ),
 }
 
@@ -99,7 +109,9 @@ def training_rows(prompts: Mapping[str, Any], seed: int) -> list[PromptRow]:
         return read_prompts(prompts["file"])
     name = prompts["source"]
     source = source_of(name, f"prompts.source={name}")
-    shares = {"shares": dict(prompts["shares"])} if source.tags else {}
+    shares = {"shares": {**source.shares, **prompts["shares"]}} if source.shares else {}
+    if source.shares and not any(shares["shares"].values()):
+        raise UserError(f"prompts.shares: all shares of {name} are 0; give at least one tag a share")
     return _rows(source.train(prompts["train"], seed, **shares), name)
 
 
@@ -111,10 +123,10 @@ def held_out_rows(name: str, count: int | None, given: str) -> list[PromptRow]:
     """
     source = source_of(name, given)
     wanted = source.size if count is None else count
-    found = source.held_out(sys.maxsize)
-    if not 1 <= wanted <= len(found):
-        raise UserError(f"{given}: {name} has {len(found)} held-out prompts; ask for 1 to {len(found)}")
-    return _rows(found[:wanted], f"{name}-held-out")
+    known = len(source.held_out(sys.maxsize))
+    if not 1 <= wanted <= known:
+        raise UserError(f"{given}: {name} has {known} held-out prompts; ask for 1 to {known}")
+    return _rows(source.held_out(wanted), f"{name}-held-out")
 
 
 def _rows(lines: list[Metadata], where: str) -> list[PromptRow]:

@@ -101,13 +101,16 @@ def parse_json(text: str) -> Any:
     return json.loads(whole_characters(json.dumps(value, ensure_ascii=False))) if "\\ud" in text.lower() else value
 
 
-def read_records(path: str | Path, field: str = "prompt", images: bool = False) -> list[Record]:
+def read_records(
+    path: str | Path, field: str = "prompt", images: bool = False, problems: list[str] | None = None
+) -> list[Record]:
     """All values of a file: objects, or whatever else a line of JSON holds.
 
     Args:
         path: JSON lines, a JSON array, CSV, TSV, parquet or a plain list.
         field: the column that a table must have, and the field that a line of a plain list becomes.
         images: keep what JSON cannot hold: a parquet file's columns with bytes, and its dates.
+        problems: gets a message for each line that cannot be read, which is then left out; without it the first raises.
 
     Raises:
         UserError: naming file and line, what is there and what is wanted.
@@ -118,13 +121,13 @@ def read_records(path: str | Path, field: str = "prompt", images: bool = False) 
             return _parquet(path, field, images)
     suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz")), "")
     if suffix in _TABLES:
-        return _table(path, field)
+        return _table(path, field, problems)
     lines = list(open_lines(path))
     first = lines[0][1].lstrip() if lines else ""
     if first.startswith("[") and (found := _array(path, lines)) is not None:
         return found
     if first.startswith("{") or (suffix not in _LISTS and first.startswith(("[", '"'))):
-        return _json_lines(path, lines)
+        return _json_lines(path, lines, problems)
     if suffix not in _LISTS and lines:
         raise UserError(
             f'{path}:{lines[0][0]}: is plain text; write one JSON object per line, such as {{"{field}": '
@@ -178,7 +181,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _json_lines(path: Path, lines: list[tuple[int, str]]) -> list[Record]:
+def _report(text: str, problems: list[str] | None, cause: Exception | None = None) -> None:
+    if problems is None:
+        raise UserError(text) from cause
+    problems.append(text)
+
+
+def _json_lines(path: Path, lines: list[tuple[int, str]], problems: list[str] | None) -> list[Record]:
     found = []
     for number, line in lines:
         try:
@@ -186,7 +195,7 @@ def _json_lines(path: Path, lines: list[tuple[int, str]]) -> list[Record]:
         except ValueError as error:
             spread = len(lines) > 1 and lines[0][1].strip() in ("{", "[")
             says = "is JSON over several lines; write one object per line or one array" if spread else error
-            raise UserError(f"{path}:{number}: {says}") from error
+            _report(f"{path}:{number}: {says}", None if spread else problems, error)
     return found
 
 
@@ -208,7 +217,7 @@ def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
     return found
 
 
-def _table(path: Path, field: str) -> list[Record]:
+def _table(path: Path, field: str, problems: list[str] | None) -> list[Record]:
     """Rows of a CSV or TSV file by its header, with the separator that the header has most of (Excel's may be `;`).
 
     Empty cells are absent; a cell may hold a JSON object or list.
@@ -218,11 +227,12 @@ def _table(path: Path, field: str) -> list[Record]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     found = []
     try:
-        names = _columns(path, [name.strip() for name in next(reader, [])], field)
+        names = prompt_columns(path, [name.strip() for name in next(reader, [])], field)
         while (number := reader.line_num + 1) and (row := next(reader, None)) is not None:
             if len(row) > len(names):
-                raise UserError(f"{path}:{number}: has {len(row)} cells under {len(names)} columns; quote the commas")
-            if cells := {name: _cell(cell) for name, cell in zip(names, row, strict=False) if cell.strip()}:
+                says = f"{path}:{number}: has {len(row)} cells under {len(names)} columns; quote the commas"
+                _report(says, problems)
+            elif cells := {name: _cell(cell) for name, cell in zip(names, row, strict=False) if cell.strip()}:
                 found.append(Record(f"{path}:{number}", cells))
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: is not CSV ({error}); fix the line") from error
@@ -243,14 +253,14 @@ def _parquet(path: Path, field: str, images: bool) -> list[Record]:
     try:
         columns = pq.read_schema(path)
         header = [column.name for column in columns if images or not _BYTES.search(str(column.type))]
-        names = _columns(path, header, field)
+        names = prompt_columns(path, header, field)
         rows = pq.read_table(path, columns=header).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is not readable as parquet ({reason}); make the file again") from error
     if not images:
         rows = json.loads(json.dumps(rows, default=_as_json))
-    values = [_without_nulls(dict(zip(names, row.values(), strict=True))) for row in rows]
+    values = [without_nulls(dict(zip(names, row.values(), strict=True))) for row in rows]
     return [Record(f"{path}:row {number}", value) for number, value in enumerate(values, start=1)]
 
 
@@ -258,7 +268,7 @@ def _as_json(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else str(value)
 
 
-def _columns(path: Path, header: list[str], field: str) -> list[str]:
+def prompt_columns(path: str | Path, header: list[str], field: str) -> list[str]:
     """The columns' names, with `Prompt` or `Prompts` (as PartiPrompts and DrawBench have it) read as `prompt`."""
     if twice := next((name for name in header if header.count(name) > 1), ""):
         raise UserError(f"{path}: has two columns named '{twice}'; rename one")
@@ -271,7 +281,8 @@ def _columns(path: Path, header: list[str], field: str) -> list[str]:
     return [field if name == same[0] else name for name in header]
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """A value without the fields that are null, at any depth."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

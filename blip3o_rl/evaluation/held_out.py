@@ -179,6 +179,7 @@ class _Batches:
                 sha256=hashlib.sha256(pixels[at].tobytes()).hexdigest(),
                 file=f"{self.output.stem}/{number:04d}.png",
                 references=[self._kept(reference) for reference in row.references],
+                found=[asdict(item) for item in verdict.found],
             )
             yield image, pixels[at]
 
@@ -213,7 +214,7 @@ def _settings(suite: Suite, images_per_prompt: int, seed: int, config: Generatio
         "steps": config.steps,
         "guidance": config.guidance,
         **({"top_k": config.top_k, "top_p": config.top_p} if config.filters_tokens else {}),
-        **({} if suite.correct else {"judge_sha256": _digest(_what_scores(suite.rewards))}),
+        "judge_sha256": _digest(_what_scores(suite.rewards)),
         "rewards_sha256": _digest(_what_scores(suite.reported)) if suite.reported else None,
     }
 

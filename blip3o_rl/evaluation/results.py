@@ -31,6 +31,7 @@ class JudgedImage:
         tokens_sha256, sha256: of the tokens and of the pixels.
         file: relative to the result's file; empty if it was not kept.
         references: copies of the images that the prompt edits, relative to the result's file.
+        found: what the suite's rewards saw: {"label", "box" (left, top, right, bottom as fractions of the image)}.
     """
 
     number: int
@@ -50,6 +51,7 @@ class JudgedImage:
     sha256: str
     file: str
     references: Sequence[str] = ()
+    found: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

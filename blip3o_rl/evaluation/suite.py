@@ -23,6 +23,9 @@ from blip3o_rl.io import user_path
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
 
+_WEIGHTS = ("checkpoint", "clip", "device", "service")
+"""Keys of a reward that has a detector, which say where its networks are."""
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -58,16 +61,30 @@ class Suite:
         return rubric
 
 
-def named(name: str, rows: Sequence[PromptRow], reported: Mapping[str, Any] | None = None) -> Suite:
-    """The suite of a source, on the given ones of its held-out prompts. An image that its judge cannot score ends the
-    evaluation.
+def named(
+    name: str,
+    rows: Sequence[PromptRow],
+    reported: Mapping[str, Any] | None = None,
+    judge: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Suite:
+    """The suite of a source, on prompts of its kind. An image that its judge cannot score ends the evaluation.
+
+    Args:
+        judge: keys of the judge's rewards that differ from the source's, such as where the detector's weights are.
 
     Raises:
-        UserError: there is no such source.
+        UserError: there is no such source, or its judge has no such reward.
     """
-    source = source_of(name, f"eval {name}")
-    judge = {reward: {**entry, "on_error": "stop"} for reward, entry in source.judge.items()}
-    return Suite(name, rows, judge, source.correct, reported or {})
+    source, changed = source_of(name, f"eval {name}"), judge or {}
+    for reward in changed:
+        if reward not in source.judge:
+            raise UserError(f"eval {name} {reward}: images are judged by {', '.join(source.judge)}; set its keys")
+    entries = {}
+    for reward, own in source.judge.items():
+        mine = changed.get(reward, {})
+        at_an_address = "url" in (mine.get("service") or {})  # which has the other keys
+        entries[reward] = {**({} if at_an_address else own), **mine, "on_error": "stop"}
+    return Suite(name, rows, entries, source.correct, reported or {})
 
 
 def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[PromptRow], Suite | None]:
@@ -101,8 +118,8 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
     if not chosen.rewards:
         if source not in SOURCES:
             return rows, Suite(name, held_out, rewards)
-        return rows, named(name, held_out, None if chosen.prompts else rewards)
-    suite = Suite(name, held_out, chosen.rewards)
+        return rows, named(name, held_out, None if chosen.prompts else rewards, _weights_of(name, rewards))
+    suite = Suite(name, held_out, chosen.rewards, _correct(source, chosen.rewards))
     try:
         for reward, entry in suite.rewards.items():
             if is_deployed(entry):
@@ -111,6 +128,24 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
     except UserError as error:
         raise UserError(str(error).replace(KEY, "eval.rewards")) from error
     return rows, suite
+
+
+def _weights_of(source: str, rewards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Where the weights of the judge's detectors lie, as far as the run's own rewards use the same ones."""
+    found = {}
+    for name, judge in SOURCES[source].judge.items():
+        own = rewards.get(name) or {}
+        if "detector" in judge and own.get("detector") == judge["detector"]:
+            found[name] = {key: own[key] for key in _WEIGHTS if own.get(key) is not None}
+    return found
+
+
+def _correct(source: str | None, rewards: Mapping[str, Any]) -> str | None:
+    """The component of a source's judge, where the given rewards have it, too."""
+    if source not in SOURCES:
+        return None
+    reward = SOURCES[source].correct.split("/")[0]
+    return SOURCES[source].correct if "path" not in (rewards.get(reward, {"path": None}) or {}) else None
 
 
 def _key(row: PromptRow) -> str:

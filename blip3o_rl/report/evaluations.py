@@ -19,6 +19,7 @@ from blip3o_rl.data.images import read_image
 from blip3o_rl.data.references import prompt_key
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json
+from blip3o_rl.report.overlay import drawn
 from blip3o_rl.report.run_folder import RunFolder
 
 SCORE, REWARD = "overall", "reward"
@@ -47,7 +48,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairedImage:
-    """One prompt and seed in both evaluations; `values` and `files` are (before, after)."""
+    """One prompt and seed in both evaluations; `values`, `files` and what the rewards `found` are (before, after)."""
 
     prompt: str
     tag: str
@@ -55,6 +56,7 @@ class PairedImage:
     files: tuple[Path, Path] | None
     reason: str = ""
     references: tuple[Path, ...] = ()
+    found: tuple[Sequence[Any], Sequence[Any]] = ((), ())
 
     @property
     def key(self) -> str:
@@ -65,10 +67,12 @@ class PairedImage:
     def gain(self) -> float:
         return self.values[1] - self.values[0]
 
-    def load(self) -> Pair:
-        """With its images, which must be there."""
+    def load(self, overlay: bool = False) -> Pair:
+        """With its images, which must be there; with `overlay` what the rewards found is drawn over them."""
         before, after = (read_image(file) for file in self.files or ())
         reference = read_image(self.references[0]) if self.references else None
+        if overlay:
+            before, after = drawn(before, self.found[0]), drawn(after, self.found[1])
         return Pair(self.prompt, before, after, *self.values, reference)
 
 
@@ -94,17 +98,22 @@ class Comparison:
         return [image.load() for image in list(first.values())[::-1][:SHOWN]]
 
     @cached_property
-    def outcome(self) -> tuple[int, int, int]:
-        """Number of images that became better, stayed, and became worse."""
-        signs = [np.sign(round(image.gain, 9)) for image in self.images]
-        return signs.count(1), signs.count(0), signs.count(-1)
+    def parts(self) -> dict[str, Sequence[PairedImage]]:
+        """Tag, where there are several, and "overall" -> its images."""
+        tags = sorted({image.tag for image in self.images})
+        by_tag = {tag: [image for image in self.images if image.tag == tag] for tag in tags if len(tags) > 1}
+        return {**by_tag, "overall": self.images}
+
+    @cached_property
+    def outcomes(self) -> dict[str, tuple[int, int, int]]:
+        """Tag, and "overall" -> number of images that became better, stayed, and became worse."""
+        signs = {name: [np.sign(round(image.gain, 9)) for image in own] for name, own in self.parts.items()}
+        return {name: (own.count(1), own.count(0), own.count(-1)) for name, own in signs.items()}
 
     @cached_property
     def rows(self) -> dict[str, tuple[Interval, Interval, Interval]]:
         """Tag, and "overall" -> before, after, and difference, each with its interval."""
-        tags = sorted({image.tag for image in self.images})
-        parts = {tag: [image for image in self.images if image.tag == tag] for tag in tags if len(tags) > 1}
-        return {name: self._intervals(own) for name, own in [*parts.items(), ("overall", list(self.images))] if own}
+        return {name: self._intervals(own) for name, own in self.parts.items() if own}
 
     def _intervals(self, images: Sequence[PairedImage]) -> tuple[Interval, Interval, Interval]:
         values = np.array([(*image.values, image.gain) for image in images])
@@ -137,7 +146,7 @@ def compare_files(first: Path, second: Path) -> Comparison | None:
     Raises:
         UserError: one is no result of an evaluation, or was written in part.
     """
-    before, after = (_read(file) for file in (first, second))
+    before, after = (read_result(file) for file in (first, second))
     score = _numbers(before, after, SCORE)
     if score is None:
         return None
@@ -153,11 +162,14 @@ def compare_files(first: Path, second: Path) -> Comparison | None:
             there = len(files) == 2 and all(file.is_file() for file in (*files, *references))
             found = (files[0], files[1]) if there else None
             values = float(a["partial"]), float(b["partial"])
-            images.append(PairedImage(a["prompt"], a.get("tag", ""), values, found, b.get("reason", ""), references))
+            seen = a.get("found", ()), b.get("found", ())
+            reason, tag = b.get("reason", ""), a.get("tag", "")
+            images.append(PairedImage(a["prompt"], tag, values, found, reason, references, seen))
     return Comparison("", score, reward, images)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_result(file: Path) -> dict[str, Any]:
+    """The result of an evaluation; raises `UserError` where the file is none, or was written in part."""
     if file.is_dir():
         raise UserError(f"{file}: is a folder; give a result in it, such as {file / 'eval_after.json'}")
     found = read_json(file)

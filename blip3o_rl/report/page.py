@@ -57,8 +57,11 @@ class Chart:
     legend: tuple[tuple[str, str], ...] = ()
 
 
-def write(folder: RunFolder, summary: Summary | None = None) -> Path:
-    """Writes the page of a run folder and returns its path; a run without steps gets a page that says so."""
+def write(folder: RunFolder, summary: Summary | None = None, overlay: bool = False) -> Path:
+    """Writes the page of a run folder and returns its path; a run without steps gets a page that says so.
+
+    With `overlay` what the rewards saw is drawn over the images that changed most and the worst ones.
+    """
     lines, grids, found = folder.read_metrics(), folder.grids(), compare(folder)
     text = html.render(
         "page.html",
@@ -66,7 +69,9 @@ def write(folder: RunFolder, summary: Summary | None = None) -> Path:
         facts=facts(summary or summarize(folder)),
         comparison=found if found and found.images else None,
         pairs=[_shown(pair) for pair in (found.pairs if found else [])],
-        chosen={title: [_shown(image.load(), image.reason) for image in images] for title, images in _chosen(found)},
+        chosen={
+            title: [_shown(image.load(overlay), image.reason) for image in images] for title, images in _chosen(found)
+        },
         held_out=[*_score(found, lines), *_named(lines, HELD_OUT, "Never trained on. It should rise, or stay.")],
         charts=_curves(lines),
         stages=_chart_of_stages(lines),

@@ -38,12 +38,21 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Found:
+    """Something that a reward saw in an image. A person who looks at the verdict gets it drawn over the image."""
+
+    label: str  # "cup 0.97", or the text that was read
+    box: tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image
+
+
+@dataclass(frozen=True)
 class Score:
-    """A verdict: the value that is optimized, named components for the log, and one line of reason."""
+    """A verdict: the value that is optimized, named components for the log, one line of reason, and what was seen."""
 
     value: float
     components: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    found: tuple[Found, ...] = ()
 
 
 @runtime_checkable
@@ -66,7 +75,7 @@ def as_score(value: Any) -> Score:
         RewardError: for any other type, and for NaN or infinity in the value or in a component.
     """
     if isinstance(value, Score):
-        return Score(_number(value.value, "the value"), _components(value.components), value.reason)
+        return Score(_number(value.value, "the value"), _components(value.components), value.reason, value.found)
     if not isinstance(value, Mapping):
         return Score(_number(value, "the value"))
     if "score" not in value:

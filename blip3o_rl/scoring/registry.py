@@ -29,6 +29,7 @@ BUILT_IN: dict[str, str] = {
     "aesthetic": "blip3o_rl.rewards.preference.aesthetic:AestheticScore",
     "unifiedreward": "blip3o_rl.rewards.preference.unified:UnifiedReward",
     "judge": "blip3o_rl.rewards.preference.judge:VlmJudge",
+    "questions": "blip3o_rl.rewards.preference.questions:QuestionsReward",
 }
 ENTRY_POINT_GROUP = "blip3o_rl.rewards"
 

@@ -25,7 +25,7 @@ import numpy as np
 from blip3o_rl.config.reward import KEY
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring import sync
-from blip3o_rl.scoring.api import Reward, RewardError, Sample, Score
+from blip3o_rl.scoring.api import Found, Reward, RewardError, Sample, Score
 from blip3o_rl.scoring.entry import Outcome, RubricEntry
 from blip3o_rl.scoring.gates import is_open, order
 
@@ -45,6 +45,7 @@ class RubricScore:
     reason: str = ""  # why it failed, or the rewards' reasons
     components: Mapping[str, float] = dataclasses.field(default_factory=dict)
     values: tuple[float, ...] = ()  # unweighted, of each trained reward in order, gates applied; empty if failed
+    found: tuple[Found, ...] = ()  # what the rewards saw in the image
 
     @property
     def failed(self) -> bool:
@@ -110,6 +111,7 @@ class Rubric:
         values: dict[str, float] = {}
         reasons: list[str] = []
         failures: list[str] = []
+        found: list[Found] = []
         for entry in self.entries:
             outcome = outcomes[entry.name]
             if entry.settings.gates:
@@ -121,14 +123,15 @@ class Rubric:
                 continue
             if isinstance(outcome, Score):
                 components.update(_logged(entry.log_name, outcome, sample.metadata))
+                found += outcome.found
                 if outcome.reason:
                     reasons.append(f"{entry.name}: {outcome.reason}")
             if entry.settings.trained:
                 values[entry.name] = entry.settings.otherwise if outcome is None else outcome.value
         if failures:
-            return RubricScore(math.nan, "; ".join(failures), components)
+            return RubricScore(math.nan, "; ".join(failures), components, found=tuple(found))
         value = sum((self.weights[name] * value for name, value in values.items()), 0.0)
-        return RubricScore(value, "; ".join(reasons), components, tuple(values.values()))
+        return RubricScore(value, "; ".join(reasons), components, tuple(values.values()), tuple(found))
 
     def self_check(self, rows: Sequence[PromptRow] = ()) -> list[str]:
         """Scores two blank images with each reward, so that a broken one is found before any model is loaded. The

@@ -20,7 +20,7 @@ from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import given_cluster
+from blip3o_rl.training import given_cluster, trackers
 
 START_ATTEMPTS = 3
 BUSY_START_ATTEMPTS = 20
@@ -123,6 +123,7 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
     if metrics_file is not None:
         env["VERL_FILE_LOGGER_PATH"] = str(metrics_file)
     env |= process_environment(config.reward.rewards)
+    env |= trackers.environment(config.trainer.logger, folder)
     home = user_path("~")
     if not os.access(home, os.W_OK):  # libraries make their cache folders there
         (folder.path / "home").mkdir(exist_ok=True)

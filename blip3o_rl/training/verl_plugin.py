@@ -27,6 +27,7 @@ def _load_replica() -> type:
 
 verl_patches.vllm_cpu_version()
 verl_patches.one_cpu_per_worker()
+verl_patches.grids_to_trackers()
 transfer_queue.reserve_no_cpu()
 if machine.device() == "cpu":
     verl_patches.single_gloo_backend()

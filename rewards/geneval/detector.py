@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from blip3o_rl.scoring.api import Found
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -28,6 +30,11 @@ class Detection:
     score: float
     box: tuple[float, float, float, float]
     mask: np.ndarray | None = None
+
+    def found(self, height: int, width: int) -> Found:
+        """For a person: class and score, and the box in an image of that size."""
+        x1, y1, x2, y2 = self.box
+        return Found(f"{self.class_name} {self.score:.2f}", (x1 / width, y1 / height, x2 / width, y2 / height))
 
 
 @runtime_checkable

@@ -17,10 +17,11 @@ import torch
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
+from blip3o_rl.data.geneval import DETECTOR
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.devices import device_of
 from blip3o_rl.rewards.clip import batches
-from blip3o_rl.rewards.geneval.classes import CLASSES, CONVERT
+from blip3o_rl.rewards.geneval.classes import CLASSES, CONVERT, UPSTREAM_URL
 from blip3o_rl.rewards.geneval.detector import Detection, tight_box
 from blip3o_rl.rewards.weights import pretrained_model
 
@@ -57,6 +58,8 @@ class Mask2FormerDetector:
         checkpoint = str(checkpoint)
         if checkpoint.endswith((".pth", ".pt")):
             raise UserError(f"checkpoint: {checkpoint} is a file of mmdet; convert it once, {CONVERT}; give the folder")
+        if checkpoint == DETECTOR and not Path(checkpoint).exists():
+            raise UserError(f"checkpoint: there is no {checkpoint}; make it of {UPSTREAM_URL} with {CONVERT}")
         self.device = device_of(device)
         model = pretrained_model(Mask2FormerForUniversalSegmentation, checkpoint, "checkpoint")
         if model.config.num_labels != len(CLASSES):

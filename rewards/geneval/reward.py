@@ -105,7 +105,9 @@ class GenEvalReward:
             if self.mode == "strict":
                 verdict = rules.Verdict(float(exact), verdict.reason)
         components = {"correct": correct.score, f"tag_{sample.metadata['tag']}": verdict.score, **verdict.terms}
-        return Score(verdict.score, components, verdict.reason)
+        height, width = sample.image.shape[:2]
+        found = tuple(item.found(height, width) for own in objects.values() for item in own)
+        return Score(verdict.score, components, verdict.reason, found)
 
 
 def open_detector(

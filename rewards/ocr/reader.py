@@ -29,6 +29,11 @@ class TextLine:
     confidence: float
     polygon: np.ndarray
 
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of the polygon as fractions of an image of that size."""
+        low, high = (np.clip(edge / (width, height), 0, 1) for edge in (self.polygon.min(0), self.polygon.max(0)))
+        return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
 
 @runtime_checkable
 class TextReader(Protocol):

@@ -16,7 +16,7 @@ from blip3o_rl.rewards.ocr.paddle import PaddleReader
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reader import TextLine, TextReader, reading_order, text_area
 from blip3o_rl.scoring.adapters import typed_arguments
-from blip3o_rl.scoring.api import Sample, Score
+from blip3o_rl.scoring.api import Found, Sample, Score
 
 READERS: dict[str, Callable[..., TextReader]] = {"rapid": RapidReader, "paddle": PaddleReader}
 
@@ -89,7 +89,8 @@ class OCRReward:
             "text_area": text_area(lines, height, width),
         }
         counted = [line.text for line in (lines if self.mode == "original" else clear)]
-        return Score(components[self.mode], components, f"wanted {_quoted(wanted)}, read {_quoted(counted)}")
+        found = tuple(Found(line.text, line.box(height, width)) for line in lines)
+        return Score(components[self.mode], components, f"wanted {_quoted(wanted)}, read {_quoted(counted)}", found)
 
 
 def _quoted(texts: Sequence[str]) -> str:

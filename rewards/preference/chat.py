@@ -28,7 +28,7 @@ from blip3o_rl.data.images import png_uri
 from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
-from blip3o_rl.scoring.api import RewardError, Sample, Score
+from blip3o_rl.scoring.api import RewardError, Sample, Score, Unreachable
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 AGAIN = (408, 409, 429)
@@ -110,7 +110,7 @@ class ChatJudge:
         """One Score per sample, or a RewardError in its place; requests run concurrently."""
         # One semaphore per event loop, since rewards are called from several.
         turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self.settings.max_requests))
-        async with _client(self.settings) as client:
+        async with open_client(self.settings) as client:
             return await asyncio.gather(*(self._judge(client, turn, sample) for sample in samples))
 
     async def _judge(self, client: openai.AsyncOpenAI, turn: asyncio.Semaphore, sample: Sample) -> Score | RewardError:
@@ -125,34 +125,46 @@ class ChatJudge:
         text = self.question.replace("{prompt}", sample.prompt)
         urls = [png_url(image, self.settings.side) for image in self.shown(sample)]
         images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        content: list[dict[str, Any]] = [*images, {"type": "text", "text": text}]
-        url, retries = self.settings.url, self.settings.request_retries
-        failed = f"no answer from {url} after {retries + 1} attempt{'s' if retries else ''}"
-        try:
-            completion: Any = await client.chat.completions.create(
-                model=self.settings.model,
-                messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
-                temperature=0,
-                max_tokens=self.settings.max_tokens,
-                extra_headers={} if self.settings.api_key_env else {"Authorization": openai.Omit()},
-                **self.extra,
-            )
-            answer, finish = completion.choices[0].message.content, completion.choices[0].finish_reason
-        except openai.APITimeoutError as error:
-            raise RewardError(f"{failed}: nothing within {self.settings.request_timeout_s:g} s") from error
-        except openai.APIConnectionError as error:
-            raise RewardError(f"{failed}: {excerpt(str(error.__cause__ or error))}") from error
-        except openai.APIStatusError as error:
-            said = f"HTTP {error.status_code}: {excerpt(error.response.text)}"
-            again = error.status_code >= 500 or error.status_code in AGAIN
-            raise RewardError(f"{failed if again else f'{url} refused'}: {said}") from error
-        except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise RewardError(f"{url} did not send a chat completion ({type(error).__name__})") from error
-        if finish == "length":
-            raise RewardError("the answer was cut off at max_tokens; raise it")
-        if not isinstance(answer, str) or not answer.strip():
-            raise RewardError("the answer is empty")
-        return answer
+        return await complete(client, self.settings, [*images, {"type": "text", "text": text}], self.extra)
+
+
+async def complete(
+    client: openai.AsyncOpenAI, settings: ChatSettings, content: Any, extra: Mapping[str, Any] | None = None
+) -> str:
+    """The whole answer to one message, as text; the most likely one (temperature 0).
+
+    Raises:
+        Unreachable: nobody answered, or the server was busy or failed, at every attempt.
+        RewardError: a refusal, no chat completion, or an answer that is empty or was cut off.
+    """
+    url, retries = settings.url, settings.request_retries
+    failed = f"no answer from {url} after {retries + 1} attempt{'s' if retries else ''}"
+    try:
+        completion: Any = await client.chat.completions.create(
+            model=settings.model,
+            messages=[{"role": "user", "content": content}],
+            temperature=0,
+            max_tokens=settings.max_tokens,
+            extra_headers={} if settings.api_key_env else {"Authorization": openai.Omit()},
+            **(extra or {}),
+        )
+        answer, finish = completion.choices[0].message.content, completion.choices[0].finish_reason
+    except openai.APITimeoutError as error:
+        raise Unreachable(f"{failed}: nothing within {settings.request_timeout_s:g} s") from error
+    except openai.APIConnectionError as error:
+        raise Unreachable(f"{failed}: {excerpt(str(error.__cause__ or error))}") from error
+    except openai.APIStatusError as error:
+        said = f"HTTP {error.status_code}: {excerpt(error.response.text)}"
+        if error.status_code >= 500 or error.status_code in AGAIN:
+            raise Unreachable(f"{failed}: {said}") from error
+        raise RewardError(f"{url} refused: {said}") from error
+    except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RewardError(f"{url} did not send a chat completion ({type(error).__name__})") from error
+    if finish == "length":
+        raise RewardError("the answer was cut off at max_tokens; raise it")
+    if not isinstance(answer, str) or not answer.strip():
+        raise RewardError("the answer is empty")
+    return answer
 
 
 class _Client(openai.AsyncOpenAI):
@@ -167,7 +179,7 @@ class _Client(openai.AsyncOpenAI):
         return min(pause, MAX_PAUSE_S)
 
 
-def _client(settings: ChatSettings) -> openai.AsyncOpenAI:
+def open_client(settings: ChatSettings) -> openai.AsyncOpenAI:
     """A client for one batch; it belongs to the running event loop."""
     key = os.environ[settings.api_key_env] if settings.api_key_env else "none"
     timeout, direct = settings.request_timeout_s, {f"all://{host}": None for host in LOOPBACK}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from blip3o_rl.data.sources import SOURCES, held_out_rows, training_rows
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.build import build_rubric
 
-SHARES = dict.fromkeys(SOURCES["shapes"].tags, 1)
-
 
 def settings(**change):
-    return {"source": "shapes", "train": 200, "shares": SHARES, "file": None, **change}
+    return {"source": "shapes", "train": 200, "shares": {}, "file": None, **change}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -36,6 +36,16 @@ def test_the_judge_can_score_every_prompt_and_has_the_component_of_all_right(nam
     judge = build_rubric(source.judge)
     judge.check_prompts([*training_rows(settings(source=name), 1), *held_out_rows(name, None, "x")])
     assert source.correct.split("/")[0] in judge.names
+
+
+def test_shares_change_what_the_source_has_and_cannot_all_be_0():
+    assert Counter(row.metadata["tag"] for row in training_rows(settings(shares={"counting": 5}, train=20), 1)) == {
+        **dict.fromkeys(SOURCES["shapes"].shares, 2),
+        "counting": 10,
+    }
+    none = dict.fromkeys(SOURCES["geneval"].shares, 0)
+    with pytest.raises(UserError, match=r"prompts\.shares: all shares of geneval are 0"):
+        training_rows(settings(source="geneval", shares=none), 1)
 
 
 def test_a_file_takes_the_place_of_a_source(tmp_path):

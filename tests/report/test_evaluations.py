@@ -104,7 +104,7 @@ def test_outcomes_and_intervals_are_of_pairs_and_the_interval_is_by_prompts():
     values = [(0.0, 1.0)] * 4 + [(0.5, 0.5)] * 2 + [(1.0, 0.0)] * 2
     images = [PairedImage(f"prompt {i // 2}", "ab"[i // 4], pair, None) for i, pair in enumerate(values)]
     found = Comparison("", images=images)
-    assert found.outcome == (4, 2, 2)
+    assert found.outcomes == {"a": (4, 0, 0), "b": (0, 2, 2), "overall": (4, 2, 2)}
     before, after, gain = found.rows["overall"]
     assert before[0] == 0.375 and after[0] == 0.625 and gain[0] == 0.25 and gain[1] < 0 < gain[2]
     assert found.rows["a"][2] == (1.0, 1.0, 1.0) and found.rows["b"][2][0] == -0.5
@@ -113,6 +113,17 @@ def test_outcomes_and_intervals_are_of_pairs_and_the_interval_is_by_prompts():
     [(_, narrow, wide)] = intervals(alike, [str(i) for i in range(240)])
     assert low < mean < high and high - low > 2 * (wide - narrow), "images of one prompt are no new evidence"
     assert high - low == pytest.approx(2 * 1.96 * alike.std() / np.sqrt(30), rel=0.15)
+
+
+def test_what_rewards_saw_is_drawn_over_the_images_that_changed_most(tmp_path):
+    def change(result):
+        result["images"][0] |= {"partial": 1.0, "found": [{"label": "circle 0.97", "box": [0.1, 0.2, 0.6, 0.9]}]}
+
+    folder = make(tmp_path, change)
+    [image] = [image for image in compare(folder).images if image.files]
+    assert image.load().after.shape == (64, 64, 3)
+    assert image.load(overlay=True).after.shape == (384, 384, 3) and image.load(overlay=True).before.shape[0] == 64
+    assert page.write(folder, overlay=True).read_text() == page.write(folder).read_text(), "too few images to choose"
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from blip3o_rl.rewards.edit.judge import EditJudgeSettings
+from blip3o_rl.rewards.preference.chat import ChatSettings
 from blip3o_rl.rewards.preference.judge import JudgeSettings
 from blip3o_rl.rewards.preference.unified import UnifiedSettings
 from blip3o_rl.scoring.loading import load_installed
 from blip3o_rl.scoring.registry import BUILT_IN
 
 FOLDERS = sorted(file.parent for file in (Path(__file__).parents[2] / "rewards").glob("*/__init__.py"))
-JUDGES = {"judge": JudgeSettings, "unifiedreward": UnifiedSettings, "edit_judge": EditJudgeSettings}
+JUDGES = {
+    **{"judge": JudgeSettings, "unifiedreward": UnifiedSettings, "questions": ChatSettings},
+    "edit_judge": EditJudgeSettings,
+}
 
 
 def sections(folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from blip3o_rl.config.reward import RewardEntry
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
-from blip3o_rl.scoring.api import RewardError, Sample, Score, as_score
+from blip3o_rl.scoring.api import Found, RewardError, Sample, Score, as_score
 from blip3o_rl.scoring.rubric import Rubric, RubricEntry
 
 
@@ -53,13 +53,15 @@ def explode(batch):
 
 def test_weighted_sum_and_components():
     def index(batch):
-        return [Score(s.metadata["i"], {"half": s.metadata["i"] / 2}, "seen") for s in batch]
+        seen = (Found(f"cup {len(batch)}", (0.0, 0.1, 0.5, 0.6)),)
+        return [Score(s.metadata["i"], {"half": s.metadata["i"] / 2}, "seen", seen) for s in batch]
 
     rubric = Rubric([entry(index, "a", weight=2.0), entry(lambda b: [0.5] * len(b), "b", weight=-1.0)])
     results = rubric.score(samples())
     assert [r.value for r in results] == [-0.5, 1.5, 3.5]
     assert results[2].components == {"a": 2.0, "a/half": 1.0, "b": 0.5}
     assert results[2].reason == "a: seen" and not results[2].failed
+    assert [item.label for item in results[2].found] == ["cup 3"]
 
 
 @settings(deadline=None, max_examples=30)

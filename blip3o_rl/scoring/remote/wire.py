@@ -7,7 +7,9 @@
         files "image"    one per sample, in the samples' order: height x width x 3 bytes, RGB, rows from the top
         A sample of an edit has also "references": [{"height": 512, "width": 512}, ...], and their pixels are
         files "reference", those of the first sample first
-    200  {"scores": {"geneval": [{"value": 1.0, "components": {"count": 1.0}, "reason": "", "error": null}]}}
+    200  {"scores": {"geneval": [{"value": 1.0, "components": {"count": 1.0}, "reason": "", "error": null,
+                                  "found": [{"label": "cup 0.97", "box": [0.1, 0.2, 0.5, 0.6]}]}]}}
+         "found" is what was seen, with left, top, right, bottom as fractions of the image; absent for nothing.
          A sample that the reward could not score has value null and the error as text; it is never a 0.
     4xx  {"detail": "one line"}: sending it again would not help.
     5xx  {"detail": ...}: 503 busy, any other a fault of the service; the client tries again.
@@ -31,7 +33,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 from blip3o_rl.config.base import Strict
 from blip3o_rl.io import whole_characters
 from blip3o_rl.model.token_layout import MAX_REFERENCES
-from blip3o_rl.scoring.api import RewardError, Sample, Score
+from blip3o_rl.scoring.api import Found, RewardError, Sample, Score
 
 
 def _finite(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -90,12 +92,24 @@ class CheckRequest(Strict):
     metadata: list[Metadata]
 
 
+class FoundSpec(Strict):
+    """Something that a reward saw; see `scoring.api.Found`."""
+
+    label: str
+    box: Annotated[list[float], Field(min_length=4, max_length=4)]
+
+    def found(self) -> Found:
+        left, top, right, bottom = self.box
+        return Found(self.label, (left, top, right, bottom))
+
+
 class ScoreEntry(Strict):
     """One reward's verdict on one sample: a value, or an error."""
 
     value: float | None
     components: dict[str, float] = {}
     reason: str = ""
+    found: list[FoundSpec] = Field([], exclude_if=lambda found: not found)
     error: str | None = None
 
 
@@ -155,7 +169,12 @@ def encode_outcomes(outcomes: Sequence[Score | RewardError]) -> list[ScoreEntry]
     return [
         ScoreEntry(value=None, error=_sendable(str(outcome)))
         if isinstance(outcome, RewardError)
-        else ScoreEntry(value=outcome.value, components=dict(outcome.components), reason=_sendable(outcome.reason))
+        else ScoreEntry(
+            value=outcome.value,
+            components=dict(outcome.components),
+            reason=_sendable(outcome.reason),
+            found=[FoundSpec(label=_sendable(item.label), box=list(item.box)) for item in outcome.found],
+        )
         for outcome in outcomes
     ]
 
@@ -171,7 +190,7 @@ def decode_outcomes(text: bytes, reward: str, count: int) -> list[Score | Reward
     return [
         RewardError(entry.error or "got neither value nor error")
         if entry.value is None
-        else Score(entry.value, entry.components, entry.reason)
+        else Score(entry.value, entry.components, entry.reason, tuple(item.found() for item in entry.found))
         for entry in entries
     ]
 

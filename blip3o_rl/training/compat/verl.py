@@ -78,6 +78,28 @@ def one_cpu_per_worker() -> None:
     base.placement_group = _once(original, placement_group)
 
 
+def grids_to_trackers() -> None:
+    """verl's trackers get numbers only; the image grids of the run are sent after them, see `training.trackers`."""
+    from verl.utils.tracking import Tracking
+
+    from blip3o_rl.training.trackers import GridSender
+
+    start, log = Tracking.__init__, Tracking.log
+
+    def start_with_grids(self: Any, *args: Any, config: Any = None, **kwargs: Any) -> None:
+        start(self, *args, config=config, **kwargs)
+        folder = ((config or {}).get("run") or {}).get("folder")
+        self.grids = GridSender(folder) if folder else None
+
+    def log_with_grids(self: Any, data: Any, step: int, backend: Any = None) -> None:
+        log(self, data, step, backend)
+        if self.grids is not None:
+            self.grids.send(self.logger, step)
+
+    Tracking.__init__ = _once(start, start_with_grids)
+    Tracking.log = _once(log, log_with_grids)
+
+
 def chunked_log_probs() -> None:
     """Without flash-attn verl calls log_softmax once per token; see `training.log_probs`."""
     import verl.workers.engine.fsdp.transformer_impl as fsdp

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from blip3o_rl.scoring.api import RewardError, Sample, Score
+from blip3o_rl.scoring.api import Found, RewardError, Sample, Score
 from blip3o_rl.scoring.remote import wire
 from blip3o_rl.scoring.remote.admission import RequestLimits
 from blip3o_rl.scoring.remote.service import RewardService, create_app
@@ -123,6 +123,7 @@ def test_half_an_emoji_and_images_that_fill_memory_arrive(tmp_path, monkeypatch)
             st.floats(allow_nan=False, allow_infinity=False),
             st.dictionaries(LINES, st.floats(allow_nan=False, allow_infinity=False)),
             reason=LINES,
+            found=st.lists(st.builds(Found, LINES, st.tuples(*[st.floats(0, 1)] * 4)), max_size=2).map(tuple),
         )
         | st.builds(RewardError, LINES.filter(bool)),
         max_size=4,
