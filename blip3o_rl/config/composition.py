@@ -123,6 +123,17 @@ def _known(base: str) -> dict[str, Any]:
         return dict(_nodes(hydra_compose(base, overrides=[_search_path()])))
 
 
+def resolved(config: Any) -> dict[str, Any]:
+    """A configuration as plain values, with what `${...}` stands for.
+
+    Raises:
+        UserError: such a name stands for nothing.
+    """
+    with _one_line("configuration"):
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
 def _search_path() -> str:
     """The override that tells Hydra where to look. verl's folder is named, since `pkg://` would import verl."""
     spec = find_spec("verl")
@@ -149,6 +160,8 @@ def _split(kind: Kind, overrides: list[str], known: dict[str, Any]) -> tuple[lis
         if kind.is_path(key):
             paths[key] = _path(value)
             continue
+        if key == marked and value in ("null", "") and (key == "device" or isinstance(known.get(key), DictConfig)):
+            raise UserError(f"override '{override}': {key} is no single value; set its keys, or leave it out")
         with _one_line(f"override '{override}'"):
             OverridesParser.create().parse_override(override)
         if key == marked and not kind.is_free(key):
@@ -192,7 +205,7 @@ def _path(value: str) -> str | list[str] | None:
     if value[:1] + value[-1:] == "[]":
         found = re.finditer(r"""(?:'[^']*'|"[^"]*"|\{[^{}]*\}|[^,])+""", value[1:-1])
         return [_unquoted(match[0].strip()) for match in found]
-    return None if value == "null" else _unquoted(value)
+    return None if value in ("null", "") else _unquoted(value)
 
 
 def _unquoted(value: str) -> str:
@@ -211,6 +224,6 @@ def _hydra() -> Iterator[None]:
 def _one_line(where: str) -> Iterator[None]:
     try:
         yield
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         text = re.sub(r"\s+", " ", str(error)).split("Config search path")[0].split(" See https://hydra.cc")[0].strip()
         raise UserError(f"{where}: {text}") from error

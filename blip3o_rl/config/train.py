@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pydantic import model_validator
 
 from blip3o_rl.config.base import validate
-from blip3o_rl.config.composition import Kind, compose, compose_stored
+from blip3o_rl.config.composition import Kind, compose, compose_stored, resolved
 from blip3o_rl.config.groups import EvalSettings, ModelSettings, PromptSettings, RenderSettings, RunSettings
 from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.config.reward import RewardSettings
@@ -85,8 +85,7 @@ def compose_run(config: Any, name: str, overrides: list[str]) -> DictConfig:
 
 def read_settings(config: DictConfig) -> TrainSettings:
     """The typed part of a composed configuration."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return validate(TrainSettings, plain, "")
+    return validate(TrainSettings, resolved(config), "")
 
 
 def _checked(config: DictConfig) -> DictConfig:

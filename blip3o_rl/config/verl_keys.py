@@ -27,9 +27,9 @@ MAX_MICRO_BATCH = 32
 
 
 class VerlKeys(Settings):
-    """Some keys of a group of verl's."""
+    """Some keys of a group of verl's. verl takes them as they are, so a number must be one of the right kind."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Algorithm(VerlKeys):

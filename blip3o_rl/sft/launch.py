@@ -85,7 +85,7 @@ def load_settings(folder: RunFolder, overrides: list[str]) -> SFTSettings:
 
 
 def _validated(config: object) -> SFTSettings:
-    return validate(SFTSettings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
+    return validate(SFTSettings, composition.resolved(config), "")
 
 
 def check(settings: SFTSettings) -> SFTSettings:

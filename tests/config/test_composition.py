@@ -109,6 +109,23 @@ def test_defaults_are_those_of_the_models(tmp_path: Path) -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("run.folder=a${x}", "configuration: Interpolation key 'x' not found"),
+        ("reward.rewards.ocr.mode=${x}", "configuration: Interpolation key 'x' not found"),
+        ("data=null", "override 'data=null': data is no single value; set its keys"),
+        ("device=null", "override 'device=null': device is no single value"),
+        ("trainer.total_training_steps=1e3", "trainer.total_training_steps=1000.0: must be a valid integer"),
+        ("trainer.total_training_steps=true", "trainer.total_training_steps=True: must be a valid integer"),
+    ],
+)
+def test_an_override_that_means_nothing_is_one_line(override: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        compose_recipe(SHAPES, [override])
+    assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
 ODD = "/tmp/projet (1) é=a,b #[x]"
 
 
@@ -117,6 +134,10 @@ ODD = "/tmp/projet (1) é=a,b #[x]"
 def test_a_path_is_never_read_as_grammar(key: str, written: str) -> None:
     config = compose_recipe(SHAPES, [f"{key}={written}"])
     assert OmegaConf.select(config, key) == ODD
+
+
+def test_an_empty_path_is_none() -> None:
+    assert compose_recipe(SHAPES, ["run.folder="]).run.folder is None
 
 
 def test_a_stored_configuration_is_composed_with_overrides_on_top() -> None:
