@@ -102,5 +102,5 @@ def _read(source: str, name: str) -> np.ndarray:
 
 def _sha256(image: np.ndarray) -> str:
     digest = hashlib.sha256(str(image.shape).encode())
-    digest.update(image)
+    digest.update(image.data)
     return digest.hexdigest()

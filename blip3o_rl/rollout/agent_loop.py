@@ -52,7 +52,7 @@ class Blip3oAgentLoop(AgentLoopBase):
         service, edits = render_service.handle(self.config.run.folder), None
         if row.references:
             edits = await group_references.of_prompt(row.references, service, scale)
-        prompt = prompt_ids(self.tokenizer, row.prompt, edits and edits.encoded, scale, layout, row.task)
+        prompt = prompt_ids(self.tokenizer, row.prompt, edits.encoded if edits else None, scale, layout, row.task)
         count = layout.tokens_per_image(scale)
         asked = {**sampling_params, IMAGE_TOKENS: count}
 
@@ -61,7 +61,7 @@ class Blip3oAgentLoop(AgentLoopBase):
             output = await self.server_manager.generate(uuid4().hex, prompt_ids=prompt, sampling_params=asked)
         states = output.extra_fields.pop(STATES)
         with simple_timer("render_wait", seconds):
-            image, seconds["render"] = await service.remote(states, seed, edits and edits.latents)
+            image, seconds["render"] = await service.remote(states, seed, edits.latents if edits else None)
         name = f"{step:06d}-{row.index:05d}-{number:02d}"
         group = str(kwargs["uid"])
         sample = Sample(name, row.prompt, image, row.metadata, group, step, edits.images if edits else ())

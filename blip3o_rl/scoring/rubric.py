@@ -193,7 +193,7 @@ def _blank_samples(reward: Reward, rows: Sequence[PromptRow]) -> tuple[list[Samp
     if not tried:
         fields = example if example is not None else dict.fromkeys(reward.required_metadata, "")
         tried = [(fields, (blank,) if "references" in reward.required_metadata else ())]
-    samples = []
+    samples: list[Sample] = []
     for fields, references in (kind for kind in tried for _ in range(2)):
         prompt = str(fields.get("prompt", "a photo of a circle"))
         name = f"self-check-{len(samples)}"

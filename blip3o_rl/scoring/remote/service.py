@@ -166,7 +166,7 @@ async def _samples(
         raise HTTPException(422, f"the samples have {len(sizes)} references, the body {len(references)}")
     for field, announced, files in (("image", specs, images), ("reference", sizes, references)):
         for row, (size, file) in enumerate(zip(announced, files, strict=True)):
-            if file.size != size.bytes:
+            if file.size != size.size:
                 raise HTTPException(422, f"{field} {row}: has {file.size} bytes, not {size.height} x {size.width} x 3")
     rest = iter(references)
     return [

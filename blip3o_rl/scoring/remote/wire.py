@@ -54,7 +54,8 @@ class ImageSize(Strict):
     width: Annotated[int, Field(ge=1)]
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes of the pixels."""
         return self.height * self.width * 3
 
     def image(self, pixels: bytes) -> np.ndarray:

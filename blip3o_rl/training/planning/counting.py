@@ -183,7 +183,8 @@ def _renderer(model: Model) -> Renderer:
     torch.set_default_dtype(torch.bfloat16)
     transformer = SanaTransformer2DModel.from_config(model.transformer)
     connector = Connector(model.policy.hidden_size, transformer.config.caption_channels)
-    second = model.reference_connector and ReferenceConnector.from_config(model.reference_connector)
+    config = model.reference_connector
+    second = ReferenceConnector.from_config(config) if config else None
     renderer = Renderer(connector, transformer, AutoencoderDC.from_config(model.vae), second).eval()
     torch.set_default_dtype(torch.float32)
     return renderer
