@@ -20,6 +20,7 @@ import numpy as np
 
 from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 from blip3o_rl.model.pixels import MAX_ASPECT
 
 MIN_SIDE = 16
@@ -65,7 +66,10 @@ def read_reference(text: str, folder: Path, where: str) -> ReferenceImage:
     uri = text.lstrip().lower().startswith("data:")
     if not uri and "://" in text:
         raise UserError(f"{where}: reference {text[:80]!r} is an address; download the image and give its path")
-    source = text if uri else os.path.abspath(folder / os.path.expanduser(text))
+    try:
+        source = text if uri else os.path.abspath(folder / user_path(text))
+    except UserError as error:
+        raise UserError(f"{where}: reference {error}") from error
     name = f"{where}: reference {text[:40] + '...' if uri else source!r}"
     image = _read(source, name)
     height, width, _ = image.shape
