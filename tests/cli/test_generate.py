@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from editing import text_copy
 from PIL import Image
 from transformers.utils import logging as library
 
@@ -136,6 +137,8 @@ def test_other_dtypes(model: str, tmp_path: Path) -> None:
 def test_generate_refuses_in_one_line(
     model: str, tmp_path: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "--reference" in more:
+        model = str(text_copy(model, tmp_path / "text"))
     assert generate(model, tmp_path / "o", *more) == 2
     printed = capsys.readouterr().err.strip()
     assert printed.startswith("error: ") and "\n" not in printed and words in printed

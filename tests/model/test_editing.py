@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from editing import text_copy
 from PIL import Image
 
 from blip3o_rl.errors import UserError
@@ -424,9 +425,9 @@ def test_an_incomplete_editing_folder_is_refused(saved: Path) -> None:
         hidden.rename(part)
 
 
-def test_a_text_to_image_folder_is_no_editing_folder() -> None:
+def test_a_text_to_image_folder_is_no_editing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="generates from text only"):
-        ModelFolder("mini").check_editing()
+        ModelFolder(text_copy("mini", tmp_path / "text")).check_editing()
 
 
 # Mistakes
