@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, field_validator
+from pydantic import Field, NonNegativeInt
 
 from blip3o_rl.config.base import PathText, Settings
-from blip3o_rl.data.synthetic.scenes import TAGS
 
 
 class RunSettings(Settings):
@@ -81,19 +80,14 @@ class EvalSettings(Settings):
 class PromptSettings(Settings):
     """What is trained on."""
 
-    source: str = Field("shapes", description="a built-in source: shapes, words, text, layout, planogram, geneval")
+    source: str = Field(
+        "shapes",
+        description="a built-in source: shapes, words, text, layout, planogram, posters, store, edits, geneval",
+    )
     train: int = Field(512, ge=1, description="prompts that the source makes")
     shares: dict[str, NonNegativeInt] = Field(
         {},
-        description="shapes, geneval: how many prompts of a tag come in a round, where it differs from the source's: "
-        "one of each in shapes, Flow-GRPO's ratio in geneval",
+        description="shapes, edits, geneval: how many prompts of a tag come in a round, where it differs from the "
+        "source's: one of each in shapes, one keep to two of each operation in edits, Flow-GRPO's ratio in geneval",
     )
     file: PathText | None = Field(None, description="a prompt file of your own in place of the source")
-
-    @field_validator("shares")
-    @classmethod
-    def _known_tags(cls, shares: dict[str, int]) -> dict[str, int]:
-        for tag in shares:
-            if tag not in TAGS:
-                raise ValueError(f"there is no tag {tag}; use {', '.join(TAGS)}")
-        return shares

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.data.edit_rows import read_task
-from blip3o_rl.data.references import ReferenceImage, prompt_key, read_reference
+from blip3o_rl.data.references import ReferenceImage, prompt_key, read_reference, with_images
 from blip3o_rl.data.text_files import read_records
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import ModelFolder
@@ -88,12 +88,13 @@ def check_row(data: Any, where: str, folder: Path = Path()) -> PromptRow:
     if wrong := [entry for entry in given if not isinstance(entry, str) or not entry.strip()]:
         raise UserError(f"{where}: field 'references' holds {_kind(wrong[0])}; write the path of an image")
     try:
-        read_task(data, data["prompt"])
+        task = read_task(data, data["prompt"])
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     references = tuple(read_reference(entry, folder, where) for entry in given)
+    metadata = with_images(data, references[0], task == "keep", folder, where)
     names = [reference.name for reference in references]
-    return PromptRow(data["prompt"], {**data, "references": names}, where, references)
+    return PromptRow(data["prompt"], {**metadata, "references": names}, where, references)
 
 
 def check_editing(rows: Iterable[PromptRow], model: ModelFolder) -> bool:

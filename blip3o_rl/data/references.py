@@ -4,6 +4,7 @@ A prompt row names them in its field `references`: paths relative to the prompt 
 opened when the row is read, so that a bad one is one line with file and line number before a model is loaded, and
 opened again where its pixels are used: a large set does not fit into memory. What an image is follows from its pixels
 (`sha256`), so that a copy under another name is the same reference, and one that changed after the check is noticed.
+The same holds for the images that go with a reference: the edited one (`target`), and where it may change (`mask`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,24 +55,25 @@ class ReferenceImage:
         return image
 
 
-def read_reference(text: str, folder: Path, where: str) -> ReferenceImage:
-    """Opens and checks one entry of the field `references`.
+def read_reference(text: str, folder: Path, where: str, what: str = "reference") -> ReferenceImage:
+    """Opens and checks one entry of the field `references`, or another image of the row.
 
     Args:
         text: a path relative to `folder`, or a data URI.
         where: the beginning of error messages, "file:line".
+        what: what messages call it.
 
     Raises:
         UserError: it is not readable as one image, or too small, too large or too narrow.
     """
-    uri = text.lstrip().lower().startswith("data:")
+    uri = _is_uri(text)
     if not uri and "://" in text:
-        raise UserError(f"{where}: reference {text[:80]!r} is an address; download the image and give its path")
+        raise UserError(f"{where}: {what} {text[:80]!r} is an address; download the image and give its path")
     try:
         source = text if uri else os.path.abspath(folder / user_path(text))
     except UserError as error:
-        raise UserError(f"{where}: reference {error}") from error
-    name = f"{where}: reference {text[:40] + '...' if uri else source!r}"
+        raise UserError(f"{where}: {what} {error}") from error
+    name = f"{where}: {what} {text[:40] + '...' if uri else source!r}"
     image = _read(source, name)
     height, width, _ = image.shape
     if min(height, width) < MIN_SIDE:
@@ -85,14 +88,53 @@ def read_reference(text: str, folder: Path, where: str) -> ReferenceImage:
     return ReferenceImage(source, f"data:{digest[:16]}" if uri else text, digest)
 
 
+def with_images(
+    data: Mapping[str, Any], reference: ReferenceImage, kept: bool, folder: Path, where: str
+) -> dict[str, Any]:
+    """A row with its target and its mask (`mask` in the field `edit`) as absolute paths or data URIs, both checked.
+
+    Args:
+        reference: the row's first.
+        kept: whether the row asks for the reference itself.
+
+    Raises:
+        UserError: one is not readable, the target is the reference, or the mask does not fit it or leaves nothing.
+    """
+    row, edit = dict(data), data.get("edit")
+    if isinstance(row.get("target"), str):
+        target = read_reference(row["target"], folder, where, "target")
+        if target.sha256 == reference.sha256 and not kept:
+            raise UserError(f"{where}: target {target.name!r} is the reference itself; give the edited image")
+        row["target"] = target.source
+    if isinstance(edit, Mapping) and isinstance(edit.get("mask"), str):
+        mask = read_reference(edit["mask"], folder, where, "edit.mask")
+        pixels, shape = mask.load(), reference.load().shape
+        if pixels.shape != shape:
+            sizes = " and ".join(f"{width} x {height} px" for height, width, _ in (pixels.shape, shape))
+            raise UserError(f"{where}: edit.mask {mask.name!r} and the reference are {sizes}; give it the same size")
+        if (pixels > 127).all():
+            raise UserError(f"{where}: edit.mask {mask.name!r} is all white; leave black what is to stay")
+        row["edit"] = {**edit, "mask": mask.source}
+    return row
+
+
+def load_image(source: str) -> np.ndarray:
+    """The image of an absolute path or a data URI that `with_images` gave."""
+    return _read(source, "image" if _is_uri(source) else source)
+
+
 def prompt_key(prompt: str, references: Iterable[str] = ()) -> str:
     """What tells prompts apart, in noise seeds, in the held-out split and in reports: the text of a text-to-image
     prompt, and an instruction together with its references, each by its hash or by its name in a record."""
     return "\n".join([prompt, *references])
 
 
+def _is_uri(text: str) -> bool:
+    return text.lstrip().lower().startswith("data:")
+
+
 def _read(source: str, name: str) -> np.ndarray:
-    if not source.lstrip().lower().startswith("data:"):
+    if not _is_uri(source):
         return read_image(source, name)
     head = _DATA_URI.match(source)
     if head is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from blip3o_rl.data import geneval
 from blip3o_rl.data.prompts import PromptRow, check_row, read_prompts
-from blip3o_rl.data.synthetic import layouts, scene_prompts, scenes, shelves, text_prompts, words
+from blip3o_rl.data.synthetic import edits, layouts, scene_prompts, scenes, shelves, text_prompts, words
 from blip3o_rl.data.synthetic.splits import Metadata
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -80,6 +80,14 @@ SOURCES: dict[str, Source] = {
         correct="geneval/correct",
         shares=geneval.SHARES,
     ),
+    "edits": Source(
+        edits.train_edits,
+        edits.held_out_edits,
+        edits.EACH * len(edits.KINDS),
+        {"edit": {}},
+        "edit/exact",
+        shares=edits.SHARES,
+    ),
 }
 
 
@@ -110,6 +118,9 @@ def training_rows(prompts: Mapping[str, Any], seed: int) -> list[PromptRow]:
     name = prompts["source"]
     source = source_of(name, f"prompts.source={name}")
     shares = {"shares": {**source.shares, **prompts["shares"]}} if source.shares else {}
+    if source.shares and (unknown := [tag for tag in prompts["shares"] if tag not in source.shares]):
+        hint = did_you_mean(unknown[0], source.shares)
+        raise UserError(f"prompts.shares.{unknown[0]}: {name} has no such tag{hint}; use {', '.join(source.shares)}")
     if source.shares and not any(shares["shares"].values()):
         raise UserError(f"prompts.shares: all shares of {name} are 0; give at least one tag a share")
     return _rows(source.train(prompts["train"], seed, **shares), name)

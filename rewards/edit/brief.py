@@ -52,7 +52,6 @@ class EditBrief(Brief):
     exclude: list[Exclude] = []
     boxes: list[Box] = Field([], description="where the edited objects were")
     mask: str | None = Field(None, description="image of the reference's size, white where it may change")
-    target: str | None = Field(None, description="the edited image; where it differs, the reference may change")
 
     @property
     def asks(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from blip3o_rl.data.images import read_image
+from blip3o_rl.data.references import load_image
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.monitoring.image_statistics import DUPLICATE_BELOW, pixel_distances
 from blip3o_rl.rewards.briefs import observer_of, read_brief, unseen
@@ -20,7 +20,7 @@ from blip3o_rl.rewards.edit import consistency, rules
 from blip3o_rl.rewards.edit.brief import KEEPING, OPERATIONS, Clause, EditBrief
 from blip3o_rl.rewards.edit.consistency import Measure, Pair
 from blip3o_rl.rewards.observation import Observation, Observer
-from blip3o_rl.scoring.api import RewardError, Sample, Score
+from blip3o_rl.scoring.api import Found, RewardError, Sample, Score
 
 MEASURES: dict[str, tuple[float, float]] = {"pixels": (0.09, 0.94), "structure": (0.1, 0.93), "dinov2": (0.0, 1.0)}
 """Measure -> its anchors by default: K of a regenerated image, and of an autoencoder's round trip. Measured for the
@@ -45,6 +45,7 @@ class EditReward:
     """
 
     required_metadata: tuple[str, ...] = ("edit", "references")
+    optional_metadata: tuple[str, ...] = ("target",)
     example_metadata: ClassVar[Mapping[str, Any]] = {
         "prompt": "add a red circle",
         "references": ["scene.png"],
@@ -99,7 +100,7 @@ class EditReward:
         seen = self.observer.observe([*(samples[row].image for row in rows), *references.values()])
         found: list[Score | RewardError] = [RewardError("has no reference image")] * len(samples)
         edits = {
-            row: _Edit(self._brief(samples[row].metadata), samples[row].image, references[row], after, before)
+            row: _Edit(self._brief(samples[row].metadata), samples[row], references[row], after, before)
             for row, after, before in zip(rows, seen, seen[len(rows) :], strict=False)
         }
         kept = self._kept(edits)
@@ -125,7 +126,7 @@ class EditReward:
             **_shares("regenerated", consistent < rules.REGENERATED, brief),
         }
         if not brief.asks:
-            return Score(consistent, components, f"kept {consistent:.2f}")
+            return Score(consistent, components, f"kept {consistent:.2f}", edit.found)
         before, after = rules.quality(edit.terms_before), rules.quality(edit.terms_after)
         if before >= 1:
             return RewardError(f"the reference already is what {brief.operation} asks for")
@@ -135,7 +136,7 @@ class EditReward:
         components |= {"instruction": instruction, "success": float(success), **_shares("near_copy", copied, brief)}
         components["exact"] *= success
         reason = f"done {instruction:.2f}, kept {consistent:.2f}"
-        return Score(self.combine(instruction, consistent), components, reason)
+        return Score(self.combine(instruction, consistent), components, reason, edit.found)
 
     def _brief(self, metadata: Mapping[str, Any]) -> EditBrief:
         return read_brief(EditBrief, metadata, "edit")
@@ -145,10 +146,12 @@ class _Edit:
     """An output, what was asked, and what the observer saw in it and in the reference."""
 
     def __init__(
-        self, brief: EditBrief, image: np.ndarray, reference: np.ndarray, after: Observation, before: Observation
+        self, brief: EditBrief, sample: Sample, reference: np.ndarray, after: Observation, before: Observation
     ):
-        self.brief, self.image, self.reference = brief, image, reference
-        cleared = [consistency.cleared(image, reference, clause.box) for clause in brief.exclude]
+        self.brief, self.image, self.reference = brief, sample.image, reference
+        self.target = sample.metadata.get("target")
+        self.found = tuple(Found(thing.label, thing.box) for thing in after.things)
+        cleared = [consistency.cleared(self.image, reference, clause.box) for clause in brief.exclude]
         self.terms_before = rules.terms(brief, before.objects, [1.0 for _ in brief.exclude])
         self.terms_after = rules.terms(brief, after.objects, cleared)
         self.new = [thing.box for thing in rules.changed(brief, self.terms_before, after.objects)]
@@ -157,9 +160,9 @@ class _Edit:
         """Reference and output, and where they are to agree."""
         mask, shape = None, self.reference.shape[:2]
         if self.brief.mask is not None:
-            mask = consistency.resized(read_image(self.brief.mask), shape).mean(axis=2) > 127
-        elif self.brief.target is not None:
-            mask = consistency.difference(self.reference, consistency.resized(read_image(self.brief.target), shape))
+            mask = consistency.resized(load_image(self.brief.mask), shape).mean(axis=2) > 127
+        elif isinstance(self.target, str):
+            mask = consistency.difference(self.reference, consistency.resized(load_image(self.target), shape))
         outside = consistency.outside(shape, [*self.brief.boxes, *self.new], mask)
         return Pair(self.reference, self.image, outside)
 

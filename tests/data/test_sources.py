@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from blip3o_rl.data.sources import SOURCES, held_out_rows, training_rows
+from blip3o_rl.data.synthetic import edits
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.build import build_rubric
 
@@ -19,8 +20,8 @@ def settings(**change):
 def test_the_sides_of_a_source_share_nothing_but_single_objects(name):
     train, held_out = training_rows(settings(source=name, train=2000), 1), held_out_rows(name, None, "x")
     assert len(train) == 2000 and len(held_out) == SOURCES[name].size
-    shared = {row.prompt for row in train} & {row.prompt for row in held_out}
-    assert shared <= {row.prompt for row in held_out if row.metadata["tag"] == "single_object"}
+    shared = {row.key for row in train} & {row.key for row in held_out}
+    assert shared <= {row.key for row in held_out if row.metadata["tag"] == "single_object"}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -46,6 +47,11 @@ def test_shares_change_what_the_source_has_and_cannot_all_be_0():
     none = dict.fromkeys(SOURCES["geneval"].shares, 0)
     with pytest.raises(UserError, match=r"prompts\.shares: all shares of geneval are 0"):
         training_rows(settings(source="geneval", shares=none), 1)
+    rows = training_rows(settings(source="edits", shares={"keep": 0, "add": 4}, train=24), 1)
+    assert Counter(row.metadata["tag"] for row in rows) == {**dict.fromkeys(edits.OPERATIONS[1:-1], 4), "add": 8}
+    for tag in ("recolour", "compose"):
+        with pytest.raises(UserError, match=rf"prompts\.shares\.{tag}: edits has no such tag"):
+            training_rows(settings(source="edits", shares={tag: 1}), 1)
 
 
 def test_a_file_takes_the_place_of_a_source(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from blip3o_rl.data.images import read_image
+from blip3o_rl.data.images import png_uri, read_image
 from blip3o_rl.data.synthetic import edits, scenes
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.edit import consistency
@@ -94,8 +94,8 @@ def test_masks_and_boxes_are_grown_and_add_up():
     assert (rows.min() + 20, rows.max() + 20, columns.min(), columns.max()) == (30, 41, 30, 49)
 
 
-def score(metadata, image, reference, **options):
-    edit = {"prompt": "x", "references": ["a.png"], "edit": metadata}
+def score(brief, image, reference, target=None, **options):
+    edit = {"prompt": "x", "references": ["a.png"], "edit": brief, "target": target}
     return EditReward(**options).score([Sample("0", "x", image, edit, references=(reference,))])[0]
 
 
@@ -106,9 +106,9 @@ def test_a_mask_or_a_target_says_where_it_may_change(tmp_path):
     assert score(clauses, after, before).components["kept"] < 0.8
     mask = consistency.difference(before, after)
     Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
-    Image.fromarray(after).save(tmp_path / "target.png")
-    for more in ({"mask": str(tmp_path / "mask.png")}, {"target": str(tmp_path / "target.png")}):
-        assert score({**clauses, **more}, after, before).value == pytest.approx(1)
+    assert score({**clauses, "mask": str(tmp_path / "mask.png")}, after, before).value == pytest.approx(1)
+    assert score(clauses, after, before, target=png_uri(after)).value == pytest.approx(1)
+    assert score({**clauses, "mask": png_uri(np.zeros_like(after))}, after, before).value < 0.8
 
 
 def test_a_reference_of_another_size_is_compared_at_the_outputs_size():
