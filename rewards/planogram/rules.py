@@ -119,8 +119,8 @@ def _piled(facings: Sequence[Facing]) -> list[Facing]:
         left, top, right, bottom = _thing(facing).box
         for n, pile in enumerate(piles):
             base = _thing(pile).box
-            beside = min(right, base[2]) - max(left, base[0]) < (right - left) / 2
-            if facing.product == pile.product and not beside and abs(bottom - base[1]) <= TOUCHING * (bottom - top):
+            next_to = min(right, base[2]) - max(left, base[0]) < (right - left) / 2
+            if facing.product == pile.product and not next_to and abs(bottom - base[1]) <= TOUCHING * (bottom - top):
                 piles[n] = replace(pile, thing=replace(_thing(pile), box=(base[0], top, *base[2:])), high=pile.high + 1)
                 break
         else:

@@ -42,7 +42,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def drawn(folder: Path) -> dict[str, np.ndarray]:
+def images_in(folder: Path) -> dict[str, np.ndarray]:
     return {file.name: np.asarray(Image.open(file)) for file in folder.glob("*.png") if file.name != "grid.png"}
 
 
@@ -85,7 +85,7 @@ def test_upstreams_filters_reach_the_sampler_and_the_file(
 def test_images_do_not_depend_on_the_batch_size(model: str, tmp_path: Path) -> None:
     for batch_size in ("1", "3", "4"):
         assert generate(model, tmp_path / batch_size, "--n", "2", "--batch-size", batch_size, "--device", "cpu") == 0
-    one, three, four = (drawn(tmp_path / name) for name in ("1", "3", "4"))
+    one, three, four = (images_in(tmp_path / name) for name in ("1", "3", "4"))
     assert len(one) == 4 and one.keys() == three.keys() == four.keys()
     for name, image in one.items():
         assert np.abs(image.astype(int) - three[name]).max() <= 1

@@ -125,6 +125,9 @@ def test_processes_get_a_home_that_can_be_written(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", "/proc/nohome")
     assert cluster._environment(config, folder, None)["HOME"] == str(folder.path / "home")
     assert (folder.path / "home").is_dir()
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a container's user without an account
+    assert cluster._environment(config, folder, None)["HOME"] == str(folder.path / "home")
 
 
 def test_a_cluster_that_is_too_small_is_left_again_and_the_reason_is_kept(
