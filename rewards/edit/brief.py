@@ -66,8 +66,8 @@ class EditBrief(Brief):
                 index = clause.position[1]
                 yield f"include.{number}.position: refers to clause {index}; it must be an earlier one, counted from 0"
         places = {f"boxes.{number}": box for number, box in enumerate(self.boxes)}
-        for name, clauses in (("include", self.include), ("exclude", self.exclude)):
-            places |= {f"{name}.{n}.box": clause.box for n, clause in enumerate(clauses) if clause.box}
+        places |= {f"include.{number}.box": clause.box for number, clause in enumerate(self.include) if clause.box}
+        places |= {f"exclude.{number}.box": clause.box for number, clause in enumerate(self.exclude) if clause.box}
         for where, box in places.items():
             if not (box[0] < box[2] and box[1] < box[3]):
                 yield f"{where}: is empty; write left, top, right, bottom"

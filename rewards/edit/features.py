@@ -18,7 +18,6 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.devices import device_of
 from blip3o_rl.model.pixels import squashed
-from blip3o_rl.rewards.clip import batches
 from blip3o_rl.rewards.edit.consistency import Pair
 from blip3o_rl.rewards.weights import pretrained_model
 
@@ -63,5 +62,5 @@ class Dinov2:
         sized = np.stack([squashed(image, self.side) for image in images])
         scaled = (sized / 255 - np.array(IMAGENET_DEFAULT_MEAN)) / np.array(IMAGENET_DEFAULT_STD)
         values = torch.from_numpy(scaled.astype(np.float32)).permute(0, 3, 1, 2)
-        rows = [self.model(batch.to(self.model.device)).last_hidden_state for batch in batches(values, BATCH)]
+        rows = [self.model(batch.to(self.model.device)).last_hidden_state for batch in values.split(BATCH)]
         return normalize(torch.cat(rows)[:, 1:].float().cpu(), dim=-1)
