@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from blip3o_rl.data.sources import held_out_rows
 from blip3o_rl.data.synthetic import edits, scenes
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.rewards.edit.reward import MEASURES, EditReward
 from blip3o_rl.rewards.edit.rules import COMBINATIONS
 from blip3o_rl.scoring.api import RewardError, Sample, Score
+from blip3o_rl.scoring.build import build_rubric
 
 CHANGING = edits.OPERATIONS[:-1]
 EDITS, RENDERED = 80, 30
@@ -244,6 +246,22 @@ def test_components_say_how_an_edit_failed(cases, images):
         **dict.fromkeys(("regenerated", "regenerated_add", "near_copy", "near_copy_add"), 0.0),
     }
     assert ideal.reason == "done 1.00, kept 1.00"
+
+
+def test_a_rubric_checks_itself_and_logs_copies_per_operation():
+    rows, rubric = held_out_rows("edits", 16, "x"), build_rubric({"edit": {}})
+    rubric.check_prompts(rows)
+    assert rubric.self_check(rows) == [] and rubric.self_check() == []
+    images = [row.references[0].load() for row in rows]
+    samples = [
+        Sample(row.id, row.prompt, image, row.metadata, references=(image,))
+        for row, image in zip(rows, images, strict=True)
+    ]
+    for row, score in zip(rows, rubric.score(samples), strict=True):
+        tag, keeps = row.metadata["tag"], row.metadata["tag"] in ("keep", "impossible")
+        assert score.value == score.components[f"edit/tag_{tag}"] == keeps
+        assert score.components.get(f"edit/near_copy_{tag}") == (None if keeps else 1)
+        assert len(score.found) == len({item.label for item in score.found}) >= 2
 
 
 def test_every_reference_leaves_something_to_gain():
