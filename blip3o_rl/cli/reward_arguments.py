@@ -37,12 +37,17 @@ def reward_config(arguments: Sequence[str], command: str) -> dict[str, dict[str,
 
     rewards: dict[str, dict[str, Any]] = {}
     for argument in arguments:
-        if option := re.fullmatch(r"(\w+)\.(\w+)=(.*)", argument, re.DOTALL):
-            name, key, text = option.groups()
+        if option := re.fullmatch(r"(\w+(?:\.\w+)+)=(.*)", argument, re.DOTALL):
+            name, *above, key = option[1].split(".")
             try:
-                rewards.setdefault(name, {})[key] = yaml.safe_load(text)
+                group = rewards.setdefault(name, {})
+                for part in above:
+                    group = group.setdefault(part, {})
+                group[key] = yaml.safe_load(option[2])
             except yaml.YAMLError as error:
                 raise UserError(f"{command} {argument}: the value is not readable; quote it") from error
+            except (AttributeError, TypeError) as error:  # a value and keys below it
+                raise UserError(f"{command} {argument}: {'.'.join(above)} has a value already; remove one") from error
             continue
         place, colon, function = argument.rpartition(":")
         if not re.fullmatch(r"\w+", function) or (colon and not place):

@@ -153,7 +153,7 @@ def test_bench_of_all_says_what_could_not_be_measured(tmp_path, monkeypatch, cap
     from blip3o_rl.scoring import registry
 
     monkeypatch.setattr(registry, "BUILT_IN", {**{"geneval": registry.BUILT_IN["geneval"]}, "far": "no_such_pkg:f"})
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the verb sets it; undone after the test
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the command sets it; undone after the test
     out = tmp_path / "bench.json"
     assert run("bench", "--images", "2", "--side", "64", "--out", out) == 0
     result = json.loads(out.read_text())
@@ -165,22 +165,25 @@ def test_bench_of_all_says_what_could_not_be_measured(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         (["geneval", "geneval.mode=strict"], {"geneval": {"mode": "strict"}}),
         (["a/b.py:f", "f.x=[1, 2]"], {"f": {"path": "a/b.py:f", "x": [1, 2]}}),
         (["pkg.mod:Thing"], {"Thing": {"name": "pkg.mod:Thing"}}),
         (["f.x=1", "b.py:f"], {"f": {"x": 1, "path": "b.py:f"}}),
+        (["f.service.url=http://x:1", "f.service.retries=2"], {"f": {"service": {"url": "http://x:1", "retries": 2}}}),
     ],
 )
-def test_words_are_a_configuration(words, expected):
-    assert reward_arguments.reward_config(words, "rewards check") == expected
+def test_arguments_are_a_configuration(arguments, expected):
+    assert reward_arguments.reward_config(arguments, "rewards check") == expected
 
 
-@pytest.mark.parametrize("words", [["my.py"], [":f"], ["a.py:f", "b.py:f"], ["f.x=[1"], ["a b"], [""]])
-def test_bad_words_are_one_line(words):
+@pytest.mark.parametrize(
+    "arguments", [["my.py"], [":f"], ["a.py:f", "b.py:f"], ["f.x=[1"], ["f.x=1", "f.x.y=2"], ["a b"], [""]]
+)
+def test_bad_arguments_are_one_line(arguments):
     with pytest.raises(UserError, match="rewards check") as caught:
-        reward_arguments.reward_config(words, "rewards check")
+        reward_arguments.reward_config(arguments, "rewards check")
     assert "\n" not in str(caught.value)
 
 
