@@ -40,7 +40,7 @@ def pairs(
     from blip3o_rl.data.sources import training_rows
     from blip3o_rl.io import write_lines
 
-    fonts = [str(file) for file in font or ()] or [None]
+    fonts: list[str | None] = [str(file) for file in font or ()] or [None]
     for file in filter(None, fonts):
         try:
             ImageFont.truetype(file)
@@ -59,8 +59,8 @@ def pairs(
             for number in range(per_prompt):
                 rng = np.random.default_rng((seed, len(lines)))
                 image = draw(brief, side, rng, fonts[number % len(fonts)], images)
-                file = save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt})
-                lines.append({"image": file.name, "caption": row.prompt})
+                shown = save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt})
+                lines.append({"image": shown.name, "caption": row.prompt})
     index = free_path(out / "pairs.jsonl")
     write_lines(index, lines)
     print(f"{len(lines)} pairs; blip3o-rl sft recipes/sft data.files={index}")

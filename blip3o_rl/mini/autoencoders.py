@@ -89,6 +89,12 @@ def pixel_loss(reconstruction: torch.Tensor, pixels: torch.Tensor) -> torch.Tens
     return difference.abs().mean() + difference.square().mean()
 
 
+def edge_loss(reconstruction: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of the differences between neighbors: letters are few pixels, and all of them edges."""
+    difference = reconstruction.float() - pixels
+    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+
+
 class AutoencoderTraining(nn.Module):
     """The renderer's autoencoder; its losses are reconstruction through noisy latents, and the latents' moments."""
 
@@ -176,16 +182,19 @@ class TokenizerTraining(nn.Module):
                 self._move_entries(number)
         vectors = self.tokenizer.features(pixels, scale)
         if number < self._unquantized:
-            pixel = pixel_loss(self.decoder(vectors), target)
-            return {"loss": pixel + 0.01 * vectors.square().mean(), "pixel": pixel}
+            shown = self.decoder(vectors)
+            pixel, edge = pixel_loss(shown, target), edge_loss(shown, target)
+            return {"loss": pixel + edge + 0.01 * vectors.square().mean(), "pixel": pixel, "edge": edge}
         codebook = self.tokenizer.codebook()
         with torch.no_grad():
             indices = nearest(vectors, codebook)
             self.usage.mul_(0.95).add_(torch.bincount(indices.flatten(), minlength=len(codebook)))
         chosen = codebook[indices]
-        pixel = pixel_loss(self.decoder(vectors + (chosen - vectors).detach()), target)
+        shown = self.decoder(vectors + (chosen - vectors).detach())
+        pixel, edge = pixel_loss(shown, target), edge_loss(shown, target)
         pull = (chosen - vectors.detach()).square().mean() + 0.25 * (vectors - chosen.detach()).square().mean()
-        return {"loss": pixel + pull, "pixel": pixel, "pull": pull, "used": (self.usage > 1).float().mean()}
+        used = (self.usage > 1).float().mean()
+        return {"loss": pixel + edge + pull, "pixel": pixel, "edge": edge, "pull": pull, "used": used}
 
     def _move_entries(self, number: int) -> None:
         pixels = random_images(64, (self._side,), number)[0]

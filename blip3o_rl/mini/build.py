@@ -144,7 +144,7 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
 
 def save_model(folder: Path, policy: Any, tokenizer: Any, renderer: Renderer, image_tokenizer: Path) -> None:
     """Writes a model folder in float16, leaving the given modules as they are."""
-    half = Renderer(**{name: copy.deepcopy(part).half() for name, part in renderer.named_children()})
+    half = copy.deepcopy(renderer).half()
     model_folder.save(
         folder,
         policy=copy.deepcopy(policy).half(),
@@ -160,7 +160,7 @@ def build(
     work: str | Path = "runs/mini_build",
     stages: Sequence[str] = STAGES,
     vae_steps: int = 2200,
-    tatok_steps: int = 1000,
+    tatok_steps: int = 2400,
     images: int = 57_600,
     phase_steps: Mapping[str, int] = MappingProxyType({"sft": 1700, "policy": 3000, "finish": 400}),
 ) -> Path:

@@ -4,7 +4,7 @@ What differs in kind from the 3B model, and why:
 - SANA gets its sine-cosine positional embedding (`interpolation_scale` 1), which upstream switches off. Without
   it a small model needs far longer to learn where in the image it is.
 - The autoencoder compresses by 8 instead of 32, for images of 64 px.
-- The image vocabulary has 768 entries instead of 65,536, so that every one of them is seen often.
+- The image vocabulary has 2,048 entries instead of 65,536, so that every one of them is seen often.
 - Edits go through the policy alone: the reference connector is there, with both uses of the latent switched off. Images
   this small lose next to nothing on the way through 81 tokens.
 Head sizes are kept (32 in SANA's linear attention, 64 in the policy): SANA's attention is ill-conditioned below 32.
@@ -24,7 +24,7 @@ from blip3o_rl.model.token_layout import CHATML, TokenLayout, add_image_tokens, 
 IMAGE_SIZE = 64
 TOKENIZER_INPUT = 108
 """Side of TA-Tok's input: 27 patches of 4 px."""
-NUM_IMAGE_TOKENS = 768
+NUM_IMAGE_TOKENS = 2048
 HIDDEN = 256
 MERGES = 400
 QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")

@@ -59,10 +59,10 @@ def test_the_codebook_is_seeded_from_the_images_and_unused_entries_are_moved() -
     model = TokenizerTraining(parts.make_image_tokenizer(), (108, 64), unquantized=1, revive_until=100)
     pixels, target = random_images(2, (108, 64), seed=0)
     before = model.tokenizer.codebook().detach().clone()
-    assert model(pixels, target, 2, number=0).keys() == {"loss", "pixel"}
+    assert model(pixels, target, 2, number=0).keys() == {"loss", "pixel", "edge"}
     assert torch.equal(model.tokenizer.codebook(), before)
     losses = model(pixels, target, 2, number=1)
-    assert losses.keys() == {"loss", "pixel", "pull", "used"} and all(map(torch.isfinite, losses.values()))
+    assert losses.keys() == {"loss", "pixel", "edge", "pull", "used"} and all(map(torch.isfinite, losses.values()))
     seeded = model.tokenizer.codebook().detach().clone()
     assert not torch.isclose(seeded, before).any(dim=1).all()
     model.usage[:7] = 0.0

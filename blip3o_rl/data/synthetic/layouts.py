@@ -98,9 +98,11 @@ def brief(
     if tag == "logo":
         elements = [title, logo]
     elif tag == "band":
-        sides = ("left", "right") if column == "left" or (column == "center" and other != "left") else ("right", "left")
-        title["region"] = f"{ROWS[row]} {sides[0]}"
-        logo["region"] = f"{'middle' if other == 'center' else ROWS[row]} {sides[1]}"
+        near, far = (
+            ("left", "right") if column == "left" or (column == "center" and other != "left") else ("right", "left")
+        )
+        title["region"] = f"{ROWS[row]} {near}"
+        logo["region"] = f"{'middle' if other == 'center' else ROWS[row]} {far}"
         edge = [0.0, 0.0, 1.0, 2 / RASTER] if row == 2 else [0.0, 1 - 2 / RASTER, 1.0, 1.0]
         band = {"id": "band", "class": "panel", "color": _pick(rng, [c for c in COLORS if c != color]), "box": edge}
         elements, layout = [title, logo, band], {"margin": 0.01}
