@@ -81,7 +81,7 @@ def evaluate(
     from blip3o_rl.data.prompts import check_editing
     from blip3o_rl.evaluation import held_out
     from blip3o_rl.model.folder import GENERATING, ModelFolder
-    from blip3o_rl.report.gallery import Tile, save_grid
+    from blip3o_rl.report.gallery import CELL, Tile, save_grid
     from blip3o_rl.report.overlay import drawn
     from blip3o_rl.rewards.geneval.summary import GenEvalSummary
 
@@ -127,7 +127,7 @@ def evaluate(
         shown = [(read_image(target.parent / image.file), image) for image in result.images[:SHOWN]]
         edited = [[read_image(target.parent / name) for name in image.references[:1]] for _, image in shown]
         if overlay:
-            shown = [(drawn(pixels, image.found), image) for pixels, image in shown]
+            shown = [(drawn(pixels, image.found, CELL), image) for pixels, image in shown]
         tiles = [
             Tile(pixels, image.prompt, image.partial, reference=next(iter(references), None))
             for (pixels, image), references in zip(shown, edited, strict=True)

@@ -1,7 +1,8 @@
 """What a reward saw, drawn over the image: a box and a label per thing, so that a person can check the verdict.
 
-A small image is enlarged by a whole factor first, because a label on 64 px would hide what it names. Each label has a
-color of its own; a label stands above its box, or inside where there is no room.
+The image is brought to the size at which it is shown first, because a label on 64 px would hide what it names, and one
+on 1,024 px could not be read in a grid. Each label has a color of its own; it stands above its box, or inside where
+there is no room.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from PIL import Image, ImageDraw
 from blip3o_rl.report.fonts import font_for
 
 SIDE = 384
-"""Images whose longest side is smaller are enlarged towards it, px."""
+"""Longest side at which a page shows an image, px."""
 COLORS = ("#1f6feb", "#d9822b", "#2a9d63", "#b5479b", "#c23b3b", "#8a6d3b")
 FONT = 13
 
 
-def drawn(image: np.ndarray, found: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """The image, uint8 [H, W, 3], with what was found in it, as the verdicts of an evaluation hold it: {"label", "box"
-    (left, top, right, bottom as fractions of the image)}. The image itself where nothing was found."""
+def drawn(image: np.ndarray, found: Sequence[Mapping[str, Any]], side: int = SIDE) -> np.ndarray:
+    """The image, uint8 [H, W, 3], with what was found in it.
+
+    Args:
+        found: as the verdicts of an evaluation hold it: {"label", "box" (left, top, right, bottom as fractions)}. Where
+            there is nothing, the image is returned as it is.
+        side: of the result; smaller images are enlarged towards it by a whole factor, larger ones reduced to it.
+    """
     if not found:
         return image
-    factor = max(1, SIDE // max(image.shape[:2]))
+    factor = max(1, side // max(image.shape[:2]))
     sheet = Image.fromarray(image.repeat(factor, 0).repeat(factor, 1))
+    sheet.thumbnail((side, side), Image.Resampling.LANCZOS)
     pen, places = ImageDraw.Draw(sheet), {item["label"]: n for n, item in enumerate(found)}
     for item in found:
         color, label = COLORS[places[item["label"]] % len(COLORS)], str(item["label"])

@@ -28,5 +28,10 @@ def test_nothing_found_leaves_the_image_as_it_is() -> None:
 @pytest.mark.parametrize("box", [[0, 0, 1, 1], [0.5, 0.5, 0.5, 0.5], [0.99, 0.0, 1.0, 0.01], [-0.1, 0.2, 1.2, 0.4]])
 @pytest.mark.parametrize("label", ["", "a text that is far wider than the whole image " * 3, "你好"])
 def test_any_box_and_label_can_be_drawn(box, label) -> None:
-    large = np.zeros((30, 900, 3), np.uint8)
-    assert drawn(large, [{"label": label, "box": box}]).shape == large.shape
+    wide = np.zeros((30, 300, 3), np.uint8)
+    assert drawn(wide, [{"label": label, "box": box}]).shape == wide.shape
+
+
+def test_a_large_image_is_reduced_before_it_is_drawn_on() -> None:
+    shown = drawn(np.full((1024, 512, 3), 238, np.uint8), [{"label": "cup", "box": [0.5, 0.5, 1, 1]}], side=192)
+    assert shown.shape == (192, 96, 3) and tuple(shown[150, 48]) == ImageColor.getrgb(COLORS[0])
