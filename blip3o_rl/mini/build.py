@@ -131,13 +131,13 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
         prompts = [line["prompt"] for held_out in HELD_OUT for line in held_out(16)]
         rng = np.random.default_rng(0)
         asked = [edits.sample(rng, operation, held_out=True) for operation in (*edits.OPERATIONS * 3,)[:16]]
-        befores = [scenes.draw(edit.before, parts.IMAGE_SIZE) for edit in asked]
-        references = [None] * len(prompts) + [[image] for image in befores]
+        given = [scenes.draw(edit.before, parts.IMAGE_SIZE) for edit in asked]
+        references = [None] * len(prompts) + [[image] for image in given]
         prompts += [edit.metadata["prompt"] for edit in asked]
         pipeline = Blip3oPipeline.from_pretrained(work / name / "model", editing=True)
         config = GenerationConfig(scale=2, steps=8)
         free = pipeline(prompts, list(range(len(prompts))), config, references).images
-        save_grid(to_pixels(np.concatenate([*grid, free, befores])), work / name / "samples.png")
+        save_grid(to_pixels(np.concatenate([*grid, free, given])), work / name / "samples.png")
 
     train_phase(work / name, model, make, look, steps=steps, warmup=60)
 

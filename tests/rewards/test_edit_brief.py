@@ -60,7 +60,7 @@ def test_an_edit_without_clauses_has_a_consistency_all_the_same():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"combine": "prodct"}, "combine: is 'prodct'; did you mean 'product'?"),
+        ({"combine": "produkt"}, "combine: is 'produkt'; did you mean 'product'?"),
         ({"measures": {"styl": "pixels"}}, "measures.styl: there is no such operation; did you mean 'style'?"),
         ({"measures": {"add": "lpips"}}, "measures.add: is 'lpips'; use one of pixels, structure, dinov2"),
         ({"measures": {"all": "dinov2"}}, "checkpoint: is for the measure dinov2; give both, or neither"),
