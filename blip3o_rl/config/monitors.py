@@ -25,6 +25,9 @@ class DriftLimits(Strict):
     held_out: float | None = Field(
         None, ge=0, description="each held-out reward, in its own unit; 0: the standard deviations decide"
     )
+    probs_diff: float | None = Field(
+        None, ge=0, description="mean difference of sampler's and trainer's probabilities of the tokens, from step 1 on"
+    )
 
 
 class MonitorSettings(Strict):
@@ -46,5 +49,6 @@ class MonitorSettings(Strict):
         near_copy=0.15,
         regenerated=0.15,
         held_out=0.0,
+        probs_diff=0.01,
     )
     stop: DriftLimits | None = DriftLimits()

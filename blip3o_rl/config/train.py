@@ -94,4 +94,5 @@ def _checked(config: DictConfig) -> DictConfig:
     for group in OwnSettings.model_fields:
         config[group] = getattr(settings, group).model_dump()
     config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu = settings.micro_batch_size
+    config.actor_rollout_ref.rollout.agent.num_workers = settings.agent_workers
     return config

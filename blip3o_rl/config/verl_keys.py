@@ -32,8 +32,18 @@ class VerlKeys(Settings):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+class RolloutCorrection(VerlKeys):
+    rollout_is: Literal["token", "sequence"] | None = Field(
+        None, description="weighs the loss by trainer's over sampler's probability, per token or image; null: not"
+    )
+    rollout_is_threshold: float | str = Field(2.0, description="largest weight, or `lower_upper`")
+    rollout_rs: str | None = Field(None, description="leaves out tokens or images that differ too much: verl's names")
+    rollout_rs_threshold: float | str | None = Field(None, description="what too much is")
+
+
 class Algorithm(VerlKeys):
     advantage_epsilon: float = Field(1e-4, gt=0, description="added to the standard deviation of a group's rewards")
+    rollout_correction: RolloutCorrection
 
 
 class Data(VerlKeys):
@@ -59,6 +69,12 @@ class Actor(VerlKeys):
     checkpoint: Checkpoint
 
 
+class Agent(VerlKeys):
+    num_workers: int | None = Field(
+        ge=1, description="processes that run the rollouts and the rewards without a service; null: one per GPU"
+    )
+
+
 class Rollout(VerlKeys):
     n: Annotated[int, refuse(lambda n: n < 2, "is {}; GRPO compares samples of one prompt, use at least 2")] = Field(
         description="samples per prompt, at least 2"
@@ -66,6 +82,7 @@ class Rollout(VerlKeys):
     temperature: Annotated[float, _stays(1.0)] = Field(description="1: what is sampled is what is optimized")
     top_k: Annotated[int, _stays(-1)] = Field(description="-1, none")
     top_p: Annotated[float, _stays(1.0)] = Field(description="1, none")
+    agent: Agent
 
 
 class ActorRolloutRef(VerlKeys):
@@ -147,3 +164,9 @@ class VerlSettings(VerlKeys):
         per_gpu = actor.ppo_mini_batch_size * n // self.trainer.gpus
         sizes = range(min(MAX_MICRO_BATCH, per_gpu), 0, -1)
         return actor.ppo_micro_batch_size_per_gpu or next(size for size in sizes if per_gpu % size == 0)
+
+    @property
+    def agent_workers(self) -> int:
+        """Agent-loop workers; where no number is set, one per GPU, and one on a CPU."""
+        default = 1 if self.trainer.device == "cpu" else self.trainer.gpus
+        return self.actor_rollout_ref.rollout.agent.num_workers or default

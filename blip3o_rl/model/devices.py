@@ -1,18 +1,34 @@
-"""The device and the number format that "auto" stands for, chosen in one place."""
+"""The device and the number format that "auto" stands for, chosen in one place.
+
+A run says which devices its processes use: VERL_PLATFORM=cpu keeps them off the GPUs of the machine. Ray 2.60 hides no
+GPU from a process that reserves none, so all of these would take the first one; `share_gpus` deals them out.
+"""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
 from blip3o_rl.errors import UserError
 
 AUTO = "auto"
+GPU = "BLIP3O_RL_GPU"
+"""Environment variable: the index of the GPU that auto stands for in this process."""
+
+
+def share_gpus(number: int, gpus: int) -> None:
+    """Gives this process, the `number`-th of its kind on this machine, one of the run's first `gpus` GPUs for auto."""
+    os.environ[GPU] = str(number % gpus)
 
 
 def device_of(name: str, key: str = "device") -> torch.device:
-    """The device called auto (the GPU if there is one, else the CPU), cpu, cuda or cuda:N; `key` is for the error."""
+    """The device called auto (this process's GPU if it may use one, else the CPU), cpu, cuda or cuda:N; `key` is for
+    the error.
+    """
     if name == AUTO:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        gpu = torch.cuda.is_available() and os.environ.get("VERL_PLATFORM") != "cpu"
+        name = (f"cuda:{os.environ[GPU]}" if GPU in os.environ else "cuda") if gpu else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:

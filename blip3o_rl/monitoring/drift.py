@@ -23,6 +23,8 @@ from typing import Any
 from blip3o_rl.config.monitors import DriftLimits, MonitorSettings
 
 HELD_OUT = "held_out"
+PROBS_DIFF = "rollout/probs_diff"
+"""The metric: mean absolute difference of sampler's and trainer's probabilities of the sampled tokens."""
 GROUPS = ("monitor", "guard")
 """Names of the metrics' group; `guard` is that of older runs."""
 WATCHED: dict[str, tuple[str, str]] = {
@@ -36,8 +38,11 @@ WATCHED: dict[str, tuple[str, str]] = {
     "near_copy": ("edits become copies of their references", ""),
     "regenerated": ("edits become new images that keep nothing of their references", ""),
     HELD_OUT: ("", "a reward that is not trained on falls"),
+    "probs_diff": ("sampler and trainer disagree; see algorithm.rollout_correction", ""),
 }
 """Statistic -> what it means when it rises and when it falls; empty: no reason for a warning."""
+ERRORS = ("probs_diff",)
+"""Statistics that should be 0, whatever they were in the first steps."""
 MOVING_RANGE = 1.128
 """Expected absolute difference of two independent normal numbers, in standard deviations (2 / sqrt(pi))."""
 MIN_LIMIT = 1e-6
@@ -91,12 +96,14 @@ class DriftMonitor:
         return [drift for drift in found if drift is not None]
 
     def _drift(self, step: int, name: str) -> Drift | None:
-        values = [value for _, value in sorted(self._series[name].items())]
-        if len(values) <= self.settings.baseline_steps:
-            return None
-        baseline, value = fmean(values[: self.settings.baseline_steps]), fmean(values[-self.settings.window :])
-        deviation = fmean(abs(b - a) for a, b in pairwise(values)) / MOVING_RANGE
-        kind = name.split("/")[0]
+        values, kind = [value for _, value in sorted(self._series[name].items())], name.split("/")[0]
+        baseline = deviation = 0.0
+        if kind not in ERRORS:
+            if len(values) <= self.settings.baseline_steps:
+                return None
+            baseline = fmean(values[: self.settings.baseline_steps])
+            deviation = fmean(abs(b - a) for a, b in pairwise(values)) / MOVING_RANGE
+        value = fmean(values[-self.settings.window :])
         rises, moved = value > baseline, abs(value - baseline)
         meaning = WATCHED[kind][0 if rises else 1]
         if not meaning:
@@ -116,8 +123,10 @@ class DriftMonitor:
 def watched_name(metric: str) -> str | None:
     """The statistic that a metric is: "monitor/dark_share" is dark_share, "reward/held_out/hpsv2" held_out/hpsv2; None
     for every other metric, such as the components of a held-out reward."""
+    if metric == PROBS_DIFF:
+        return "probs_diff"
     match metric.split("/"):
-        case [group, name] if group in GROUPS and name in WATCHED and name != HELD_OUT:
+        case [group, name] if group in GROUPS and name in WATCHED and name not in (HELD_OUT, *ERRORS):
             return name
         case ["reward", "held_out", reward]:
             return f"{HELD_OUT}/{reward}"

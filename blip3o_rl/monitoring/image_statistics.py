@@ -2,9 +2,10 @@
 
 Reward hacking shows in the images before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
 colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
-of a group become copies of one another. Each function takes under a millisecond at 64 px. All values are in [0, 1].
-The share of an image that text covers needs an OCR engine, so it is taken from the component of an OCR reward; whether
-an edit is a copy of its reference, or a new image, from the reward that compares the two.
+of a group become copies of one another. OpenCV does the arithmetic: all images of a step pass one process, which has
+to keep up with the GPUs that render them. All values are in [0, 1]. The share of an image that text covers needs an
+OCR engine, so it is taken from the component of an OCR reward; whether an edit is a copy of its reference, or a new
+image, from the reward that compares the two.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DARK_BELOW = 32
 FLAT_BELOW = 2.0
 """A pixel is flat if its 3x3 neighbourhood's grey values have a standard deviation below this (of 255)."""
 EDGE_ABOVE = 20.0
-"""A pixel is on an edge if its Sobel gradient (per pixel, of 255) exceeds this."""
+"""A pixel is on an edge if its Sobel gradient (per pixel, of 255; an eighth of the filter's sum) exceeds this."""
 COLOUR_LEVELS = 8
 """Levels per channel of the colour histogram."""
 DUPLICATE_BELOW = 0.01
@@ -39,15 +40,14 @@ def image_statistics(image: np.ndarray) -> dict[str, float]:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     mean = cv2.blur(grey, (3, 3))
     variance = np.maximum(cv2.blur(grey * grey, (3, 3)) - mean * mean, 0)
-    gradient = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)) / 8
-    levels = (image.astype(np.int64) * COLOUR_LEVELS) // 256
-    share = np.bincount((levels @ [COLOUR_LEVELS**2, COLOUR_LEVELS, 1]).ravel()) / grey.size
-    share = share[share > 0]
+    gradient = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    counts = cv2.calcHist([image], [0, 1, 2], None, [COLOUR_LEVELS] * 3, [0, 256] * 3).astype(np.float64)
+    share = counts[counts > 0] / grey.size
     entropy = float(-(share * np.log(share)).sum() / np.log(COLOUR_LEVELS**3))
     return {
         "dark_share": float((grey < DARK_BELOW).mean()),
         "flat_share": float((variance < FLAT_BELOW**2).mean()),
-        "edge_density": float((gradient > EDGE_ABOVE).mean()),
+        "edge_density": float((gradient > 8 * EDGE_ABOVE).mean()),
         "colour_entropy": max(entropy, 0.0),
     }
 
@@ -63,9 +63,8 @@ def component_statistics(components: Mapping[str, float]) -> dict[str, float]:
 
 
 def pixel_distances(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean absolute pixel differences between all pairs of images of one size, 0 .. 1; n*(n-1)/2 values."""
-    scaled = [image.astype(np.float32) / 255 for image in images]
-    return np.array([np.abs(a - b).mean() for a, b in combinations(scaled, 2)], np.float32)
+    """Mean absolute pixel differences between all pairs of images (uint8) of one size, 0 .. 1; n*(n-1)/2 values."""
+    return np.array([cv2.norm(a, b, cv2.NORM_L1) / a.size / 255 for a, b in combinations(images, 2)], np.float32)
 
 
 def group_statistics(images: Sequence[np.ndarray]) -> dict[str, float]:

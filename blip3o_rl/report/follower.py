@@ -24,7 +24,7 @@ class MetricsFollower:
         source: verl's file (VERL_FILE_LOGGER_PATH); verl makes it when training starts.
         folder: gets each line appended to its metrics.jsonl; None for no copy.
         on_line: called with {"step": n, **numbers} in this thread.
-        more: step -> further numbers of that step, for example the recorder's statistics of its rollouts.
+        more: step and verl's numbers -> further numbers of that step, for example the recorder's statistics.
         interval_s: seconds between two looks.
     """
 
@@ -33,7 +33,7 @@ class MetricsFollower:
         source: str | Path,
         folder: RunFolder | None = None,
         on_line: Callable[[dict[str, Any]], None] | None = None,
-        more: Callable[[int], Mapping[str, Any]] | None = None,
+        more: Callable[[int, Mapping[str, float | None]], Mapping[str, Any]] | None = None,
         interval_s: float = 0.5,
     ):
         self._source, self._folder, self._interval_s = Path(source), folder, interval_s
@@ -89,7 +89,7 @@ class MetricsFollower:
         step = int(record["step"])
         values = flat_numbers(record.get("data") or {})
         if self._more is not None:
-            values |= flat_numbers(self._more(step))
+            values |= flat_numbers(self._more(step, values))
         values.pop("step", None)
         if self._folder is not None:
             self._folder.append_metrics(step, values)

@@ -35,6 +35,10 @@ _SINGLE = {
     "actor/entropy": ("entropy of the policy", "Nats per token. A fall towards 0 means that all samples become alike."),
     "actor/grad_norm": ("gradient norm", "Single peaks are harmless; steady growth asks for a smaller learning rate."),
     "actor/pg_loss": ("policy loss", "It stays around 0 and says little; the reward is what should rise."),
+    "rollout/probs_diff": (
+        "sampler against trainer",
+        "Mean difference of their probabilities of the sampled tokens. It should stay near 0, without a trend.",
+    ),
     "sft/loss": ("loss", "Tokens and flow together. It should fall, and flatten when more steps bring little."),
     "sft/tokens": ("cross entropy of the image tokens", "Nats. What the policy learns."),
     "sft/flow": ("flow-matching error", "What the renderer learns; noisy, so look at the trend."),
@@ -197,7 +201,7 @@ def _warnings(folder: RunFolder) -> list[tuple[int, str, str]]:
     """(step, text, image) of each warning; the image as a data URL for the last of a statistic, else empty."""
     found = warning_log.read(folder)
     last = {warning["statistic"]: warning for warning in found}
-    shown = [w for w in last.values() if w["image"].is_file()]
+    shown = [w for w in last.values() if w["image"] and w["image"].is_file()]
     return [(w["step"], w["text"], html.file_url(w["image"].read_bytes()) if w in shown else "") for w in found]
 
 

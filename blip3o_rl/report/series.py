@@ -13,6 +13,7 @@ from typing import Any
 REWARD = "critic/score/mean"
 KL = "actor/kl_loss"
 STEP_SECONDS = "timing_s/step"
+PROBS_DIFF = "training/rollout_probs_diff_mean"
 WINDOW = 5
 
 STAGES: dict[str, tuple[str, ...]] = {

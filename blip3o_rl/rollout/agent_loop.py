@@ -22,7 +22,7 @@ from verl.utils.profiler import simple_timer
 from blip3o_rl.data.table import read_row
 from blip3o_rl.model.editing import prompt_ids
 from blip3o_rl.model.token_layout import TokenLayout
-from blip3o_rl.rollout import group_references, recorder, render_service
+from blip3o_rl.rollout import group_references, placement, recorder, render_service
 from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
 from blip3o_rl.rollout.step import Rollout
 from blip3o_rl.scoring.api import RewardError, Sample
@@ -76,7 +76,8 @@ class Blip3oAgentLoop(AgentLoopBase):
             failed = rollout(RubricScore(math.nan, str(error)))
             await recorder.handle().fail.remote(f"{error} (sample {name}, prompt {row.prompt!r})", failed)
             raise
-        await recorder.handle().record.remote(rollout(score), edits.kept if edits else ())
+        # Not awaited: what is written down delays no rollout.
+        recorder.handle().record.remote(rollout(score), edits.kept if edits else ())
         if score.failed:
             return []
         return RewardedOutput(
@@ -94,6 +95,7 @@ class Blip3oAgentLoop(AgentLoopBase):
     def _rubric(self) -> Rubric:
         folder = str(self.config.run.folder)
         if folder not in _RUBRICS:
+            placement.share_worker_gpu(self.config.trainer)
             rewards: Any = OmegaConf.to_container(self.config.reward.rewards)
             _RUBRICS[folder] = build_rubric(rewards)
         return _RUBRICS[folder]

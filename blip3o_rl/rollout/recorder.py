@@ -1,14 +1,15 @@
 """What a run writes about its rollouts: one line per rollout, an image grid every k steps, their statistics.
 
-A Ray actor, so that all agent-loop workers record into one place. A step is complete when the expected number of
-rollouts has arrived. The driver joins the statistics with verl's metrics of the step, shows the monitors' warnings, and
-ends the run with the reason that a reward or a monitor gives (`failure`).
+A Ray actor, so that all agent-loop workers record into one place. They do not wait for it, so what goes wrong in it is
+a `failure`, too. A step is complete when the expected number of rollouts has arrived. The driver joins the statistics
+with verl's metrics of the step, shows the monitors' warnings, and ends the run with the reason that a reward or a
+monitor gives (`failure`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -50,8 +51,15 @@ class Recorder:
 
     def record(self, rollout: Rollout, references: Sequence[np.ndarray] = ()) -> None:
         """Takes one rollout, and its sample's references apart, which a group shares as one object; writes its step
-        when it was the last one."""
-        rollout = replace(rollout, sample=replace(rollout.sample, references=tuple(references)))
+        when it was the last one. Nobody waits for the end of this call.
+        """
+        try:
+            self._record(replace(rollout, sample=replace(rollout.sample, references=tuple(references))))
+        except Exception as error:
+            self.fail(f"recorder: {type(error).__name__}: {error}")
+            raise
+
+    def _record(self, rollout: Rollout) -> None:
         step = rollout.sample.step or 0
         rows = self._steps[step]
         rows.append(rollout)
@@ -78,9 +86,14 @@ class Recorder:
         new, self._warnings = self._warnings, []
         return new
 
-    def statistics(self, step: int) -> dict[str, float]:
-        """The statistics of a complete step, once; empty if it is not complete."""
-        return self._statistics.pop(step, {})
+    def statistics(self, step: int, trainer: Mapping[str, float | None] | None = None) -> dict[str, Any]:
+        """The statistics of a complete step, once; empty if it is not complete.
+
+        `trainer`: numbers of the same step that the trainer knows; they are monitored as well, and returned.
+        """
+        for drift in self._drift.add(step, trainer or {}):
+            self._warn(drift, [])
+        return {**self._statistics.pop(step, {}), **(trainer or {})}
 
     def _keep_failed(self, rollout: Rollout) -> None:
         """A line for every failed sample as soon as it failed, and the images of the first."""
@@ -107,17 +120,17 @@ class Recorder:
             self._warn(drift, rows)
 
     def _warn(self, drift: Drift, rows: list[Rollout]) -> None:
-        """Keeps a drift with its worst images, and ends the run if it went beyond the limit for that."""
-        grid = save_grid(
-            warning_log.image_file(self.folder, drift.step, drift.statistic),
-            [_tile(row, note) for row, note in worst(rows, drift)[:MAX_GRID]],
-            f"step {drift.step}   ·   {drift.statistic} {drift.baseline:.3f} -> {drift.value:.3f}",
-        )
+        """Keeps a drift with its worst images, if any, and ends the run if it went beyond the limit for that."""
+        file = warning_log.image_file(self.folder, drift.step, drift.statistic)
+        tiles = [_tile(row, note) for row, note in worst(rows, drift)[:MAX_GRID]]
+        header = f"step {drift.step}   ·   {drift.statistic} {drift.baseline:.3f} -> {drift.value:.3f}"
+        grid = save_grid(file, tiles, header) if tiles else None
         warning_log.append(self.folder, {**asdict(drift), "text": drift.text}, grid)
-        self._warnings.append(f"warning at step {drift.step}: {drift.text}; see {grid}")
+        text = drift.text if grid is None else f"{drift.text}; see {grid}"
+        self._warnings.append(f"warning at step {drift.step}: {text}")
         if drift.stop:
             kind = drift.statistic.split("/")[0]
-            self.fail(f"monitors.stop.{kind}: at step {drift.step} {drift.text}; see {grid}; to go on, raise it")
+            self.fail(f"monitors.stop.{kind}: at step {drift.step} {text}; to go on, raise it")
 
     @cached_property
     def _writer(self) -> Any:

@@ -27,6 +27,7 @@ from blip3o_rl.model.editing import Reference, encode_reference
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import render
+from blip3o_rl.rollout.placement import renderer_device
 from blip3o_rl.rollout.state_capture import states_tensor
 
 APP = "blip3o-renderer"
@@ -44,11 +45,11 @@ def noise_seed(run_seed: int, step: int, prompt_key: str, sample: int, noise: st
 class RenderService:
     """One replica: a renderer and Serve's batching; with `editing` the image tokenizer, too."""
 
-    def __init__(self, model: str, settings: RenderSettings, editing: bool = False):
+    def __init__(self, model: str, settings: RenderSettings, gpus_per_node: int = 1, editing: bool = False):
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.config = GenerationConfig(steps=settings.steps, guidance=settings.guidance)
-        device = device_of(_own_gpu(settings), "render.device")
+        device = device_of(renderer_device(settings, gpus_per_node), "render.device")
         dtype = fast_dtype_of(settings.dtype, device, "render.dtype")
         self.renderer = ModelFolder(model).load_renderer(dtype, device)
         self.image_tokenizer = ModelFolder(model).load_image_tokenizer(device) if editing else None
@@ -95,13 +96,6 @@ class RenderService:
         return [(images[i], seconds) for i in range(len(seeds))]
 
 
-def _own_gpu(settings: RenderSettings) -> str:
-    """The device of this replica: replicas that reserve no GPU share those of the run, one each."""
-    if settings.device != "cuda" or settings.gpus_per_replica:
-        return settings.device
-    return f"cuda:{serve.get_replica_context().rank.local_rank % torch.cuda.device_count()}"
-
-
 def app_name(run_folder: str) -> str:
     """Name of a run's own Serve application: several runs may share a cluster."""
     return f"{APP}-{Path(run_folder).name}"
@@ -132,7 +126,8 @@ def start(
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus, "runtime_env": runtime_env},
     )
     serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
-    serve.run(deployment.bind(model, settings, editing), name=app_name(run_folder), route_prefix=None)
+    bound = deployment.bind(model, settings, gpus_per_node, editing)
+    serve.run(bound, name=app_name(run_folder), route_prefix=None)
 
 
 @lru_cache(maxsize=1)

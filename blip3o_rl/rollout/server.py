@@ -42,6 +42,12 @@ class Blip3oHttpServer(vLLMHttpServer):
         for file in machine.shared_files():
             file.unlink(missing_ok=True)
 
+    async def sleep(self) -> None:
+        """verl's `sleep`. The update gets the memory of states that nobody took, too."""
+        if self.node_rank == 0:
+            await self.engine.collective_rpc("free_states")
+        await super().sleep()
+
     def _get_worker_extension_cls(self) -> str:
         return "blip3o_rl.rollout.worker_extension.Blip3oWorkerExtension"
 

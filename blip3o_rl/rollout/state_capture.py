@@ -126,6 +126,11 @@ class StateCapture:
     def drop_states(self, request_id: str) -> bool:
         return self._captured is not None and self._captured.store.drop(request_id)
 
+    def free_states(self) -> None:
+        """Forgets all requests and frees the memory of their states."""
+        if self._captured is not None:
+            self._captured.store.clear()
+
     def captured_requests(self) -> list[str]:
         return [] if self._captured is None else self._captured.store.keys()
 

@@ -139,6 +139,11 @@ class StateStore:
         self._forget(request)
         return True
 
+    def clear(self) -> None:
+        """Forgets all requests; running ones are no longer kept."""
+        self.running, self._by_key, self._untaken = {}, {}, {}
+        self.pool.clear()
+
     def keys(self) -> list[str]:
         """All requests whose states are kept, oldest first."""
         return list(self._by_key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class Rollout:
         """The score's value, or None if a reward failed: NaN is no JSON."""
         return None if self.score.failed else self.score.value
 
-    @property
+    @cached_property
     def statistics(self) -> dict[str, float]:
         """The monitored statistics of its image."""
         return {**image_statistics(self.sample.image), **component_statistics(self.score.components)}

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
         if address:
             at_the_end.callback(_stop_deployments, config)
         at_the_end.callback(_keep_logs, config, folder)
-        check_resources(config, ray.cluster_resources())
+        check_resources(config, given_cluster.nodes())
         yield
 
 
@@ -93,20 +93,34 @@ def _prepare_own(gpus: int) -> None:
     os.environ |= dict.fromkeys(("TMPDIR", "RAY_TMPDIR"), tempfile.tempdir)
 
 
-def check_resources(config: DictConfig, found: Mapping[str, float]) -> None:
+def check_resources(config: DictConfig, nodes: Sequence[given_cluster.Node]) -> None:
     """Refuses a cluster in which verl would wait for ever: a GPU and a CPU per trainer, and a CPU for the task."""
-    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    per_node, wanted = config.trainer.n_gpus_per_node, config.trainer.nnodes
+    gpus = per_node * wanted
     rendering = (config.render.replicas or gpus) * config.render.gpus_per_replica
-    if found.get("GPU", 0) < gpus + rendering:
+    free = {name: sum(node.free.get(name, 0) for node in nodes) for name in ("GPU", "CPU")}
+    if free["GPU"] < gpus + rendering:
         own = f" and render.gpus_per_replica reserves {rendering:g} more" if rendering else ""
         raise UserError(
-            f"the Ray cluster has {found.get('GPU', 0):g} GPUs, this run needs {gpus} (trainer.nnodes x "
+            f"the Ray cluster has {free['GPU']:g} free GPUs, this run needs {gpus} (trainer.nnodes x "
             f"trainer.n_gpus_per_node){own}; add nodes, lower them, or start Ray with --num-gpus"
         )
-    if found.get("CPU", 0) < gpus + 1:
+    if free["CPU"] < gpus + 1:
         raise UserError(
-            f"the Ray cluster has {found.get('CPU', 0):g} CPUs, this run needs {gpus + 1}, one per GPU and one more; "
+            f"the Ray cluster has {free['CPU']:g} free CPUs, this run needs {gpus + 1}, one per GPU and one more; "
             "add nodes, or start Ray with --num-cpus"
+        )
+    large = sum(min(node.free.get("GPU", 0), node.free.get("CPU", 0)) >= per_node for node in nodes)
+    if large < wanted:
+        raise UserError(
+            f"{large} of the Ray cluster's nodes have {per_node} free GPUs and CPUs each (trainer.n_gpus_per_node), "
+            f"this run needs {wanted} (trainer.nnodes); spread it over more nodes, or start Ray with more"
+        )
+    shares = config.trainer.device != "cpu" and not config.render.gpus_per_replica
+    if shares and any(node.free.get("GPU", 0) < node.total.get("GPU", 0) for node in nodes):
+        raise UserError(
+            "another program holds GPUs of the Ray cluster, and the renderer, which shares the run's, could land on "
+            "them; wait for its end, or give the renderer GPUs of its own (render.gpus_per_replica=1)"
         )
 
 
@@ -142,8 +156,8 @@ def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
     from blip3o_rl.scoring.build import build_rubric
     from blip3o_rl.scoring.remote import deployment
 
-    on_gpu = config.trainer.device != "cpu"
-    deployment.start(rewards, config.trainer.n_gpus_per_node * config.trainer.nnodes if on_gpu else 0)
+    per_node = 0 if config.trainer.device == "cpu" else config.trainer.n_gpus_per_node
+    deployment.start(rewards, per_node * config.trainer.nnodes, per_node)
     rubric = build_rubric(rewards)
     rubric.check_prompts(prompts)
     rubric.self_check(prompts)

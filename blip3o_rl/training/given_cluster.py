@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from blip3o_rl import machine
@@ -18,6 +20,23 @@ from blip3o_rl.io import user_path
 TIMEOUT_S = 10
 PATIENCE = "RAY_py_gcs_connect_timeout_s"
 START = "start one with `ray start --head --num-gpus=1`, or unset RAY_ADDRESS to train on this machine"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of the connected cluster has, by Ray's names (`GPU`, `CPU`), and what of it nobody holds."""
+
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+
+
+def nodes() -> list[Node]:
+    """The living nodes of the cluster that this process is connected to."""
+    import ray
+
+    state: Any = ray._private.state
+    free = state.available_resources_per_node()
+    return [Node(node["Resources"], free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]]
 
 
 def address() -> str | None:

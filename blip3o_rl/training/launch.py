@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
+from blip3o_rl import machine
 from blip3o_rl.config.reward import is_deployed, name_applications
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.data.table import write_table
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
-from blip3o_rl.report import checkpoints
+from blip3o_rl.monitoring import drift
+from blip3o_rl.report import checkpoints, series
 from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import Progress, progress
@@ -80,6 +83,8 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
 def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, output: Redirected) -> Path:
     """The run, from its last complete checkpoint if there is one."""
     output.to(folder.logs / "driver.log")
+    # verl asks when it is imported. The run's device counts, not this machine's: a cluster's head may have no GPU.
+    os.environ["VERL_PLATFORM"] = machine.verl_platform(config.trainer.device)
     stored.store(config, folder)
     config = _completed(config, checked, folder)
     for side, rows in (("train", checked.rows), ("held_out", checked.held_out or checked.rows[:1])):
@@ -155,9 +160,11 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         shown.phase("starting verl and vLLM")
 
-        with MetricsFollower(
-            metrics_file, folder, shown.update, more=lambda step: ray.get(record.statistics.remote(step))
-        ):
+        def more(step: int, numbers: Mapping[str, float | None]) -> Any:
+            diff = {drift.PROBS_DIFF: numbers[series.PROBS_DIFF]} if series.PROBS_DIFF in numbers else {}
+            return ray.get(record.statistics.remote(step, diff))
+
+        with MetricsFollower(metrics_file, folder, shown.update, more=more):
             task = TaskRunnerV1.remote()
             _wait(task.run.remote(config), record, folder, shown)
 

@@ -15,6 +15,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation import suite
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.rollout.offline import platform
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster, trackers
 
@@ -57,6 +58,11 @@ def check(config: DictConfig) -> Checked:
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
     trackers.check(settings.trainer.logger)
+    if settings.trainer.device == "cpu" and platform() == "cuda":
+        raise UserError(
+            "device=cpu: the installed vLLM samples on GPUs alone; leave it out, or use an environment with the CPU "
+            "stack (make install)"
+        )
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     rows, chosen = suite.of_run(settings, rewards)
     if len(rows) < settings.data.train_batch_size:

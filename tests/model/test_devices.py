@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.model.devices import device_of, dtype_of, fast_dtype_of
+from blip3o_rl.model.devices import GPU, device_of, dtype_of, fast_dtype_of, share_gpus
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -21,8 +21,28 @@ def test_auto_is_the_gpu_if_there_is_one(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(available))
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
     assert device_of("auto") == expected
     assert device_of("cpu") == CPU
+
+
+def test_a_run_on_the_cpu_leaves_the_gpus_of_the_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    assert (device_of("auto"), device_of("cuda:1")) == (CPU, torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, 0), (3, 3), (4, 0), (9, 1)])
+def test_processes_that_reserve_no_gpu_share_those_of_the_run(
+    number: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("VERL_PLATFORM", "cuda")
+    monkeypatch.setenv(GPU, "")
+    share_gpus(number, gpus=4)
+    assert device_of("auto") == torch.device("cuda", expected)
 
 
 @pytest.mark.parametrize("name", ["abacus", "cuda:1", "cuda:99"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import ndimage
 
 from blip3o_rl.data.synthetic.scenes import Scene, SceneObject, draw
 from blip3o_rl.monitoring.image_statistics import group_statistics, image_statistics, pixel_distances
@@ -29,6 +31,23 @@ def test_blank_noise_and_scene():
     scene = image_statistics(SCENE)
     assert scene["dark_share"] == 0 and 0.5 < scene["flat_share"] < 0.95
     assert 0.02 < scene["edge_density"] < 0.2 and 0.05 < scene["colour_entropy"] < 0.5
+
+
+@settings(deadline=None, max_examples=50)
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(4, 20), st.integers(4, 20), st.just(3))))
+def test_the_statistics_are_what_they_say(image):
+    """Written out: histogram of 8 levels per channel, Sobel gradient over 8, mean difference."""
+    found = image_statistics(image)
+    levels = (image.astype(int) // 32) @ [64, 8, 1]
+    share = np.bincount(levels.ravel()) / levels.size
+    entropy = -sum(p * np.log(p) for p in share if p > 0) / np.log(512)
+    assert found["colour_entropy"] == pytest.approx(entropy, abs=1e-9)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
+    gradient = np.hypot(ndimage.sobel(grey, 0, mode="mirror"), ndimage.sobel(grey, 1, mode="mirror")) / 8
+    assert found["edge_density"] == (gradient > 20).mean()
+    other = 255 - image
+    distance = np.abs(image.astype(float) - other).mean() / 255
+    assert pixel_distances([image, other])[0] == pytest.approx(distance, abs=1e-6)
 
 
 def test_half_dark():

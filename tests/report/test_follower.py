@@ -50,7 +50,7 @@ def test_a_file_of_an_earlier_launch_is_not_read_again(tmp_path):
 
 def test_numbers_from_elsewhere_join_the_line_of_their_step(tmp_path):
     source, folder = tmp_path / "verl.jsonl", RunFolder.create("shapes", path=tmp_path / "run")
-    with MetricsFollower(source, folder, more=lambda step: {"rollout/distinct": step / 10}, interval_s=0.01):
+    with MetricsFollower(source, folder, more=lambda step, numbers: {"rollout/distinct": step / 10}, interval_s=0.01):
         source.write_text(json.dumps({"step": 5, "data": {"a": 1}}) + "\n")
     assert folder.read_metrics() == [{"step": 5, "a": 1.0, "rollout/distinct": 0.5}]
 

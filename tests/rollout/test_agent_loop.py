@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 
+from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.rollout import agent_loop
 from blip3o_rl.rollout.agent_loop import RewardedOutput
+from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
+from blip3o_rl.rollout.step import Rollout
 from blip3o_rl.scoring.rubric import RubricScore, token_rewards
 
 
@@ -28,3 +37,43 @@ def test_each_reward_reaches_verl_on_a_token_of_its_own(aggregation: str, expect
     assert fields["rm_scores"].tolist() == expected
     assert fields["rm_scores"].sum() == score.value
     assert "token_rewards" not in fields and "reward_score" not in fields
+
+
+def test_a_rollout_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorder writes down and measures the images of a whole step; the GPUs have nothing to do meanwhile."""
+    recorded: list[Rollout] = []
+
+    def never(rollout: Rollout) -> asyncio.Future[None]:
+        recorded.append(rollout)
+        return asyncio.get_running_loop().create_future()
+
+    async def image(*_: object) -> tuple[np.ndarray, float]:
+        return np.zeros((8, 8, 3), np.uint8), 0.5
+
+    async def generate(request: str, prompt_ids: list[int], sampling_params: dict[str, int]) -> SimpleNamespace:
+        tokens = list(range(sampling_params[IMAGE_TOKENS]))
+        return SimpleNamespace(token_ids=tokens, log_probs=[0.0] * len(tokens), extra_fields={STATES: None})
+
+    layout = TokenLayout(10, 11, 12, 3, 20, 9, 6)
+    loop = object.__new__(agent_loop.Blip3oAgentLoop)
+    loop.config = OmegaConf.create(
+        {
+            "model": {"layout_fields": layout.config_fields(), "scale": 2},
+            "run": {"folder": "runs/a", "seed": 1},
+            "render": {"noise": "group"},
+            "reward": {"rewards": {"clipped": {"path": None}}, "aggregation": "weighted_sum"},
+            "trainer": {"device": "cpu"},
+        }
+    )
+    loop.tokenizer, loop.server_manager = None, SimpleNamespace(generate=generate)
+    recorder = SimpleNamespace(record=SimpleNamespace(remote=never))
+    rubric = SimpleNamespace(score_async=lambda samples: asyncio.sleep(0, [RubricScore(0.5, values=(0.5,))]))
+    monkeypatch.setattr(agent_loop, "encode_prompt", lambda *_: [1, 2])
+    monkeypatch.setattr(agent_loop.render_service, "handle", lambda folder: SimpleNamespace(remote=image))
+    monkeypatch.setattr(agent_loop.recorder, "handle", lambda: recorder)
+    monkeypatch.setattr(agent_loop, "build_rubric", lambda rewards: rubric)
+    row = {"index": 0, "metadata": '{"prompt": "a circle"}'}
+    made = asyncio.run(
+        asyncio.wait_for(loop.run({}, global_steps=1, session_id=0, uid="u", extra_info=row), timeout=60)
+    )
+    assert made.reward_score == 0.5 and len(recorded) == 1

@@ -80,6 +80,19 @@ def test_a_failed_samples_image_and_reason_are_kept(tmp_path: Path) -> None:
     assert recorder.failure() == "first"
 
 
+def test_what_goes_wrong_while_recording_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollouts do not wait for their record, so nobody else would hear of it."""
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    recorder = Recorder(str(RunFolder.create("test", path=tmp_path / "run").path), expected=1, images_every=1)
+    monkeypatch.setattr("blip3o_rl.rollout.recorder.write_lines", full)
+    with pytest.raises(OSError):
+        recorder.record(rollout(1, 0.5))
+    assert recorder.failure() == "recorder: OSError: No space left on device"
+
+
 def test_a_step_in_which_every_sample_failed_ends_the_run(tmp_path: Path) -> None:
     recorder = Recorder(str(RunFolder.create("test", path=tmp_path / "run").path), expected=2, images_every=1)
     for number in range(2):

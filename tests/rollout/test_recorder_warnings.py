@@ -77,6 +77,25 @@ def test_a_warning_is_reported_once_and_kept_with_the_worst_images_first(folder:
     assert html.count("data:image/png") == 2  # the grid of step 1 and the warning's image
 
 
+def test_a_sampler_that_disagrees_with_the_trainer_is_reported_without_an_image(folder: RunFolder) -> None:
+    limits = MonitorSettings(warn={"probs_diff": 0.01}, stop={"probs_diff": 0.1})
+    recorder = Recorder(str(folder.path), 2, 100, limits)
+    for step, diff in enumerate([0.002, 0.05, None, 0.5], start=1):
+        found = recorder.statistics(step, {"rollout/probs_diff": diff})
+        assert found == {"rollout/probs_diff": diff}
+        folder.append_metrics(step, found)
+    first, second = recorder.warnings()
+    assert first.startswith(
+        "warning at step 2: probs_diff 0.000 -> 0.026, sampler and trainer disagree; see algorithm."
+    )
+    assert "warning at step 4: " in second and "see None" not in first + second
+    assert (recorder.failure() or "").startswith("monitors.stop.probs_diff: at step 4 probs_diff")
+    assert [warning["image"] for warning in warning_log.read(folder)] == [None, None]
+    assert "sampler and trainer disagree" in page.write(folder).read_text()
+    warning_log.truncate_after(folder, 2)
+    assert [warning["step"] for warning in warning_log.read(folder)] == [2]
+
+
 def test_the_limit_for_stopping_ends_the_run_and_names_its_key(folder: RunFolder) -> None:
     recorder = Recorder(str(folder.path), 2, 100, MonitorSettings(warn={}, stop={"dark_share": 0.3}))
     for step, light in enumerate([200] * 6 + [10] * 3, start=1):

@@ -114,17 +114,6 @@ def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) 
         assert order == expected
 
 
-@pytest.mark.parametrize(("settings", "expected"), [({}, "cuda:1"), ({"gpus_per_replica": 0.5}, "cuda")])
-def test_replicas_that_reserve_no_gpu_take_one_each(
-    settings: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context = SimpleNamespace(rank=SimpleNamespace(local_rank=3))
-    monkeypatch.setattr(render_service.serve, "get_replica_context", lambda: context)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert render_service._own_gpu(RenderSettings(device="cuda", **settings)) == expected
-    assert render_service._own_gpu(RenderSettings(device="cpu")) == "cpu"
-
-
 @pytest.mark.parametrize(
     ("settings", "replicas", "per_node"),
     [({"device": "cuda"}, 8, 4), ({"device": "cuda", "replicas": 3}, 3, None), ({"device": "cpu"}, 1, None)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from verl.workers.rollout.replica import RolloutMode
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM, image_logits
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.rollout import state_capture
-from blip3o_rl.rollout.state_capture import RunnerHook, pack_states, sampling_params, states_tensor, unpack_states
+from blip3o_rl.rollout.server import Blip3oHttpServer
+from blip3o_rl.rollout.state_capture import (
+    RunnerHook,
+    StateCapture,
+    pack_states,
+    sampling_params,
+    states_tensor,
+    unpack_states,
+)
 from blip3o_rl.rollout.state_pool import FIRST_ROWS, Captured, StateStore
 
 
@@ -282,6 +292,37 @@ def test_memory_is_freed_when_no_request_is_left() -> None:
     assert store.running["e2"] is twin
     store.finish(["e2"])
     assert len(store.pool.rows) == 1
+
+
+def test_a_sleeping_engine_keeps_no_states() -> None:
+    """Those of an aborted request that nobody took would stay on the GPU during the update."""
+    order: list[str] = []
+
+    class Worker(StateCapture):
+        model_runner = FakeRunner()
+
+    worker = Worker()
+    worker.free_states()
+    worker._captured = RunnerHook(worker.model_runner)
+    store = worker._captured.store
+    fill(store, store.begin("e", "k", 5), 1.0)
+    store.finish(["e"])
+
+    async def rpc(method: str) -> None:
+        order.append(method)
+        getattr(worker, method)()
+
+    async def asleep() -> None:
+        order.append("sleep")
+
+    server = object.__new__(Blip3oHttpServer)
+    server.node_rank, server.rollout_mode = 0, RolloutMode.HYBRID
+    server.config = SimpleNamespace(free_cache_engine=True)
+    server.engine = SimpleNamespace(collective_rpc=rpc)
+    server._sleep_hybrid = asleep
+    asyncio.run(server.sleep())
+    assert order == ["free_states", "sleep"]
+    assert store.keys() == [] and len(store.pool.rows) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

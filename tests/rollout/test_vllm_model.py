@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blip3o_rl.model.policy import Blip3oNextForCausalLM, image_logits
 from blip3o_rl.model.token_layout import TokenLayout
@@ -46,6 +47,22 @@ def test_shards_put_together_are_the_masked_full_matrix(
     expected = torch.full((3, vocabulary), float("-inf"))
     expected[:, text : text + images] = (hidden @ weight.T)[:, text : text + images]
     torch.testing.assert_close(got, expected)
+
+
+def test_logits_of_a_bfloat16_policy_stay_in_float32_on_a_gpu() -> None:
+    """On fake tensors, which have their device and dtype and no values."""
+    from blip3o_rl.rollout.vllm_model import shard_logits
+
+    layout = TokenLayout(0, 1, 2, 3, 5, 4)
+    for device, dtype, expected in (
+        ("cuda", torch.bfloat16, torch.float32),
+        ("cuda", torch.float32, torch.float32),
+        ("cpu", torch.bfloat16, torch.bfloat16),
+    ):
+        with FakeTensorMode():
+            hidden, weight = (torch.zeros(rows, 8, dtype=dtype, device=device) for rows in (3, 12))
+            logits = shard_logits(hidden, weight, 0, 12, layout)
+        assert (logits.dtype, logits.shape) == (expected, (3, 12))
 
 
 CHILD = """

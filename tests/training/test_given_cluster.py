@@ -142,7 +142,7 @@ def test_a_cluster_that_is_too_small_is_left_again_and_the_reason_is_kept(
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     monkeypatch.setattr("ray.init", lambda **_: None)
-    monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr(given_cluster, "nodes", list)
     monkeypatch.setattr("ray.serve.delete", delete)
     monkeypatch.setattr("ray.shutdown", lambda: ended.append("ray"))
     monkeypatch.setattr(given_cluster, "use_token", lambda: None)
@@ -151,6 +151,6 @@ def test_a_cluster_that_is_too_small_is_left_again_and_the_reason_is_kept(
     monkeypatch.setattr(cluster.terminal, "catch_sigterm", lambda: None)
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     config = compose_recipe("shapes", [f"run.folder={folder.path}"])
-    with pytest.raises(UserError, match="the Ray cluster has 0 GPUs"), cluster.connected(config, folder):
+    with pytest.raises(UserError, match="the Ray cluster has 0 free GPUs"), cluster.connected(config, folder):
         raise AssertionError("a cluster without GPUs was taken")
     assert ended == ["blip3o-renderer-run", "ray"]

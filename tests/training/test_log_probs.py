@@ -1,4 +1,4 @@
-"""Log-probs in chunks are those of a plain log-softmax, gradient included, in float32 and bfloat16."""
+"""Log-probs and entropies in chunks are those of a plain log-softmax, gradients included, in float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip3o_rl.training import log_probs as chunked
 from blip3o_rl.training.compat import verl as verl_patches
+from blip3o_rl.training.planning.counting import Counter
 
 
 def reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -66,3 +67,44 @@ def test_verl_calls_torch_once_per_token_and_the_patch_per_chunk(
         fast = transformer_impl.logprobs_from_logits(logits, labels)
     assert before.calls > 300 and after.calls < 30
     torch.testing.assert_close(fast, slow.float(), atol=0.02, rtol=0.02)
+
+
+@given(
+    shape=st.sampled_from([(1,), (7,), (chunked.CHUNK + 3,), (2, 5), (0,)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    scale=st.sampled_from([0.0, 1.0, 50.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_entropies_and_their_gradients(shape: tuple[int, ...], dtype: torch.dtype, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(*shape, 33, generator=generator)).to(dtype).requires_grad_()
+    weights = torch.randn(shape, generator=generator)
+    found = chunked.entropies(logits)
+    assert found.dtype == torch.float32 and found.shape == shape
+    (gradient,) = torch.autograd.grad((found * weights).sum(), logits)
+    other = logits.detach().double().requires_grad_()
+    expected = torch.distributions.Categorical(logits=other).entropy()
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), other)
+    # A difference of two numbers of the logits' size, up to 200, each rounded to float32; the gradient has it as well.
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+    rounding = 1e-5 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(gradient.double(), expected_gradient, atol=1e-3, rtol=rounding)
+
+
+def test_verls_entropies_keep_copies_of_the_logits_and_the_patch_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.utils.torch_functional import entropy_from_logits
+    from verl.workers.engine.fsdp import transformer_impl
+
+    monkeypatch.setattr(transformer_impl.verl_F, "entropy_from_logits", entropy_from_logits)
+    monkeypatch.setattr(chunked, "CHUNK", 16)
+    logits = torch.nn.Parameter(torch.randn(4, 100, 50))
+
+    def peak() -> float:
+        with Counter(torch.nn.ParameterList([logits])) as counter, torch.no_grad():  # type: ignore[arg-type]
+            transformer_impl.verl_F.entropy_from_logits(logits)
+        return counter.peak / (logits.numel() * 4)
+
+    slow, before = transformer_impl.verl_F.entropy_from_logits(logits), peak()
+    verl_patches.chunked_log_probs()
+    assert before > 1.5 and peak() < 0.2
+    torch.testing.assert_close(transformer_impl.verl_F.entropy_from_logits(logits), slow)

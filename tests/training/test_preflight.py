@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import checkpoints, cluster, launch
+from blip3o_rl.training import checkpoints, cluster, launch, preflight
+from blip3o_rl.training.given_cluster import Node
 
 RECIPE = "recipes/shapes"
 OUTPUT: Any = None
@@ -154,17 +156,74 @@ def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"), [({"CPU": 8, "GPU": 1}, "1 GPUs, this run needs 2"), ({"CPU": 2, "GPU": 2}, "2 CPUs")]
+    ("free", "expected"),
+    [
+        ([{"CPU": 8, "GPU": 1}], "1 free GPUs, this run needs 2"),
+        ([{"CPU": 2, "GPU": 2}], "2 free CPUs"),
+        ([{"CPU": 8, "GPU": 1}] * 2, "0 of the Ray cluster's nodes have 2 free GPUs and CPUs each"),
+        ([{"CPU": 1, "GPU": 2}, {"CPU": 8}], "0 of the Ray cluster's nodes have 2"),
+    ],
 )
-def test_a_cluster_that_verl_would_wait_for_is_refused(found: dict[str, float], expected: str) -> None:
+def test_a_cluster_that_verl_would_wait_for_is_refused(free: list[dict[str, float]], expected: str) -> None:
     config = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"])
     with pytest.raises(UserError, match=expected):
-        cluster.check_resources(config, found)
-    cluster.check_resources(config, {"CPU": 3, "GPU": 2})
+        cluster.check_resources(config, [Node(node, node) for node in free])
+    enough = {"CPU": 3.0, "GPU": 2.0}
+    cluster.check_resources(config, [Node(enough, enough)])
     own = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=0.5"])
     with pytest.raises(UserError, match=r"needs 2 .* and render.gpus_per_replica reserves 1 more"):
-        cluster.check_resources(own, {"CPU": 3, "GPU": 2})
-    cluster.check_resources(own, {"CPU": 3, "GPU": 3})
+        cluster.check_resources(own, [Node(enough, enough)])
+    cluster.check_resources(own, [Node(enough, enough), Node({"GPU": 1}, {"GPU": 1})])
+
+
+def test_a_shared_renderer_is_kept_off_the_gpus_of_others() -> None:
+    nodes = [Node({"CPU": 9, "GPU": 8}, {"CPU": 9, "GPU": 6})]
+    config = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"], "gpu")
+    with pytest.raises(UserError, match="another program holds GPUs of the Ray cluster"):
+        cluster.check_resources(config, nodes)
+    own = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=1"], "gpu")
+    cluster.check_resources(own, nodes)
+    cluster.check_resources(compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"]), nodes)
+
+
+def test_cpus_are_refused_where_vllm_samples_on_gpus_alone(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(preflight, "platform", lambda: "cuda")
+    assert refused().startswith("device=cpu: the installed vLLM samples on GPUs alone")
+
+
+def test_verl_is_imported_for_the_device_of_the_run_and_not_of_the_head(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def store(*_: object) -> None:
+        raise Reached
+
+    config, checked = launch.plan(RECIPE, ["device=cpu", f"model.folder={model}"])
+    config.trainer.device = "cuda"
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setattr(launch.stored, "store", store)
+    output: Any = SimpleNamespace(to=lambda file: None)
+    with pytest.raises(Reached):
+        launch._run(config, checked, RunFolder.create("shapes", path=tmp_path / "run"), output)
+    assert launch.os.environ["VERL_PLATFORM"] == "cuda"
+
+
+@pytest.mark.parametrize(("device", "gpus", "expected"), [("cpu", 1, 1), ("gpu", 1, 1), ("gpu", 4, 4)])
+def test_each_gpu_gets_a_process_for_rollouts_and_rewards(device: str, gpus: int, expected: int) -> None:
+    config = compose_recipe(RECIPE, [f"trainer.n_gpus_per_node={gpus}"], device)
+    assert config.actor_rollout_ref.rollout.agent.num_workers == expected
+    chosen = compose_recipe(RECIPE, ["actor_rollout_ref.rollout.agent.num_workers=3"], device)
+    assert chosen.actor_rollout_ref.rollout.agent.num_workers == 3
+
+
+def test_verls_rollout_correction_is_offered() -> None:
+    key = "algorithm.rollout_correction"
+    config = compose_recipe(RECIPE, [f"{key}.rollout_is=token", f"{key}.rollout_is_threshold=2.0"])
+    assert config.algorithm.rollout_correction.rollout_is == "token"
+    with pytest.raises(UserError, match=f"{key}.rollout_is=tokens: must be 'token' or 'sequence'"):
+        compose_recipe(RECIPE, [f"{key}.rollout_is=tokens"])
 
 
 def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: Path) -> None:

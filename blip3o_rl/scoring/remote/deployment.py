@@ -20,10 +20,19 @@ from blip3o_rl.errors import UserError
 
 @serve.deployment
 class RewardReplica:
-    """One replica: a reward service without a socket. `rewards` is a mapping as under `reward.rewards`."""
+    """One replica: a reward service without a socket.
 
-    def __init__(self, rewards: dict[str, Any]):
+    Args:
+        rewards: a mapping as under `reward.rewards`.
+        shared_gpus: GPUs of the run on this node, of which a replica that reserves none takes one.
+    """
+
+    def __init__(self, rewards: dict[str, Any], shared_gpus: int = 0):
+        from blip3o_rl.model.devices import share_gpus
         from blip3o_rl.scoring.remote.service import RewardService, create_app
+
+        if shared_gpus:
+            share_gpus(serve.get_replica_context().rank.local_rank, shared_gpus)
 
         self.app = create_app(RewardService(rewards))
 
@@ -37,13 +46,14 @@ class RewardReplica:
             return answer.status_code, answer.content
 
 
-def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
+def start(rewards: Mapping[str, Any], gpus_taken: float = 0, gpus_per_node: int = 0) -> list[str]:
     """Starts the deployments that a configuration asks for in the running Ray cluster, waits until they answer, and
     returns the applications' names.
 
     Args:
         rewards: the mapping under `reward.rewards`, after `name_applications`.
         gpus_taken: GPUs that training will reserve.
+        gpus_per_node: of the run, which rewards that reserve none share with it.
 
     Raises:
         UserError: one cannot be started, or the cluster is too small for all of them.
@@ -57,7 +67,9 @@ def start(rewards: Mapping[str, Any], gpus_taken: float = 0) -> list[str]:
         own = {name: {key: value for key, value in rewards[name].items() if key not in CALLER_KEYS}}
         serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
         try:
-            serve.run(_deployment(service, process_environment(own)).bind(own), name=service.app, route_prefix=None)
+            deployment = _deployment(service, process_environment(own))
+            shared = 0 if service.num_gpus else gpus_per_node
+            serve.run(deployment.bind(own, shared), name=service.app, route_prefix=None)
         except Exception as error:
             stop([service.app])
             reason = " ".join(str(error).split())[:500]

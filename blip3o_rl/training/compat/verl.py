@@ -101,9 +101,11 @@ def grids_to_trackers() -> None:
 
 
 def chunked_log_probs() -> None:
-    """Without flash-attn verl calls log_softmax once per token; see `training.log_probs`."""
+    """Without flash-attn verl calls log_softmax once per token, and its entropies keep three copies of the logits; see
+    `training.log_probs`."""
     import verl.workers.engine.fsdp.transformer_impl as fsdp
 
-    from blip3o_rl.training.log_probs import log_probs
+    from blip3o_rl.training.log_probs import entropies, log_probs
 
     fsdp.logprobs_from_logits = _once(fsdp.logprobs_from_logits, log_probs)
+    fsdp.verl_F.entropy_from_logits = _once(fsdp.verl_F.entropy_from_logits, entropies)

@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
-from blip3o_rl.training.log_probs import log_probs
+from blip3o_rl.training.log_probs import entropies, log_probs
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FORMULAS: dict[Any, Any] = {
@@ -91,7 +91,7 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
         def call() -> None:
             logits = policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
             if not update:
-                logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+                entropies(logits)
             # verl takes the padding out, which is a copy.
             found = log_probs(torch.cat(list(logits.unbind())), labels)
             if update:

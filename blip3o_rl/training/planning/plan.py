@@ -136,16 +136,13 @@ class Plan:
             "rewards": sum(REWARD_GIB.get(name, 0.0) for name in self._rewards_here()),
         }
         sleeps = bool(self.get(f"{ROLLOUT}free_cache_engine", True))
-        asleep = {"vLLM, asleep": ASLEEP_GIB} if sleeps else {"vLLM": self._engine_gib()}
+        engine = {"vLLM": self._engine_gib(), "captured states": self._states_gib()}
+        asleep = {"vLLM, asleep": ASLEEP_GIB} if sleeps else engine
         resident = ({} if self.get(PARAM_OFFLOAD) else weights) | ({} if self.get(OPTIMIZER_OFFLOAD) else optimizer)
         pass_, update = self._log_prob_cost(), self._update_cost()
         step = {"trainer: gradients": 4 * trained / self.gpus / GIB, "trainer: activations": update.bytes / GIB}
         return {
-            "rollout": always | resident | {
-                "vLLM": self._engine_gib(),
-                "captured states": self._states_gib(),
-                "renderer: activations": self._render_bytes() / GIB,
-            },
+            "rollout": always | resident | engine | {"renderer: activations": self._render_bytes() / GIB},
             "log-probs": always | resident | weights | gathered | asleep | {"trainer: activations": pass_.bytes / GIB},
             "update": always | weights | optimizer | gathered | asleep | step,
         }  # fmt: skip
