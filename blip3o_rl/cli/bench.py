@@ -1,4 +1,4 @@
-"""`blip3o-rl bench`."""
+"""`blip3o-rl bench`: rewards, and what only a GPU can show."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from blip3o_rl.cli.output import free_path, table
 from blip3o_rl.cli.reward_arguments import FORM, Metadata, Side, read_metadata, reward_config
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from blip3o_rl.scoring.authoring.throughput import Throughput
@@ -68,3 +68,32 @@ def bench_rewards(
     out = free_path(out)
     write_json(out, {**measured_on, "rewards": numbers, "not_measured": absent})
     print(out)
+
+
+def bench_gpu(
+    stages: Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="by default all")] = None,
+    size: Annotated[
+        Literal["full", "tiny"], typer.Option(help="full: the published sizes, random weights; tiny: tries the stages")
+    ] = "full",
+    out: Annotated[Path, typer.Option(help="folder of the result, <device>.json")] = Path("results/gpu"),
+    work: Annotated[Path, typer.Option(help="folder of the model, the runs and their logs; 40 GB")] = Path(
+        "outputs/gpu-check"
+    ),
+    minutes: Annotated[float, typer.Option(min=0, help="begin and continue nothing beyond them")] = 25,
+) -> None:
+    """Checks on this machine's GPU what nothing else can: generation, capture, rendering, training steps.
+
+    Without a GPU it says what it would run.
+    """
+    from blip3o_rl.training.gpu_check import runner
+    from blip3o_rl.training.gpu_check.stages import STAGES
+
+    for stage in stages or ():
+        if stage not in STAGES:
+            raise UserError(f"{stage}: is no stage{did_you_mean(stage, STAGES)}; there are {', '.join(STAGES)}")
+    if size == "full" and runner.gpu_name() is None:
+        print("no GPU here; with one, each of these runs in a process of its own (seconds planned on one H100):")
+        for name, seconds in runner.EXPECTED_S.items():
+            print(f"  {name:<12} {seconds:>4} s  {' '.join((STAGES[name].__doc__ or '').split())}")
+        return
+    print(runner.check(list(stages or STAGES), size, out, work, print, 60 * minutes))

@@ -78,6 +78,7 @@ COMMANDS = (
     ("prompts", "preview", prompts_preview.preview),
     ("prompts", "pairs", prompts_pairs.pairs),
     ("bench", "rewards", bench.bench_rewards),
+    ("bench", "gpu", bench.bench_gpu),
     ("mini", "build", mini.build),
 )
 """Group, name, function; in the order of the help."""

@@ -12,6 +12,8 @@ Head sizes are kept (32 in SANA's linear attention, 64 in the policy): SANA's at
 
 from __future__ import annotations
 
+import json
+
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -79,8 +81,13 @@ def make_renderer(vae: AutoencoderDC) -> Renderer:
     return Renderer(Connector(HIDDEN, 192), transformer, vae, unused)
 
 
-def make_tokenizer(prompts: list[str]) -> tuple[PreTrainedTokenizerFast, TokenLayout]:
-    """A byte-level BPE tokenizer fitted to the prompts, with Qwen's special tokens and the image tokens."""
+def make_tokenizer(
+    prompts: list[str], image_tokens: int = NUM_IMAGE_TOKENS, text_tokens: int | None = None
+) -> tuple[PreTrainedTokenizerFast, TokenLayout]:
+    """A byte-level BPE tokenizer fitted to the prompts, with Qwen's special tokens and the image tokens.
+
+    `text_tokens` is the size of the text vocabulary, filled up with tokens that no text has; None: as it comes out.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -88,12 +95,18 @@ def make_tokenizer(prompts: list[str]) -> tuple[PreTrainedTokenizerFast, TokenLa
     trainer = trainers.BpeTrainer(vocab_size=len(alphabet) + MERGES, initial_alphabet=alphabet, show_progress=False)
     texts = [turn["content"] for prompt in prompts for turn in (*chat_messages(prompt), *edit_messages(prompt, 1))]
     core.train_from_iterator([*texts, "system\nuser\nassistant\n"], trainer)
+    if text_tokens is not None:
+        fields = json.loads(core.to_str())
+        vocabulary = fields["model"]["vocab"]
+        free = range(len(vocabulary), text_tokens - len(QWEN_SPECIALS))
+        vocabulary |= {f"<unused{number}>": number for number in free}
+        core = Tokenizer.from_str(json.dumps(fields))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="left"
     )
     tokenizer.add_tokens(list(QWEN_SPECIALS), special_tokens=True)
     tokenizer.chat_template = CHATML
-    return tokenizer, add_image_tokens(tokenizer, NUM_IMAGE_TOKENS)
+    return tokenizer, add_image_tokens(tokenizer, image_tokens)
 
 
 def make_policy(tokenizer: PreTrainedTokenizerFast, layout: TokenLayout) -> Blip3oNextForCausalLM:

@@ -68,7 +68,9 @@ class Model:
 def parameters(model: Model) -> tuple[int, int]:
     """Number of weights of the policy and of the renderer."""
     with _fake():
-        policy, renderer = (sum(p.numel() for p in part.parameters()) for part in (_policy(model), _renderer(model)))
+        policy, renderer = (
+            sum(p.numel() for p in part.parameters()) for part in (build_policy(model), build_renderer(model))
+        )
     return policy, renderer
 
 
@@ -82,7 +84,7 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
         checkpointing: the update computes each layer's activations twice instead of keeping them.
     """
     with _fake(), torch.set_grad_enabled(update):
-        policy = _policy(model).train()
+        policy = build_policy(model).train()
         policy.image_vocabulary_only = not model.policy.full_vocabulary
         if checkpointing:
             policy.gradient_checkpointing_enable()
@@ -104,7 +106,7 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
 def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
     """One Euler step, with the branch without a condition if it is guided; `rows` hidden states per image."""
     with _fake(), torch.no_grad():
-        renderer = _renderer(model)
+        renderer = build_renderer(model)
         noise = torch.zeros(batch, *renderer.latent_shape)
         states = torch.zeros(batch, rows, model.policy.hidden_size)
         edits = renderer.reference_connector is not None and renderer.reference_connector.takes_latents
@@ -121,7 +123,7 @@ def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
 def decoding(model: Model, batch: int) -> Cost:
     """The autoencoder's decoding of a batch, in the renderer's chunks."""
     with _fake(), torch.no_grad():
-        renderer = _renderer(model)
+        renderer = build_renderer(model)
         latents = torch.zeros(batch, *renderer.latent_shape)
         return _counted(renderer, lambda: renderer.decode(latents))
 
@@ -172,14 +174,16 @@ def _fake() -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-def _policy(model: Model) -> Any:
+def build_policy(model: Model) -> Any:
+    """The policy of these sizes in bfloat16, untrained."""
     torch.set_default_dtype(torch.bfloat16)
     policy = Blip3oNextForCausalLM(model.policy)
     torch.set_default_dtype(torch.float32)
     return policy
 
 
-def _renderer(model: Model) -> Renderer:
+def build_renderer(model: Model) -> Renderer:
+    """The renderer of these sizes in bfloat16, untrained, in evaluation mode."""
     torch.set_default_dtype(torch.bfloat16)
     transformer = SanaTransformer2DModel.from_config(model.transformer)
     connector = Connector(model.policy.hidden_size, transformer.config.caption_channels)

