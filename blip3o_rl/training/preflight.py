@@ -20,9 +20,12 @@ from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster, trackers
 
 SMALLEST = machine.Needs(memory_gib=6.0, shared_gib=0.3, disk_gib=3.0)
-"""What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory."""
+"""What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory; hidden states come on top,
+each sample's until its image is rendered."""
 OVERHEAD_GIB = 5.0
 """Memory of Ray, verl, vLLM and Serve."""
+PROCESS_GIB = 3.0
+"""Memory of a further trainer process on a CPU, with its vLLM."""
 COPIES = 6
 """Of the policy, in float32: trainer, optimizer (2), gradients, reference, sampler; on a GPU they lie there."""
 CHECKPOINT_COPIES = 4
@@ -73,7 +76,7 @@ def check(config: DictConfig) -> Checked:
         )
     every = [*rows, *(chosen.rows if chosen else ())]
     editing = check_editing(every, folder)
-    machine.require(needs(folder.path, settings, editing))
+    machine.require(needs(folder, settings, editing))
     _check_lengths(settings, folder, every)
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
     rubric = build_rubric(rewards)
@@ -85,13 +88,18 @@ def check(config: DictConfig) -> Checked:
     return Checked(settings, folder.path, folder.layout, rows, held_out, chosen, editing, algorithm)
 
 
-def needs(model: Path, settings: TrainSettings, editing: bool = False) -> machine.Needs:
+def needs(folder: ModelFolder, settings: TrainSettings, editing: bool = False) -> machine.Needs:
     """What a run with a model folder needs on this machine; for edits the image tokenizer is loaded, too."""
-    policy = machine.float32_gib(model / "policy")
-    tokenizer = machine.float32_gib(model / "image_tokenizer") if editing else 0.0
+    policy, on_cpu = machine.float32_gib(folder.path / "policy"), settings.trainer.device == "cpu"
+    tokenizer = machine.float32_gib(folder.path / "image_tokenizer") if editing else 0.0
+    processes = settings.trainer.n_gpus_per_node
+    samples = settings.data.train_batch_size * settings.actor_rollout_ref.rollout.n / settings.trainer.nnodes
+    rows = folder.layout.tokens_per_image(settings.model.scale) + 1
+    states = samples * rows * folder.policy_config.hidden_size * (4 if on_cpu else 2) / machine.GIB
+    weights = COPIES * policy + tokenizer + PROCESS_GIB * (processes - 1)
     return machine.Needs(
-        memory_gib=OVERHEAD_GIB + (COPIES * policy + tokenizer if settings.trainer.device == "cpu" else 0),
-        shared_gib=SMALLEST.shared_gib,
+        memory_gib=OVERHEAD_GIB + (weights if on_cpu else 0),
+        shared_gib=SMALLEST.shared_gib * processes + states,
         disk_gib=1 + CHECKPOINT_COPIES * policy,
         folder=Path(settings.run.folder or "."),
     )

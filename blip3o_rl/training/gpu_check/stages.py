@@ -142,21 +142,22 @@ def render(folder: Path, size: str) -> dict[str, Any]:
     }
 
 
-def train(folder: Path, size: str, images: int, steps: int, *overrides: str) -> dict[str, Any]:
+def train(folder: Path, size: str, name: str, images: int, steps: int, *overrides: str) -> dict[str, Any]:
     """A GRPO run of `steps` steps of `images` images: memory, seconds per stage, sampler against trainer."""
     from blip3o_rl.config.train import compose_recipe
     from blip3o_rl.training.planning import plan
     from blip3o_rl.training.planning.gpus import Gpu
 
-    chosen, run = SIZES[size], folder / f"run-{images}{'-lora' if overrides else ''}"
+    chosen, run = SIZES[size], folder / "runs" / name
     (recipe := folder / "recipe").mkdir(exist_ok=True)
     (reward := folder / "reward.py").write_text(REWARD)
     text = RECIPE.format(
         model=_model(folder), scale=chosen.scale, steps=chosen.steps, reward=reward, group=chosen.group
     )
     (recipe / "config.yaml").write_text(text)
-    words = [f"data.train_batch_size={images // chosen.group}", f"trainer.total_training_steps={steps}", *overrides]
-    seconds = _command(["train", str(recipe), f"run.folder={run}", *words], folder / f"{run.name}.log")
+    prompts = images // chosen.group if size == "full" else 2
+    words = [f"data.train_batch_size={prompts}", f"trainer.total_training_steps={steps}", *overrides]
+    seconds = _command(["train", str(recipe), f"run.folder={run}", *words], folder / f"{name}.log")
     lines = RunFolder.open(run).read_metrics()
     assert [line["step"] for line in lines] == list(range(1, steps + 1)), f"steps {[line['step'] for line in lines]}"
     last = lines[-1]
@@ -172,8 +173,24 @@ def train(folder: Path, size: str, images: int, steps: int, *overrides: str) -> 
     }
 
 
-def _training(images: int, steps: int, *overrides: str) -> Callable[[Path, str], dict[str, Any]]:
-    return lambda folder, size: train(folder, size, images if size == "full" else 4, steps, *overrides)
+def train_16(folder: Path, size: str) -> dict[str, Any]:
+    """Two GRPO steps of 16 images, with a weight sync between them."""
+    return train(folder, size, "train-16", 16, 2)
+
+
+def train_128(folder: Path, size: str) -> dict[str, Any]:
+    """Two GRPO steps of 128 images, as recipe `text` makes them."""
+    return train(folder, size, "train-128", 128, 2)
+
+
+def train_lora(folder: Path, size: str) -> dict[str, Any]:
+    """Two GRPO steps of 16 images with adapters of rank 32."""
+    return train(folder, size, "train-lora", 16, 2, *LORA)
+
+
+def train_512(folder: Path, size: str) -> dict[str, Any]:
+    """A GRPO step of 512 images."""
+    return train(folder, size, "train-512", 512, 1)
 
 
 STAGES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
@@ -181,10 +198,10 @@ STAGES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
     "generate": generate,
     "capture": capture,
     "render": render,
-    "train-16": _training(16, 2),
-    "train-128": _training(128, 2),
-    "train-lora": _training(16, 2, *LORA),
-    "train-512": _training(512, 1),
+    "train-16": train_16,
+    "train-128": train_128,
+    "train-lora": train_lora,
+    "train-512": train_512,
 }
 """In the order in which they run; the later ones are left out first when time is short."""
 
