@@ -1,17 +1,20 @@
 # Two commands do everything: `make quickstart` runs the main job, `make test` passes the tests. Both first install.
 # Variables: PYTHON=python3.12, VENV=.venv, ARGS="key=value ..." (quickstart), TORCH=torch==2.13.0, UPGRADE=--upgrade (lock).
+# The GPU stack has another torch and vLLM, so it gets an environment of its own.
 
 VENV ?= .venv
+GPU_VENV ?= .venv-gpu
 TORCH ?= torch==2.13.0
 RECIPE ?= recipes/words
 PYTEST := $(VENV)/bin/pytest --durations=10
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml requirements/cpu.txt requirements/install.sh
+GPU_STAMP := $(GPU_VENV)/.installed
 
 .DEFAULT_GOAL := help
 # `make test` is what continuous integration runs.
-.PHONY: help install quickstart test test-engines test-unit test-long lint format lock clean
+.PHONY: help install install-gpu quickstart test test-engines test-unit test-long gpu-check lint format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,6 +23,12 @@ install: $(STAMP)  ## create .venv with the pinned CPU stack; nothing to do when
 
 $(STAMP): $(INPUTS)
 	@VENV=$(VENV) TORCH=$(TORCH) PYTHON="$(PYTHON)" requirements/install.sh
+	@touch $@
+
+install-gpu: $(GPU_STAMP)  ## create .venv-gpu with the pinned stack for NVIDIA GPUs (driver 580 or newer)
+
+$(GPU_STAMP): pyproject.toml requirements/gpu.txt requirements/install.sh
+	@VENV=$(GPU_VENV) STACK=gpu PYTHON="$(PYTHON)" requirements/install.sh
 	@touch $@
 
 quickstart: install  ## train the packaged small model to spell, and see the images before and after
@@ -50,10 +59,16 @@ test-unit: install  ## the tests without them
 test-long: install  ## the tests that take longer than `make test` allows
 	$(PYTEST) -m long
 
-lock: install  ## regenerate requirements/cpu.txt from pyproject.toml, keeping the present versions where they fit
-	$(BIN)/python -m uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 \
-		--override requirements/overrides.txt --no-annotate --custom-compile-command "make lock" $(UPGRADE) \
-		--quiet -o requirements/cpu.txt
+gpu-check: install-gpu  ## on a GPU: what nothing else can show, in 25 minutes; writes results/gpu/<device>.json
+	-$(GPU_VENV)/bin/pytest -m gpu tests/gpu
+	$(GPU_VENV)/bin/blip3o-rl bench gpu $(ARGS)
+
+COMPILE = $(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate \
+	--custom-compile-command "make lock" $(UPGRADE) --quiet
+
+lock: install  ## regenerate requirements/cpu.txt and gpu.txt from pyproject.toml, keeping what fits
+	$(COMPILE) --extra cpu --override requirements/overrides.txt -o requirements/cpu.txt
+	$(COMPILE) --extra gpu -o requirements/gpu.txt
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

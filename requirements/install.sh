@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Creates .venv with the pinned CPU stack and this package (editable). `make install` calls it only when it has to.
+# Creates an environment with a pinned stack (STACK=cpu or gpu) and this package, editable. `make install` and
+# `make install-gpu` call it only when they have to.
 #
-# The lock (cpu.txt) names every version, so nothing is resolved here: pip alone would need more than ten minutes to
-# resolve this stack. torch comes first and by pip, because pip's configuration is where a CPU build is found.
+# The lock ($STACK.txt) names every version, so nothing is resolved here: pip alone would need more than ten minutes to
+# resolve these stacks. The lock of the CPU leaves torch out: uv takes PyTorch's own CPU build where its index can be
+# reached, else pip takes what its configuration finds. Which build came is said at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-.venv}
+STACK=${STACK:-cpu}
 TORCH=${TORCH:-torch==2.13.0}
 LOG=$VENV/install.log
 
@@ -27,7 +30,7 @@ find_python() {
 logged() {
     if ! "$@" >>"$LOG" 2>&1; then
         tail -n 20 "$LOG" >&2
-        say "error: '$*' failed; its output is in $LOG. Mend the cause and run make again"
+        say "error: '$*' failed; its output is in $LOG. Fix the cause and run make again"
         return 1
     fi
 }
@@ -39,17 +42,22 @@ if ! "$VENV/bin/python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info
 fi
 : >"$LOG"
 python=$VENV/bin/python
-if ! "$python" -c "from importlib.metadata import version; assert version('torch').split('+')[0] == '${TORCH##*==}'" 2>/dev/null; then
+"$python" -m pip install uv >>"$LOG" 2>&1 || say "uv cannot be installed here; pip does its work more slowly"
+uv() { "$python" -m uv "$@" --python "$python" >>"$LOG" 2>&1; }
+
+if [ "$STACK" = cpu ] && ! "$python" -c "from importlib.metadata import version; assert version('torch').split('+')[0] == '${TORCH##*==}'" 2>/dev/null; then
     say "installing $TORCH"
-    logged "$python" -m pip install "$TORCH"
+    UV_HTTP_TIMEOUT=10 UV_HTTP_RETRIES=0 uv pip install --torch-backend cpu "$TORCH" || logged "$python" -m pip install "$TORCH"
 fi
-say "installing the pinned packages of requirements/cpu.txt"
-if "$python" -m pip install uv >>"$LOG" 2>&1 &&
-    "$python" -m uv pip install --python "$python" --no-deps -r requirements/cpu.txt >>"$LOG" 2>&1; then
+say "installing the pinned packages of requirements/$STACK.txt"
+if uv pip install --no-deps -r "requirements/$STACK.txt"; then
     say "installed with uv"
 else
     say "uv cannot reach the packages here; pip does the same more slowly"
-    logged "$python" -m pip install --no-deps -r requirements/cpu.txt
+    logged "$python" -m pip install --no-deps -r "requirements/$STACK.txt"
 fi
-logged "$python" -m pip uninstall -y torchvision torchaudio torchcodec
+if [ "$STACK" = cpu ]; then
+    logged "$python" -m pip uninstall -y torchvision torchaudio torchcodec
+fi
 logged "$python" -m pip install --no-deps --no-build-isolation -e .
+say "torch: $("$python" -c "import torch; print(torch.__version__, 'for', 'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPUs')")"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def plan(
     arguments: Arguments = None,
     gpu: Annotated[str, typer.Option(help="h200, h100, a100, a100-40, l40s, a6000 or 4090")] = "h100",
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs on the node")] = 1,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs on the node; by default the recipe's")] = None,
     apply: Annotated[Path | None, typer.Option(help="write the recipe with the changes to this new folder")] = None,
 ) -> None:
     """Says how much memory a training run needs per GPU in each phase, how long a step takes, and what to change.
@@ -37,7 +37,7 @@ def plan(
     kind = table.find(gpu)
     if apply is not None and apply.exists():
         raise UserError(f"--apply {apply}: exists already; name a new folder")
-    config = compose_recipe(recipe, [f"trainer.n_gpus_per_node={gpus}", *overrides], "gpu")
+    config = compose_recipe(recipe, [*overrides, *([f"trainer.n_gpus_per_node={gpus}"] if gpus else [])], "gpu")
     there = config.model.folder == "mini" or user_path(config.model.folder).exists()
     model = planning.of_folder(config.model.folder) if there else planning.published()
     wanted = planning.Plan(config, model, kind)

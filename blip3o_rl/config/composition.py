@@ -48,6 +48,7 @@ class Kind:
         own: a field per group that a settings model checks; stored for Hydra as `<base>_settings`.
         free: prefixes of further keys that may be new.
         paths: regular expression of keys whose value is a path, besides the models' own.
+        presets: Hydra groups whose choice comes on top of the recipe.
     """
 
     command: str
@@ -55,6 +56,7 @@ class Kind:
     own: type[Settings]
     free: tuple[str, ...] = ()
     paths: str = "(?!)"
+    presets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ConfigStore.instance().store(f"{self.base}_settings", self.own().model_dump())
@@ -164,6 +166,9 @@ def _split(kind: Kind, overrides: list[str], known: dict[str, Any]) -> tuple[lis
             raise UserError(f"override '{override}': {key} is no single value; set its keys, or leave it out")
         with _one_line(f"override '{override}'"):
             OverridesParser.create().parse_override(override)
+        if key in kind.presets:
+            plain.append(f"+{key}={value}")
+            continue
         if key == marked and not kind.is_free(key):
             _check_key(kind, key, known, f"override '{override}': ")
         plain.append(f"++{override}" if key == marked and kind.is_free(key) else override)

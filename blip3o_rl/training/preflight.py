@@ -20,8 +20,9 @@ from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster, trackers
 
 SMALLEST = machine.Needs(memory_gib=6.0, shared_gib=0.3, disk_gib=3.0)
-"""What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory; hidden states come on top,
-each sample's until its image is rendered."""
+"""What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory; hidden states, each
+sample's until its image is rendered, come on top.
+"""
 OVERHEAD_GIB = 5.0
 """Memory of Ray, verl, vLLM and Serve."""
 PROCESS_GIB = 3.0

@@ -65,6 +65,27 @@ def test_a_cuda_torch_without_a_gpu_is_a_warning(monkeypatch):
     assert check.level == WARNING and "no GPU is usable" in check.detail and check.remedy
 
 
+@pytest.mark.parametrize(
+    ("text", "cuda", "level"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023", "13.0", BROKEN),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build", "13.0", OK),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19", "12.9", OK),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19", None, None),
+        ("", "13.0", None),
+    ],
+)
+def test_a_driver_that_is_too_old_for_torchs_cuda_is_named(text, cuda, level, tmp_path, monkeypatch):
+    (tmp_path / "version").write_text(text)
+    fake = types.SimpleNamespace(version=types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    found = installation.driver(tmp_path / "version")
+    assert [check.level for check in found] == ([level] if level else [])
+    if level == BROKEN:
+        assert "535.129.03; torch's CUDA 13.0 needs 580 or newer" in found[0].detail and found[0].remedy
+    assert installation.driver(tmp_path / "nothing") == []
+
+
 def test_a_check_that_raises_becomes_a_finding():
     def fail():
         raise ImportError("no module named x\nmore")

@@ -1,0 +1,112 @@
+"""The stages of `bench gpu` at tiny size, on whatever is here, and how they are run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip3o_rl.cli import main as cli
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.folder import ModelFolder
+from blip3o_rl.model.token_layout import encode_prompt
+from blip3o_rl.training.gpu_check import model as random_model
+from blip3o_rl.training.gpu_check import runner, stages
+from blip3o_rl.training.planning import plan
+
+QUICK = ("model", "generate", "capture", "render")
+
+
+def test_every_stage_says_what_it_does_and_how_long() -> None:
+    assert list(runner.EXPECTED_S) == list(stages.STAGES)
+    assert all(function.__doc__ for function in stages.STAGES.values())
+    assert sum(runner.EXPECTED_S.values()) <= runner.BUDGET_S
+
+
+def test_without_a_gpu_it_says_what_it_would_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "gpu_name", lambda: None)
+    assert cli.run(["bench", "gpu"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("no GPU here") and all(f"  {name} " in shown for name in stages.STAGES)
+    assert cli.run(["bench", "gpu", "rendr"]) == 2
+    assert "did you mean 'render'" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept_when_a_later_stage_fails_or_time_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def run_stage(name: str, size: str, work: Path, limit_s: float) -> dict[str, Any]:
+        file = tmp_path / "results" / "nvidia-h100-80gb-hbm3.json"
+        seen.append(json.loads(file.read_text())["stages"] if file.is_file() else {})
+        return {"status": "failed: out of memory" if name == "capture" else "ok", "seconds": 1.0}
+
+    monkeypatch.setattr(runner, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(runner, "run_stage", run_stage)
+    monkeypatch.setitem(runner.EXPECTED_S, "train-512", 10**6)
+    file = runner.check(["capture", "render", "train-512"], "full", tmp_path / "results", tmp_path / "work", str)
+    assert [list(stages) for stages in seen] == [[], ["model"], ["model", "capture"]]
+    found = json.loads(file.read_text())
+    assert found["device"] == "NVIDIA H100 80GB HBM3" and "torch" in found["versions"]
+    assert {name: stage["status"].split(":")[0] for name, stage in found["stages"].items()} == {
+        "model": "ok", "capture": "failed", "render": "ok", "train-512": "left out",
+    }  # fmt: skip
+
+
+def test_nothing_follows_a_model_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "run_stage", lambda *_: {"status": "failed: no space"})
+    file = runner.check(["render"], "tiny", tmp_path, tmp_path, str)
+    assert list(json.loads(file.read_text())["stages"]) == ["model"]
+
+
+def test_a_stage_is_a_process_whose_end_is_told(tmp_path: Path) -> None:
+    failed = runner.run_stage("render", "tiny", tmp_path, limit_s=300)
+    assert failed["status"].startswith("failed: ") and "model.json" in failed["status"]
+    assert runner.run_stage("model", "tiny", tmp_path, limit_s=0.01)["status"] == "ended by its limit"
+
+
+def test_a_random_model_is_a_model_folder_with_the_ids_of_its_layout(tmp_path: Path) -> None:
+    model = plan.of_folder("mini")
+    folder = random_model.write_random(tmp_path / "model", model, "cpu")
+    parts = ModelFolder(folder, "policy", "renderer")
+    layout = parts.layout
+    assert layout == ModelFolder("mini").layout
+    assert encode_prompt(parts.load_tokenizer(), "a dog", 2, layout)[-1] == layout.scale_token_id(2)
+    policy, renderer = parts.load_policy(), parts.load_renderer()
+    assert sum(p.numel() for p in policy.parameters()) + sum(p.numel() for p in renderer.parameters()) == sum(
+        plan.counting.parameters(model)
+    )
+
+
+@pytest.mark.slow
+def test_generation_capture_and_rendering_at_tiny_size(tmp_path: Path) -> None:
+    """Two minutes: two vLLM engines."""
+    file = runner.check(list(QUICK), "tiny", tmp_path / "results", tmp_path / "work", print)
+    found = json.loads(file.read_text())["stages"]
+    assert {name: stage["status"] for name, stage in found.items()} == dict.fromkeys(QUICK, "ok")
+    assert found["generate"]["images"] == 2
+    assert found["capture"]["states_relative_difference"] < 1e-4
+    assert found["render"]["images_per_s"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("stage", ["train-16", "train-lora"])
+def test_training_at_tiny_size(stage: str, tmp_path: Path) -> None:
+    """Three minutes each: a training run of two steps."""
+    file = runner.check([stage], "tiny", tmp_path / "results", tmp_path / "work", print, budget_s=3600)
+    found = json.loads(file.read_text())["stages"][stage]
+    assert found["status"] == "ok"
+    assert found["last_step"]["timing_s/step"] > 0
+    assert found["last_step"]["rollout/probs_diff"] < 1e-4
+    assert set(found["planned_gib"]) == {"rollout", "log-probs", "update"}
+
+
+def test_a_command_that_fails_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"blip3o-rl generate ended with 2: error: .*no such folder.*run\.log"):
+        stages._command(["generate", "a dog", "--model=/nowhere"], tmp_path / "run.log")
