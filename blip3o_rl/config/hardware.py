@@ -20,7 +20,7 @@ LORA: dict[str, Any] = {
     "actor": {"optim": {"lr": 1.0e-5}},
     "rollout": {"load_format": "safetensors"},
 }
-"""Adapters on all linear layers, ten times the usual learning rate; vLLM loads the base weights once, from the folder."""
+"""Adapters on all linear layers, with ten times the usual learning rate; vLLM loads the base weights once, itself."""
 
 
 def preset(count: int, memory: int, lora: bool) -> dict[str, Any]:

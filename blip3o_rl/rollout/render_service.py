@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -118,10 +119,11 @@ def start(
     deployment: Any = RenderService
     gpus = settings.gpus_per_replica
     runtime_env = {"env_vars": {} if gpus else SEE_ALL_GPUS}
-    one_per_gpu = settings.replicas is None and settings.device == "cuda"
+    on_gpus = settings.device == "cuda"
+    replicas = settings.replicas or (nodes * gpus_per_node if on_gpus else 1)
     deployment = deployment.options(
-        num_replicas=settings.replicas or (nodes * gpus_per_node if one_per_gpu else 1),
-        max_replicas_per_node=gpus_per_node if one_per_gpu else None,
+        num_replicas=replicas,
+        max_replicas_per_node=math.ceil(replicas / nodes) if on_gpus else None,
         max_ongoing_requests=4 * settings.max_batch_size,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus, "runtime_env": runtime_env},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import secrets
 import shutil
@@ -97,7 +98,8 @@ def check_resources(config: DictConfig, nodes: Sequence[given_cluster.Node]) -> 
     """Refuses a cluster in which verl would wait for ever: a GPU and a CPU per trainer, and a CPU for the task."""
     per_node, wanted = config.trainer.n_gpus_per_node, config.trainer.nnodes
     gpus = per_node * wanted
-    rendering = (config.render.replicas or gpus) * config.render.gpus_per_replica
+    replicas = config.render.replicas or gpus
+    rendering = replicas * config.render.gpus_per_replica
     free = {name: sum(node.free.get(name, 0) for node in nodes) for name in ("GPU", "CPU")}
     if free["GPU"] < gpus + rendering:
         own = f" and render.gpus_per_replica reserves {rendering:g} more" if rendering else ""
@@ -110,11 +112,13 @@ def check_resources(config: DictConfig, nodes: Sequence[given_cluster.Node]) -> 
             f"the Ray cluster has {free['CPU']:g} free CPUs, this run needs {gpus + 1}, one per GPU and one more; "
             "add nodes, or start Ray with --num-cpus"
         )
-    large = sum(min(node.free.get("GPU", 0), node.free.get("CPU", 0)) >= per_node for node in nodes)
+    share = per_node + math.ceil(replicas / wanted) * config.render.gpus_per_replica
+    large = sum(node.free.get("GPU", 0) >= share and node.free.get("CPU", 0) >= per_node for node in nodes)
     if large < wanted:
         raise UserError(
-            f"{large} of the Ray cluster's nodes have {per_node} free GPUs and CPUs each (trainer.n_gpus_per_node), "
-            f"this run needs {wanted} (trainer.nnodes); spread it over more nodes, or start Ray with more"
+            f"{large} of the Ray cluster's nodes have {share:g} free GPUs (trainer.n_gpus_per_node, and the renderer's "
+            f"if it reserves any) and {per_node} free CPUs, this run needs {wanted} (trainer.nnodes); spread it over "
+            "more nodes, or start Ray with more"
         )
     shares = config.trainer.device != "cpu" and not config.render.gpus_per_replica
     if shares and any(node.free.get("GPU", 0) < node.total.get("GPU", 0) for node in nodes):

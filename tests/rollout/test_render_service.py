@@ -116,7 +116,7 @@ def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("settings", "replicas", "per_node"),
-    [({"device": "cuda"}, 8, 4), ({"device": "cuda", "replicas": 3}, 3, None), ({"device": "cpu"}, 1, None)],
+    [({"device": "cuda"}, 8, 4), ({"device": "cuda", "replicas": 3}, 3, 2), ({"device": "cpu"}, 1, None)],
 )
 def test_each_gpu_of_the_run_gets_a_renderer(
     settings: dict[str, Any], replicas: int, per_node: int | None, monkeypatch: pytest.MonkeyPatch

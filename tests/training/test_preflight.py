@@ -160,7 +160,10 @@ def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pyt
     [
         ([{"CPU": 8, "GPU": 1}], "1 free GPUs, this run needs 2"),
         ([{"CPU": 2, "GPU": 2}], "2 free CPUs"),
-        ([{"CPU": 8, "GPU": 1}] * 2, "0 of the Ray cluster's nodes have 2 free GPUs and CPUs each"),
+        (
+            [{"CPU": 8, "GPU": 1}] * 2,
+            "0 of the Ray cluster's nodes have 2 free GPUs .* and 2 free CPUs, this run needs 1",
+        ),
         ([{"CPU": 1, "GPU": 2}, {"CPU": 8}], "0 of the Ray cluster's nodes have 2"),
     ],
 )
@@ -173,7 +176,9 @@ def test_a_cluster_that_verl_would_wait_for_is_refused(free: list[dict[str, floa
     own = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=0.5"])
     with pytest.raises(UserError, match=r"needs 2 .* and render.gpus_per_replica reserves 1 more"):
         cluster.check_resources(own, [Node(enough, enough)])
-    cluster.check_resources(own, [Node(enough, enough), Node({"GPU": 1}, {"GPU": 1})])
+    with pytest.raises(UserError, match="0 of the Ray cluster's nodes have 3 free GPUs"):
+        cluster.check_resources(own, [Node(enough, enough), Node({"GPU": 1}, {"GPU": 1})])
+    cluster.check_resources(own, [Node(enough | {"GPU": 3}, enough | {"GPU": 3})])
 
 
 def test_a_shared_renderer_is_kept_off_the_gpus_of_others() -> None:
