@@ -104,7 +104,7 @@ class Trainer(VerlKeys):
     )
     device: str = Field(description="set by the device profile: device=cpu or device=gpu")
     nnodes: int = Field(ge=1, description="machines")
-    n_gpus_per_node: int = Field(ge=1, description="trainer processes per machine; 1 on a CPU")
+    n_gpus_per_node: int = Field(ge=1, description="trainer processes per machine, each with a GPU or on the CPUs")
     total_training_steps: int = Field(ge=1, description="steps of the run")
     save_freq: int = Field(description="steps between checkpoints; below 1: at the end")
     val_before_train: Annotated[bool, _OFF] = Field(description="false; see run.evaluate")

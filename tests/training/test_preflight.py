@@ -162,7 +162,7 @@ def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pyt
         ([{"CPU": 2, "GPU": 2}], "2 free CPUs"),
         (
             [{"CPU": 8, "GPU": 1}] * 2,
-            "0 of the Ray cluster's nodes have 2 free GPUs .* and 2 free CPUs, this run needs 1",
+            "0 of the Ray cluster's nodes have 2 free GPUs .* 2 free CPUs, this run needs 1",
         ),
         ([{"CPU": 1, "GPU": 2}, {"CPU": 8}], "0 of the Ray cluster's nodes have 2"),
     ],
