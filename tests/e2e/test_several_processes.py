@@ -23,8 +23,6 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(7200)]
 REPOSITORY = Path(__file__).parents[2]
 GROUPS, SAMPLES, STEPS = 4, 2, 2
 REWARD = '''
-import os
-
 def brightness(sample):
     """Mean brightness, and a line for every sample that was scored."""
     if sample.step is not None:  # else the check before the run
