@@ -21,12 +21,18 @@ LORA: dict[str, Any] = {
     "rollout": {"load_format": "safetensors"},
 }
 """Adapters on all linear layers, with ten times the usual learning rate; vLLM loads the base weights once, itself."""
+TIGHT: dict[str, Any] = {
+    "actor": {"ppo_micro_batch_size_per_gpu": 2, "fsdp_config": {"optimizer_offload": True}},
+    "rollout": {"log_prob_micro_batch_size_per_gpu": 16},
+    "ref": {"log_prob_micro_batch_size_per_gpu": 16},
+}
+"""All weights on one GPU of 40 GB: small updates, and the optimizer in main memory while images are made."""
 
 
 def preset(count: int, memory: int, lora: bool) -> dict[str, Any]:
     """What a preset sets, by group."""
-    groups: dict[str, Any] = {"trainer": {"n_gpus_per_node": count}}
-    return groups
+    tight = count * memory <= 40 and not lora
+    return {"trainer": {"n_gpus_per_node": count}, "actor_rollout_ref": LORA if lora else TIGHT if tight else {}}
 
 
 for _count in COUNTS:

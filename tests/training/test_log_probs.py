@@ -95,7 +95,8 @@ def test_verls_entropies_keep_copies_of_the_logits_and_the_patch_a_chunk(monkeyp
     from verl.utils.torch_functional import entropy_from_logits
     from verl.workers.engine.fsdp import transformer_impl
 
-    monkeypatch.setattr(transformer_impl.verl_F, "entropy_from_logits", entropy_from_logits)
+    original = getattr(entropy_from_logits, "__wrapped__", entropy_from_logits)  # another test may have patched it
+    monkeypatch.setattr(transformer_impl.verl_F, "entropy_from_logits", original)
     monkeypatch.setattr(chunked, "CHUNK", 16)
     logits = torch.nn.Parameter(torch.randn(4, 100, 50))
 
