@@ -71,11 +71,16 @@ def test_a_stage_is_a_process_whose_end_is_told(tmp_path: Path) -> None:
 
 
 def test_a_random_model_is_a_model_folder_with_the_ids_of_its_layout(tmp_path: Path) -> None:
-    model = plan.of_folder("mini")
+    mini = plan.of_folder("mini")
+    fields, more = mini.policy.to_dict(), 5000  # text tokens that no text has
+    fields["vocab_size"] += more
+    for name in ("image_start_tag_id", "image_end_tag_id", "scale_start_token_id", "image_start_token_id"):
+        fields[name] += more
+    model = plan.Model(type(mini.policy).from_dict(fields), mini.transformer, mini.vae)
     folder = random_model.write_random(tmp_path / "model", model, "cpu")
     parts = ModelFolder(folder, "policy", "renderer")
     layout = parts.layout
-    assert layout == ModelFolder("mini").layout
+    assert layout.image_start_token_id == ModelFolder("mini").layout.image_start_token_id + more
     assert encode_prompt(parts.load_tokenizer(), "a dog", 2, layout)[-1] == layout.scale_token_id(2)
     policy, renderer = parts.load_policy(), parts.load_renderer()
     assert sum(p.numel() for p in policy.parameters()) + sum(p.numel() for p in renderer.parameters()) == sum(
