@@ -305,8 +305,8 @@ def test_a_sleeping_engine_keeps_no_states() -> None:
     worker.free_states()
     worker._captured = RunnerHook(worker.model_runner)
     store = worker._captured.store
-    fill(store, store.begin("e", "k", 5), 1.0)
-    store.finish(["e"])
+    store.begin("e", "k", 5)
+    assert store.keys() == ["k"] and len(store.pool.rows) > 1
 
     async def rpc(method: str) -> None:
         order.append(method)
