@@ -21,6 +21,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.model_executor.models.utils import PPMissingLayer
+from vllm.platforms import current_platform
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.token_layout import TokenLayout
@@ -35,6 +36,7 @@ class Blip3oNextForCausalLM(Qwen3ForCausalLM):
         self.layout = TokenLayout.from_config(config)
         self.full_vocabulary = bool(config.full_vocabulary)
         self.head_dtype = vllm_config.model_config.head_dtype
+        self.logits_dtype = torch.float32 if current_platform.is_cuda() else self.head_dtype
         head = self.lm_head
         cuttable = isinstance(head, PPMissingLayer) or isinstance(head.quant_method, UnquantizedEmbeddingMethod)
         if not (self.full_vocabulary or cuttable):
@@ -49,13 +51,21 @@ class Blip3oNextForCausalLM(Qwen3ForCausalLM):
             return super().compute_logits(hidden_states)
         head: Any = self.lm_head
         start, end = head.shard_indices.org_vocab_start_index, head.shard_indices.org_vocab_end_index
-        logits = shard_logits(hidden_states.to(self.head_dtype), head.weight, start, end, self.layout)
+        states = hidden_states.to(self.head_dtype)
+        logits = shard_logits(states, head.weight, start, end, self.layout, self.logits_dtype)
         if head.tp_size > 1:
             logits = self.logits_processor._gather_logits(logits)
         return None if logits is None else logits[..., : self.logits_processor.org_vocab_size]
 
 
-def shard_logits(hidden: torch.Tensor, weight: torch.Tensor, start: int, end: int, layout: TokenLayout) -> torch.Tensor:
+def shard_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    start: int,
+    end: int,
+    layout: TokenLayout,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """Logits of one vocabulary shard, [rows, shard rows], -inf outside the image tokens.
 
     Args:
@@ -63,13 +73,13 @@ def shard_logits(hidden: torch.Tensor, weight: torch.Tensor, start: int, end: in
         weight: the shard's rows of the output matrix (padding included), [shard rows, hidden].
         start, end: token ids that the shard holds, [start, end).
         layout: says which ids are image tokens.
+        dtype: of the logits; None: as `hidden`. Another one is for GPUs alone, whose products have it without rounding.
     """
     first = max(layout.image_ids.start, start) - start
     last = min(layout.image_ids.stop, end) - start
-    wide = hidden.is_cuda and hidden.dtype != torch.float32
-    dtype = torch.float32 if wide else hidden.dtype
     logits = hidden.new_full((hidden.shape[0], weight.shape[0]), float("-inf"), dtype=dtype)
     if first < last:
         rows = weight[first:last].to(hidden.dtype)
-        logits[:, first:last] = torch.mm(hidden, rows.t(), out_dtype=dtype) if wide else F.linear(hidden, rows)
+        same = dtype in (None, hidden.dtype)
+        logits[:, first:last] = F.linear(hidden, rows) if same else torch.mm(hidden, rows.t(), out_dtype=dtype)
     return logits

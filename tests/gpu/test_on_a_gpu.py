@@ -19,7 +19,7 @@ def test_the_samplers_logits_are_the_products_in_float32() -> None:
     layout = TokenLayout(0, 1, 2, 3, 5, 4096)
     hidden = torch.randn(64, 2048, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(4101, 2048, device="cuda", dtype=torch.bfloat16)
-    found = shard_logits(hidden, weight, 0, 4101, layout)[:, 5:]
+    found = shard_logits(hidden, weight, 0, 4101, layout, torch.float32)[:, 5:]
     torch.testing.assert_close(found.double(), hidden.double() @ weight[5:].double().T, atol=2e-3, rtol=1e-5)
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blip3o_rl.model.policy import Blip3oNextForCausalLM, image_logits
 from blip3o_rl.model.token_layout import TokenLayout
@@ -49,20 +48,22 @@ def test_shards_put_together_are_the_masked_full_matrix(
     torch.testing.assert_close(got, expected)
 
 
-def test_logits_of_a_bfloat16_policy_stay_in_float32_on_a_gpu() -> None:
-    """On fake tensors, which have their device and dtype and no values."""
+def test_logits_of_a_bfloat16_policy_stay_in_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU cannot multiply with another dtype of the result; what a GPU gives is written out in place of it."""
     from blip3o_rl.rollout.vllm_model import shard_logits
 
+    def mm(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    monkeypatch.setattr("blip3o_rl.rollout.vllm_model.torch.mm", mm)
     layout = TokenLayout(0, 1, 2, 3, 5, 4)
-    for device, dtype, expected in (
-        ("cuda", torch.bfloat16, torch.float32),
-        ("cuda", torch.float32, torch.float32),
-        ("cpu", torch.bfloat16, torch.bfloat16),
-    ):
-        with FakeTensorMode():
-            hidden, weight = (torch.zeros(rows, 8, dtype=dtype, device=device) for rows in (3, 12))
-            logits = shard_logits(hidden, weight, 0, 12, layout)
-        assert (logits.dtype, logits.shape) == (expected, (3, 12))
+    hidden, weight = (torch.randn(rows, 8).bfloat16() for rows in (3, 12))
+    rounded, whole = (shard_logits(hidden, weight, 0, 12, layout, dtype) for dtype in (None, torch.float32))
+    assert (rounded.dtype, whole.dtype) == (torch.bfloat16, torch.float32)
+    expected = hidden.float() @ weight[5:9].float().T
+    torch.testing.assert_close(whole[:, 5:9], expected)
+    assert not torch.equal(rounded[:, 5:9].float(), expected)
+    assert bool((whole[:, [0, 4, 9, 11]] == float("-inf")).all())
 
 
 CHILD = """
