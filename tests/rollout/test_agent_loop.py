@@ -43,7 +43,7 @@ def test_a_rollout_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch)
     """The recorder writes down and measures the images of a whole step; the GPUs have nothing to do meanwhile."""
     recorded: list[Rollout] = []
 
-    def never(rollout: Rollout) -> asyncio.Future[None]:
+    def never(rollout: Rollout, references: object) -> asyncio.Future[None]:
         recorded.append(rollout)
         return asyncio.get_running_loop().create_future()
 
@@ -68,11 +68,11 @@ def test_a_rollout_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch)
     loop.tokenizer, loop.server_manager = None, SimpleNamespace(generate=generate)
     recorder = SimpleNamespace(record=SimpleNamespace(remote=never))
     rubric = SimpleNamespace(score_async=lambda samples: asyncio.sleep(0, [RubricScore(0.5, values=(0.5,))]))
-    monkeypatch.setattr(agent_loop, "encode_prompt", lambda *_: [1, 2])
+    monkeypatch.setattr(agent_loop, "prompt_ids", lambda *_: [1, 2])
     monkeypatch.setattr(agent_loop.render_service, "handle", lambda folder: SimpleNamespace(remote=image))
     monkeypatch.setattr(agent_loop.recorder, "handle", lambda: recorder)
     monkeypatch.setattr(agent_loop, "build_rubric", lambda rewards: rubric)
-    row = {"index": 0, "metadata": '{"prompt": "a circle"}'}
+    row = {"index": 0, "metadata": '{"prompt": "a circle"}', "references": "[]"}
     made = asyncio.run(
         asyncio.wait_for(loop.run({}, global_steps=1, session_id=0, uid="u", extra_info=row), timeout=60)
     )

@@ -67,7 +67,7 @@ def renderers(folder: Path, config: Any, monkeypatch: pytest.MonkeyPatch) -> lis
     """Where the run's renderers find themselves, each with the GPU that its "cuda" is."""
 
     class Probe:
-        def __init__(self, model: str, settings: Any, gpus_per_node: int):
+        def __init__(self, model: str, settings: Any, gpus_per_node: int, editing: bool):
             import os
 
             from blip3o_rl.rollout.placement import renderer_device

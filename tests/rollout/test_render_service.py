@@ -58,7 +58,7 @@ def editor(untrained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_service(folder: Path, editing: bool = True) -> Any:
     settings = RenderSettings(steps=2, dtype="float32", device="cpu")
-    return RenderService.func_or_class(str(folder), settings, editing)
+    return RenderService.func_or_class(str(folder), settings, editing=editing)
 
 
 def test_a_mixed_batch_is_its_parts(editor: Path) -> None:
