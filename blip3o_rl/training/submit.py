@@ -22,7 +22,19 @@ from blip3o_rl.terminal import INTERRUPTED
 from blip3o_rl.training import given_cluster
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-EXCLUDES = [".git", ".venv", ".venv-gpu", ".venv-mmdet", ".venv-paddle", "models", "runs", "outputs", "build", "dist"]
+EXCLUDES = [
+    ".git",
+    ".venv",
+    ".venv-gpu",
+    ".venv-cpu-pin",
+    ".venv-mmdet",
+    ".venv-paddle",
+    "models",
+    "runs",
+    "outputs",
+    "build",
+    "dist",
+]
 EXCLUDES += [".mypy_cache", ".ruff_cache", ".pytest_cache"]
 
 
