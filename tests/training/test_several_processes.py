@@ -23,8 +23,10 @@ def rollouts(layout: Any, file: Path) -> None:
     for row in range(SAMPLES):
         mask[row, :row] = 0
     uniform = -torch.log(torch.tensor(float(layout.num_image_tokens)))
+    prompts = torch.randint(5, 50, (SAMPLES, PROMPT)) * mask[:, :PROMPT]
     fields = {
-        "input_ids": torch.cat([torch.randint(5, 50, (SAMPLES, PROMPT)), tokens], dim=1) * mask,
+        "prompts": prompts,
+        "input_ids": torch.cat([prompts, tokens], dim=1),
         "attention_mask": mask,
         "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
         "responses": tokens,
