@@ -80,6 +80,8 @@ def shard_logits(
     logits = hidden.new_full((hidden.shape[0], weight.shape[0]), float("-inf"), dtype=dtype)
     if first < last:
         rows = weight[first:last].to(hidden.dtype)
-        same = dtype in (None, hidden.dtype)
-        logits[:, first:last] = F.linear(hidden, rows) if same else torch.mm(hidden, rows.t(), out_dtype=dtype)
+        if dtype is None or dtype == hidden.dtype:
+            logits[:, first:last] = F.linear(hidden, rows)
+        else:
+            logits[:, first:last] = torch.mm(hidden, rows.t(), out_dtype=dtype)
     return logits

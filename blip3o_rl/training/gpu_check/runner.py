@@ -42,7 +42,7 @@ def check(
         "device": device,
         "size": size,
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {name: found for name in PACKAGES if (found := machine.installed(name))},
+        "versions": {name: version for name in PACKAGES if (version := machine.installed(name))},
         "stages": {},
     }
     work.mkdir(parents=True, exist_ok=True)
