@@ -34,7 +34,7 @@ from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import TokenLayout
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # as training.cluster does, for tests that start Ray themselves
-HIDDEN, CAPTION, CODES, CODE_WIDTH, TOWER = 64, 64, parts.NUM_IMAGE_TOKENS, 16, 48
+HIDDEN, CAPTION, CODES, CODE_WIDTH, TOWER = 64, 64, 512, 16, 48
 SANA = {
     "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 2,
     "num_cross_attention_heads": 2, "cross_attention_head_dim": 32, "cross_attention_dim": 64,
@@ -140,7 +140,7 @@ def write_upstream(
     """
     torch.manual_seed(0)
     folder.mkdir(parents=True)
-    tokenizer, layout = parts.make_tokenizer(PROMPTS)
+    tokenizer, layout = parts.make_tokenizer(PROMPTS, image_tokens=CODES)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=intermediate, num_hidden_layers=layers,
         num_attention_heads=2, num_key_value_heads=1, head_dim=32, tie_word_embeddings=lm_head != "separate",

@@ -16,7 +16,6 @@ from blip3o_rl.cli.eval_compare import compare
 from blip3o_rl.cli.output import free_path, number, output_folder, slug, table
 from blip3o_rl.cli.reward_arguments import reward_config
 from blip3o_rl.cli.runs import interruptible
-from blip3o_rl.config.reward import KEY, is_deployed
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
@@ -77,6 +76,7 @@ def evaluate(
     device: options.Device = "auto",
 ) -> None:
     """Scores model folders on held-out prompts with fixed seeds; `eval compare` compares two results."""
+    from blip3o_rl.config.reward import KEY, is_deployed
     from blip3o_rl.data.images import read_image
     from blip3o_rl.data.prompts import check_editing
     from blip3o_rl.evaluation import held_out

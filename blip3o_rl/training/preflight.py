@@ -15,7 +15,6 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation import suite
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout
-from blip3o_rl.rollout.offline import platform
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster, trackers
 
@@ -62,6 +61,8 @@ def check(config: DictConfig) -> Checked:
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
     trackers.check(settings.trainer.logger)
+    from blip3o_rl.rollout.offline import platform  # imports torch
+
     if settings.trainer.device == "cpu" and platform() == "cuda":
         raise UserError(
             "device=cpu: the installed vLLM samples on GPUs alone; leave it out, or use an environment with the CPU "

@@ -81,7 +81,7 @@ def test_a_different_output_matrix_is_kept_with_a_warning(upstream: Callable, tm
     checkpoint.config(tie_word_embeddings=says_tied)
     checkpoint.rewrite(lambda tensors: tensors.update({"lm_head.weight": one_row_changed(tensors)}))
     plan = convert(checkpoint.folder, tmp_path / "model")
-    assert [text for text in plan.warnings if "lm_head.weight differs from the embedding in 1 of 866 rows" in text]
+    assert [text for text in plan.warnings if "lm_head.weight differs from the embedding in 1 of 896 rows" in text]
     policy = model_folder.ModelFolder(tmp_path / "model").load_policy()
     assert torch.equal(policy.lm_head.weight, checkpoint.tensors()["lm_head.weight"])
     assert not torch.equal(policy.lm_head.weight, policy.model.embed_tokens.weight)
@@ -218,12 +218,12 @@ def test_tokens_behind_the_embedding_are_left_out(upstream: Callable, tmp_path: 
     checkpoint = upstream()
     file = checkpoint.folder / "tokenizer.json"
     content = json.loads(file.read_text())
-    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 866, "content": "<image>", "special": True})
+    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 896, "content": "<image>", "special": True})
     file.write_text(json.dumps(content))
     plan = convert(checkpoint.folder, tmp_path / "model")
     assert [text for text in plan.warnings if text.startswith("tokenizer: <image> behind the end")]
     tokenizer = model_folder.ModelFolder(tmp_path / "model").load_tokenizer()
-    assert max(tokenizer("draw <image> here")["input_ids"]) < 866
+    assert max(tokenizer("draw <image> here")["input_ids"]) < 896
     assert json.loads((tmp_path / "model" / "upstream" / "tokenizer.json").read_text()) == content
 
 
@@ -300,7 +300,7 @@ def fewer_codes(checkpoint: Any) -> None:
     ("damage", "match"),
     [
         (truncate, r"model\.safetensors: truncated or no safetensors file \([\d,]+ bytes"),
-        (lambda c: c.config(hidden_size=128), r"embed_tokens\.weight.* \[866, 64\] instead of \[866, 128\]"),
+        (lambda c: c.config(hidden_size=128), r"embed_tokens\.weight.* \[896, 64\] instead of \[896, 128\]"),
         (drop("model.layers.1.mlp.up_proj.weight"), r"1 missing: model\.layers\.1\.mlp\.up_proj\.weight"),
         (drop("model.embed_tokens.weight"), r"1 missing: model\.embed_tokens\.weight"),
         (drop("model.sana.caption_norm.weight"), r"1 missing: model\.sana\.caption_norm\.weight"),
@@ -313,7 +313,7 @@ def fewer_codes(checkpoint: Any) -> None:
         (lambda c: c.config(num_hidden_layers=None), r"config\.json: num_hidden_layers missing"),
         (lambda c: c.config(num_hidden_layers=1), r"unexpected: model\.layers\.1\."),
         (lambda c: c.config(vocab_size=800), r"vocab_size 800 has no room"),
-        (lambda c: c.config(image_start_token_id=355), "config.json says image_start_token_id 355, the tokenizer 354"),
+        (lambda c: c.config(image_start_token_id=385), "config.json says image_start_token_id 385, the tokenizer 384"),
         (lambda c: c.config(num_image_tokens=65536), "config.json says num_image_tokens 65536, the tokenizer 512"),
         (another_tokenizer, "config.json says num_image_tokens 512, the tokenizer 511"),
         (no_tokenizer, "its tokenizer cannot be loaded"),
@@ -466,16 +466,15 @@ def write_full_size(folder: Path, modules: dict[str, Any], sizes: dict[str, Any]
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + end)
-    tokenizer, layout = parts.make_tokenizer([PROMPT])
+    tokenizer, layout = parts.make_tokenizer([PROMPT], image_tokens=65536)
     tokenizer.save_pretrained(folder)
     fields = sizes | layout.config_fields() | {"eos_token_id": tokenizer.eos_token_id}
     (folder / "config.json").write_text(json.dumps(fields))
 
 
 def test_a_full_size_checkpoint_is_planned_from_its_header_with_the_shipped_configs(
-    tmp_path: Path, monkeypatch, full_size: dict, full_size_policy: Blip3oNextConfig
+    tmp_path: Path, full_size: dict, full_size_policy: Blip3oNextConfig
 ) -> None:
-    monkeypatch.setattr(parts, "NUM_IMAGE_TOKENS", 65536)
     write_full_size(tmp_path / "upstream", full_size, full_size_policy.to_dict())
     plan = convert(tmp_path / "upstream", tmp_path / "model", dry_run=True)
     counts = {part: sum(math.prod(t.shape) for t in tensors.values()) for part, tensors in plan.tensors.items()}

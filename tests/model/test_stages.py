@@ -35,7 +35,9 @@ def pipe() -> Blip3oPipeline:
     policy = parts.make_policy(tokenizer, layout).eval()
     with torch.no_grad():
         policy.model.norm.weight.uniform_(0.5, 2)  # so that states before the final norm would be seen
-    return Blip3oPipeline(policy, tokenizer, parts.make_renderer(vae).eval().requires_grad_(False))
+    renderer = parts.make_renderer(vae).eval().requires_grad_(False)
+    renderer.reference_connector = None
+    return Blip3oPipeline(policy, tokenizer, renderer)
 
 
 @pytest.fixture(scope="module")

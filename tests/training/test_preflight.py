@@ -17,7 +17,8 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import checkpoints, cluster, launch, preflight
+from blip3o_rl.rollout import offline
+from blip3o_rl.training import checkpoints, cluster, launch
 from blip3o_rl.training.given_cluster import Node
 
 RECIPE = "recipes/shapes"
@@ -192,7 +193,7 @@ def test_a_shared_renderer_is_kept_off_the_gpus_of_others() -> None:
 
 
 def test_cpus_are_refused_where_vllm_samples_on_gpus_alone(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(preflight, "platform", lambda: "cuda")
+    monkeypatch.setattr(offline, "platform", lambda: "cuda")
     assert refused().startswith("device=cpu: the installed vLLM samples on GPUs alone")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def test_an_image_that_is_not_taken_ends_no_run(tmp_path, monkeypatch, caplog):
         raise ConnectionError("no route")
 
     monkeypatch.setitem(trackers.SENDERS, "mlflow", fail)
+    monkeypatch.setattr(logging.getLogger(trackers.__name__), "disabled", False)  # a library's logging configuration
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     sender = trackers.GridSender(folder.path)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder.grid(2))
