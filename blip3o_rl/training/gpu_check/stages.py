@@ -65,13 +65,13 @@ SIZES = {"full": Size(scale=0, steps=30, group=16, images=16), "tiny": Size(scal
 def model(folder: Path, size: str) -> dict[str, Any]:
     """The random model of the published size; `tiny` takes the packaged one."""
     if size == "tiny":
-        write_json(folder / "model.json", {"folder": MINI})
+        write_json(folder / "model_folder.json", {"folder": MINI})
         return {}
     from blip3o_rl.training.gpu_check.model import write_random
     from blip3o_rl.training.planning.plan import published
 
     path = write_random(folder / "model", published(), _device())
-    write_json(folder / "model.json", {"folder": str(path)})
+    write_json(folder / "model_folder.json", {"folder": str(path)})
     return {"gib": sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 2**30}
 
 
@@ -207,7 +207,7 @@ STAGES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
 
 
 def _model(folder: Path) -> str:
-    return str(read_json(folder / "model.json")["folder"])
+    return str(read_json(folder / "model_folder.json")["folder"])
 
 
 def _device() -> str:

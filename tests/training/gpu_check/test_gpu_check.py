@@ -66,7 +66,7 @@ def test_nothing_follows_a_model_that_cannot_be_made(tmp_path: Path, monkeypatch
 
 def test_a_stage_is_a_process_whose_end_is_told(tmp_path: Path) -> None:
     failed = runner.run_stage("render", "tiny", tmp_path, limit_s=300)
-    assert failed["status"].startswith("failed: ") and "model.json" in failed["status"]
+    assert failed["status"].startswith("failed: ") and "model_folder.json" in failed["status"]
     assert runner.run_stage("model", "tiny", tmp_path, limit_s=0.01)["status"] == "ended by its limit"
 
 
