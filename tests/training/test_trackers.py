@@ -57,7 +57,12 @@ def test_an_image_that_is_not_taken_ends_no_run(tmp_path, monkeypatch, caplog):
         raise ConnectionError("no route")
 
     monkeypatch.setitem(trackers.SENDERS, "mlflow", fail)
-    monkeypatch.setattr(logging.getLogger(trackers.__name__), "disabled", False)  # a library's logging configuration
+    # Libraries that other tests import configure logging.
+    monkeypatch.setattr(logging.root.manager, "disable", 0)
+    log = logging.getLogger(trackers.__name__)
+    for name, value in (("disabled", False), ("level", logging.WARNING), ("handlers", [caplog.handler])):
+        monkeypatch.setattr(log, name, value)
+    log._cache.clear()
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     sender = trackers.GridSender(folder.path)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder.grid(2))
