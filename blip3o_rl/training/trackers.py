@@ -1,4 +1,4 @@
-"""Experiment trackers (`trainer.logger`): what they are told about a run, and the image grids that they get.
+"""Experiment trackers (`trainer.logger`): what they get to know about a run, and the image grids that they get.
 
 verl's `Tracking` sends the numbers of each step from the trainer's process. It has no place for images of a step, so
 the grids that the recorder writes are sent after them (`compat.verl.grids_to_trackers`). A tracker without an address

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from blip3o_rl.data.synthetic import splits, text_prompts, words
 from blip3o_rl.data.synthetic.scenes import (
@@ -29,6 +29,7 @@ from blip3o_rl.data.synthetic.scenes import (
     SHAPES,
     SUPERSAMPLING,
     draw_named,
+    load_font,
     paste,
     rgb,
 )
@@ -210,15 +211,11 @@ def draw(
         elif font is None and set(element["text"]) <= set(words.LETTERS):
             words.draw_letters(pen, element["text"], left * unit, top * unit, unit * height / words.HEIGHT, rgb(color))
         else:
-            written = _font(font, height * unit)
+            written = load_font(font, height * unit)
             x0, _, x1, _ = written.getbbox(element["text"])
-            written = _font(font, height * unit * min(1.0, width * unit / (x1 - x0)))
+            written = load_font(font, height * unit * min(1.0, width * unit / (x1 - x0)))
             pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), element["text"], rgb(color), written, anchor="mm")
     return np.asarray(image.resize((side, side), Image.Resampling.BOX))
-
-
-def _font(file: str | None, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
 
 
 def _placed(

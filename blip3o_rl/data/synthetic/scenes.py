@@ -114,6 +114,11 @@ def draw_named(pen: ImageDraw.ImageDraw, kind: str, color: str, box: tuple[float
     pen.text(((left + right) / 2, (top + bottom) / 2), kind, ink, font, anchor="mm")
 
 
+def load_font(file: str | None, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A TrueType font of a size in pixels; Pillow's own without a file."""
+    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+
+
 def paste(image: Image.Image, cutout: Image.Image, box: tuple[float, ...]) -> None:
     """Pastes an image with transparency into a box in pixels, as large as fits, standing on the box's lower side."""
     left, top, right, bottom = box

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from blip3o_rl.data.synthetic import splits
 from blip3o_rl.data.synthetic.scenes import (
@@ -27,6 +27,7 @@ from blip3o_rl.data.synthetic.scenes import (
     SHAPES,
     SUPERSAMPLING,
     draw_named,
+    load_font,
     paste,
 )
 from blip3o_rl.data.synthetic.splits import Metadata
@@ -191,8 +192,6 @@ def draw(
                     draw_named(pen, asked["class"], asked.get("color") or "gray", box, FILL)
             if planogram.get("prices") and asked.get("price"):
                 place = ((3 * column + dx + 1) * unit, (bottom + 0.4) * unit)
-                size = 0.7 * unit
-                written = ImageFont.truetype(font, size) if font else ImageFont.load_default(size)
-                pen.text(place, asked["price"], "black", written, anchor="mm")
+                pen.text(place, asked["price"], "black", load_font(font, 0.7 * unit), anchor="mm")
             column += wide
     return np.asarray(image.resize((side, side), Image.Resampling.BOX))
