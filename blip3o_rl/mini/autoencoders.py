@@ -162,7 +162,10 @@ class TokenizerTraining(nn.Module):
     def __init__(self, tokenizer: TATok, sides: tuple[int, int], unquantized: int, revive_until: int):
         super().__init__()
         self.tokenizer = tokenizer
-        self.tokenizer.bottleneck.regularizer.embedding_proj.requires_grad_(False)
+        projection = self.tokenizer.bottleneck.regularizer.embedding_proj
+        nn.init.eye_(projection.weight)  # here, because a checkpoint has no frozen weights
+        nn.init.zeros_(projection.bias)
+        projection.requires_grad_(False)
         self.decoder = PixelDecoder(tokenizer.config.bottleneck_dim, sides[1])
         self.register_buffer("usage", torch.zeros(tokenizer.config.num_image_tokens))
         self._side, self._unquantized, self._revive_until = sides[0], unquantized, revive_until
@@ -203,8 +206,6 @@ class TokenizerTraining(nn.Module):
         mixed = torch.cat([v[torch.randperm(len(v), generator=shuffle)[:fewest]] for v in vectors])
         vq = self.tokenizer.bottleneck.regularizer
         if number == self._unquantized:
-            nn.init.eye_(vq.embedding_proj.weight)
-            nn.init.zeros_(vq.embedding_proj.bias)
             vq.embedding.weight.copy_(cluster_centers(mixed, len(vq.embedding.weight), seed=number))
             self.usage.fill_(10.0)
         elif len(unused := (self.usage < 0.5).nonzero()[:, 0]):
