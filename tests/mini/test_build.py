@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.mini import autoencoders, parts
 from blip3o_rl.mini import build as mini
 from blip3o_rl.mini.pairs import mismatch
 from blip3o_rl.mini.worlds import TURNS, WORLDS, chunk, random_images
@@ -49,6 +50,18 @@ def test_mismatched_captions_stay_within_their_tag() -> None:
     captions = mismatch(prompts, tags, 0.3)
     assert all(caption.startswith(tag) for caption, tag in zip(captions, tags, strict=True))
     assert 0.25 < np.mean([c != p for c, p in zip(captions, prompts, strict=True)]) < 0.35
+
+
+def test_steps_of_the_tokenizer_change_no_frozen_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint has no frozen weights: what a step changed in them would be lost when the build resumes."""
+    monkeypatch.setattr(autoencoders, "cluster_centers", lambda vectors, size, seed: vectors[:1].expand(size, -1))
+    sides = (parts.TOKENIZER_INPUT, parts.IMAGE_SIZE)
+    training = autoencoders.TokenizerTraining(parts.make_image_tokenizer(), sides, unquantized=1, revive_until=2)
+    before = {name: value.clone() for name, value in training.named_parameters() if not value.requires_grad}
+    pixels, target = random_images(2, sides, seed=1)
+    training(pixels, target, scale=0, number=1)
+    assert before
+    assert all(value.equal(before[name]) for name, value in training.named_parameters() if name in before)
 
 
 @pytest.mark.slow
