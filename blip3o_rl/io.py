@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,8 @@ def replacing(file: Path, sync: bool = False) -> Iterator[Path]:
     `sync` the file is flushed to disk before it is renamed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.partial{file.suffix}")
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    temporary = file.with_name(f".{file.stem}.{writer}.partial{file.suffix}")
     try:
         yield temporary
         if sync:

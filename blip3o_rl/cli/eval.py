@@ -71,7 +71,7 @@ def evaluate(
     top_k: options.TopK = DEFAULTS.top_k,
     top_p: options.TopP = DEFAULTS.top_p,
     batch_size: options.BatchSize = DEFAULTS.batch_size,
-    backend: options.Backend = "auto",
+    backend: options.ManyBackend = "auto",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -110,7 +110,7 @@ def evaluate(
         suite.rubric()  # what is wrong with judge and prompts is said before a model is loaded
     except UserError as error:
         raise UserError(str(error).replace(f"{KEY}.", f"eval {suite.name}: ")) from error
-    placement, results = options.Placement.of(dtype, device, backend), []
+    placement, results = options.Placement.of(dtype, device, backend, many=True), []
     for folder in chosen["model"]:
         name = f"eval-{slug(suite.name)}" + (f"-{slug(Path(folder).name)}" if several else "")
         target = out or free_path(Path("outputs") / f"{name}.json")

@@ -50,6 +50,15 @@ Backend = Annotated[
 ]
 
 
+ManyBackend = Annotated[
+    Literal["auto", "vllm", "transformers"],
+    typer.Option(
+        help="what samples the tokens; auto: vLLM where it is installed, as training does (its engine takes about a "
+        "minute to start). A seed gives other tokens in each"
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how a command computes, from the values of its options."""
@@ -59,12 +68,14 @@ class Placement:
     backend: str  # vllm or transformers
 
     @classmethod
-    def of(cls, dtype: str = "auto", device: str = "auto", backend: str = "transformers") -> Placement:
-        """Resolves "auto"; raises `UserError` where the device or vLLM cannot be used."""
+    def of(
+        cls, dtype: str = "auto", device: str = "auto", backend: str = "transformers", many: bool = False
+    ) -> Placement:
+        """Resolves "auto", for `many` images or a few; raises `UserError` where the device or vLLM cannot be used."""
         from blip3o_rl.model.devices import device_of, dtype_of
 
         place = device_of(device, "--device")
-        return cls(place, dtype_of(dtype, place, "--dtype"), _backend(backend, place.type))
+        return cls(place, dtype_of(dtype, place, "--dtype"), _backend(backend, place.type, many))
 
     def settings(self) -> dict[str, str]:
         """For the text chunks of an image."""
@@ -88,14 +99,14 @@ class Placement:
         return Blip3oPipeline.from_pretrained(model, self.dtype, self.device, sampler, editing)
 
 
-def _backend(backend: str, device: str) -> str:
+def _backend(backend: str, device: str, many: bool = False) -> str:
     if backend == "transformers":
         return backend
     from blip3o_rl.rollout import offline
 
     vllm = offline.platform()
     if backend == "auto":
-        return "vllm" if device == vllm == "cuda" else "transformers"
+        return "vllm" if device == vllm and (many or device == "cuda") else "transformers"
     if vllm is None:
         raise UserError("--backend vllm: vLLM is not installed; use --backend transformers")
     if vllm == "cuda" != device:

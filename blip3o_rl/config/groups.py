@@ -22,7 +22,7 @@ class RunSettings(Settings):
     folder: PathText | None = Field(None, description="null: `runs/<recipe>-<time>`")
     seed: int = Field(1, ge=0, description="of prompts, tokens and noise")
     images_every: int = Field(5, ge=1, description="steps between image grids")
-    evaluate: bool = Field(True, description="score the held-out prompts before and after, see `eval`")
+    evaluate: bool = Field(True, description="score the held-out prompts before, during and after, see `eval`")
 
 
 class ModelSettings(Settings):
@@ -61,8 +61,9 @@ class RenderSettings(Settings):
 
 
 class EvalSettings(Settings):
-    """The held-out evaluation of a run, before and after training: prompts, a rubric, seeds."""
+    """The held-out evaluation of a run, before, during and after training: prompts, a rubric, seeds."""
 
+    every: int | None = Field(None, ge=0, description="steps between evaluations; null or 0: only before and after")
     prompts: PathText | None = Field(
         None,
         description="a prompt file, or a source's name for its held-out side; null: the held-out side of "

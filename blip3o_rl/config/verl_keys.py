@@ -19,7 +19,7 @@ def _stays(wanted: float) -> Any:
     )
 
 
-_OFF = refuse(lambda value: value > 0, "must stay off; run.evaluate scores the held-out prompts before and after")
+_OFF = refuse(lambda value: value > 0, "is set by the launcher; see run.evaluate and eval.every")
 
 
 MAX_MICRO_BATCH = 32
@@ -83,6 +83,9 @@ class Rollout(VerlKeys):
     top_k: Annotated[int, _stays(-1)] = Field(description="-1, none")
     top_p: Annotated[float, _stays(1.0)] = Field(description="1, none")
     agent: Agent
+    enable_chunked_prefill: Annotated[
+        bool, refuse(bool, "must stay false; in chunks an evaluation's seeds do not give the same tokens again")
+    ] = Field(description="false: an evaluation's requests have seeds of their own")
 
 
 class ActorRolloutRef(VerlKeys):
@@ -107,8 +110,8 @@ class Trainer(VerlKeys):
     n_gpus_per_node: int = Field(ge=1, description="trainer processes per machine, each with a GPU or on the CPUs")
     total_training_steps: int = Field(ge=1, description="steps of the run")
     save_freq: int = Field(description="steps between checkpoints; below 1: at the end")
-    val_before_train: Annotated[bool, _OFF] = Field(description="false; see run.evaluate")
-    test_freq: Annotated[int, _OFF] = Field(description="0 or -1, off; see run.evaluate")
+    val_before_train: Annotated[bool, _OFF] = Field(description="set by the launcher; see run.evaluate")
+    test_freq: Annotated[int, _OFF] = Field(description="set by the launcher; see eval.every")
     v1: V1
 
     @field_validator("logger")

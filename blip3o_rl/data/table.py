@@ -3,6 +3,7 @@
 verl wants `prompt` as a chat and hands the other columns to the agent loop. The metadata, which include the prompt, are
 one JSON string, because a parquet struct column would give every row the union of all rows' keys, filled with nulls.
 References are in it as absolute paths or data URIs, with the hashes of the check.
+Held-out rows say so: verl's validation sends them to the same agent loop as the others.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from blip3o_rl.model.token_layout import Task
 
 @dataclass(frozen=True)
 class TableRow:
-    """A prompt as the agent loop gets it: its number in the table, its metadata, its references."""
+    """A prompt as the agent loop gets it: its number in the table, id, metadata, references, whether it is held out."""
 
     index: int
+    id: str
     metadata: Mapping[str, Any]
+    held_out: bool = False
     references: tuple[ReferenceImage, ...] = ()
 
     @property
@@ -44,7 +47,7 @@ class TableRow:
         return self.metadata.get("task") if self.references else None
 
 
-def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None:
+def write_table(rows: Sequence[PromptRow], file: Path, data_source: str, held_out: bool = False) -> None:
     """Writes a parquet file and its folder; `data_source` is verl's name for where the prompts came from."""
     table = [
         {
@@ -54,7 +57,9 @@ def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None
             "reward_model": {"style": "rule", "ground_truth": ""},
             "extra_info": {
                 "index": index,
+                "id": row.id,
                 "metadata": json.dumps(dict(row.metadata)),
+                "held_out": held_out,
                 "references": json.dumps([asdict(reference) for reference in row.references]),
             },
         }
@@ -66,5 +71,6 @@ def write_table(rows: Sequence[PromptRow], file: Path, data_source: str) -> None
 
 def read_row(extra_info: Mapping[str, Any]) -> TableRow:
     """Reads the column `extra_info` of one row."""
+    metadata = json.loads(extra_info["metadata"])
     references = tuple(ReferenceImage(**fields) for fields in json.loads(extra_info["references"]))
-    return TableRow(int(extra_info["index"]), json.loads(extra_info["metadata"]), references)
+    return TableRow(int(extra_info["index"]), extra_info["id"], metadata, bool(extra_info["held_out"]), references)

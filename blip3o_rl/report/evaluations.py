@@ -1,13 +1,14 @@
 """Two evaluations next to each other, image by image: the same prompts and seeds, so that a difference is the models'.
 
 A comparison is only made if both had the same settings, prompts and seeds. Before and after of a run may differ: it can
-be resumed with other `eval`, `render` or `model.scale`. Intervals are of 95 % by a bootstrap over prompts, since the
-images of one prompt are alike; its seed is fixed, so that the same files give the same numbers.
+be resumed with other `eval`, `render` or `model.scale`. The evaluations in between are compared with the one before.
+Intervals are of 95 % by a bootstrap over prompts, since the images of one prompt are alike; its seed is fixed, so that
+the same files give the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,7 @@ class PairedImage:
     values: tuple[float, float]
     files: tuple[Path, Path] | None
     reason: str = ""
+    seed: int = 0
     references: tuple[Path, ...] = ()
     found: tuple[Sequence[Any], Sequence[Any]] = ((), ())
 
@@ -77,6 +79,15 @@ class PairedImage:
 
 
 @dataclass(frozen=True)
+class Between:
+    """An evaluation between both ends of a run: its mean score, and each prompt's and seed's score and image file."""
+
+    step: int
+    score: Interval
+    images: Mapping[tuple[str, int], tuple[float, Path]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two evaluations of the same prompts and seeds.
 
@@ -94,8 +105,13 @@ class Comparison:
     @cached_property
     def pairs(self) -> list[Pair]:
         """The first image of each prompt, of the first prompts, as far as they were saved both times."""
+        return [image.load() for image in self.shown]
+
+    @property
+    def shown(self) -> list[PairedImage]:
+        """What `pairs` loads."""
         first = {image.key: image for image in reversed(self.images) if image.files}
-        return [image.load() for image in list(first.values())[::-1][:SHOWN]]
+        return list(first.values())[::-1][:SHOWN]
 
     @cached_property
     def parts(self) -> dict[str, Sequence[PairedImage]]:
@@ -162,10 +178,27 @@ def compare_files(first: Path, second: Path) -> Comparison | None:
             there = len(files) == 2 and all(file.is_file() for file in (*files, *references))
             found = (files[0], files[1]) if there else None
             values = float(a["partial"]), float(b["partial"])
+            tag, reason, seed = a.get("tag", ""), b.get("reason", ""), int(a.get("seed", 0))
             seen = a.get("found", ()), b.get("found", ())
-            reason, tag = b.get("reason", ""), a.get("tag", "")
-            images.append(PairedImage(a["prompt"], tag, values, found, reason, references, seen))
+            images.append(PairedImage(a["prompt"], tag, values, found, reason, seed, references, seen))
     return Comparison("", score, reward, images)
+
+
+def between(folder: RunFolder) -> list[Between]:
+    """The evaluations of a run between both ends, as far as they may be compared with the one before training."""
+    found: list[Between] = []
+    if not folder.eval_before.is_file():
+        return found
+    before = read_result(folder.eval_before)
+    for step, file in folder.evaluations():
+        result = read_result(file)
+        images = [image for image in result["images"] if image.get("partial") is not None]
+        if images and not _difference(before, result):
+            values = np.array([[image["partial"]] for image in images])
+            (score,) = intervals(values, [prompt_key(i["prompt"], i.get("references", ())) for i in images])
+            shown = {(i["prompt"], i["seed"]): (i["partial"], file.parent / i["file"]) for i in images}
+            found.append(Between(step, score, shown))
+    return found
 
 
 def read_result(file: Path) -> dict[str, Any]:

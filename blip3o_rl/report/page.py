@@ -1,9 +1,9 @@
 """`report.html`: a run on one page that can be mailed or archived; the template is `templates/page.html.jinja`.
 
 No script and no outside resource. Prompts are HTML text, so that every script can be read. The same held-out prompts
-and seeds before and after training come first, then what changed most, curves with a sentence on how to read each,
-monitors, image grids, and the configuration. At most `MAX_GRIDS` grids are embedded: the first, the last, and evenly
-between.
+and seeds before, during and after training come first, then what changed most, curves with a sentence on how to read
+each, monitors, image grids, and the configuration. At most `MAX_GRIDS` grids are embedded: the first, the last, and
+evenly between.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blip3o_rl.data.images import read_image
 from blip3o_rl.data.references import prompt_key
 from blip3o_rl.io import read_lines, write_text
 from blip3o_rl.report import charts, html
 from blip3o_rl.report import warnings as warning_log
-from blip3o_rl.report.evaluations import Comparison, Pair, PairedImage, compare
+from blip3o_rl.report.evaluations import Between, Comparison, PairedImage, between, compare
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import KL, REWARD, STAGES, WINDOW, moving_average, stage_seconds, values
 from blip3o_rl.report.summary import Summary, facts, summarize
 
 MAX_GRIDS = 8
+MAX_BETWEEN = 3
+"""Evaluations between both ends whose images are shown."""
 CHOSEN = 6
 """Images that are shown as most improved, most worsened and worst."""
 THUMBNAIL = 384
 """Longest side of an embedded image, px."""
-HELD_OUT = "reward/held_out/"
+HELD_OUT, EVALUATED = "reward/held_out/", "eval/reward"
 MONITORS = ("monitor/", "guard/")
 """Prefixes of the monitors' metrics; runs of earlier versions have the second."""
 _SINGLE = {
@@ -52,6 +55,16 @@ _SINGLE = {
 
 
 @dataclass(frozen=True)
+class Figure:
+    """The images of one held-out prompt and seed in the order of training: (when, score, data URL); of an edit behind
+    its reference, which has no score."""
+
+    prompt: str
+    images: Sequence[tuple[str, float | None, str]]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Chart:
     """A chart with its labels; `legend` pairs a CSS color with a name."""
 
@@ -66,17 +79,24 @@ def write(folder: RunFolder, summary: Summary | None = None, overlay: bool = Fal
 
     With `overlay` what the rewards saw is drawn over the images that changed most and the worst ones.
     """
-    lines, grids, found = folder.read_metrics(), folder.grids(), compare(folder)
+    lines, grids, found, middle = folder.read_metrics(), folder.grids(), compare(folder), between(folder)
+    some = _spread(middle, MAX_BETWEEN)
     text = html.render(
         "page.html",
         title=folder.name,
         facts=facts(summary or summarize(folder)),
         comparison=found if found and found.images else None,
-        pairs=[_shown(pair) for pair in (found.pairs if found else [])],
+        pairs=[_figure(image, some) for image in (found.shown if found else [])],
+        when=["before", *(f"step {one.step}" for one in some), "after"],
         chosen={
-            title: [_shown(image.load(overlay), image.reason) for image in images] for title, images in _chosen(found)
+            title: [_figure(image, reason=image.reason, overlay=overlay) for image in images]
+            for title, images in _chosen(found)
         },
-        held_out=[*_score(found, lines), *_named(lines, HELD_OUT, "Never trained on. It should rise, or stay.")],
+        held_out=[
+            *_score(found, middle, lines),
+            *_named(lines, EVALUATED, "Mean over the held-out images of an evaluation."),
+            *_named(lines, HELD_OUT, "Never trained on. It should rise, or stay."),
+        ],
         charts=_curves(lines),
         stages=_chart_of_stages(lines),
         warnings=_warnings(folder),
@@ -111,11 +131,18 @@ def write_several(folders: Sequence[RunFolder], file: Path) -> Path:
     return file
 
 
-def _shown(pair: Pair, reason: str = "") -> tuple[Pair, list[tuple[str, str]], str]:
-    """A pair for the template, its images as (name, data URL)."""
-    images = {"reference": pair.reference, "before": pair.before, "after": pair.after}
-    urls = [(name, html.png_url(image, THUMBNAIL)) for name, image in images.items() if image is not None]
-    return pair, urls, reason
+def _figure(image: PairedImage, middle: Sequence[Between] = (), reason: str = "", overlay: bool = False) -> Figure:
+    """A held-out prompt and seed before, during and after training."""
+    pair, key = image.load(overlay), (image.prompt, image.seed)
+    known = [(one.step, *one.images[key]) for one in middle if key in one.images and one.images[key][1].is_file()]
+    shown: list[tuple[str, float | None, Any]] = [
+        *([("reference", None, pair.reference)] if pair.reference is not None else []),
+        ("before", pair.score_before, pair.before),
+        *((f"step {step}", score, read_image(file)) for step, score, file in known),
+        ("after", pair.score_after, pair.after),
+    ]
+    images = [(when, score, html.png_url(pixels, THUMBNAIL)) for when, score, pixels in shown]
+    return Figure(pair.prompt, images, reason)
 
 
 def _chosen(found: Comparison | None) -> list[tuple[str, list[PairedImage]]]:
@@ -132,13 +159,14 @@ def _chosen(found: Comparison | None) -> list[tuple[str, list[PairedImage]]]:
     return [(title, own) for title, own in groups.items() if own]
 
 
-def _score(found: Comparison | None, lines: Sequence[dict[str, Any]]) -> list[Chart]:
-    """The held-out score before and after, with its intervals."""
+def _score(found: Comparison | None, middle: Sequence[Between], lines: Sequence[dict[str, Any]]) -> list[Chart]:
+    """The held-out score before, during and after, with its intervals."""
     if not found or not found.images:
         return []
     before, after, _ = found.rows["overall"]
     last = max((line["step"] for line in lines), default=0) or 1
-    line = charts.Line("score", [(0, before[0]), (last, after[0])], band=[before[1:], after[1:]])
+    points = [(0, before), *((one.step, one.score) for one in middle), (last, after)]
+    line = charts.Line("score", [(step, mean[0]) for step, mean in points], band=[mean[1:] for _, mean in points])
     return _chart("held-out score", "Same prompts and seeds. The band is the 95 % interval over prompts.", line)
 
 

@@ -6,6 +6,7 @@
     checkpoints/global_step_N/            verl's checkpoints
     tensorboard/  logs/                   event files; verl's, vLLM's and Ray's output
     eval_before.json  eval_after.json     evaluations of the held-out prompts; their images in eval_before/, eval_after/
+    eval_step_000010.json                 those in between
     summary.json  summary.txt  before_after.png  report.html
 
 A run may be killed at any moment. Whole files are therefore written with `io`; `metrics.jsonl`, which only grows, is
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +29,7 @@ from blip3o_rl.report.checkpoints import complete
 
 DEFAULT_ROOT = Path("runs")
 _MARKS = ("config.yaml", "metrics.jsonl")
+_EVAL_STEP = "eval_step_"
 
 
 class RunFolder:
@@ -91,6 +94,15 @@ class RunFolder:
         """(step, file) of every image grid, by step."""
         return sorted((int(p.stem.removeprefix("step_")), p) for p in self.images.glob("step_[0-9]*.png"))
 
+    def evaluation(self, step: int, last: int) -> Path:
+        """Where the evaluation at a step goes; `last` is the run's last step."""
+        return {0: self.eval_before, last: self.eval_after}.get(step, self.path / f"{_EVAL_STEP}{step:06d}.json")
+
+    def evaluations(self) -> list[tuple[int, Path]]:
+        """(step, file) of the evaluations between both ends, by step."""
+        found = self.path.glob(f"{_EVAL_STEP}[0-9]*.json")
+        return sorted((int(path.stem.removeprefix(_EVAL_STEP)), path) for path in found)
+
     def checkpoint_steps(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, by step."""
         return complete(self.checkpoints)
@@ -118,6 +130,16 @@ class RunFolder:
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
         return len(lines) - len(kept)
+
+    def drop_evaluations(self, step: int, last: int) -> None:
+        """Removes the evaluations of steps after `step`; that of the end belongs to step `last`."""
+        found = [(int(path.stem.removeprefix(_EVAL_STEP)), path) for path in self.path.glob(f"{_EVAL_STEP}[0-9]*")]
+        found += [(last, self.eval_after), (last, self.eval_after.with_suffix(""))]
+        for made, path in found:
+            if made > step and path.is_dir():
+                shutil.rmtree(path)
+            elif made > step:
+                path.unlink(missing_ok=True)
 
 
 def flat_numbers(values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -14,6 +14,8 @@ REWARD = "critic/score/mean"
 KL = "actor/kl_loss"
 STEP_SECONDS = "timing_s/step"
 PROBS_DIFF = "training/rollout_probs_diff_mean"
+EVAL_SECONDS = "timing_s/eval"
+"""Of an evaluation, after the step and not part of its time."""
 WINDOW = 5
 
 STAGES: dict[str, tuple[str, ...]] = {
@@ -22,9 +24,9 @@ STAGES: dict[str, tuple[str, ...]] = {
     "update": ("timing_s/update_actor",),
     "sync": ("timing_s/update_weights",),
     "save": ("timing_s/save_checkpoint",),
-    "test": ("timing_s/testing",),
+    "eval": (EVAL_SECONDS,),
 }
-"""Stage as a person names it -> verl's timings, in seconds. Rollout: sampling, rendering and scoring, overlapping."""
+"""Stage as a person names it -> timings, in seconds. Rollout: sampling, rendering and scoring, overlapping."""
 
 ROLLOUT_PARTS: dict[str, str] = {
     "sample": "rollout/sample_s",
@@ -43,7 +45,7 @@ def values(lines: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, flo
 
 
 def stage_seconds(line: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of each stage of one step, `other` being what verl's step time holds beyond them."""
+    """Seconds of each stage of one step and of the evaluation after it, `other` being the rest of verl's step time."""
     seconds = {}
     for stage, names in STAGES.items():
         parts = [line[name] for name in names if isinstance(line.get(name), int | float)]
@@ -51,7 +53,7 @@ def stage_seconds(line: Mapping[str, Any]) -> dict[str, float]:
             seconds[stage] = float(sum(parts))
     whole = line.get(STEP_SECONDS)
     if isinstance(whole, int | float) and seconds:
-        seconds["other"] = max(0.0, float(whole) - sum(seconds.values()))
+        seconds["other"] = max(0.0, float(whole) - sum(seconds.values()) + seconds.get("eval", 0.0))
     return seconds
 
 

@@ -3,6 +3,7 @@
 Rollouts arrive one by one; Serve's dynamic batching collects what has come in while the previous batch was rendered.
 The hidden states come as an object reference, which Ray resolves on the replica's side without a copy through the
 caller. By default all samples of a group share their initial noise, so that differences in reward come from the tokens.
+Each image says whether it is a rollout, which may be rendered cheaply, or is rendered fully, as in evaluations.
 
 Where a run's prompts have references, the service also encodes them: it has the autoencoder, and holds the image
 tokenizer then. Edits and text-to-image come in one batch.
@@ -49,7 +50,11 @@ class RenderService:
     def __init__(self, model: str, settings: RenderSettings, gpus_per_node: int = 1, editing: bool = False):
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.config = GenerationConfig(steps=settings.steps, guidance=settings.guidance)
+        cheap = settings.of_rollouts()
+        self.configs = {
+            False: GenerationConfig(steps=cheap.steps, guidance=cheap.guidance),
+            True: GenerationConfig(steps=settings.steps, guidance=settings.guidance),
+        }
         device = device_of(renderer_device(settings, gpus_per_node), "render.device")
         dtype = fast_dtype_of(settings.dtype, device, "render.dtype")
         self.renderer = ModelFolder(model).load_renderer(dtype, device)
@@ -61,11 +66,11 @@ class RenderService:
 
     @serve.batch
     async def __call__(
-        self, states: list[np.ndarray], seeds: list[int], latents: list[np.ndarray | None]
+        self, states: list[np.ndarray], seeds: list[int], full: list[bool], latents: list[np.ndarray | None]
     ) -> list[tuple[np.ndarray, float]]:
-        """`render_batch` of what single calls (states, seed, latents) have brought together."""
+        """`render_batch` of what single calls (states, seed, full, latents) have brought together."""
         async with self.turn:
-            return await asyncio.to_thread(self.render_batch, states, seeds, latents)
+            return await asyncio.to_thread(self.render_batch, states, seeds, full, latents)
 
     async def encode(self, images: list[np.ndarray], scale: int) -> Reference:
         """What the model takes from the references of a prompt, uint8 [H, W, 3] each; its tensors are on the CPU."""
@@ -74,22 +79,24 @@ class RenderService:
         return Reference(found.indices, None if found.latents is None else found.latents.cpu())
 
     def render_batch(
-        self, states: list[np.ndarray], seeds: list[int], latents: list[np.ndarray | None]
+        self, states: list[np.ndarray], seeds: list[int], full: list[bool], latents: list[np.ndarray | None]
     ) -> list[tuple[np.ndarray, float]]:
         """Images, uint8 [H, W, 3], each with the seconds of the batch divided by its size.
 
         Args:
             states: [n + 1, hidden] each, as `state_capture.unpack_states` gives it.
             seeds: of the initial noise.
+            full: with the evaluation's steps and guidance, not those of rollouts.
             latents: of the reference, float32 [c, h, w] each; None for text-to-image.
         """
         start = time.perf_counter()
         images: dict[int, np.ndarray] = {}
         given = [None if one is None else torch.from_numpy(one.copy()) for one in latents]
-        for length in {len(s) for s in states}:  # one call for all images of a length
-            rows = [i for i, s in enumerate(states) if len(s) == length]
-            stacked = torch.stack([states_tensor(states[i]) for i in rows])
-            rendered = render(self.renderer, stacked, [seeds[i] for i in rows], self.config, [given[i] for i in rows])
+        kinds = [(len(s), f) for s, f in zip(states, full, strict=True)]
+        for kind in set(kinds):  # one call for all images of a length and a setting
+            rows = [i for i, own in enumerate(kinds) if own == kind]
+            stacked, own_seeds = torch.stack([states_tensor(states[i]) for i in rows]), [seeds[i] for i in rows]
+            rendered = render(self.renderer, stacked, own_seeds, self.configs[kind[1]], [given[i] for i in rows])
             images.update(zip(rows, rendered, strict=True))
         if self.renderer.device.type == "cuda":
             torch.cuda.empty_cache()  # the trainer on the same GPU needs what a batch leaves in this process's cache

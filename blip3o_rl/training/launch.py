@@ -1,7 +1,7 @@
-"""Runs a recipe: check everything, evaluate, start the services, let verl train, export, evaluate again.
+"""Runs a recipe: check everything, start the services, let verl train and evaluate, export.
 
-verl's V1 trainer does the training in its own Ray actor; this module is what stands around it. Output of verl, vLLM and
-Ray goes to the run folder's logs.
+verl's V1 trainer does the training in its own Ray actor; this module is what stands around it. Evaluations are verl's
+validation (`rollout.evaluations`). Output of verl, vLLM and Ray goes to the run folder's logs.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
 from blip3o_rl import machine
-from blip3o_rl.config.reward import is_deployed, name_applications
+from blip3o_rl.config.reward import name_applications
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.data.table import write_table
 from blip3o_rl.errors import UserError
@@ -33,6 +32,9 @@ from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
 from blip3o_rl.terminal import Redirected, goes_on_with
 from blip3o_rl.training import cluster, given_cluster, preflight, stored
+
+if TYPE_CHECKING:
+    from blip3o_rl.evaluation.schedule import Schedule
 
 POLL_S = 0.5
 JOB_RUNS = Path("~/blip3o-rl-runs")
@@ -76,6 +78,7 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
     for file in changed:
         print(f"warning: {file} has changed since the run was started", file=output.terminal)
     folder.truncate_after(step)
+    folder.drop_evaluations(step, steps)
     warning_log.truncate_after(folder, step)
     return _run(config, checked, folder, output)
 
@@ -87,27 +90,40 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
     os.environ["VERL_PLATFORM"] = machine.verl_platform(config.trainer.device)
     stored.store(config, folder)
     config = _completed(config, checked, folder)
-    for side, rows in (("train", checked.rows), ("held_out", checked.held_out or checked.rows[:1])):
-        write_table(rows, folder.path / "data" / f"{side}.parquet", config.run.recipe)
+    suite, data = checked.suite, folder.path / "data"
+    write_table(checked.rows, data / "train.parquet", config.run.recipe)
+    # verl reads held-out prompts whether it evaluates or not.
+    write_table(suite.rows if suite else checked.rows[:1], data / "held_out.parquet", config.run.recipe, held_out=True)
 
     console = Console(file=output.terminal)
     again = goes_on_with("blip3o-rl", "train", "--resume", str(folder.path))
     with again, progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:
-        if config.run.evaluate and not folder.eval_before.exists():
-            shown.phase("scoring the held-out prompts before training")
-            _evaluate(config, checked, folder, checked.model, folder.eval_before, shown)
-        if checkpoints.latest_step(folder.checkpoints) != config.trainer.total_training_steps:
-            _train(config, checked, folder, shown)
+        schedule = _schedule(checked, folder, shown)
+        reached, last = checkpoints.latest_step(folder.checkpoints), config.trainer.total_training_steps
+        if schedule:
+            config.trainer.val_before_train = schedule.missing(reached)
+            config.trainer.test_freq = schedule.every or last
+        if reached != last or config.trainer.val_before_train:
+            _train(config, checked, folder, schedule, shown)
         final = folder.path / "model"
         shutil.rmtree(final, ignore_errors=True)
         shown.phase("writing the model folder")
         from blip3o_rl.training.export import export
 
         export(folder.path, final)
-        if config.run.evaluate:
-            shown.phase("scoring the held-out prompts after training")
-            _evaluate(config, checked, folder, final, folder.eval_after, shown)
     return folder.path
+
+
+def _schedule(checked: preflight.Checked, folder: RunFolder, shown: Progress) -> Schedule | None:
+    """The run's evaluations; None for none."""
+    if checked.suite is None:
+        return None
+    from blip3o_rl.evaluation.schedule import Schedule
+
+    shown.phase("reading the model")
+    for rewards in (checked.suite.rewards, checked.suite.reported):
+        name_applications(rewards, str(folder.path))
+    return Schedule.of(checked.settings, checked.suite, checked.model, folder)
 
 
 def _completed(config: DictConfig, checked: preflight.Checked, folder: RunFolder) -> DictConfig:
@@ -136,15 +152,17 @@ def _completed(config: DictConfig, checked: preflight.Checked, folder: RunFolder
     return config
 
 
-def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, shown: Any) -> None:
-    """The part between the two evaluations: Ray, services, verl's trainer."""
+def _train(
+    config: DictConfig, checked: preflight.Checked, folder: RunFolder, schedule: Schedule | None, shown: Progress
+) -> None:
+    """Ray, services, verl's trainer."""
     shown.phase("starting Ray")
     import ray
     from verl.trainer.main_ppo import TaskRunnerV1
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from blip3o_rl.rollout import recorder, render_service
+    from blip3o_rl.rollout import evaluations, recorder, render_service
 
     if "blip3o_rl.training.verl_plugin" not in sys.modules:
         raise UserError("verl did not load this package's plug-in; see blip3o-rl doctor")
@@ -155,22 +173,24 @@ def _train(config: DictConfig, checked: preflight.Checked, folder: RunFolder, sh
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
         nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
-        render = checked.settings.render.of_rollouts()
+        render = checked.settings.render
         render_service.start(config.run.folder, str(checked.model), render, nodes, gpus, checked.editing)
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
+        keeper = evaluations.start(schedule) if schedule else None
         shown.phase("starting verl and vLLM")
 
-        def more(step: int, numbers: Mapping[str, float | None]) -> Any:
+        def more(step: int, numbers: Mapping[str, float | None]) -> dict[str, float]:
             diff = {drift.PROBS_DIFF: numbers[series.PROBS_DIFF]} if series.PROBS_DIFF in numbers else {}
-            return ray.get(record.statistics.remote(step, diff))
+            found: dict[str, float] = ray.get(record.statistics.remote(step, diff))
+            return found | (ray.get(keeper.numbers.remote(step)) if keeper else {})
 
         with MetricsFollower(metrics_file, folder, shown.update, more=more):
             task = TaskRunnerV1.remote()
-            _wait(task.run.remote(config), record, folder, shown)
+            _wait(task.run.remote(config), record, keeper, folder, shown)
 
 
-def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
-    """Waits for verl's trainer and shows warnings; ends it at once when a reward or a monitor says stop."""
+def _wait(done: Any, record: Any, keeper: Any, folder: RunFolder, shown: Progress) -> None:
+    """Waits for verl's trainer and shows warnings and evaluations; ends it when a reward or a monitor says stop."""
     import ray
 
     while True:
@@ -178,6 +198,10 @@ def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
         failure, warnings = ray.get([record.failure.remote(), record.warnings.remote()])  # a failure's own warning, too
         for warning in warnings:
             shown.note(warning)
+        if keeper:
+            text, failed = ray.get(keeper.state.remote())
+            failure = failure or failed
+            shown.phase(text or shown.text)
         if failure:
             raise UserError(f"the run was ended: {failure}; logs and images of failed rewards in {folder.path}")
         if ready:
@@ -188,35 +212,3 @@ def _wait(done: Any, record: Any, folder: RunFolder, shown: Any) -> None:
                 last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
                 raise UserError(f"the trainer stopped: {last}; see trainer_error.txt in {folder.logs}") from error
             return
-
-
-def _evaluate(
-    config: DictConfig, checked: preflight.Checked, folder: RunFolder, model: Path, target: Path, shown: Progress
-) -> None:
-    """Scores the held-out prompts with fixed seeds.
-
-    Deployed rewards are started for it in a cluster of their own: the trainer's must not keep its memory meanwhile.
-    """
-    from blip3o_rl.evaluation.held_out import identity, score
-    from blip3o_rl.model.devices import device_of
-    from blip3o_rl.model.generation import GenerationConfig
-    from blip3o_rl.model.pipeline import Blip3oPipeline
-
-    settings, suite, what = checked.settings, checked.suite, shown.text
-    assert suite is not None
-    for rewards in (suite.rewards, suite.reported):
-        name_applications(rewards, str(folder.path))
-    deployed = any(is_deployed(entry) for entry in config.reward.rewards.values())
-    with cluster.connected(config, folder) if deployed else nullcontext():
-        cluster.start_rewards(config, [*checked.rows, *checked.held_out])
-        device = device_of("cpu" if config.trainer.device == "cpu" else "auto")
-        score(
-            Blip3oPipeline.from_pretrained(model, device=device, editing=checked.editing),
-            suite,
-            target,
-            images_per_prompt=settings.eval.images_per_prompt,
-            seed=settings.eval.seed,
-            config=GenerationConfig(settings.model.scale, settings.render.steps, settings.render.guidance),
-            model=identity(model, device=device.type),
-            progress=lambda done, total, rate: shown.phase(f"{what}: {done} of {total} images, {rate:.1f} per second"),
-        )

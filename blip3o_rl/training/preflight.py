@@ -43,7 +43,7 @@ class Checked:
     held_out: list[PromptRow]
     """Further prompts that the run's rewards score: those of its evaluation, where it asks them."""
     suite: suite.Suite | None
-    """What is evaluated before and after; None for nothing."""
+    """What is evaluated; None for nothing."""
     editing: bool
     """Whether any prompt has references."""
     algorithm: dict[str, Any]
@@ -84,6 +84,8 @@ def check(config: DictConfig) -> Checked:
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
     rubric.self_check(rows)
+    if chosen and chosen.rewards != rewards:
+        chosen.rubric()
     from blip3o_rl.training.advantage import algorithm_options  # imports torch
 
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)

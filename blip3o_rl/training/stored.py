@@ -19,11 +19,6 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
 
 INPUTS = "inputs.json"
-EVALUATION = (
-    *("eval", "prompts.source", "prompts.file", "model.folder", "model.scale"),
-    *("render.steps", "render.guidance", "reward.rewards"),
-)
-"""Keys that an evaluation depends on."""
 
 
 def store(config: DictConfig, folder: RunFolder) -> None:
@@ -46,15 +41,11 @@ def store(config: DictConfig, folder: RunFolder) -> None:
 
 
 def resumed(folder: RunFolder, overrides: list[str]) -> DictConfig:
-    """The configuration to resume a run with; an evaluation that it makes incomparable is removed, to be made again."""
+    """The configuration to resume a run with."""
     if not folder.config.is_file():
         raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
-    before = compose_run(read_yaml(folder.config), str(folder.config), [])
     config = compose_run(read_yaml(folder.config), str(folder.config), overrides)
     config.run.folder = str(folder.path)
-    if any(OmegaConf.select(before, key) != OmegaConf.select(config, key) for key in EVALUATION):
-        for file in (folder.eval_before, folder.eval_after):
-            file.unlink(missing_ok=True)
     return config
 
 

@@ -117,8 +117,9 @@ def test_killed_replicas_of_a_deployed_reward_change_nothing_but_time(tmp_path: 
     assert yaml.safe_load(folder.config.read_text())["reward"]["aggregation"] == "gdpo"
     assert checkpoints.latest_step(folder.checkpoints) == STEPS
     assert not list(folder.failed.iterdir())
-    assert folder.eval_before.is_file() and folder.eval_after.is_file(), "each in a cluster of its own"
-    lines = folder.read_metrics()
+    assert folder.eval_before.is_file() and folder.eval_after.is_file(), "the deployed reward scores them, too"
+    evaluated, *lines = folder.read_metrics()
+    assert evaluated["step"] == 0 and 0 < evaluated["eval/reward/served"] < 1
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line in lines:
         assert line["rollout/failed"] == line["response/aborted_ratio"] == 0

@@ -20,6 +20,7 @@ import pytest
 import watch
 import yaml
 
+from blip3o_rl.io import read_json, read_lines
 from blip3o_rl.machine import SHARED
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.report import checkpoints
@@ -53,6 +54,14 @@ def flaky(sample):
 def breaks_on_images(image):
     """Good for the blank image of the self-check, not for a real one."""
     return float("nan") if image.std() > 0 else 0.5
+'''
+
+
+OWN_REWARD = '''
+def redness(image):
+    """How much more red than green and blue, 0..1."""
+    red, green, blue = image.reshape(-1, 3).mean(0) / 255
+    return max(0.0, red - (green + blue) / 2)
 '''
 
 
@@ -124,8 +133,9 @@ def test_a_job_on_a_running_cluster(cluster: dict[str, str], rewards: Path, tmp_
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
     folder = RunFolder.open(target)
-    lines = folder.read_metrics()
+    evaluated, *lines = folder.read_metrics()
     assert [line["step"] for line in lines] == [1, 2]
+    assert evaluated["step"] == 0 and 0 < evaluated["eval/reward/mine"] < 1
     for line in lines:
         assert abs(line["rollout_corr/log_ppl_diff_max"]) < 1e-3, "sampler and trainer disagree after a weight sync"
         assert line["training/rollout_probs_diff_max"] < 1e-4
@@ -165,13 +175,13 @@ def check_rollouts(folder: RunFolder, failed_per_group: int) -> None:
 
 @pytest.mark.parametrize("scale", [2, pytest.param(0, marks=pytest.mark.long)])
 def test_a_killed_run_resumes(scale: int, tmp_path: Path) -> None:
-    """SIGKILL in the middle of a step; `--resume` goes on from the last complete checkpoint to the last step, and
-    neither leaves vLLM's shared memory behind."""
+    """SIGKILL in the middle of a step or of the evaluation after it; `--resume` goes on from the last complete
+    checkpoint to the last step, makes no image of an evaluation twice, and leaves no shared memory of vLLM's behind."""
     target = tmp_path / "run"
     shared = set(SHARED.glob("psm_*"))
     words = [
-        *("train", "recipes/shapes", *SMALL, f"run.folder={target}", f"model.scale={scale}", "run.evaluate=false"),
-        *("trainer.total_training_steps=3", "trainer.save_freq=1"),
+        *("train", "recipes/shapes", *SMALL, f"run.folder={target}", f"model.scale={scale}"),
+        *("trainer.total_training_steps=3", "trainer.save_freq=1", "eval.every=1"),
     ]
     with (tmp_path / "output.txt").open("w") as output:
         process = subprocess.Popen(
@@ -197,12 +207,61 @@ def test_a_killed_run_resumes(scale: int, tmp_path: Path) -> None:
 
     done = run(tmp_path, "train", "--resume", str(target))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert [line["step"] for line in RunFolder.open(target).read_metrics()] == [1, 2, 3]
+    folder = RunFolder.open(target)
+    assert [line["step"] for line in folder.read_metrics()] == [0, 1, 2, 3]
+    results = [read_json(folder.evaluation(step, last=3)) for step in range(4)]
+    assert [[image["seed"] for image in result["images"]] for result in results] == [list(range(20_000, 20_004))] * 4
     newest = checkpoints.latest(target / "checkpoints")
     assert newest is not None
     assert checkpoints.step_of(newest) == 3
     assert ModelFolder(target / "model").path == target / "model"
     assert set(SHARED.glob("psm_*")) <= shared
+
+
+def test_a_goal_of_ones_own_is_evaluated_on_the_way(tmp_path: Path) -> None:
+    """Forty prompts and a reward of five lines in an empty folder: an eighth of the prompts is held out and scored
+    before, during and after, on the weights of each step, as the report shows. Scoring the trained model with a vLLM
+    of its own gives the same tokens."""
+    home, target = tmp_path / "home", tmp_path / "home" / "run"
+    home.mkdir()
+    colors, shapes = ("red", "green", "blue", "yellow", "purple"), ("circle", "square", "triangle", "cross")
+    prompts = [f"a photo of {count} {color} {shape}" for count in "a2" for color in colors for shape in shapes]
+    (home / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    (home / "mine.py").write_text(OWN_REWARD)
+    words = [
+        *("train", "quickstart", *SMALL[:3], f"run.folder={target}", "trainer.total_training_steps=2", "eval.every=1"),
+        *("prompts.file=prompts.txt", "~reward.rewards.geneval", "reward.rewards.mine.path=mine.py:redness"),
+        *("eval.limit=null", "eval.images_per_prompt=2", "render.steps=3", "render.rollout_steps=1"),
+    ]
+    done = watch.run([str(BIN / "blip3o-rl"), *words], home, environment(), tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "evaluated step 1: " in done.stdout
+
+    folder = RunFolder.open(target)
+    results = [read_json(folder.evaluation(step, last=2)) for step in range(3)]
+    held_out = {image["prompt"] for image in results[0]["images"]}
+    assert 1 <= len(held_out) <= 10 and held_out < set(prompts)
+    trained = {row["prompt"] for step in (1, 2) for row in read_lines(folder.rollout_file(step))}
+    assert trained.isdisjoint(held_out)
+    for step, result in enumerate(results):
+        assert result["settings"] == results[0]["settings"] and result["settings"]["steps"] == 3
+        assert [image["seed"] for image in result["images"]] == list(range(20_000, 20_000 + 2 * len(held_out)))
+        assert all((target / image["file"]).is_file() for image in result["images"])
+        line = folder.read_metrics()[step]
+        assert (line["step"], line["eval/score"]) == (step, pytest.approx(result["overall"], rel=1e-6))
+        assert line["timing_s/eval"] > 0
+    tokens = [[image["tokens_sha256"] for image in result["images"]] for result in results]
+    assert tokens[0] != tokens[1] != tokens[2], "the weights have changed"
+    text = folder.page.read_text()
+    assert "not chosen: before, step 1, after" in text and "held-out score" in text
+
+    again = ["eval", str(target), "--model", str(target / "model"), "--out", "again.json"]
+    done = watch.run([str(BIN / "blip3o-rl"), *again], home, environment(), tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    alone = read_json(home / "again.json")
+    assert alone["model"]["backend"] == "vllm" and alone["settings"] == results[2]["settings"]
+    assert [image["tokens_sha256"] for image in alone["images"]] == tokens[2]
+    assert alone["overall"] == pytest.approx(results[2]["overall"], abs=0.01)
 
 
 @pytest.mark.long

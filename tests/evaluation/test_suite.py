@@ -88,7 +88,7 @@ def test_rewards_of_the_evaluation_take_the_place_of_the_judge_and_are_checked()
         (["eval.rewards.genval.mode=strict"], "for your own set eval.rewards.genval.path to file.py:function"),
         (["eval.rewards.ocr=null"], "log it without training on it with eval.rewards.ocr.weight=0"),
         (["eval.rewards.mine.path=gone.py:f"], "gone.py"),
-        (["eval.images=2"], "eval.images: there is no such key; known: held_out_share, images_per_prompt"),
+        (["eval.images=2"], "eval.images: there is no such key; known: every, held_out_share, images_per_prompt"),
     ],
 )
 def test_bad_input_is_one_line(overrides, says):

@@ -13,7 +13,7 @@ from rich.console import Console
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json, write_lines
 from blip3o_rl.report import page, summary
-from blip3o_rl.report.evaluations import Comparison, PairedImage, compare, compare_files, intervals
+from blip3o_rl.report.evaluations import Comparison, PairedImage, between, compare, compare_files, intervals
 from blip3o_rl.report.run_folder import RunFolder
 
 PROMPT = "[/b] 一张 <b>circle</b> [bold red]"
@@ -184,3 +184,23 @@ def test_the_page_lists_an_instruction_once_per_reference(tmp_path):
     write_lines(folder.rollout_file(1), [*lines, {"prompt": "a circle", "score": 0.5}])
     found = page._prompts(folder, 1)
     assert found == [("make it red   ·   a", 0.0), ("make it red   ·   b", 1.0), ("a circle", 0.5)]
+
+
+def test_evaluations_in_between_stand_next_to_the_ends_if_they_are_alike(tmp_path):
+    folder = make(tmp_path)
+    for step, scale in ((10, 2), (20, 2), (30, 1)):
+        result = copy.deepcopy(RESULT)
+        result["settings"] |= {"scale": scale}
+        file = folder.evaluation(step, last=40)
+        result["images"][0] |= {"file": f"{file.stem}/0000.png", "partial": step / 100}
+        write_json(file, result)
+        file.with_suffix("").mkdir()
+        Image.fromarray(np.full((8, 8, 3), step, np.uint8)).save(file.with_suffix("") / "0000.png")
+    for file in (folder.eval_before, folder.eval_after):
+        result = read_json(file)
+        result["settings"]["scale"] = 2
+        write_json(file, result)
+    assert [(one.step, one.images[PROMPT, 7][0]) for one in between(folder)] == [(10, 0.1), (20, 0.2)]
+    text = page.write(folder).read_text()
+    assert "0.25 → 0.10 → 0.20 → 0.25" in text and "not chosen: before, step 10, step 20, after" in text
+    assert text.count('alt="step 10"') == 1 and text.count("data:image/png") == 4 and "step 30" not in text

@@ -53,6 +53,21 @@ def test_truncate_after_drops_later_steps_only(tmp_path):
     assert sorted(p.name for p in folder.rollouts.iterdir()) == [f"step_{s:06d}.jsonl" for s in (1, 2, 3)]
 
 
+def test_evaluations_of_steps_that_are_made_again_are_dropped(tmp_path):
+    folder = RunFolder.create("shapes", root=tmp_path)
+    steps = (0, 10, 20, 30)
+    for step in steps:
+        write_json(folder.evaluation(step, last=30), {})
+        write_text(folder.evaluation(step, last=30).with_suffix("") / "verdicts.jsonl", "{}\n")
+    write_text(folder.path / "eval_step_000040" / "verdicts.jsonl", "{}\n")  # killed before its result
+    assert [step for step, _ in folder.evaluations()] == [10, 20]
+    folder.drop_evaluations(10, last=30)
+    left = {"eval_before", "eval_before.json", "eval_step_000010", "eval_step_000010.json"}
+    assert {path.name for path in folder.path.glob("eval*")} == left
+    folder.drop_evaluations(10, last=10)
+    assert {path.name for path in folder.path.glob("eval*")} == left
+
+
 def test_create_refuses_a_folder_that_holds_a_run(tmp_path):
     folder = RunFolder.create("shapes", path=tmp_path / "mine")
     RunFolder.create("shapes", path=tmp_path / "mine")  # still empty: fine

@@ -40,14 +40,20 @@ def test_text_to_image_keeps_its_noise_and_an_edit_has_its_references_noise(tmp_
     assert len({noise_seed(1, 5, row.key, 0, "group") for row in rows} | {4252575314358058533}) == 4
 
 
-def test_a_batch_of_mixed_lengths_is_rendered_like_single_images(untrained: Any) -> None:
+def test_a_batch_of_mixed_lengths_and_settings_is_rendered_like_single_images(untrained: Any) -> None:
+    """Rollouts with their own steps and guidance, and images of an evaluation, which are rendered fully."""
     renderer = untrained.renderer
-    service = RenderService.func_or_class(str(untrained.folder), RenderSettings(steps=2, dtype="float32", device="cpu"))
+    cheap: dict[str, Any] = {"rollout_steps": 1, "rollout_guidance": 1.0}
+    service = RenderService.func_or_class(
+        str(untrained.folder), RenderSettings(steps=3, **cheap, dtype="float32", device="cpu")
+    )
     hidden = renderer.connector.config.in_features
     states = [np.random.default_rng(i).normal(size=(n, hidden)).astype(np.float32) for i, n in enumerate((82, 170, 82))]
-    together = service.render_batch(states, [1, 2, 3], [None] * 3)
+    full = [False, True, True]
+    together = service.render_batch(states, [1, 2, 3], full, [None] * 3)
     for row, (one, seed) in enumerate(zip(states, [1, 2, 3], strict=True)):
-        alone = render(renderer, torch.from_numpy(one)[None], [seed], GenerationConfig(steps=2))[0]
+        config = GenerationConfig(steps=3) if full[row] else GenerationConfig(steps=1, guidance=1.0)
+        alone = render(renderer, torch.from_numpy(one)[None], [seed], config)[0]
         assert np.abs(together[row][0].astype(int) - alone).max() <= 1
 
 
@@ -73,15 +79,15 @@ def test_a_mixed_batch_is_its_parts(editor: Path) -> None:
     denoised: list[torch.Tensor] = []
     decode = service.renderer.decode
     service.renderer.decode = lambda latent: denoised.append(latent) or decode(latent)
-    mixed = service.render_batch(states, seeds, given)
+    mixed = service.render_batch(states, seeds, [True] * 4, given)
     together = {float(latent.sum()): latent for batch in denoised for latent in batch}
     for row in range(4):
         denoised.clear()
-        ((alone, _),) = service.render_batch(states[row : row + 1], seeds[row : row + 1], given[row : row + 1])
+        ((alone, _),) = service.render_batch(states[row : row + 1], seeds[row : row + 1], [True], given[row : row + 1])
         nearest = min((latent - denoised[0][0]).abs().max() for latent in together.values())
         assert nearest < 1e-5 * denoised[0].abs().max()
         assert np.abs(mixed[row][0].astype(int) - alone).max() <= 1
-    ((plain, _),) = service.render_batch(states[3:], seeds[3:], [None])
+    ((plain, _),) = service.render_batch(states[3:], seeds[3:], [True], [None])
     assert np.abs(mixed[3][0].astype(int) - plain).max() > 1, "the reference has no effect"
 
 
@@ -109,8 +115,8 @@ def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("empty"))
     for device, expected in (("cuda", ["render", "empty"]), ("cpu", ["render"])):
         order.clear()
-        service = SimpleNamespace(renderer=SimpleNamespace(device=torch.device(device)), config=None)
-        RenderService.func_or_class.render_batch(service, [np.zeros((82, 4), np.float32)], [1], [None])
+        service = SimpleNamespace(renderer=SimpleNamespace(device=torch.device(device)), configs={False: None})
+        RenderService.func_or_class.render_batch(service, [np.zeros((82, 4), np.float32)], [1], [False], [None])
         assert order == expected
 
 

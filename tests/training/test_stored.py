@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +54,6 @@ def test_files_that_have_changed_are_named(run: RunFolder) -> None:
     mine = run.path.parent / "mine.py"
     mine.write_text("def score(image): return 1.0\n")
     assert stored.changed_inputs(run) == [str(mine)]
-
-
-@pytest.mark.parametrize(
-    ("override", "kept"),
-    [
-        ("trainer.total_training_steps=90", True),
-        ("run.images_every=2", True),
-        ("run.eval_prompts=4", False),
-        ("run.eval_images=1", False),
-        ("render.steps=3", False),
-        ("render.guidance=3", False),
-        ("model.scale=1", False),
-        ("reward.rewards.geneval.mode=strict", False),
-    ],
-)
-def test_an_evaluation_with_other_settings_is_made_again(run: RunFolder, override: str, kept: bool) -> None:
-    run.eval_before.write_text(json.dumps({}))
-    stored.resumed(run, [override])
-    assert run.eval_before.exists() is kept
 
 
 def change(run: RunFolder, **groups: Any) -> None:
