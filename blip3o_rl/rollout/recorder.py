@@ -1,9 +1,9 @@
 """What a run writes about its rollouts: one line per rollout, an image grid every k steps, their statistics.
 
 A Ray actor, so that all agent-loop workers record into one place. They do not wait for it, so what goes wrong in it is
-a `failure`, too. A step is complete when the expected number of rollouts has arrived. The driver joins the statistics
-with verl's metrics of the step, shows the monitors' warnings, and ends the run with the reason that a reward or a
-monitor gives (`failure`).
+a `failure`, too. A step is complete when the expected number of rollouts has arrived. Its statistics are then written
+at once: verl logs its own metrics of the step after the checkpoint and the evaluation, and a run may be killed before.
+The driver shows the monitors' warnings, and ends the run with the reason that a reward or a monitor gives (`failure`).
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Recorder:
     def _write(self, step: int, rows: list[Rollout]) -> None:
         write_lines(self.folder.rollout_file(step), (row.line() for row in rows))
         statistics = self._statistics[step] = step_statistics(rows)
+        self.folder.append_metrics(step, statistics)
         writer = self._writer
         for name, value in statistics.items():
             writer.add_scalar(name, value, step)

@@ -49,7 +49,8 @@ def test_a_complete_step_is_written_once(tmp_path: Path) -> None:
     assert [line["score"] for line in lines] == [0.2, 0.6]
     assert "image" not in lines[0]
     assert folder.grid(5).is_file()
-    assert recorder.statistics(5)["rollout/score"] == pytest.approx(0.4)
+    assert [line["step"] for line in folder.read_metrics()] == [5], "whatever becomes of the trainer's part of the step"
+    assert recorder.statistics(5)["rollout/score"] == pytest.approx(0.4) == folder.read_metrics()[0]["rollout/score"]
     assert list(folder.tensorboard.glob("*.rollouts"))
 
 
