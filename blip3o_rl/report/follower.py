@@ -32,7 +32,7 @@ class MetricsFollower:
         self,
         source: str | Path,
         folder: RunFolder | None = None,
-        on_line: Callable[[dict[str, Any]], None] | None = None,
+        on_line: Callable[[dict[str, Any]], object] = lambda line: None,
         more: Callable[[int, Mapping[str, float | None]], Mapping[str, Any]] | None = None,
         interval_s: float = 0.5,
     ):
@@ -93,5 +93,4 @@ class MetricsFollower:
         values.pop("step", None)
         if self._folder is not None:
             self._folder.append_metrics(step, values)
-        if self._on_line is not None:
-            self._on_line({"step": step, **values})
+        self._on_line({"step": step, **values})
