@@ -59,7 +59,7 @@ def summarize(folder: RunFolder) -> Summary:
     checkpoints = folder.checkpoint_steps()
     summary = Summary(
         run=folder.name,
-        steps=max((step for step, _ in values(lines, STEP_SECONDS)), default=0),
+        steps=max((step for step, _ in [*values(lines, STEP_SECONDS), *checkpoints]), default=0),
         kl=kl[-1] if kl else None,
         distinct=distinct[-1] if distinct else None,
         step_s=median(seconds) if seconds else None,
