@@ -29,7 +29,7 @@ def plan(
     Planned from counted operations, not measured. Where `model.folder` does not exist yet, the published 3B model is
     taken.
     """
-    recipe, overrides = recipe_and_overrides(arguments, "plan", "recipes/text --gpu h100 --gpus 8")
+    recipe, overrides = recipe_and_overrides(arguments, "plan", "recipes/text_3b --gpu h100 --gpus 8")
     from blip3o_rl.config.train import compose_recipe
     from blip3o_rl.training.planning import gpus as table
     from blip3o_rl.training.planning import plan as planning

@@ -1,7 +1,7 @@
 """Presets of the published 3B model by hardware: `hardware=8x80gb`, or `hardware=1x40gb-lora` to train adapters.
 
 A Hydra group that comes on top of a recipe: the number of GPUs, and what makes a step of the recipe fit into their
-memory. Overrides on the command line come on top of it. Each preset is planned to fit with recipe `text`
+memory. Overrides on the command line come on top of it. Each preset is planned to fit with recipe `text_3b`
 (`tests/training/planning/test_presets.py`); none has been run.
 """
 

@@ -1,6 +1,7 @@
 """What a GenEval prompt's metadata may say, checked when prompts are loaded.
 
-A misspelt key in a clause would otherwise be a demand that nobody reads: a wrong image would score 1.
+A misspelt key in a clause would otherwise be a demand that nobody reads: a wrong image would score 1. Prompts of other
+benchmarks have tags of their own, which only name their share of the log.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ Include = create_model("Include", __base__=Exclude, color=(str | None, None), po
 
 def fault(metadata: Mapping[str, Any], classes: Sequence[str], colors: Sequence[str]) -> str:
     """Why these metadata cannot be scored, given what detector and color classifier know; empty if they can."""
-    if metadata["tag"] not in TAGS:
-        return f"unknown tag '{metadata['tag']}'{did_you_mean(metadata['tag'], TAGS)}; known: {', '.join(TAGS)}"
+    tag = metadata["tag"]
+    if not isinstance(tag, str):
+        return f"field 'tag' is {tag!r}; write one of {', '.join(TAGS)}, or a name of your own"
+    if tag not in TAGS and (hint := did_you_mean(tag, TAGS)):
+        return f"unknown tag '{tag}'{hint}; known: {', '.join(TAGS)}; a name of your own must not be so near"
     for field, model in (("include", Include), ("exclude", Exclude)):
         clauses = metadata.get(field) or []
         if not isinstance(clauses, list) or not all(isinstance(clause, Mapping) for clause in clauses):

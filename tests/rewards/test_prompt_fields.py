@@ -39,6 +39,7 @@ def test_a_right_line_passes_with_what_tables_add():
     assert reward.check_metadata({**TWO, "exclude": [{"class": "cross", "count": 1}], "id": 7}) == ""
     empty = {"color": None, "position": None}
     assert reward.check_metadata({**TWO, "exclude": None, "include": [{"class": "cross", "count": 2, **empty}]}) == ""
+    assert reward.check_metadata({**TWO, "tag": "shelves"}) == "", "a tag of one's own"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def test_a_right_line_passes_with_what_tables_add():
         ({**TWO, "include": [{"class": "circle"}]}, "include[0].count: is missing"),
         ({**TWO, "exclude": [{"class": "circle", "count": 2, "color": "red"}]}, "exclude[0].color: there is no such"),
         ({**TWO, "tag": "colours"}, "unknown tag 'colours'; did you mean 'colors'?"),
+        ({**TWO, "tag": 3}, "field 'tag' is 3"),
         (changed(count=0), "include[1].count=0"),
         (changed(count="2"), "include[1].count=2"),
         (changed(color="redd"), "unknown color 'redd'; did you mean 'red'?"),

@@ -86,7 +86,8 @@ def brief(
     held_out: str = "",
     sides: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] = MappingProxyType(SIDES),
 ) -> Metadata:
-    """A random brief of a tag with its prompt; of a training prompt's template, or of the first if it is held out.
+    """A random brief of a tag with its prompt; of a training prompt's template, or of the first if it is held out. The
+    logo is a clause of GenEval's as well (`include`).
 
     Args:
         tag: logo, band or panel.
@@ -116,7 +117,8 @@ def brief(
     elements.sort(key=_reading)
     layout = {"elements": elements, **layout}
     chosen = 0 if held_out else int(rng.integers(3))
-    return {"tag": held_out or tag, "prompt": prompt(layout, chosen), "layout": layout}
+    include = [{"class": shape, "count": 1, "color": color}]
+    return {"tag": held_out or tag, "prompt": prompt(layout, chosen), "layout": layout, "include": include}
 
 
 def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:

@@ -179,7 +179,7 @@ def train_16(folder: Path, size: str) -> dict[str, Any]:
 
 
 def train_128(folder: Path, size: str) -> dict[str, Any]:
-    """Two GRPO steps of 128 images, as recipe `text` makes them."""
+    """Two GRPO steps of 128 images, as recipe `text_3b` makes them."""
     return train(folder, size, "train-128", 128, 2)
 
 

@@ -18,7 +18,7 @@ MODEL = plan.published()
 
 
 def planned(gpu: Gpu, gpus: int = 1, *overrides: str, model: counting.Model = MODEL) -> Plan:
-    config = compose_recipe("text", [f"trainer.n_gpus_per_node={gpus}", *overrides], "gpu")
+    config = compose_recipe("text_3b", [f"trainer.n_gpus_per_node={gpus}", *overrides], "gpu")
     return Plan(config, model, gpu)
 
 
@@ -96,7 +96,7 @@ def test_more_guidance_steps_and_images_take_longer() -> None:
 
 @pytest.mark.parametrize(("gpus", "samples"), [(1, 32), (8, 16), (16, 8)])
 def test_the_micro_batch_follows_from_the_samples(gpus: int, samples: int) -> None:
-    config = compose_recipe("text", [f"trainer.n_gpus_per_node={gpus}"], "gpu")
+    config = compose_recipe("text_3b", [f"trainer.n_gpus_per_node={gpus}"], "gpu")
     assert config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu == samples
     assert config.actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu == samples
 

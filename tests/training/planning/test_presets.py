@@ -19,7 +19,7 @@ SMALLEST = {40: GPUS["a100-40"], 80: GPUS["h100"], 141: GPUS["h200"]}
 @pytest.mark.parametrize("memory", hardware.MEMORIES)
 @pytest.mark.parametrize("count", hardware.COUNTS)
 def test_a_preset_is_planned_to_fit(count: int, memory: int, kind: str) -> None:
-    config = compose_recipe("text", [f"hardware={count}x{memory}gb{kind}"])
+    config = compose_recipe("text_3b", [f"hardware={count}x{memory}gb{kind}"])
     assert config.trainer.n_gpus_per_node == count and config.trainer.device == "cuda"
     assert (config.actor_rollout_ref.model.lora_rank > 0) == bool(kind)
     planned = plan.Plan(config, MODEL, SMALLEST[memory])
@@ -29,13 +29,13 @@ def test_a_preset_is_planned_to_fit(count: int, memory: int, kind: str) -> None:
 
 def test_a_preset_comes_on_top_of_the_recipe_and_below_the_command_line() -> None:
     lr = "actor_rollout_ref.actor.optim.lr"
-    assert compose_recipe("text", []).actor_rollout_ref.actor.optim.lr == 1e-6
-    assert compose_recipe("text", ["hardware=1x80gb-lora"]).actor_rollout_ref.actor.optim.lr == 1e-5
-    chosen = compose_recipe("text", [f"{lr}=3e-6", "hardware=1x80gb-lora", "trainer.n_gpus_per_node=2"])
+    assert compose_recipe("text_3b", []).actor_rollout_ref.actor.optim.lr == 1e-6
+    assert compose_recipe("text_3b", ["hardware=1x80gb-lora"]).actor_rollout_ref.actor.optim.lr == 1e-5
+    chosen = compose_recipe("text_3b", [f"{lr}=3e-6", "hardware=1x80gb-lora", "trainer.n_gpus_per_node=2"])
     assert (chosen.actor_rollout_ref.actor.optim.lr, chosen.trainer.n_gpus_per_node) == (3e-6, 2)
 
 
 def test_a_preset_that_is_not_there_is_one_line_with_those_that_are() -> None:
     with pytest.raises(UserError, match=r"Could not find 'hardware/3x80gb'.*1x80gb-lora") as error:
-        compose_recipe("text", ["hardware=3x80gb"])
+        compose_recipe("text_3b", ["hardware=3x80gb"])
     assert "\n" not in str(error.value)

@@ -1,0 +1,38 @@
+"""The recipes compose, and their rewards can score every prompt of both sides."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from blip3o_rl.config.train import compose_recipe
+from blip3o_rl.data.sources import held_out_rows, training_rows
+from blip3o_rl.scoring.build import build_rubric
+
+TRAINED = {
+    "geneval_3b": {"geneval": 1},
+    "text_3b": {"ocr": 1},
+    "multi": {"geneval": 0.5, "ocr": 0.5},
+    "multi_3b": {"geneval": 1, "ocr": 1, "pickscore": 0.5},
+    "layout": {"layout": 1},
+    "layout_3b": {"layout": 1},
+    "planogram": {"planogram": 1},
+    "planogram_3b": {"planogram": 1},
+}
+PREFERENCES = ("pickscore", "hpsv2", "clipscore")
+"""Whose weights are on a hub; they need the prompt alone."""
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_recipe_can_score_its_prompts(name: str, coco_names: None) -> None:
+    config = OmegaConf.to_container(compose_recipe(f"recipes/{name}", []), resolve=True)
+    rewards = config["reward"]["rewards"]
+    assert {key: entry["weight"] for key, entry in rewards.items() if not entry.get("held_out")} == TRAINED[name]
+    rubric = build_rubric({key: entry for key, entry in rewards.items() if key not in PREFERENCES})
+    prompts = config["prompts"]
+    rows = [*training_rows(prompts, 1), *held_out_rows(prompts["source"], None, "x")]
+    rubric.check_prompts(rows)
+    if config["eval"]["rewards"]:
+        build_rubric(config["eval"]["rewards"]).check_prompts(rows)
+    assert config["actor_rollout_ref"]["rollout"]["n"] >= 8
+    assert config["run"]["evaluate"] and config["eval"]["every"]
