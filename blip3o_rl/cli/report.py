@@ -18,6 +18,11 @@ def report(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="draw boxes and read texts over the images that changed most")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="show the page in a browser and keep it up to date while runs go on")
+    ] = False,
+    host: Annotated[str, typer.Option(help="address of --serve")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of --serve; 0: a free one", min=0, max=65535)] = 8050,
 ) -> None:
     """Writes report.html of a run: before and after, curves, images, monitors, time by stage, configuration. Several
     runs are shown next to each other in outputs/report.html."""
@@ -30,4 +35,13 @@ def report(
     for run in runs:
         Console().print(summary.table(summary.summarize(run)))
     several = Path("outputs/report.html").resolve()
-    print(page.write(runs[0], overlay=overlay) if len(runs) == 1 else page.write_several(runs, several))
+
+    def write() -> Path:
+        return page.write(runs[0], overlay=overlay) if len(runs) == 1 else page.write_several(runs, several)
+
+    print(write())
+    if serve:
+        from blip3o_rl.http_server import serve as serve_app
+        from blip3o_rl.report.live import create_app
+
+        serve_app(create_app(runs, write), host, port, lambda url: print(f"{url}   (Ctrl-C ends it)", flush=True))

@@ -11,18 +11,16 @@ import asyncio
 import itertools
 import json
 import logging
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import Json
 from starlette.formparsers import MultiPartParser
 
-from blip3o_rl import __version__
+from blip3o_rl import __version__, http_server
 from blip3o_rl.config.reward import read_rewards
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample
@@ -141,17 +139,8 @@ def listen(
     Raises:
         UserError: the address cannot be listened on.
     """
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        problem = f"{host}:{port}: cannot listen there, {error.strerror}; choose another --port or --host"
-        raise UserError(problem) from error
-    if announce is not None:
-        announce(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it has a line for every malformed request
-    app = create_app(service, token)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=CONNECTIONS)
-    uvicorn.Server(config).run(sockets=[listener])
+    http_server.serve(create_app(service, token), host, port, announce, limit_concurrency=CONNECTIONS)
 
 
 async def _samples(
