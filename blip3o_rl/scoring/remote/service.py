@@ -22,7 +22,6 @@ from starlette.formparsers import MultiPartParser
 
 from blip3o_rl import __version__, http_server
 from blip3o_rl.config.reward import read_rewards
-from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample
 from blip3o_rl.scoring.registry import local_reward
 from blip3o_rl.scoring.remote import wire
