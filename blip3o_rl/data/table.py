@@ -18,33 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip3o_rl.data.prompts import PromptRow
-from blip3o_rl.data.references import ReferenceImage, prompt_key
-from blip3o_rl.model.token_layout import Task
+from blip3o_rl.data.references import ReferenceImage
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """A prompt as the agent loop gets it: its number in the table, id, metadata, references, whether it is held out."""
+@dataclass(frozen=True, kw_only=True)
+class TableRow(PromptRow):
+    """A prompt as the agent loop gets it: with its number in the table, and whether it is held out."""
 
     index: int
-    id: str
-    metadata: Mapping[str, Any]
     held_out: bool = False
-    references: tuple[ReferenceImage, ...] = ()
-
-    @property
-    def prompt(self) -> str:
-        return str(self.metadata["prompt"])
-
-    @property
-    def key(self) -> str:
-        """See `references.prompt_key`."""
-        return prompt_key(self.prompt, (reference.sha256 for reference in self.references))
-
-    @property
-    def task(self) -> Task | None:
-        """The field `task` of an edit; None where it follows from the instruction."""
-        return self.metadata.get("task") if self.references else None
 
 
 def write_table(rows: Sequence[PromptRow], file: Path, data_source: str, held_out: bool = False) -> None:
@@ -57,7 +39,7 @@ def write_table(rows: Sequence[PromptRow], file: Path, data_source: str, held_ou
             "reward_model": {"style": "rule", "ground_truth": ""},
             "extra_info": {
                 "index": index,
-                "id": row.id,
+                "where": row.where,
                 "metadata": json.dumps(dict(row.metadata)),
                 "held_out": held_out,
                 "references": json.dumps([asdict(reference) for reference in row.references]),
@@ -72,5 +54,11 @@ def write_table(rows: Sequence[PromptRow], file: Path, data_source: str, held_ou
 def read_row(extra_info: Mapping[str, Any]) -> TableRow:
     """Reads the column `extra_info` of one row."""
     metadata = json.loads(extra_info["metadata"])
-    references = tuple(ReferenceImage(**fields) for fields in json.loads(extra_info["references"]))
-    return TableRow(int(extra_info["index"]), extra_info["id"], metadata, bool(extra_info["held_out"]), references)
+    return TableRow(
+        metadata["prompt"],
+        metadata,
+        extra_info["where"],
+        tuple(ReferenceImage(**fields) for fields in json.loads(extra_info["references"])),
+        index=int(extra_info["index"]),
+        held_out=bool(extra_info["held_out"]),
+    )

@@ -22,7 +22,6 @@ from PIL import Image
 
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.data.references import ReferenceImage
-from blip3o_rl.data.table import TableRow
 from blip3o_rl.evaluation.results import EvaluationResult, JudgedImage
 from blip3o_rl.io import append_line, read_json, read_lines, replacing, write_json, write_lines
 from blip3o_rl.monitoring.image_statistics import image_statistics, pixel_distances
@@ -91,9 +90,7 @@ class Verdicts:
         return result
 
 
-def samples_of(
-    row: PromptRow | TableRow, images: Sequence[Made], references: Sequence[np.ndarray] = ()
-) -> list[Sample]:
+def samples_of(row: PromptRow, images: Sequence[Made], references: Sequence[np.ndarray] = ()) -> list[Sample]:
     """A prompt's images as its rewards get them; `references` are the row's, uint8 [H, W, 3] each."""
     given = tuple(references)
     return [
@@ -103,7 +100,7 @@ def samples_of(
 
 
 def judged(
-    row: PromptRow | TableRow,
+    row: PromptRow,
     images: Sequence[Made],
     scores: Sequence[Sequence[RubricScore]],
     correct: str | None,

@@ -21,5 +21,5 @@ def test_the_table_has_verls_columns_and_gives_every_row_back(tmp_path: Path) ->
     assert table[0]["data_source"] == "shapes" and table[0]["reward_model"]["style"] == "rule"
     assert [row["prompt"] for row in table] == [[{"role": "user", "content": row.prompt}] for row in rows]
     found = [read_row(row["extra_info"]) for row in table]
-    assert found == [TableRow(0, "p.jsonl:1", NESTED), TableRow(1, "p.jsonl:2", FREE)]
+    assert found == [TableRow(row.prompt, row.metadata, row.where, index=number) for number, row in enumerate(rows)]
     assert [row.prompt for row in found] == [row.prompt for row in rows]

@@ -72,7 +72,7 @@ def test_a_rollout_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(agent_loop.render_service, "handle", lambda folder: SimpleNamespace(remote=image))
     monkeypatch.setattr(agent_loop.recorder, "handle", lambda: recorder)
     monkeypatch.setattr(agent_loop, "build_rubric", lambda rewards: rubric)
-    row = {"index": 0, "id": "0", "metadata": '{"prompt": "a circle"}', "held_out": False, "references": "[]"}
+    row = {"index": 0, "where": "p:1", "metadata": '{"prompt": "a circle"}', "held_out": False, "references": "[]"}
     made = asyncio.run(
         asyncio.wait_for(loop.run({}, global_steps=1, session_id=0, uid="u", extra_info=row), timeout=60)
     )
