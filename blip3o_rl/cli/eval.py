@@ -141,14 +141,17 @@ def _suite(name: str, overrides: list[str], limit: int | None, file: Path | None
     """The suite of a name, a recipe or a run, and what it is evaluated with."""
     from omegaconf import OmegaConf
 
-    from blip3o_rl.config.composition import find_recipe, read_yaml
+    from blip3o_rl.config.composition import find_recipe, read_yaml, shipped_recipes
     from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
     from blip3o_rl.data.prompts import read_prompts
-    from blip3o_rl.data.sources import held_out_rows, source_of
+    from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of
     from blip3o_rl.evaluation.suite import named, of_run
     from blip3o_rl.model.folder import MINI
 
-    if len(Path(name).parts) == 1 and not (Path(name) / "config.yaml").is_file():
+    if Path(name).is_file():
+        raise UserError(f"eval {name}: is a file; who scores its prompts? eval RECIPE eval.prompts={name}")
+    is_recipe = (Path(name) / "config.yaml").is_file() or (name in shipped_recipes() and name not in SOURCES)
+    if len(Path(name).parts) == 1 and not is_recipe:
         source_of(name, f"eval {name}")
         rows = read_prompts(file)[:limit] if file else held_out_rows(name, limit, f"--prompts {limit}")
         suite = named(name, rows, judge=reward_config(overrides, f"eval {name}"))

@@ -69,15 +69,20 @@ class Kind:
         return key in path_fields(self.own) or re.fullmatch(self.paths, key) is not None
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> folder of the recipes that ship with the package."""
+    shipped = Path(str(resources.files("blip3o_rl.recipes")))
+    return {file.parent.name: file.parent.resolve() for file in sorted(shipped.glob("*/config.yaml"))}
+
+
 def find_recipe(recipe: str | Path) -> Path:
     """The recipe's folder: a path, or the name of a recipe that ships with the package."""
     path = user_path(recipe)
     if (path / "config.yaml").is_file():
         return path.resolve()
-    shipped = Path(str(resources.files("blip3o_rl.recipes")))
-    if (shipped / path.name / "config.yaml").is_file() and path.parts in ((path.name,), ("recipes", path.name)):
-        return (shipped / path.name).resolve()
-    known = sorted(p.parent.name for p in shipped.glob("*/config.yaml"))
+    known = shipped_recipes()
+    if path.name in known and path.parts in ((path.name,), ("recipes", path.name)):
+        return known[path.name]
     hint = did_you_mean(path.name, known)
     raise UserError(f"recipe {recipe}: no {path / 'config.yaml'}; known recipes: {', '.join(known)}{hint}")
 

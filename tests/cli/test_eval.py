@@ -52,6 +52,11 @@ def test_text_has_an_evaluation(blank, capsys):
     ("arguments", "says"),
     [
         (["txt"], "eval txt: there is no such source of prompts; did you mean 'text'"),
+        (
+            ["unquoted.txt"],
+            "eval unquoted.txt: is a file; who scores its prompts? eval RECIPE eval.prompts=unquoted.txt",
+        ),
+        (["text_3b"], "model folder models/blip3o-next: no such folder"),
         (["words", "--prompts", "23"], "--prompts 23: words has 22 held-out prompts"),
         (["words", "--out", "."], "--out .: is a folder"),
         (["words", "--out", "mine/e"], "--out mine/e: names no JSON file; call it mine/e.json"),
