@@ -23,7 +23,8 @@ RANK, ALPHA = 4, 8
 WORDS = [
     *("train", "recipes/shapes", "data.train_batch_size=2", "actor_rollout_ref.rollout.n=4", "render.steps=2"),
     *(f"actor_rollout_ref.model.lora_rank={RANK}", f"actor_rollout_ref.model.lora_alpha={ALPHA}"),
-    *("actor_rollout_ref.actor.optim.lr=0.01", "run.evaluate=false", "trainer.save_freq=1"),
+    *("actor_rollout_ref.actor.optim.lr=0.01", "trainer.save_freq=1"),
+    *("eval.limit=4", "eval.images_per_prompt=1"),
 ]
 
 
@@ -37,10 +38,9 @@ def run(folder: Path, *words: str) -> None:
 def test_adapters_are_trained_resumed_merged_and_evaluated(tmp_path: Path) -> None:
     target = tmp_path / "run"
     run(tmp_path, *WORDS, f"run.folder={target}", "trainer.total_training_steps=2")
-    run(tmp_path, "train", "--resume", str(target), "trainer.total_training_steps=3", "run.evaluate=true",
-        "eval.limit=4", "eval.images_per_prompt=1")  # fmt: skip
+    run(tmp_path, "train", "--resume", str(target), "trainer.total_training_steps=3")
     folder = RunFolder.open(target)
-    lines = folder.read_metrics()
+    _, *lines = folder.read_metrics()  # the first is of the evaluation before training
     assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
         # The sampler adds the adapter's product, the trainer multiplies it as well: both in float32.
