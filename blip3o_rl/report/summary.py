@@ -97,8 +97,10 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         per_step = f"{summary.step_s:.1f} s per step (median)"
         found.append(("time", f"{duration(summary.total_s)} of training, {per_step}"))
     if summary.stage_s:
-        stages = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_s.items())
-        found.append(("time of a step", stages))
+        stages = [f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_s.items() if stage != "eval"]
+        found.append(("time of a step", "  ".join(stages)))
+        if "eval" in summary.stage_s:
+            found.append(("an evaluation", f"{summary.stage_s['eval']:.1f} s (median), not in the time of training"))
     if summary.kl is not None:
         found.append(("KL", f"{summary.kl:.4f} to the reference policy, last step, mean per token"))
     if summary.distinct is not None:

@@ -42,6 +42,13 @@ def test_without_evaluations_the_training_reward_is_compared(folder):
     assert found.stage_s == {"rollout": 6.0, "log-probs": 3.0, "other": 6.5}
 
 
+def test_an_evaluation_is_no_part_of_a_steps_time(folder):
+    folder.append_metrics(10, {"timing_s/eval": 30.0})
+    found = dict(summary.facts(summary.summarize(folder)))
+    assert found["time of a step"] == "rollout 6.0 s  log-probs 3.0 s  other 6.5 s"
+    assert found["an evaluation"].startswith("30.0 s")
+
+
 def test_evaluations_win_over_the_training_reward(folder):
     write_json(folder.eval_before, {"overall": 0.41, "reward": 0.2, "images": []})
     write_json(folder.eval_after, {"overall": 0.58, "reward": 0.3, "images": []})
