@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from blip3o_rl.config.base import PathText, Settings
+from blip3o_rl.errors import UserError
+from blip3o_rl.model.generation import GenerationConfig
 
 
 class RunSettings(Settings):
@@ -40,6 +42,11 @@ class RenderSettings(Settings):
     guidance: float = Field(2.0, ge=0, description="classifier-free guidance; 1 is none")
     rollout_steps: int | None = Field(None, ge=1, description="Euler steps in training; null: as in the evaluation")
     rollout_guidance: float | None = Field(None, ge=0, description="guidance in training; null: as in the evaluation")
+    rollout_guidance_interval: tuple[float, float] | None = Field(
+        None,
+        description="[low, high]: in training only the Euler steps that begin at such a noise level (1 to 0) are "
+        "guided; null: all",
+    )
     noise: Literal["group", "sample"] = Field(
         "group", description="group: the samples of a prompt share the initial noise; sample: each has its own"
     )
@@ -58,6 +65,21 @@ class RenderSettings(Settings):
         steps = self.steps if self.rollout_steps is None else self.rollout_steps
         guidance = self.guidance if self.rollout_guidance is None else self.rollout_guidance
         return self.model_copy(update={"steps": steps, "guidance": guidance})
+
+    def generation(self, full: bool) -> GenerationConfig:
+        """How images are rendered: fully as in evaluations, or as rollouts may be."""
+        if full:
+            return GenerationConfig(steps=self.steps, guidance=self.guidance)
+        cheap, interval = self.of_rollouts(), self.rollout_guidance_interval or (0.0, 1.0)
+        return GenerationConfig(steps=cheap.steps, guidance=cheap.guidance, guidance_interval=interval)
+
+    @model_validator(mode="after")
+    def _interval_makes_sense(self) -> RenderSettings:
+        try:
+            self.generation(full=False)
+        except UserError as error:
+            raise ValueError(f"rollout_{error}") from error
+        return self
 
 
 class EvalSettings(Settings):

@@ -24,8 +24,9 @@ connector of zeros, and guidance keeps the reference in the input of both branch
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderDC, ConfigMixin, ModelMixin, SanaTransformer2DModel
@@ -34,6 +35,7 @@ from diffusers.models.normalization import RMSNorm
 from torch import nn
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.model import denoiser
 from blip3o_rl.model.folder import REFERENCE_CONNECTOR
 from blip3o_rl.model.folder import RENDERER_PARTS as PARTS
 
@@ -42,6 +44,8 @@ NORM_START = 5.5**0.5
 """Initial weight of the connector's norm, as upstream."""
 DECODE_PIXELS = 2 * 1024**2
 """Pixels decoded at a time: the autoencoder needs 1.8 GB per megapixel, so that larger batches run out of memory."""
+Condition: TypeAlias = torch.Tensor | Sequence[denoiser.Attended]
+"""Condition rows [B or 1, rows, C], or what `Renderer.attended` makes of them for many steps."""
 
 
 class Connector(ModelMixin, ConfigMixin):
@@ -183,12 +187,18 @@ class Renderer(nn.Module):
         _, height, width = self.latent_shape
         return torch.cat([rows, rows.new_zeros(1, height * width, rows.shape[-1])], dim=1)
 
-    def predict(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: torch.Tensor) -> torch.Tensor:
-        """The network's velocity for one condition [B or 1, rows, C], without guidance: float32 [B, c, h, w], as x.
+    def attended(self, condition: torch.Tensor) -> Sequence[denoiser.Attended]:
+        """What every step takes from a condition [B or 1, rows, C], computed once; see `denoiser`."""
+        return denoiser.attended(self.transformer, condition)
+
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor | float, condition: Condition) -> torch.Tensor:
+        """The network's velocity for one condition, without guidance: float32 [B, c, h, w], as x.
 
         `sigma` is the noise level in (0, 1], one number or [B].
         """
         timestep = torch.as_tensor(sigma, dtype=torch.float32, device=self.device) * TIMESTEPS
+        if not isinstance(condition, torch.Tensor):
+            return denoiser.forward(self.transformer, x.to(self.dtype), timestep.reshape(-1), condition).float()
         out = self.transformer(
             x.to(self.dtype),
             encoder_hidden_states=condition.expand(len(x), -1, -1),
@@ -201,8 +211,8 @@ class Renderer(nn.Module):
         self,
         x: torch.Tensor,
         sigma: torch.Tensor | float,
-        condition: torch.Tensor,
-        null: torch.Tensor,
+        condition: Condition,
+        null: Condition,
         guidance: float,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:

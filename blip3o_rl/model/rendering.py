@@ -74,9 +74,11 @@ def denoise(
     `condition` [B, rows, C] and `null` [1, rows, C] are the renderer's, `latents` [B, c, h, w] the references'. With
     them upstream steps the whole input and puts the reference back: the same as stepping the noisy half.
     """
-    x = noise
+    x, attended = noise, renderer.attended(condition)
+    unconditioned = renderer.attended(null) if config.guidance != 1 else null
     for sigma, following in itertools.pairwise(sigmas(config.steps).tolist()):
-        x = x + (following - sigma) * renderer.velocity(x, sigma, condition, null, config.guidance, latents)
+        guidance = config.guidance_at(sigma)
+        x = x + (following - sigma) * renderer.velocity(x, sigma, attended, unconditioned, guidance, latents)
         yield x
 
 

@@ -27,7 +27,6 @@ from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.model.devices import device_of, fast_dtype_of
 from blip3o_rl.model.editing import Reference, encode_reference
 from blip3o_rl.model.folder import ModelFolder
-from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout.placement import renderer_device
 from blip3o_rl.rollout.state_capture import states_tensor
@@ -50,11 +49,7 @@ class RenderService:
     def __init__(self, model: str, settings: RenderSettings, gpus_per_node: int = 1, editing: bool = False):
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        cheap = settings.of_rollouts()
-        self.configs = {
-            False: GenerationConfig(steps=cheap.steps, guidance=cheap.guidance),
-            True: GenerationConfig(steps=settings.steps, guidance=settings.guidance),
-        }
+        self.configs = {full: settings.generation(full) for full in (False, True)}
         device = device_of(renderer_device(settings, gpus_per_node), "render.device")
         dtype = fast_dtype_of(settings.dtype, device, "render.dtype")
         self.renderer = ModelFolder(model).load_renderer(dtype, device)
