@@ -43,6 +43,14 @@ def test_device_profile_is_chosen_or_taken() -> None:
         (["render.steps=[1"], "override 'render.steps=[1': "),
         (["render.steps=few"], "render.steps=few: must be a valid integer"),
         (["render.steps=0"], "render.steps=0: must be greater than or equal to 1"),
+        (
+            ["render.rollout_guidance_interval=[0.8,0.2]"],
+            "rollout_guidance_interval=[0.8, 0.2]: must be two noise levels",
+        ),
+        (
+            ["render.rollout_guidance_interval=[0.2,2]"],
+            "rollout_guidance_interval=[0.2, 2.0]: must be two noise levels",
+        ),
         (["render.noise=none"], "render.noise=none: must be 'group' or 'sample'"),
         (["render.dtype=float99"], "render.dtype=float99: must be 'auto'"),
         (["render.max_batch_size=0"], "render.max_batch_size=0: must be"),

@@ -16,6 +16,7 @@ from blip3o_rl.config.train import compose_recipe, read_settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout import offline
 from blip3o_rl.training import checkpoints, cluster, launch
@@ -252,10 +253,12 @@ def test_a_run_to_resume_must_exist_and_have_steps_left(model: Path, tmp_path: P
 def test_rollouts_may_be_rendered_more_cheaply_than_the_evaluation() -> None:
     words = compose_recipe("words", [])
     assert (words.render.steps, words.render.guidance) == (8, 2.0)
-    cheap = read_settings(words).render.of_rollouts()
-    assert (cheap.steps, cheap.guidance) == (2, 1.0)
-    full = read_settings(compose_recipe("shapes", [])).render.of_rollouts()
-    assert (full.steps, full.guidance) == (8, 2.0)
+    settings = read_settings(words).render
+    assert settings.generation(full=False) == GenerationConfig(steps=2, guidance=1.0)
+    assert settings.generation(full=True) == GenerationConfig(steps=8, guidance=2.0)
+    some = read_settings(compose_recipe("shapes", ["render.rollout_guidance_interval=[0.3,0.8]"])).render
+    assert some.generation(full=False) == GenerationConfig(steps=8, guidance_interval=(0.3, 0.8))
+    assert some.generation(full=True) == GenerationConfig(steps=8)
 
 
 @pytest.fixture

@@ -103,8 +103,20 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
 
 
 @cache
+def renderer_condition(model: Model, batch: int, rows: int, guided: bool) -> Cost:
+    """What the Euler steps of a batch share; `rows` hidden states per image."""
+    return _rendering(model, batch, rows, guided, steps=0)
+
+
+@cache
 def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
-    """One Euler step, with the branch without a condition if it is guided; `rows` hidden states per image."""
+    """One Euler step, with the branch without a condition if it is guided; the bytes are those of steps and what they
+    share together."""
+    whole = _rendering(model, batch, rows, guided, steps=1)
+    return Cost(whole.flops - renderer_condition(model, batch, rows, guided).flops, whole.bytes)
+
+
+def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int) -> Cost:
     with _fake(), torch.no_grad():
         renderer = build_renderer(model)
         noise = torch.zeros(batch, *renderer.latent_shape)
@@ -113,8 +125,11 @@ def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
         latents = noise if edits else None
 
         def call() -> None:
-            condition, null = renderer.condition(states, latents), renderer.null_condition(rows if edits else 1, edits)
-            renderer.velocity(noise, 0.5, condition, null, 2.0 if guided else 1.0, latents)
+            condition = null = renderer.attended(renderer.condition(states, latents))
+            if guided:
+                null = renderer.attended(renderer.null_condition(rows if edits else 1, edits))
+            for _ in range(steps):
+                renderer.velocity(noise, 0.5, condition, null, 2.0 if guided else 1.0, latents)
 
         return _counted(renderer, call)
 

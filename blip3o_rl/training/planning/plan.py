@@ -200,8 +200,16 @@ class Plan:
         return counting.policy_pass(self.model, self.get(LOG_PROB_MICRO), self.tokens, False, False)
 
     def _render_step(self) -> Cost:
-        guided = self.render.guidance != 1
-        return counting.renderer_step(self.model, self.render.max_batch_size, self.image_tokens + 1, guided)
+        return counting.renderer_step(*self._render_sizes(), self.render.guidance != 1)
+
+    def _render_sizes(self) -> tuple[Model, int, int]:
+        return self.model, self.render.max_batch_size, self.image_tokens + 1
+
+    def _denoising_flops(self) -> float:
+        config, sizes = self.render.generation(full=False), self._render_sizes()
+        guided, plain = (counting.renderer_step(*sizes, branches).flops for branches in (True, False))
+        shared = counting.renderer_condition(*sizes, config.guidance != 1).flops
+        return shared + config.guided_steps * guided + (config.steps - config.guided_steps) * plain
 
     def _decoding(self) -> Cost:
         return counting.decoding(self.model, self.render.max_batch_size)
@@ -215,7 +223,7 @@ class Plan:
         read = 2 * policy + at_once * self._sequence_gib() * GIB / 2
         token = max(read / bandwidth, 2 * policy * at_once / rate)
         images = self.samples * self.gpus / (self.render.replicas or self.gpus)
-        image = (self._render_step().flops * self.render.steps + self._decoding().flops) / self.render.max_batch_size
+        image = (self._denoising_flops() + self._decoding().flops) / self.render.max_batch_size
         log_probs = self._log_prob_cost().flops / self.get(LOG_PROB_MICRO)
         return {
             "sample": math.ceil(self.samples / at_once) * self.image_tokens * token,

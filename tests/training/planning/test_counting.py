@@ -56,6 +56,15 @@ def test_guidance_costs_less_than_twice_because_its_condition_is_one_row(mini: c
     assert 1.5 * plain < guided < 2 * plain
 
 
+def test_a_step_does_not_project_the_condition_again(mini: counting.Model) -> None:
+    """The keys and values of 82 rows in each layer, at least, are counted once per image."""
+    width, layers = 192, mini.transformer["num_layers"]
+    shared = counting.renderer_condition(mini, 4, 82, False).flops
+    assert shared > 2 * 4 * 82 * 2 * width**2 * layers
+    few, many = (counting.renderer_step(mini, 4, rows, False).flops for rows in (82, 164))
+    assert many - few == 4 * 4 * 64 * 82 * width * layers, "attention over more rows, nothing else"
+
+
 def test_an_editing_model_is_counted_with_its_reference(tmp_path: Path) -> None:
     """Twice the width of the network's input, and rows for the reference's latent."""
     plain, editor = (plan.of_folder(copy("mini", tmp_path / copy.__name__)) for copy in (text_copy, editing_copy))

@@ -90,6 +90,8 @@ def test_more_guidance_steps_and_images_take_longer() -> None:
     cheap = planned(gpu, 1, "render.rollout_steps=8", "render.rollout_guidance=1").seconds()
     assert cheap["render"] < base["render"] / 5
     assert cheap["update"] == base["update"]
+    some = planned(gpu, 1, "render.rollout_guidance_interval=[0.5,1]").seconds()
+    assert 0.5 * base["render"] < some["render"] < 0.9 * base["render"]
     assert planned(gpu, 1, "data.train_batch_size=16").seconds()["update"] == pytest.approx(2 * base["update"])
     assert planned(GPUS["a100"]).seconds()["render"] > 2 * base["render"]
 
