@@ -13,6 +13,7 @@ the pipeline; `blip3o-rl generate --backend vllm` uses it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -94,6 +95,26 @@ class OfflineSampler:
         self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and states of one image per prompt, on the CPU; see `model.sampling.Sampler`."""
+        names = [f"offline{self._request + number}" for number in range(len(prompts))]
+        self._request += len(prompts)
+        self._engine.collective_rpc("start_capture", args=(len(prompts),))
+        tokens = self._sample(prompts, seeds, config, names, progress)
+        states = [states_tensor(unpack_states(self._engine.collective_rpc("take_states", args=(n,)))) for n in names]
+        return tokens, torch.stack(states)
+
+    def tokens(self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig) -> torch.Tensor:
+        """The tokens alone, as plain vLLM samples them: what keeping the states is compared with."""
+        return self._sample(prompts, seeds, config, [None] * len(prompts), silent)
+
+    def _sample(
+        self,
+        prompts: list[list[int]],
+        seeds: list[int],
+        config: GenerationConfig,
+        names: Sequence[str | None],
+        progress: Progress,
+    ) -> torch.Tensor:
+        """Token ids; the states of each image are kept under its name."""
         if len(prompts) != len(seeds):
             raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed per image")
         count = self.layout.tokens_per_image(config.scale)
@@ -104,9 +125,6 @@ class OfflineSampler:
                 f"a prompt of {longest} tokens: with the {count} tokens of an image at most {room} fit into "
                 f"{self.max_model_len}; shorten it, or choose a higher scale"
             )
-        names = [f"offline{self._request + number}" for number in range(len(prompts))]
-        self._request += len(prompts)
-        self._engine.collective_rpc("start_capture", args=(len(prompts),))
         asked = [
             sampling_params(self.layout, config.scale, name, seed, False, config.top_k, config.top_p)
             for name, seed in zip(names, seeds, strict=True)
@@ -114,10 +132,8 @@ class OfflineSampler:
         given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
         progress("tokens", 0, count)
         outputs = self._engine.generate(given, asked, use_tqdm=False)
-        tokens = torch.tensor([output.outputs[0].token_ids[:count] for output in outputs])
-        states = [states_tensor(unpack_states(self._engine.collective_rpc("take_states", args=(n,)))) for n in names]
         progress("tokens", count, count)
-        return tokens, torch.stack(states)
+        return torch.tensor([output.outputs[0].token_ids[:count] for output in outputs])
 
     def close(self) -> None:
         """Ends the engine's process and gives back its memory; may be called repeatedly."""
