@@ -60,18 +60,15 @@ class RenderSettings(Settings):
     batch_wait_s: float = Field(0.05, ge=0, description="how long a batch waits for more images")
     threads: int | None = Field(None, ge=1, description="CPU threads per replica; null: all cores")
 
-    def of_rollouts(self) -> RenderSettings:
-        """The same settings with the steps and the guidance of rollouts, which may be rendered more cheaply."""
-        steps = self.steps if self.rollout_steps is None else self.rollout_steps
-        guidance = self.guidance if self.rollout_guidance is None else self.rollout_guidance
-        return self.model_copy(update={"steps": steps, "guidance": guidance})
-
     def generation(self, full: bool) -> GenerationConfig:
         """How images are rendered: fully as in evaluations, or as rollouts may be."""
         if full:
             return GenerationConfig(steps=self.steps, guidance=self.guidance)
-        cheap, interval = self.of_rollouts(), self.rollout_guidance_interval or (0.0, 1.0)
-        return GenerationConfig(steps=cheap.steps, guidance=cheap.guidance, guidance_interval=interval)
+        return GenerationConfig(
+            steps=self.steps if self.rollout_steps is None else self.rollout_steps,
+            guidance=self.guidance if self.rollout_guidance is None else self.rollout_guidance,
+            guidance_interval=self.rollout_guidance_interval or (0.0, 1.0),
+        )
 
     @model_validator(mode="after")
     def _interval_makes_sense(self) -> RenderSettings:

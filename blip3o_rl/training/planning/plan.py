@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def render(self) -> RenderSettings:
-        return self._settings.render.of_rollouts().model_copy(update={"max_batch_size": self.get(RENDER_BATCH)})
+        return self._settings.render.model_copy(update={"max_batch_size": self.get(RENDER_BATCH)})
 
     def phases(self) -> dict[str, dict[str, float]]:
         """Phase -> what is on the fullest GPU in it, GiB."""
@@ -200,7 +200,7 @@ class Plan:
         return counting.policy_pass(self.model, self.get(LOG_PROB_MICRO), self.tokens, False, False)
 
     def _render_step(self) -> Cost:
-        return counting.renderer_step(*self._render_sizes(), self.render.guidance != 1)
+        return counting.renderer_step(*self._render_sizes(), self.render.generation(full=False).guided_steps > 0)
 
     def _render_sizes(self) -> tuple[Model, int, int]:
         return self.model, self.render.max_batch_size, self.image_tokens + 1
@@ -208,7 +208,7 @@ class Plan:
     def _denoising_flops(self) -> float:
         config, sizes = self.render.generation(full=False), self._render_sizes()
         guided, plain = (counting.renderer_step(*sizes, branches).flops for branches in (True, False))
-        shared = counting.renderer_condition(*sizes, config.guidance != 1).flops
+        shared = counting.renderer_condition(*sizes, config.guided_steps > 0).flops
         return shared + config.guided_steps * guided + (config.steps - config.guided_steps) * plain
 
     def _decoding(self) -> Cost:
