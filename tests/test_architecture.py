@@ -14,8 +14,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
-    "cli", "training", "mini", "sft", "rollout", "evaluation", "rewards", "monitoring", "scoring", "checkpoint",
-    "report", "config", "data", "model", "http_server", "terminal", "machine", "io", "errors",
+    "cli", "benchmarks", "training", "mini", "sft", "rollout", "evaluation", "rewards", "monitoring", "scoring",
+    "checkpoint", "report", "config", "data", "model", "http_server", "terminal", "machine", "io", "errors",
 )  # fmt: skip
 """From the top down; a package imports only what stands below it."""
 DISTRIBUTIONS = {

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from blip3o_rl.cli import (
     bench,
+    bench_stages,
     convert,
     doctor,
     eval,
@@ -40,6 +41,7 @@ from blip3o_rl.cli import (
     submit,
     tokenize,
     train,
+    tune,
 )
 from blip3o_rl.cli.output import plain
 from blip3o_rl.errors import UserError
@@ -78,7 +80,13 @@ COMMANDS = (
     ("prompts", "preview", prompts_preview.preview),
     ("prompts", "pairs", prompts_pairs.pairs),
     ("bench", "rewards", bench.bench_rewards),
+    ("bench", "render", bench_stages.bench_render),
+    ("bench", "sample", bench_stages.bench_sample),
+    ("bench", "logprob", bench_stages.bench_logprob),
+    ("bench", "step", bench_stages.bench_step),
+    ("bench", "startup", bench_stages.bench_startup),
     ("bench", "gpu", bench.bench_gpu),
+    ("tune", "render", tune.tune_render),
     ("mini", "build", mini.build),
 )
 """Group, name, function; in the order of the help."""
@@ -86,6 +94,7 @@ GROUPS = {
     "rewards": "The rewards that a recipe can name.",
     "prompts": "Prompt files: of the built-in sources, from elsewhere, rewritten; briefs and edits, looked at.",
     "bench": "How fast things are on this machine.",
+    "tune": "What may be cheaper in training without another result.",
     "mini": "The small model that ships with the package.",
 }
 

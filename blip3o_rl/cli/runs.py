@@ -12,10 +12,13 @@ import typer
 
 from blip3o_rl import terminal
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import user_path
 
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="recipe folder, then Hydra overrides of it"),
+    typer.Argument(
+        metavar="RECIPE [KEY=VALUE]...", help="recipe folder, then Hydra overrides of it; @FILE has one per line"
+    ),
 ]
 Resume = Annotated[
     Path | None,
@@ -32,7 +35,26 @@ def recipe_and_overrides(arguments: list[str] | None, command: str, example: str
     recipe, *overrides = arguments or [""]
     if not recipe or "=" in recipe:
         raise UserError(f"{command}: no recipe given; for example blip3o-rl {command} {example}")
-    return recipe, overrides
+    return recipe, with_files(overrides)
+
+
+def with_files(overrides: list[str]) -> list[str]:
+    """Overrides with the lines of a file in the place of `@FILE`; empty lines and comments (#) are left out.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    found: list[str] = []
+    for override in overrides:
+        if not override.startswith("@"):
+            found.append(override)
+            continue
+        file = user_path(override[1:])
+        if not file.is_file():
+            raise UserError(f"override '{override}': no such file; give one with an override per line")
+        lines = (line.strip() for line in file.read_text().splitlines())
+        found += [line for line in lines if line and not line.startswith("#")]
+    return found
 
 
 @contextmanager

@@ -12,5 +12,9 @@ def sft(arguments: runs.Arguments = None, resume: runs.Resume = None) -> None:
     with runs.interruptible():
         from blip3o_rl.sft import launch
 
-        model = launch.launch(recipe, overrides) if resume is None else launch.resume(resume, arguments or [])
+        model = (
+            launch.launch(recipe, overrides)
+            if resume is None
+            else launch.resume(resume, runs.with_files(arguments or []))
+        )
     print(f"model folder: {model}")

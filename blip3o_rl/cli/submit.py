@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from blip3o_rl.cli.runs import with_files
+
 
 def submit(
     recipe: Annotated[str, typer.Argument(help="recipe folder")],
@@ -26,4 +28,4 @@ def submit(
     from blip3o_rl.training import submit as job
 
     find_recipe(recipe)
-    raise typer.Exit(job.submit(recipe, overrides or [], address, runs, wait))
+    raise typer.Exit(job.submit(recipe, with_files(overrides or []), address, runs, wait))

@@ -20,7 +20,7 @@ def train(arguments: runs.Arguments = None, resume: runs.Resume = None) -> None:
         if resume is None:
             path = launch.launch(recipe, overrides, output)
         else:
-            path = launch.resume(resume, arguments or [], output)
+            path = launch.resume(resume, runs.with_files(arguments or []), output)
     from blip3o_rl.report import page, summary
     from blip3o_rl.report.run_folder import RunFolder
 

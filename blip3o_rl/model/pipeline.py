@@ -120,7 +120,7 @@ class Blip3oPipeline:
         entries: list[Images | None] = [None] * len(prompts) if references is None else list(references)
         if len(entries) != len(prompts):
             raise UserError(f"{len(prompts)} prompts and {len(entries)} references: give one entry per prompt")
-        encoded = self._encode_references(entries, config.scale)
+        encoded = self.encode_references(entries, config.scale)
         rows = self.prompt_ids(prompts, config.scale, encoded, tasks)
         latents = [None if reference is None else reference.latents for reference in encoded]
         return self._in_batches(rows, None, latents, seeds, config, progress)
@@ -166,7 +166,7 @@ class Blip3oPipeline:
         """States [B, n + 1, hidden] of given image tokens [B, n] by the policy; see `PolicySampler.hidden_states`."""
         return PolicySampler(self.policy, self.tokenizer.pad_token_id).hidden_states(prompts, tokens, scale)
 
-    def _encode_references(self, entries: list[Images | None], scale: int) -> list[Reference | None]:
+    def encode_references(self, entries: list[Images | None], scale: int) -> list[Reference | None]:
         """What the model takes from reference images; an entry that occurs repeatedly is encoded once."""
         different = {id(entry): entry for entry in entries if entry is not None}
         encoded = {

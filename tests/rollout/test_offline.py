@@ -126,7 +126,7 @@ def test_an_edit_with_vllm_has_the_prompt_and_the_states_of_transformers(
     words += ["--reference", str(photograph), "--dtype", "float32", "--out", str(tmp_path / "out")]
     assert cli.run(["generate", "make it red", *words]) == 0
     editing = Blip3oPipeline.from_pretrained(editor, editing=True)
-    (reference,) = editing._encode_references([[photo(1)]], 2)
+    (reference,) = editing.encode_references([[photo(1)]], 2)
     rows = editing.prompt_ids(["make it red"], 2, [reference])
     assert asked == [rows] and len(rows[0]) > 81
     tokens, states = sampler(rows, [9], FOUR_STEPS)

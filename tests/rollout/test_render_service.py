@@ -95,7 +95,7 @@ def test_a_mixed_batch_is_its_parts(editor: Path) -> None:
 def test_the_service_encodes_what_the_pipeline_does(untrained: Any, tmp_path: Path, uses: dict[str, bool]) -> None:
     folder = editing_copy(untrained.folder, tmp_path / "model", **uses)
     pipe = Blip3oPipeline.from_pretrained(folder, editing=True)
-    (expected,) = pipe._encode_references([[photo(1)]], 2)
+    (expected,) = pipe.encode_references([[photo(1)]], 2)
     found = asyncio.run(make_service(folder).encode([photo(1)], 2))
     assert torch.equal(found.indices, expected.indices) and found.indices.shape == (1, 81)
     assert (found.latents is None) == (expected.latents is None) == bool(uses)

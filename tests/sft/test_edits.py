@@ -242,7 +242,7 @@ def test_a_batch_has_the_prompts_and_references_of_inference(tmp_path: Path, wor
         for row, example in enumerate(item["examples"]):
             edits = task != "text_to_image"
             # The squares are 108 px, the originals 64: the pipeline gets the squares too, which squash to themselves.
-            (known,) = pipeline._encode_references([example.reference_squares if edits else None], 2)
+            (known,) = pipeline.encode_references([example.reference_squares if edits else None], 2)
             (ids,) = pipeline.prompt_ids([example.text], 2, [known])
             assert batch.input_ids[row, batch.attention_mask[row].bool()].tolist()[: len(ids)] == ids
             system = {"edit": "Change it.", "text_to_image": "Paint it."}.get(task, "You are a helpful assistant.")
