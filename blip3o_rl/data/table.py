@@ -14,9 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.data.references import ReferenceImage
 
@@ -31,6 +28,9 @@ class TableRow(PromptRow):
 
 def write_table(rows: Sequence[PromptRow], file: Path, data_source: str, held_out: bool = False) -> None:
     """Writes a parquet file and its folder; `data_source` is verl's name for where the prompts came from."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     table = [
         {
             "data_source": data_source,

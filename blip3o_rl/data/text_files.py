@@ -25,9 +25,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.io import user_path, whole_characters
 
@@ -250,6 +247,9 @@ def _parquet(path: Path, field: str, images: bool) -> list[Record]:
 
     Nulls are absent: a struct column gives every row the union of all rows' fields.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         columns = pq.read_schema(path)
         header = [column.name for column in columns if images or not _BYTES.search(str(column.type))]

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pixels import BILINEAR, MAX_ASPECT, middle_square
-from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import Task, TokenLayout, encode_edit_prompt, encode_prompt
+
+if TYPE_CHECKING:  # the processes that only need prompts import no diffusers
+    from blip3o_rl.model.image_tokenizer import TATok
+    from blip3o_rl.model.renderer import Renderer
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,8 @@ Each image says whether it is a rollout, which may be rendered cheaply, or is re
 
 Where a run's prompts have references, the service also encodes them: it has the autoencoder, and holds the image
 tokenizer then. Edits and text-to-image come in one batch.
+
+Agent loops and launcher import this module for its handle, so that only a replica imports the renderer's libraries.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.model.devices import device_of, fast_dtype_of
 from blip3o_rl.model.editing import Reference, encode_reference
 from blip3o_rl.model.folder import ModelFolder
-from blip3o_rl.model.rendering import render
 from blip3o_rl.rollout.placement import renderer_device
 from blip3o_rl.rollout.state_capture import states_tensor
 
@@ -84,6 +85,8 @@ class RenderService:
             full: with the evaluation's steps and guidance, not those of rollouts.
             latents: of the reference, float32 [c, h, w] each; None for text-to-image.
         """
+        from blip3o_rl.model.rendering import render
+
         start = time.perf_counter()
         images: dict[int, np.ndarray] = {}
         given = [None if one is None else torch.from_numpy(one.copy()) for one in latents]

@@ -13,8 +13,6 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Reward
 from blip3o_rl.scoring.entry import RubricEntry
 from blip3o_rl.scoring.registry import find_reward, local_reward
-from blip3o_rl.scoring.remote.client import RemoteReward
-from blip3o_rl.scoring.remote.endpoints import endpoint_of
 from blip3o_rl.scoring.rubric import Rubric
 
 
@@ -27,6 +25,9 @@ def build_rubric(rewards: Mapping[str, Any]) -> Rubric:
 def _reward(name: str, entry: RewardEntry) -> Reward:
     if entry.service is None:
         return local_reward(name, entry)
+    from blip3o_rl.scoring.remote.client import RemoteReward  # imports httpx and fastapi
+    from blip3o_rl.scoring.remote.endpoints import endpoint_of
+
     key = f"{KEY}.{name}.service"
     if isinstance(entry.service, DeployedService):
         if not entry.service.runtime_env and entry.service.python is None:
