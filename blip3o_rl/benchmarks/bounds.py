@@ -17,6 +17,7 @@ SIDE = {"cpu": 1024, "cuda": 8192}
 COPIED = {"cpu": 2**28, "cuda": 2**32}
 """Bytes; far beyond the caches."""
 LIMIT_S = 1.0
+"""Seconds per bound."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,15 @@ class Bounds:
     bytes_per_s: float
 
 
-def measure(device: torch.device, dtype: torch.dtype, limit_s: float = LIMIT_S) -> Bounds:
-    """Measures both bounds, each for about `limit_s` seconds."""
+def measure(device: torch.device, dtype: torch.dtype) -> Bounds:
+    """Measures both bounds."""
     side, count = SIDE[device.type], COPIED[device.type] // 2
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
-    flops = 2 * side**3 / _fastest(lambda: torch.mm(left, right, out=product), device, limit_s)
+    flops = 2 * side**3 / _fastest(lambda: torch.mm(left, right, out=product), device)
     source = torch.zeros(count, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    moved = 2 * count / _fastest(lambda: target.copy_(source), device, limit_s)
+    moved = 2 * count / _fastest(lambda: target.copy_(source), device)
     return Bounds(device.type, str(dtype).removeprefix("torch."), flops, moved)
 
 
@@ -52,9 +53,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _fastest(call: Callable[[], Any], device: torch.device, limit_s: float) -> float:
+def _fastest(call: Callable[[], Any], device: torch.device) -> float:
     call()
-    best, end = float("inf"), time.perf_counter() + limit_s
+    best, end = float("inf"), time.perf_counter() + LIMIT_S
     while time.perf_counter() < end:
         synchronize(device)
         start = time.perf_counter()

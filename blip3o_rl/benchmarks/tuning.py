@@ -123,14 +123,8 @@ def _intervals(config: GenerationConfig) -> Iterator[tuple[str, GenerationConfig
 
 
 def sample(pipe: Blip3oPipeline, recipe: Recipe, prompts: int, seed: int) -> Rollouts:
-    """Samples a group for each of `prompts` prompts, drawn by `seed`, as a training step does.
-
-    Raises:
-        UserError: there are fewer prompts.
-    """
+    """Samples a group for each of `prompts` prompts of the recipe, drawn by `seed`, as a training step does."""
     settings, group = recipe.settings, recipe.settings.actor_rollout_ref.rollout.n
-    if prompts > len(recipe.rows):
-        raise UserError(f"--prompts {prompts}: the recipe has {len(recipe.rows)}; ask for at most as many")
     chosen = np.random.default_rng(seed).permutation(len(recipe.rows))[:prompts]
     rows = [recipe.rows[number] for number in chosen for _ in range(group)]
     loaded = {row.key: tuple(reference.load() for reference in row.references) for row in rows}

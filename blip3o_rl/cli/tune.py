@@ -13,6 +13,7 @@ from rich.console import Console
 from blip3o_rl.cli import options
 from blip3o_rl.cli.output import number, output_folder, table
 from blip3o_rl.cli.runs import Arguments, interruptible, recipe_and_overrides
+from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
     from blip3o_rl.benchmarks.tuning import Measured
@@ -39,6 +40,8 @@ def tune_render(
 
     found = read(recipe, overrides)
     settings = found.settings
+    if prompts > len(found.rows):
+        raise UserError(f"--prompts {prompts}: the recipe has {len(found.rows)}; ask for at most as many")
     folder = output_folder(out or Path("outputs") / f"tune-{settings.run.recipe}")
     from blip3o_rl import machine
     from blip3o_rl.benchmarks import tuning
