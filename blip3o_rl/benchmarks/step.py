@@ -21,6 +21,7 @@ from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.rendering import render
+from blip3o_rl.model.sampling import pad_left
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.rubric import Rubric
 from blip3o_rl.training.log_probs import entropies, log_probs
@@ -42,9 +43,8 @@ def procedures(
     images, seeds = len(chosen), list(range(len(chosen)))
     sampling = GenerationConfig(settings.model.scale)
     prompts, pad = pipe.prompt_ids([row.prompt for row in chosen], settings.model.scale), pipe.tokenizer.pad_token_id
-    sequences = original.generate(policy, prompts, pad, count)
-    ids = torch.randint(pipe.layout.image_ids.start, pipe.layout.image_ids.stop, (images, count))
-    sequences[:, -count:] = ids
+    image_ids = torch.randint(pipe.layout.image_ids.start, pipe.layout.image_ids.stop, (images, count))
+    sequences = torch.cat([pad_left(prompts, pad)[0], image_ids], dim=1).to(policy.device)
     states = original.hidden_states(policy, sequences, count)
     batch = settings.render.max_batch_size
 
@@ -115,6 +115,7 @@ def _pass(policy: Any, sequences: torch.Tensor, micro: int, update: bool) -> Non
             if not update:
                 entropies(logits)
         _backward(policy, found, update)
+    policy.image_vocabulary_only = False  # the original's sampling needs all logits
 
 
 def _original_pass(policy: Any, sequences: torch.Tensor, count: int, micro: int, update: bool) -> None:

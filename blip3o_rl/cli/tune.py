@@ -57,7 +57,8 @@ def tune_render(
     with interruptible(), ExitStack() as stack, Console(stderr=True).status("sampling") as shown:
         pipe = place.load_pipeline(settings.model.folder, stack, settings.render.max_batch_size, found.editing)
         rollouts = tuning.sample(pipe, found, prompts, seed)
-        renderers = {dtype: found.folder.load_renderer(dtype or own, place.device) for dtype in (None, *others)}
+        renderers = {dtype: found.folder.load_renderer(dtype, place.device) for dtype in others}
+        renderers[None] = pipe.renderer.to(own)
         measured = tuning.measure(
             renderers, found, rollouts, tried, lambda stage, done, total: shown.update(f"{stage} {done}/{total}")
         )

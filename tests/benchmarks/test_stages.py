@@ -38,7 +38,7 @@ def test_the_originals_second_pass_gives_the_states_of_the_first(untrained: Any)
     sequences = original.generate(untrained.policy, prompts, untrained.tokenizer.pad_token_id, 81)
     assert sequences.shape == (1, len(prompts[0]) + 81)
     tokens = torch.randint(untrained.layout.image_ids.start, untrained.layout.image_ids.stop, (1, 81))
-    sequences[:, -81:] = tokens
+    sequences = torch.cat([torch.tensor(prompts), tokens], dim=1)
     torch.testing.assert_close(
         original.hidden_states(untrained.policy, sequences, 81),
         pipe.hidden_states(prompts, tokens, 2),
