@@ -101,7 +101,7 @@ def totals(timings: Sequence[Timing]) -> list[Timing]:
 
 def _of_column(timings: Sequence[Timing], column: str) -> Timing:
     order = (ORIGINAL, SAME, RECIPE)
-    allowed = (ANY, *order[: order.index(column) + 1]) if column != ORIGINAL else (ANY, ORIGINAL)
+    allowed = (ANY, *order[: order.index(column) + 1])
     return [timing for timing in timings if timing.name in allowed][-1]
 
 

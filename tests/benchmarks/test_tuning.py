@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from blip3o_rl.benchmarks import tuning
+from blip3o_rl.benchmarks import bounds, step, tuning
 from blip3o_rl.benchmarks.agreement import Agreement
 from blip3o_rl.benchmarks.tuning import Measured, Setting
 from blip3o_rl.cli import main as cli
@@ -112,6 +112,23 @@ def test_tune_render_writes_what_train_takes(
     assert settings.generation(full=False).steps == chosen["steps"]
     assert settings.generation(full=False).guidance == chosen["guidance"]
     assert settings.generation(full=True) == GenerationConfig(steps=4)
+
+
+def test_bench_step_adds_the_stages_of_the_recipe_up(
+    untrained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "LIMIT_S", 0.01)
+    folder, out = recipe(tmp_path, untrained.folder), tmp_path / "step.json"
+    words = ["bench", "step", str(folder), "render.rollout_steps=1", "--backend=transformers", "--repetitions=1"]
+    assert cli.run([*words, f"--out={out}"]) == 0
+    assert "together: the recipe's rollouts" in capsys.readouterr().out
+    rows = json.loads(out.read_text())["rows"]
+    seconds = {(row["stage"], row["procedure"]): row["median_s"] for row in rows}
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    assert stages == ["sample", "render", "score", "log-probs, policy and reference", "update", "together"]
+    parts = [seconds[stage, step.ANY if stage == "score" else step.ORIGINAL] for stage in stages[:-1]]
+    assert seconds["together", step.ORIGINAL] == pytest.approx(sum(parts))
+    assert all(row["images"] == 6 for row in rows)
 
 
 @pytest.mark.parametrize(
