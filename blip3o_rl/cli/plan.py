@@ -52,6 +52,8 @@ def plan(
             console.print(f"  {key}={value}", markup=False)
         console.print(memory(found))
     console.print(times(found))
+    if compared := next_to_the_original(found):
+        console.print(compared)
     if apply is not None:
         planning.write_recipe(Path(recipe), found, apply)
         print(f"written: {apply}; start it with {shlex.join(['blip3o-rl', 'train', str(apply)])}")
@@ -71,6 +73,31 @@ def memory(plan: Plan) -> Table:
     table.add_section()
     table.add_row("all", *(f"{sum(parts.values()):.1f}" for parts in phases.values()))
     table.add_row("usable", *(f"{plan.limit_gib:.1f}" for _ in phases))
+    return table
+
+
+def next_to_the_original(plan: Plan) -> Table | None:
+    """Operations per image, and seconds per step, by the original's procedure and by this package."""
+    from blip3o_rl.benchmarks import prediction
+
+    if not (rows := prediction.of_step(plan)):
+        return None
+    table = Table(title="TFLOP per image and seconds per step, sampling left out (planned)", title_justify="left")
+    columns = ("original", "same images", "rollouts")
+    for name in ("", *columns, *(f"{column}, s" for column in columns)):
+        table.add_column(name, justify="right" if name else "left")
+    sums = [
+        sum(column) for column in zip(*((row.original, row.same_images, row.rollouts) for row in rows), strict=True)
+    ]
+    for name, values in [
+        *((row.stage, [row.original, row.same_images, row.rollouts]) for row in rows),
+        ("together", sums),
+    ]:
+        cells = (
+            [f"{value / 1e12:.2f}" for value in values],
+            [f"{prediction.seconds(plan, value):.1f}" for value in values],
+        )
+        table.add_row(name, *cells[0], *cells[1])
     return table
 
 

@@ -131,15 +131,13 @@ def render(folder: Path, size: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     assert images.shape[0] == chosen.images and images.dtype == "uint8"
     sizes = plan.of_folder(path)
-    shared, step = (
-        counted(sizes, chosen.images, count, guided=True)
-        for counted in (counting.renderer_condition, counting.renderer_step)
-    )
+    step = counting.renderer_step(sizes, chosen.images, count, guided=True)
+    denoising = counting.denoising(sizes, chosen.images, count, config)
     decoding = counting.decoding(sizes, chosen.images)
     peak = (torch.cuda.max_memory_allocated() - before) / plan.GIB if device == "cuda" else None
     return {
         "images_per_s": chosen.images / seconds,
-        "tflops": (shared.flops + chosen.steps * step.flops + decoding.flops) / seconds / 1e12,
+        "tflops": (denoising + decoding.flops) / seconds / 1e12,
         "activations_gib": peak,
         "planned_activations_gib": max(step.bytes, decoding.bytes) / plan.GIB,
     }

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
 from blip3o_rl.training.log_probs import entropies, log_probs
@@ -67,7 +68,7 @@ class Model:
 @cache
 def parameters(model: Model) -> tuple[int, int]:
     """Number of weights of the policy and of the renderer."""
-    with _fake():
+    with fake():
         policy, renderer = (
             sum(p.numel() for p in part.parameters()) for part in (build_policy(model), build_renderer(model))
         )
@@ -83,7 +84,7 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
         update: with gradients.
         checkpointing: the update computes each layer's activations twice instead of keeping them.
     """
-    with _fake(), torch.set_grad_enabled(update):
+    with fake(), torch.set_grad_enabled(update):
         policy = build_policy(model).train()
         policy.image_vocabulary_only = not model.policy.full_vocabulary
         if checkpointing:
@@ -99,7 +100,7 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
             if update:
                 found.sum().backward()
 
-        return _counted(policy, call)
+        return counted(policy, call)
 
 
 @cache
@@ -116,8 +117,15 @@ def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
     return Cost(whole.flops - renderer_condition(model, batch, rows, guided).flops, whole.bytes)
 
 
+def denoising(model: Model, batch: int, rows: int, config: GenerationConfig) -> float:
+    """Operations of all Euler steps of a batch, with what they share."""
+    guided, plain = (renderer_step(model, batch, rows, branches).flops for branches in (True, False))
+    shared = renderer_condition(model, batch, rows, config.guided_steps > 0).flops
+    return shared + config.guided_steps * guided + (config.steps - config.guided_steps) * plain
+
+
 def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int) -> Cost:
-    with _fake(), torch.no_grad():
+    with fake(), torch.no_grad():
         renderer = build_renderer(model)
         noise = torch.zeros(batch, *renderer.latent_shape)
         states = torch.zeros(batch, rows, model.policy.hidden_size)
@@ -131,16 +139,16 @@ def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int) ->
             for _ in range(steps):
                 renderer.velocity(noise, 0.5, condition, null, 2.0 if guided else 1.0, latents)
 
-        return _counted(renderer, call)
+        return counted(renderer, call)
 
 
 @cache
 def decoding(model: Model, batch: int) -> Cost:
     """The autoencoder's decoding of a batch, in the renderer's chunks."""
-    with _fake(), torch.no_grad():
+    with fake(), torch.no_grad():
         renderer = build_renderer(model)
         latents = torch.zeros(batch, *renderer.latent_shape)
-        return _counted(renderer, lambda: renderer.decode(latents))
+        return counted(renderer, lambda: renderer.decode(latents))
 
 
 class Counter(TorchDispatchMode):
@@ -169,7 +177,8 @@ class Counter(TorchDispatchMode):
         self.peak = max(self.peak, self._now)
 
 
-def _counted(module: torch.nn.Module, call: Callable[[], Any]) -> Cost:
+def counted(module: torch.nn.Module, call: Callable[[], Any]) -> Cost:
+    """The cost of a call, the module's weights left out; use it within `fake`."""
     for parameter in module.parameters():
         # FSDP hands a gradient on as soon as it is complete.
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
@@ -179,7 +188,8 @@ def _counted(module: torch.nn.Module, call: Callable[[], Any]) -> Cost:
 
 
 @contextmanager
-def _fake() -> Iterator[None]:
+def fake() -> Iterator[None]:
+    """Tensors made here have shapes and no values."""
     before = torch.get_default_dtype()
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")

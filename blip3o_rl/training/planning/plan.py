@@ -205,12 +205,6 @@ class Plan:
     def _render_sizes(self) -> tuple[Model, int, int]:
         return self.model, self.render.max_batch_size, self.image_tokens + 1
 
-    def _denoising_flops(self) -> float:
-        config, sizes = self.render.generation(full=False), self._render_sizes()
-        guided, plain = (counting.renderer_step(*sizes, branches).flops for branches in (True, False))
-        shared = counting.renderer_condition(*sizes, config.guided_steps > 0).flops
-        return shared + config.guided_steps * guided + (config.steps - config.guided_steps) * plain
-
     def _decoding(self) -> Cost:
         return counting.decoding(self.model, self.render.max_batch_size)
 
@@ -223,7 +217,8 @@ class Plan:
         read = 2 * policy + at_once * self._sequence_gib() * GIB / 2
         token = max(read / bandwidth, 2 * policy * at_once / rate)
         images = self.samples * self.gpus / (self.render.replicas or self.gpus)
-        image = (self._denoising_flops() + self._decoding().flops) / self.render.max_batch_size
+        denoising = counting.denoising(*self._render_sizes(), self.render.generation(full=False))
+        image = (denoising + self._decoding().flops) / self.render.max_batch_size
         log_probs = self._log_prob_cost().flops / self.get(LOG_PROB_MICRO)
         return {
             "sample": math.ceil(self.samples / at_once) * self.image_tokens * token,

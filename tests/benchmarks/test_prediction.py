@@ -1,0 +1,44 @@
+"""The table of operations next to the original's procedure equals what real tensors count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from blip3o_rl.benchmarks import measure, original, prediction
+from blip3o_rl.cli import main as cli
+from blip3o_rl.config.train import compose_recipe
+from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
+from blip3o_rl.training.planning import plan
+from blip3o_rl.training.planning.gpus import GPUS
+
+
+@pytest.fixture(scope="module")
+def work() -> dict[str, prediction.Work]:
+    config = compose_recipe("words", ["render.max_batch_size=2"], "gpu")
+    rows = prediction.of_step(plan.Plan(config, plan.of_folder("mini"), GPUS["h100"]))
+    return {row.stage: row for row in rows}
+
+
+def test_the_originals_rendering_is_counted_as_it_runs(work: dict[str, prediction.Work], untrained: Any) -> None:
+    states = torch.randn(2, 82, 256)
+    one, three = (
+        measure.counted(lambda: original.render(untrained.renderer, GenerationConfig(steps=steps), states, [1, 2]))[1]
+        for steps in (1, 3)
+    )
+    step = (three - one) / 2
+    assert work["render"].original == pytest.approx((one + (DEFAULTS.steps - 1) * step) / 2, rel=1e-3)
+
+
+def test_each_column_has_less_to_do(work: dict[str, prediction.Work]) -> None:
+    assert work["second forward pass"].original > 0 == work["second forward pass"].rollouts
+    render = work["render"]
+    assert render.original > 1.3 * render.same_images > 10 * render.rollouts, "words: 2 steps without guidance"
+    assert work["update"].original >= work["update"].same_images == work["update"].rollouts
+
+
+def test_plan_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", "words", "--gpu", "h200"]) == 0
+    assert "second forward pass" in capsys.readouterr().out
