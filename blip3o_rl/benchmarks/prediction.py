@@ -19,6 +19,9 @@ from blip3o_rl.training.planning.counting import Model
 from blip3o_rl.training.planning.plan import COMPUTE, LOG_PROB_MICRO, MICRO, Plan
 
 
+COLUMNS = ("original", "same images", "rollouts")
+
+
 @dataclass(frozen=True)
 class Work:
     """Floating-point operations per image of a stage, two per product; 0 where a procedure does not have the stage."""
@@ -27,6 +30,11 @@ class Work:
     original: float
     same_images: float
     rollouts: float
+
+    @property
+    def flops(self) -> tuple[float, float, float]:
+        """In the order of `COLUMNS`."""
+        return self.original, self.same_images, self.rollouts
 
 
 def of_step(plan: Plan) -> list[Work]:

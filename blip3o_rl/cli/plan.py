@@ -83,21 +83,13 @@ def next_to_the_original(plan: Plan) -> Table | None:
     if not (rows := prediction.of_step(plan)):
         return None
     table = Table(title="TFLOP per image and seconds per step, sampling left out (planned)", title_justify="left")
-    columns = ("original", "same images", "rollouts")
-    for name in ("", *columns, *(f"{column}, s" for column in columns)):
-        table.add_column(name, justify="right" if name else "left")
-    sums = [
-        sum(column) for column in zip(*((row.original, row.same_images, row.rollouts) for row in rows), strict=True)
-    ]
-    for name, values in [
-        *((row.stage, [row.original, row.same_images, row.rollouts]) for row in rows),
-        ("together", sums),
-    ]:
-        cells = (
-            [f"{value / 1e12:.2f}" for value in values],
-            [f"{prediction.seconds(plan, value):.1f}" for value in values],
-        )
-        table.add_row(name, *cells[0], *cells[1])
+    table.add_column("")
+    for name in (*prediction.COLUMNS, *(f"{column}, s" for column in prediction.COLUMNS)):
+        table.add_column(name, justify="right")
+    together = prediction.Work("together", *(sum(column) for column in zip(*(row.flops for row in rows), strict=True)))
+    for row in (*rows, together):
+        seconds = (prediction.seconds(plan, flops) for flops in row.flops)
+        table.add_row(row.stage, *(f"{flops / 1e12:.2f}" for flops in row.flops), *(f"{s:.1f}" for s in seconds))
     return table
 
 

@@ -24,11 +24,13 @@ def work() -> dict[str, prediction.Work]:
 
 def test_the_originals_rendering_is_counted_as_it_runs(work: dict[str, prediction.Work], untrained: Any) -> None:
     states = torch.randn(2, 82, 256)
-    one, three = (
-        measure.counted(lambda: original.render(untrained.renderer, GenerationConfig(steps=steps), states, [1, 2]))[1]
-        for steps in (1, 3)
-    )
-    step = (three - one) / 2
+
+    def counted(steps: int) -> float:
+        config = GenerationConfig(steps=steps)
+        return measure.counted(lambda: original.render(untrained.renderer, config, states, [1, 2]))[1]
+
+    one = counted(1)
+    step = (counted(3) - one) / 2
     assert work["render"].original == pytest.approx((one + (DEFAULTS.steps - 1) * step) / 2, rel=1e-3)
 
 
