@@ -18,7 +18,6 @@ from blip3o_rl.training.planning import counting
 from blip3o_rl.training.planning.counting import Model
 from blip3o_rl.training.planning.plan import COMPUTE, LOG_PROB_MICRO, MICRO, Plan
 
-
 COLUMNS = ("original", "same images", "rollouts")
 
 

@@ -50,7 +50,7 @@ def read(recipe: str | Path, overrides: list[str]) -> Recipe:
     settings = read_settings(config)
     folder = ModelFolder(settings.model.folder, *GENERATING)
     folder.layout.tokens_per_image(settings.model.scale)
-    rewards: dict[str, Any] = OmegaConf.to_container(config.reward.rewards, resolve=True)  # type: ignore[assignment]
+    rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     for name, entry in rewards.items():
         if is_deployed(entry):
             raise UserError(f"{KEY}.{name}.service: is deployed by a run only; give the url of a service")

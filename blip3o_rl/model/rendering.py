@@ -18,7 +18,7 @@ from diffusers import AutoencoderDC, SanaTransformer2DModel
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig, Progress, silent
-from blip3o_rl.model.renderer import Renderer
+from blip3o_rl.model.renderer import Condition, Renderer
 
 
 @torch.inference_mode()
@@ -75,7 +75,7 @@ def denoise(
     them upstream steps the whole input and puts the reference back: the same as stepping the noisy half.
     """
     x, attended = noise, renderer.attended(condition)
-    unconditioned = renderer.attended(null) if config.guidance != 1 else null
+    unconditioned: Condition = renderer.attended(null) if config.guidance != 1 else null
     for sigma, following in itertools.pairwise(sigmas(config.steps).tolist()):
         guidance = config.guidance_at(sigma)
         x = x + (following - sigma) * renderer.velocity(x, sigma, attended, unconditioned, guidance, latents)
