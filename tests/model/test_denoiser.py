@@ -102,7 +102,7 @@ def test_keys_and_values_are_computed_once_per_image_and_layer(
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, **TOLERANCE)
     assert counts == [[(3, N + 1, 192)]] * len(counts), "the null row needs no keys"
-    assert connected == [(3, N + 1, parts.HIDDEN)]
+    assert connected == [(3, N + 1, parts.HIDDEN), (1, 1, parts.HIDDEN)]
 
 
 def test_the_null_condition_is_one_row_for_the_batch(
