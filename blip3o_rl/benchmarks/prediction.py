@@ -18,7 +18,7 @@ from blip3o_rl.training.planning import counting
 from blip3o_rl.training.planning.counting import Model
 from blip3o_rl.training.planning.plan import COMPUTE, LOG_PROB_MICRO, MICRO, Plan
 
-COLUMNS = ("original", "same images", "rollouts")
+COLUMNS = ("original", "equal images", "rollouts")
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def of_step(plan: Plan) -> list[Work]:
         for config in (DEFAULTS, plan.render.generation(False))
     ]
     found = [
-        Work("second forward pass", _body(plan.model, plan.tokens), 0, 0),
+        Work("second pass", _body(plan.model, plan.tokens), 0, 0),
         Work("render", *(flops / batch for flops in (theirs, *ours))),
     ]
     whole = _whole_vocabulary(plan.model)
     for stage, passes, micro, update in (
-        ("log-probs (policy and reference)", 2, plan.get(LOG_PROB_MICRO), False),
+        ("log-probs, twice", 2, plan.get(LOG_PROB_MICRO), False),
         ("update", 1, plan.get(MICRO), True),
     ):
         full, image = (

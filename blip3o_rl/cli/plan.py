@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from blip3o_rl.cli.output import table
 from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
@@ -82,15 +83,12 @@ def next_to_the_original(plan: Plan) -> Table | None:
 
     if not (rows := prediction.of_step(plan)):
         return None
-    table = Table(title="TFLOP per image and seconds per step, sampling left out (planned)", title_justify="left")
-    table.add_column("")
-    for name in (*prediction.COLUMNS, *(f"{column}, s" for column in prediction.COLUMNS)):
-        table.add_column(name, justify="right")
+    found = table("planned", *(f"{name}, {unit}" for unit in ("TFLOP/image", "s/step") for name in prediction.COLUMNS))
     together = prediction.Work("together", *(sum(column) for column in zip(*(row.flops for row in rows), strict=True)))
     for row in (*rows, together):
         seconds = (prediction.seconds(plan, flops) for flops in row.flops)
-        table.add_row(row.stage, *(f"{flops / 1e12:.2f}" for flops in row.flops), *(f"{s:.1f}" for s in seconds))
-    return table
+        found.add_row(row.stage, *(f"{flops / 1e12:.2f}" for flops in row.flops), *(f"{s:.1f}" for s in seconds))
+    return found
 
 
 def times(plan: Plan) -> Table:

@@ -63,7 +63,7 @@ def tune_render(
             renderers, found, rollouts, tried, lambda stage, done, total: shown.update(f"{stage} {done}/{total}")
         )
     chosen = tuning.cheapest(measured, agreement)
-    Console().print(_table(measured, chosen))
+    Console().print(_table(measured))
     lines = tuning.overrides(chosen.setting)
     file, best = folder / OVERRIDES, chosen.agreement
     numbers = f"cost {chosen.cost:.2f}, ranking {best.ranking:.3f}, correlation {best.correlation:.3f}"
@@ -74,14 +74,14 @@ def tune_render(
     about |= {"cores": machine.cpus(), "chosen": chosen.setting.name}
     write_json(folder / RESULT, about | {"settings": [one.to_json() for one in measured]})
     tuning.plot(measured, agreement, folder / PLOT)
-    if chosen is measured[0]:
-        print(f"no cheaper setting agrees to {agreement}: {file} keeps the full one")
+    no = f"no cheaper setting agrees to {agreement}, the full one stays"
+    print(no if chosen is measured[0] else f"chosen: {header.removeprefix('# ')}")
     print(folder / RESULT, folder / PLOT)
     print(f"use it: {shlex.join(['blip3o-rl', 'train', recipe, *overrides, f'@{file}'])}")
 
 
-def _table(measured: list[Measured], chosen: Measured) -> object:
-    rows = table("", "cost", "ms/image", "ranking", "error", "groups", "correlation", "score", "")
+def _table(measured: list[Measured]) -> object:
+    rows = table("", "cost", "ms/image", "ranking", "+-", "groups", "Pearson", "score")
     for one in sorted(measured, key=lambda one: -one.cost):
         found, known = one.agreement, [value for value in one.rewards if value == value]
         rows.add_row(
@@ -93,6 +93,5 @@ def _table(measured: list[Measured], chosen: Measured) -> object:
             str(found.groups),
             f"{found.correlation:.3f}",
             number(sum(known) / len(known) if known else None),
-            "chosen" if one is chosen else "",
         )
     return rows

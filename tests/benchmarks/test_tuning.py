@@ -99,7 +99,7 @@ def test_tune_render_writes_what_train_takes(
     folder, out = recipe(tmp_path, untrained.folder), tmp_path / "out"
     words = ["tune", "render", str(folder), "--prompts=2", "--agreement=0.5", "--backend=transformers", f"--out={out}"]
     assert cli.run(words) == 0
-    assert "chosen" in capsys.readouterr().out
+    assert "full, other noise" in capsys.readouterr().out
     found = json.loads((out / "tune_render.json").read_text())
     full, other = found["settings"][:2]
     assert (full["name"], full["cost"], full["ranking"], full["correlation"]) == ("full", 1, 1, pytest.approx(1))
@@ -119,7 +119,8 @@ def test_bench_step_adds_the_stages_of_the_recipe_up(
 ) -> None:
     monkeypatch.setattr(bounds, "LIMIT_S", 0.01)
     folder, out = recipe(tmp_path, untrained.folder), tmp_path / "step.json"
-    words = ["bench", "step", str(folder), "render.rollout_steps=1", "--backend=transformers", "--repetitions=1"]
+    words = ["bench", "step", str(folder), "render.rollout_steps=1", "actor_rollout_ref.rollout.n=1"]
+    words += ["--backend=transformers", "--repetitions=1"]
     assert cli.run([*words, f"--out={out}"]) == 0
     assert "together: the recipe's rollouts" in capsys.readouterr().out
     rows = json.loads(out.read_text())["rows"]
@@ -128,7 +129,7 @@ def test_bench_step_adds_the_stages_of_the_recipe_up(
     assert stages == ["sample", "render", "score", "log-probs, policy and reference", "update", "together"]
     parts = [seconds[stage, step.ANY if stage == "score" else step.ORIGINAL] for stage in stages[:-1]]
     assert seconds["together", step.ORIGINAL] == pytest.approx(sum(parts))
-    assert all(row["images"] == 6 for row in rows)
+    assert all(row["images"] == 2 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_the_text_recipe_can_be_made_to_fit(name: str, gpus: int) -> None:
     assert all(size <= 0.95 * GPUS[name].memory_gib for size in totals(found).values())
     assert found.cache_sequences() >= 1
     changed = compose_recipe(
-        "text", [f"trainer.n_gpus_per_node={gpus}", *(f"{key}={value}" for key, value in found.changes.items())], "gpu"
+        "text_3b", [f"trainer.n_gpus_per_node={gpus}", *(f"{key}={value}" for key, value in found.changes.items())], "gpu"
     )
     read_settings(changed)
 
@@ -105,13 +105,14 @@ def test_the_micro_batch_follows_from_the_samples(gpus: int, samples: int) -> No
 
 def test_the_command_writes_a_recipe_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target: Any = tmp_path / "text-24gb"
-    assert cli.run(["plan", "text", "--gpu", "4090", "--apply", str(target)]) == 0
+    assert cli.run(["plan", "text_3b", "--gpu", "4090", "--apply", str(target)]) == 0
     shown = capsys.readouterr().out
     assert "models/blip3o-next is not there: planned for the published 3B model" in shown
     assert "does not fit into 24 GiB" in shown
+    assert "second pass" in shown and "TFLOP/image" in shown, "the original's procedure next to this package's"
     config = compose_recipe(target, [], "gpu")
     assert not Plan(config, MODEL, GPUS["4090"]).overflow()
-    assert cli.run(["plan", "text", "--gpu", "4090", "--apply", str(target)]) == 2
+    assert cli.run(["plan", "text_3b", "--gpu", "4090", "--apply", str(target)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert cli.run(["plan"]) == 2
     assert "no recipe given" in capsys.readouterr().err
