@@ -18,7 +18,7 @@ from blip3o_rl.training.planning import counting
 from blip3o_rl.training.planning.counting import Model
 from blip3o_rl.training.planning.plan import COMPUTE, LOG_PROB_MICRO, MICRO, Plan
 
-COLUMNS = ("original", "equal images", "rollouts")
+COLUMNS = ("original", "equal", "rollouts")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def next_to_the_original(plan: Plan) -> Table | None:
 
     if not (rows := prediction.of_step(plan)):
         return None
-    found = table("planned", *(f"{name}, {unit}" for unit in ("TFLOP/image", "s/step") for name in prediction.COLUMNS))
+    found = table("", *prediction.COLUMNS, *(f"{name}, s" for name in prediction.COLUMNS))
+    found.title = "TFLOP per image and seconds per step, sampling left out (planned)"
     together = prediction.Work("together", *(sum(column) for column in zip(*(row.flops for row in rows), strict=True)))
     for row in (*rows, together):
         seconds = (prediction.seconds(plan, flops) for flops in row.flops)
