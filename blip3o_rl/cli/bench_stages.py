@@ -97,11 +97,12 @@ def bench_step(
 ) -> None:
     """Times the stages of a recipe's training step in this process, without Ray and verl, next to the original's."""
     recipe, overrides = recipe_and_overrides(arguments, "bench step", "recipes/words")
-    from blip3o_rl.benchmarks import bounds, measure, step
     from blip3o_rl.benchmarks.recipe import read
 
     found = read(recipe, overrides)
     found.refuse_edits("bench step")
+    from blip3o_rl.benchmarks import bounds, measure, step
+
     settings = found.settings
     place = options.Placement.of(dtype, "cpu" if settings.trainer.device == "cpu" else "auto", backend, many=True)
     report = measure.Report("bench step", _settings(locals()), [], bounds.measure(place.device, place.dtype))

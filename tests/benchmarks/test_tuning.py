@@ -119,7 +119,7 @@ def test_bench_step_adds_the_stages_of_the_recipe_up(
 ) -> None:
     monkeypatch.setattr(bounds, "LIMIT_S", 0.01)
     folder, out = recipe(tmp_path, untrained.folder), tmp_path / "step.json"
-    words = ["bench", "step", str(folder), "render.rollout_steps=1", "actor_rollout_ref.rollout.n=1"]
+    words = ["bench", "step", str(folder), "render.rollout_steps=1", "data.train_batch_size=1"]
     words += ["--backend=transformers", "--repetitions=1"]
     assert cli.run([*words, f"--out={out}"]) == 0
     assert "together: the recipe's rollouts" in capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_bench_step_adds_the_stages_of_the_recipe_up(
     assert stages == ["sample", "render", "score", "log-probs, policy and reference", "update", "together"]
     parts = [seconds[stage, step.ANY if stage == "score" else step.ORIGINAL] for stage in stages[:-1]]
     assert seconds["together", step.ORIGINAL] == pytest.approx(sum(parts))
-    assert all(row["images"] == 2 for row in rows)
+    assert all(row["images"] == 3 for row in rows)
 
 
 @pytest.mark.parametrize(

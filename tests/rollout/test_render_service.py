@@ -14,6 +14,7 @@ from editing import POLICY_ONLY, edit_row, editing_copy, photo
 
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.data.prompts import check_row
+from blip3o_rl.model import rendering
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
@@ -111,7 +112,7 @@ def test_the_image_tokenizer_is_loaded_for_edits_only(editor: Path, monkeypatch:
 def test_a_gpu_gets_the_memory_of_a_batch_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer's update runs on the same GPU while the service waits for the next step."""
     order: list[str] = []
-    monkeypatch.setattr(render_service, "render", lambda *_: order.append("render") or np.zeros((1, 2, 2, 3), np.uint8))
+    monkeypatch.setattr(rendering, "render", lambda *_: order.append("render") or np.zeros((1, 2, 2, 3), np.uint8))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("empty"))
     for device, expected in (("cuda", ["render", "empty"]), ("cpu", ["render"])):
         order.clear()
