@@ -75,11 +75,13 @@ def read_text_chunks(file: Path) -> dict[str, str]:
         return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
-def png_uri(image: np.ndarray) -> str:
-    """uint8 [H, W, 3] as a data URI with a PNG, without loss."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def png_uri(image: np.ndarray | bytes) -> str:
+    """uint8 [H, W, 3], or the content of a PNG file, as a data URI without loss."""
+    if not isinstance(image, bytes):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        image = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
+from blip3o_rl.data.images import png_uri
 from blip3o_rl.io import whole_characters
 
 
@@ -30,11 +29,8 @@ def png_url(image: np.ndarray, longest: int | None = None) -> str:
     shown = Image.fromarray(image)
     if longest is not None:
         shown.thumbnail((longest, longest))
-    png = io.BytesIO()
-    shown.save(png, format="PNG")
-    return file_url(png.getvalue())
+    return png_uri(np.asarray(shown))
 
 
-def file_url(png: bytes) -> str:
-    """The bytes of a PNG as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+file_url = png_uri
+"""For the bytes of a PNG."""

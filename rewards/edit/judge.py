@@ -17,10 +17,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from blip3o_rl.config.base import validate
 from blip3o_rl.rewards.edit.rules import between
-from blip3o_rl.rewards.preference.chat import ChatJudge
-from blip3o_rl.rewards.preference.judge import JudgeSettings, read_numbers, response_format
+from blip3o_rl.rewards.preference.judge import JudgeSettings, VlmJudge
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 
 SCORES = ("compliance", "preservation", "quality")
@@ -49,7 +47,7 @@ class EditJudgeSettings(JudgeSettings):
     gain: bool = Field(True, description="the value is the gain over the reference's own")
 
 
-class EditJudge(ChatJudge):
+class EditJudge(VlmJudge):
     """Asks for compliance, preservation and quality; value: mean of the capped scores, (mean - low) / (high - low), and
     with `gain` how far that lies between the reference's own value and 1. In [0, 1].
 
@@ -59,13 +57,13 @@ class EditJudge(ChatJudge):
 
     name = "edit_judge"
     required_metadata: tuple[str, ...] = ("references",)
+    SETTINGS = EditJudgeSettings
+    QUESTION = QUESTION
+    NUMBERS = SCORES
+    settings: EditJudgeSettings
 
     def __init__(self, **options: Any):
-        settings = validate(EditJudgeSettings, options, "")
-        self.low, self.high, self.gain = settings.low, settings.high, settings.gain
-        bounds = {"low": f"{self.low:g}", "high": f"{self.high:g}"}
-        extra = {"response_format": response_format(SCORES)} if settings.structured else {}
-        super().__init__(settings, QUESTION, bounds, extra)
+        super().__init__(**options)
         self._own: OrderedDict[tuple[str, bytes], float] = OrderedDict()
 
     def shown(self, sample: Sample) -> list[np.ndarray]:
@@ -74,13 +72,13 @@ class EditJudge(ChatJudge):
         return [sample.references[0], sample.image]
 
     def read(self, answer: str) -> Score:
-        numbers, reason = read_numbers(answer, SCORES, self.low, self.high)
+        numbers, reason = self.numbers(answer)
         raw = sum(min(number, numbers[SCORES[0]]) for number in numbers.values()) / len(numbers)
-        return Score((raw - self.low) / (self.high - self.low), {**numbers, "raw": raw}, reason)
+        return Score(self.share(raw), {**numbers, "raw": raw}, reason)
 
     async def score(self, samples: Sequence[Sample]) -> list[Score | RewardError]:
         outcomes = await super().score(samples)
-        if not self.gain:
+        if not self.settings.gain:
             return outcomes
         edits = [sample for sample in samples if sample.references]
         new = {_key(edit): replace(edit, image=edit.references[0]) for edit in edits if _key(edit) not in self._own}

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import openai
-from PIL import Image
 from pydantic import Field, field_validator
 
 from blip3o_rl.config.base import Settings
@@ -28,6 +27,7 @@ from blip3o_rl.data.images import png_uri
 from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
+from blip3o_rl.model.pixels import squashed
 from blip3o_rl.scoring.api import RewardError, Sample, Score, Unreachable
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -116,14 +116,18 @@ class ChatJudge:
     async def _judge(self, client: openai.AsyncOpenAI, turn: asyncio.Semaphore, sample: Sample) -> Score | RewardError:
         try:
             async with turn:
-                return self.read(await self._ask(client, sample))
+                # The prompt goes in last, so that braces in it stay as they are.
+                text = self.question.replace("{prompt}", sample.prompt)
+                return self.read(await self.ask(client, map(self.url, self.shown(sample)), text))
         except RewardError as error:
             return error
 
-    async def _ask(self, client: openai.AsyncOpenAI, sample: Sample) -> str:
-        # The prompt goes in last, so that braces in it stay as they are.
-        text = self.question.replace("{prompt}", sample.prompt)
-        urls = [png_url(image, self.settings.side) for image in self.shown(sample)]
+    def url(self, image: np.ndarray) -> str:
+        """An image as it is sent: a data URI, resized (bicubic) if `side` is set."""
+        return png_uri(image if self.settings.side is None else squashed(image, self.settings.side))
+
+    async def ask(self, client: openai.AsyncOpenAI, urls: Iterable[str], text: str) -> str:
+        """The answer to a question about some images; see `complete`."""
         images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return await complete(client, self.settings, [*images, {"type": "text", "text": text}], self.extra)
 
@@ -188,13 +192,6 @@ def open_client(settings: ChatSettings) -> openai.AsyncOpenAI:
     client = _Client(base_url=settings.url, api_key=key, timeout=timeout, max_retries=retries, http_client=http)
     client.backoff_s = settings.request_backoff_s
     return client
-
-
-def png_url(image: np.ndarray, side: int | None = None) -> str:
-    """uint8 [H, W, 3] as a data URI with a PNG, resized (bicubic) to side x side if `side` is given."""
-    if side is not None:
-        image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
-    return png_uri(image)
 
 
 def excerpt(text: str) -> str:

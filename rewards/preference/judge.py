@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -50,18 +50,48 @@ class VlmJudge(ChatJudge):
     """
 
     name = "judge"
+    SETTINGS: ClassVar[type[JudgeSettings]] = JudgeSettings
+    QUESTION: ClassVar[str] = QUESTION
+    NUMBERS: ClassVar[Sequence[str]] = ("score",)
+    """The names of the numbers in an answer."""
+    settings: JudgeSettings
 
     def __init__(self, **options: Any):
-        settings = validate(JudgeSettings, options, "")
+        settings = validate(self.SETTINGS, options, "")
         self.low, self.high = settings.low, settings.high
         bounds = {"low": f"{self.low:g}", "high": f"{self.high:g}"}
-        extra = {"response_format": response_format(["score"])} if settings.structured else {}
-        super().__init__(settings, QUESTION, bounds, extra)
+        extra = {"response_format": response_format(self.NUMBERS)} if settings.structured else {}
+        super().__init__(settings, self.QUESTION, bounds, extra)
 
     def read(self, answer: str) -> Score:
-        """The score in an answer: one JSON object, maybe in a code fence, with a number in range under "score"."""
-        numbers, reason = read_numbers(answer, ["score"], self.low, self.high)
-        return Score((numbers["score"] - self.low) / (self.high - self.low), {"raw": numbers["score"]}, reason)
+        numbers, reason = self.numbers(answer)
+        return Score(self.share(numbers["score"]), {"raw": numbers["score"]}, reason)
+
+    def share(self, number: float) -> float:
+        """Where a number lies between `low` and `high`, 0..1."""
+        return (number - self.low) / (self.high - self.low)
+
+    def numbers(self, answer: str) -> tuple[dict[str, float], str]:
+        """The numbers and the reason in an answer: one JSON object, maybe in a code fence.
+
+        Raises:
+            RewardError: it is not JSON, or a number is missing or outside `low` .. `high`.
+        """
+        fenced = FENCED.fullmatch(answer)
+        try:
+            verdict = json.loads(fenced[1] if fenced else answer)
+        except ValueError as error:
+            raise RewardError(f"the answer is not JSON: {excerpt(answer)}") from error
+        found = {}
+        for name in self.NUMBERS:
+            number = verdict.get(name) if isinstance(verdict, dict) else None
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise RewardError(f"the answer has no number under '{name}': {excerpt(answer)}")
+            # Comparing first: a JSON integer can be too long for a float.
+            if not (self.low <= number <= self.high and math.isfinite(number)):
+                raise RewardError(f"the {name} is outside {self.low:g}..{self.high:g}: {excerpt(answer)}")
+            found[name] = float(number)
+        return found, excerpt(str(verdict.get("reason", "")))
 
 
 def response_format(names: Sequence[str]) -> dict[str, Any]:
@@ -69,26 +99,3 @@ def response_format(names: Sequence[str]) -> dict[str, Any]:
     fields = {"reason": {"type": "string"}, **{name: {"type": "number"} for name in names}}
     schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
     return {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
-
-
-def read_numbers(answer: str, names: Sequence[str], low: float, high: float) -> tuple[dict[str, float], str]:
-    """The numbers of these names and the reason in an answer: one JSON object, maybe in a code fence.
-
-    Raises:
-        RewardError: it is not JSON, or a number is missing or outside `low` .. `high`.
-    """
-    fenced = FENCED.fullmatch(answer)
-    try:
-        verdict = json.loads(fenced[1] if fenced else answer)
-    except ValueError as error:
-        raise RewardError(f"the answer is not JSON: {excerpt(answer)}") from error
-    found = {}
-    for name in names:
-        number = verdict.get(name) if isinstance(verdict, dict) else None
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise RewardError(f"the answer has no number under '{name}': {excerpt(answer)}")
-        # Comparing first: a JSON integer can be too long for a float.
-        if not (low <= number <= high and math.isfinite(number)):
-            raise RewardError(f"the {name} is outside {low:g}..{high:g}: {excerpt(answer)}")
-        found[name] = float(number)
-    return found, excerpt(str(verdict.get("reason", "")))
