@@ -6,7 +6,6 @@ terms by their weights. Terms that a brief does not ask for are absent, and thei
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +14,17 @@ from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from blip3o_rl.config.base import Strict, validate
+from blip3o_rl.config.base import Strict, refuse, validate
 from blip3o_rl.data.synthetic.scenes import rgb
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.errors import UserError, check_names
 from blip3o_rl.rewards.color import SAME, distance
+from blip3o_rl.rewards.geneval.metadata import unknown
 from blip3o_rl.rewards.observation import Observation, Observer, open_observer
 from blip3o_rl.rewards.ocr.reader import TextLine
 from blip3o_rl.rewards.ocr.rules import strict
-from blip3o_rl.scoring.adapters import typed_arguments
+from blip3o_rl.scoring.adapters import known_arguments
 from blip3o_rl.scoring.api import Found, Sample, Score
 
 
@@ -82,11 +82,8 @@ class BriefReward:
         sharpness: float = 1.0,
         name: str = "",
     ):
-        for key, named in (("weights", weights or {}), ("terms", terms or ())):
-            for term in named:
-                if term not in self.WEIGHTS:
-                    hint = did_you_mean(term, self.WEIGHTS)
-                    raise UserError(f"{key}.{term}: there is no such term{hint}; known: {', '.join(self.WEIGHTS)}")
+        check_names(weights or (), self.WEIGHTS, "weights", "term")
+        check_names(terms or (), self.WEIGHTS, "terms", "term")
         for term, weight in (weights or {}).items():
             if not 0 <= weight < math.inf:
                 raise UserError(f"weights.{term}: is {weight!r}; set a number of at least 0")
@@ -99,8 +96,7 @@ class BriefReward:
         both = {**self.WEIGHTS, **(weights or {})}
         self.weights = {term: weight for term, weight in both.items() if terms is None or term in terms}
         self.sharpness = sharpness
-        given = {"read": self.reads, **({} if observer is None or isinstance(observer, Observer) else observer)}
-        self.observer = observer if isinstance(observer, Observer) else observer_of(given)
+        self.observer = observer_of(observer, self.reads)
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
         """Why this prompt cannot be scored; empty if it can. Called for every prompt when the data is loaded."""
@@ -148,22 +144,22 @@ class BriefReward:
 
 def unseen(observer: Observer, where: str, kind: str, color: str | None, others: Sequence[str] = ()) -> str:
     """Why an observer cannot find a class of a color; empty if it can."""
-    classes, colors = (*others, *observer.detector.classes), observer.colors.colors
-    if kind not in classes:
-        return f"{where}.class: '{kind}' is not known{did_you_mean(kind, classes)}; known: {', '.join(classes)}"
-    if color and not color.startswith("#") and color not in colors:
-        return f"{where}.color: '{color}' is not seen{did_you_mean(color, colors)}; known: {', '.join(colors)}"
-    return ""
+    named = None if color is None or color.startswith("#") else color
+    return unknown(where, kind, named, (*others, *observer.detector.classes), observer.colors.colors)
 
 
-def observer_of(options: Mapping[str, Any]) -> Observer:
-    """The observer of a reward's key `observer`; a `UserError` for options that it does not have."""
-    known = inspect.signature(open_observer).parameters
-    for option in options:
-        if option not in known:
-            hint = did_you_mean(option, known)
-            raise UserError(f"observer.{option}: there is no such option{hint}; known: {', '.join(known)}")
-    arguments = typed_arguments(open_observer, options, "observer")
+def observer_of(given: Mapping[str, Any] | Observer | None, read: bool) -> Observer:
+    """The observer of a reward's key `observer`: the one given, or that of some arguments of `open_observer`.
+
+    Args:
+        read: whether it looks for text where the arguments do not say it.
+
+    Raises:
+        UserError: an argument that there is not, or that is wrong.
+    """
+    if isinstance(given, Observer):
+        return given
+    arguments = known_arguments(open_observer, {"read": read, **(given or {})}, "observer")
     try:
         return open_observer(**arguments)
     except UserError as error:
@@ -188,6 +184,13 @@ def _validated(model: type[Brief], text: str, key: str) -> Brief:
 
 Color = Annotated[str, AfterValidator(lambda color: rgb(color) and color)]
 """A color's name or #rrggbb."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Place = Annotated[
+    list[Fraction],
+    Field(min_length=4, max_length=4),
+    refuse(lambda box: not (box[0] < box[2] and box[1] < box[3]), "is empty; write left, top, right, bottom"),
+]
+"""A box in an image: left, top, right, bottom as fractions."""
 
 
 def similar(read: str, asked: str) -> float:

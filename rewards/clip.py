@@ -17,9 +17,10 @@ from transformers import CLIPImageProcessorPil
 
 from blip3o_rl.model.devices import device_of
 from blip3o_rl.model.pixels import middle_square
+from blip3o_rl.rewards.geneval.detector import DEFAULT_CLIP
 from blip3o_rl.rewards.weights import dtype_of, pretrained
 
-VIT_L = "openai/clip-vit-large-patch14"
+VIT_L = DEFAULT_CLIP
 VIT_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
 STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)

@@ -20,10 +20,9 @@ from functools import cache
 
 import numpy as np
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, choice
 from blip3o_rl.rewards.color import Rgb, contrast
-from blip3o_rl.rewards.geneval.classes import DEFAULT_CLIP
-from blip3o_rl.rewards.geneval.detector import ColorClassifier, ColorQuestion, Detection, ObjectDetector
+from blip3o_rl.rewards.geneval.detector import DEFAULT_CLIP, ColorClassifier, ColorQuestion, Detection, ObjectDetector
 from blip3o_rl.rewards.geneval.reward import DETECTORS, open_detector
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reader import TextLine, TextReader, reading_order, text_area
@@ -179,8 +178,7 @@ def open_observer(
     Raises:
         UserError: an unknown detector, or a checkpoint that is missing, superfluous or cannot be loaded.
     """
-    if detector not in (*DETECTORS, "pipeline"):
-        raise UserError(f"detector: is {detector!r}; use one of {', '.join(DETECTORS)}, pipeline")
+    choice(detector, (*DETECTORS, "pipeline"), "detector")
     if classes and detector != "pipeline":
         raise UserError(f"classes: detector {detector} has its own; remove them or set detector: pipeline")
     if not checkpoint and detector == "pipeline":

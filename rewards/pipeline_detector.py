@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from blip3o_rl.data.geneval import COLORS
 from blip3o_rl.data.synthetic.scenes import rgb
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.color import distance
-from blip3o_rl.rewards.geneval.classes import COLORS
 from blip3o_rl.rewards.geneval.detector import ColorQuestion, Detection
 from blip3o_rl.rewards.pixels import inner_color
 

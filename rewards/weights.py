@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, choice
 from blip3o_rl.io import user_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,9 +29,7 @@ Rules = Sequence[tuple[str, str]]
 
 def dtype_of(name: str) -> torch.dtype:
     """The number type of a config entry."""
-    if name not in DTYPES:
-        raise UserError(f"dtype: is {name!r}; use one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return DTYPES[choice(name, DTYPES, "dtype")]
 
 
 def located(source: str, key: str) -> tuple[str, str | None]:

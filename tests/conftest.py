@@ -244,9 +244,9 @@ def coco_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Mask2Former by its classes alone: what is refused when prompts are loaded depends on no weight."""
     from types import SimpleNamespace
 
+    from blip3o_rl.data.geneval import CLASSES
     from blip3o_rl.rewards import observation
     from blip3o_rl.rewards.geneval import reward
-    from blip3o_rl.rewards.geneval.classes import CLASSES
 
     original = observation.open_detector
 

@@ -17,7 +17,7 @@ from blip3o_rl.data import geneval
 from blip3o_rl.data.prompts import PromptRow, check_row, read_prompts
 from blip3o_rl.data.synthetic import edits, layouts, scene_prompts, scenes, shelves, text_prompts, words
 from blip3o_rl.data.synthetic.splits import Metadata
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.errors import UserError, check_names, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,10 @@ def training_rows(prompts: Mapping[str, Any], seed: int) -> list[PromptRow]:
     name = prompts["source"]
     source = source_of(name, f"prompts.source={name}")
     shares = {"shares": {**source.shares, **prompts["shares"]}} if source.shares else {}
-    if source.shares and (unknown := [tag for tag in prompts["shares"] if tag not in source.shares]):
-        hint = did_you_mean(unknown[0], source.shares)
-        raise UserError(f"prompts.shares.{unknown[0]}: {name} has no such tag{hint}; use {', '.join(source.shares)}")
-    if source.shares and not any(shares["shares"].values()):
-        raise UserError(f"prompts.shares: all shares of {name} are 0; give at least one tag a share")
+    if source.shares:
+        check_names(prompts["shares"], source.shares, "prompts.shares", f"tag of {name}")
+        if not any(shares["shares"].values()):
+            raise UserError(f"prompts.shares: all shares of {name} are 0; give at least one tag a share")
     return _rows(source.train(prompts["train"], seed, **shares), name)
 
 

@@ -28,7 +28,7 @@ from typing import Any, get_type_hints
 
 from blip3o_rl.config.base import converted
 from blip3o_rl.config.reward import unknown_keyword
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.errors import UserError, check_names, did_you_mean
 from blip3o_rl.scoring import sync
 from blip3o_rl.scoring.api import Sample
 
@@ -181,6 +181,12 @@ def typed_arguments(function: Callable[..., Any], keywords: Mapping[str, Any], k
         else value
         for name, value in keywords.items()
     }
+
+
+def known_arguments(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """`typed_arguments` of a function that takes no others; a `UserError` for an option that it does not have."""
+    check_names(options, inspect.signature(function).parameters, key, "option")
+    return typed_arguments(function, options, key)
 
 
 def _parameters(

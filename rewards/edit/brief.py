@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from blip3o_rl.config.base import Strict
-from blip3o_rl.rewards.briefs import Brief, Color
+from blip3o_rl.rewards.briefs import Brief, Color, Place
 from blip3o_rl.rewards.geneval.metadata import RELATIONS
 
 Operation = Literal[
@@ -19,8 +19,6 @@ Operation = Literal[
 OPERATIONS: tuple[str, ...] = get_args(Operation)
 KEEPING = ("keep", "impossible")
 """Operations that ask for nothing: the reference itself is right."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Box = Annotated[list[Fraction], Field(min_length=4, max_length=4)]
 
 
 class Clause(Strict):
@@ -35,13 +33,13 @@ class Include(Clause):
     """So many of them are to be there afterwards."""
 
     position: tuple[RELATIONS, int] | None = Field(None, strict=False, description="relation to an earlier clause")
-    box: Box | None = Field(None, description="left, top, right, bottom as fractions of the image")
+    box: Place | None = None
 
 
 class Exclude(Clause):
     """Fewer than `count` of them are to be there afterwards."""
 
-    box: Box | None = Field(None, description="where they were, on a plain background that is to show again")
+    box: Place | None = Field(None, description="where they were, on a plain background that is to show again")
 
 
 class EditBrief(Brief):
@@ -50,7 +48,7 @@ class EditBrief(Brief):
     operation: Operation
     include: list[Include] = Field([], description="what the instruction makes or changes, and what it refers to")
     exclude: list[Exclude] = []
-    boxes: list[Box] = Field([], description="where the edited objects were")
+    boxes: list[Place] = Field([], description="where the edited objects were")
     mask: str | None = Field(None, description="image of the reference's size, white where it may change")
 
     @property
@@ -65,9 +63,3 @@ class EditBrief(Brief):
             if clause.position and not 0 <= clause.position[1] < number:
                 index = clause.position[1]
                 yield f"include.{number}.position: refers to clause {index}; it must be an earlier one, counted from 0"
-        places = {f"boxes.{number}": box for number, box in enumerate(self.boxes)}
-        places |= {f"include.{number}.box": clause.box for number, clause in enumerate(self.include) if clause.box}
-        places |= {f"exclude.{number}.box": clause.box for number, clause in enumerate(self.exclude) if clause.box}
-        for where, box in places.items():
-            if not (box[0] < box[2] and box[1] < box[3]):
-                yield f"{where}: is empty; write left, top, right, bottom"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from blip3o_rl.data.references import load_image
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.errors import UserError, check_names, choice
 from blip3o_rl.monitoring.image_statistics import DUPLICATE_BELOW, pixel_distances
 from blip3o_rl.rewards.briefs import observer_of, read_brief, unseen
 from blip3o_rl.rewards.edit import consistency, rules
@@ -62,13 +62,10 @@ class EditReward:
         device: str = "auto",
         name: str = "",
     ):
-        if combine not in rules.COMBINATIONS:
-            hint = did_you_mean(combine, rules.COMBINATIONS)
-            raise UserError(f"combine: is {combine!r}{hint}; use one of {', '.join(rules.COMBINATIONS)}")
+        self.combine = rules.COMBINATIONS[choice(combine, rules.COMBINATIONS, "combine")]
         self.measures = _measures(measures or {})
         self.anchors = {**MEASURES, **_anchors(anchors or {})}
         self.name = name or "edit"
-        self.combine = rules.COMBINATIONS[combine]
         if ("dinov2" in self.measures.values()) != (checkpoint is not None):
             raise UserError("checkpoint: is for the measure dinov2; give both, or neither")
         self._measure: dict[str, Measure] = {"pixels": consistency.pixels, "structure": consistency.structure}
@@ -76,8 +73,7 @@ class EditReward:
             from blip3o_rl.rewards.edit.features import Dinov2
 
             self._measure["dinov2"] = Dinov2(checkpoint, device)
-        options = {"read": False} if observer is None or isinstance(observer, Observer) else {"read": False, **observer}
-        self.observer = observer if isinstance(observer, Observer) else observer_of(options)
+        self.observer = observer_of(observer, read=False)
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
         """Why this prompt cannot be scored; empty if it can. Called for every prompt when the data is loaded."""
@@ -176,22 +172,18 @@ def _shares(name: str, value: bool, brief: EditBrief) -> dict[str, float]:
 
 
 def _measures(given: Mapping[str, str]) -> dict[str, str]:
+    check_names(given, (*OPERATIONS, "all"), "measures", "operation")
     for operation, measure in given.items():
-        if operation not in (*OPERATIONS, "all"):
-            hint = did_you_mean(operation, OPERATIONS)
-            raise UserError(f"measures.{operation}: there is no such operation{hint}; known: {', '.join(OPERATIONS)}")
-        if measure not in MEASURES:
-            raise UserError(f"measures.{operation}: is {measure!r}; use one of {', '.join(MEASURES)}")
+        choice(measure, MEASURES, f"measures.{operation}")
     usual = {operation: "structure" if operation in STRUCTURAL else "pixels" for operation in OPERATIONS}
     whole = dict.fromkeys(OPERATIONS, given["all"]) if "all" in given else usual
     return {**whole, **{operation: measure for operation, measure in given.items() if operation != "all"}}
 
 
 def _anchors(given: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    check_names(given, MEASURES, "anchors", "measure")
     found = {}
     for measure, pair in given.items():
-        if measure not in MEASURES:
-            raise UserError(f"anchors.{measure}: there is no such measure; known: {', '.join(MEASURES)}")
         if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
             raise UserError(f"anchors.{measure}: is {pair!r}; write two numbers, 0 <= regenerated < round trip <= 1")
         found[measure] = (pair[0], pair[1])

@@ -19,9 +19,9 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
+from blip3o_rl.data.geneval import COLORS
 from blip3o_rl.rewards.clip import ClipEncoder, cropped
-from blip3o_rl.rewards.geneval.classes import COLORS, DEFAULT_CLIP
-from blip3o_rl.rewards.geneval.detector import ColorQuestion, Detection
+from blip3o_rl.rewards.geneval.detector import DEFAULT_CLIP, ColorQuestion, Detection
 from blip3o_rl.rewards.weights import pretrained, pretrained_model
 
 TEMPLATES: tuple[str, ...] = ("a photo of a {c} {name}", "a photo of a {c}-colored {name}", "a photo of a {c} object")

@@ -23,9 +23,10 @@ from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from blip3o_rl.checkpoint.staging import staged
+from blip3o_rl.data.geneval import CLASSES
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import sha256, write_json
-from blip3o_rl.rewards.geneval.classes import CLASSES, UPSTREAM_NAME, UPSTREAM_URL
+from blip3o_rl.rewards.geneval.detector import UPSTREAM_NAME, UPSTREAM_URL
 from blip3o_rl.rewards.weights import Rules, model_from_state, module_rules, read_state, renamed
 
 LEVELS, POINTS = 3, 4

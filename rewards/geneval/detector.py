@@ -14,6 +14,15 @@ import numpy as np
 
 from blip3o_rl.scoring.api import Found
 
+DEFAULT_CLIP = "openai/clip-vit-large-patch14"
+UPSTREAM_NAME = "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco"
+UPSTREAM_URL = (
+    f"https://download.openmmlab.com/mmdetection/v3.0/mask2former/{UPSTREAM_NAME}/"
+    f"{UPSTREAM_NAME}_20220504_001756-c9d0c4f2.pth"
+)
+CONVERT = "python -m blip3o_rl.rewards.geneval.convert_mmdet FILE.pth FOLDER"
+"""The checkpoints that GenEval's numbers come from, and how the detector's is made one of transformers."""
+
 
 @dataclass(frozen=True)
 class Detection:

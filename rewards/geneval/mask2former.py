@@ -17,12 +17,11 @@ import torch
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
-from blip3o_rl.data.geneval import DETECTOR
+from blip3o_rl.data.geneval import CLASSES, DETECTOR
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.devices import device_of
 from blip3o_rl.rewards.clip import batches
-from blip3o_rl.rewards.geneval.classes import CLASSES, CONVERT, UPSTREAM_URL
-from blip3o_rl.rewards.geneval.detector import Detection, tight_box
+from blip3o_rl.rewards.geneval.detector import CONVERT, UPSTREAM_URL, Detection, tight_box
 from blip3o_rl.rewards.weights import pretrained_model
 
 LONG_SIDE, SHORT_SIDE = 1333, 800

@@ -9,21 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, StrictInt, create_model
+from pydantic import Field, StrictInt
 
 from blip3o_rl.config.base import Settings, validate
 from blip3o_rl.errors import UserError, did_you_mean
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = Literal["left of", "right of", "above", "below"]
-# `class` is no name for a field in a class body.
-Exclude = create_model(
-    "Exclude",
-    __base__=Settings,
-    **{"class": (str, ...), "count": (StrictInt, Field(ge=1))},  # type: ignore[call-overload]
-)
-Position = tuple[RELATIONS, StrictInt]
-Include = create_model("Include", __base__=Exclude, color=(str | None, None), position=(Position | None, None))
+
+
+class Exclude(Settings):
+    """Fewer things of a class than `count`."""
+
+    kind: str = Field(alias="class")
+    count: StrictInt = Field(ge=1)
+
+
+class Include(Exclude):
+    """So many things of a class."""
+
+    color: str | None = None
+    position: tuple[RELATIONS, StrictInt] | None = Field(None, description="relation to an earlier clause")
 
 
 def fault(metadata: Mapping[str, Any], classes: Sequence[str], colors: Sequence[str]) -> str:
@@ -38,21 +44,23 @@ def fault(metadata: Mapping[str, Any], classes: Sequence[str], colors: Sequence[
         if not isinstance(clauses, list) or not all(isinstance(clause, Mapping) for clause in clauses):
             return f'field \'{field}\' is not a list of clauses; write [{{"class": "cup", "count": 1}}]'
         for number, clause in enumerate(clauses):
+            where = f"{field}[{number}]"
             try:
-                validate(model, clause, f"{field}[{number}]")
+                validate(model, clause, where)
             except UserError as error:
                 return str(error)
-            if problem := _unknown(clause, number, classes, colors):
+            if problem := unknown(where, clause["class"], clause.get("color"), classes, colors):
                 return problem
+            position = clause.get("position")
+            if position and not 0 <= position[1] < number:
+                return f"{where}.position refers to clause {position[1]}; it must be an earlier one, counted from 0"
     return ""
 
 
-def _unknown(clause: Mapping[str, Any], number: int, classes: Sequence[str], colors: Sequence[str]) -> str:
-    name, color, position = clause["class"], clause.get("color"), clause.get("position")
-    if name not in classes:
-        return f"the detector does not know '{name}'{did_you_mean(name, classes)}; it knows {', '.join(classes)}"
+def unknown(where: str, kind: str, color: str | None, classes: Sequence[str], colors: Sequence[str]) -> str:
+    """Why a class, or a class of a color, cannot be found, given what detector and color classifier know; or ""."""
+    if kind not in classes:
+        return f"{where}.class: '{kind}' is not known{did_you_mean(kind, classes)}; known: {', '.join(classes)}"
     if color is not None and color not in colors:
-        return f"unknown color '{color}'{did_you_mean(color, colors)}; known: {', '.join(colors)}"
-    if position is not None and not 0 <= position[1] < number:
-        return f"include[{number}].position refers to clause {position[1]}; it must be an earlier one, counted from 0"
+        return f"{where}.color: '{color}' is not seen{did_you_mean(color, colors)}; known: {', '.join(colors)}"
     return ""

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from blip3o_rl.data.geneval import CLASSES
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.devices import device_of
-from blip3o_rl.rewards.geneval.classes import CLASSES, UPSTREAM_NAME
 from blip3o_rl.rewards.geneval.convert_mmdet import load_checkpoint
-from blip3o_rl.rewards.geneval.detector import Detection
+from blip3o_rl.rewards.geneval.detector import UPSTREAM_NAME, Detection
 
 CREATE = "rewards/geneval/environments/create_mmdet.sh"
 

@@ -11,11 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, choice
 from blip3o_rl.rewards.geneval import metadata as clauses
 from blip3o_rl.rewards.geneval import rules
-from blip3o_rl.rewards.geneval.classes import CONVERT, DEFAULT_CLIP, UPSTREAM_URL
-from blip3o_rl.rewards.geneval.detector import ColorClassifier, ColorQuestion, Detection, ObjectDetector
+from blip3o_rl.rewards.geneval.detector import (
+    CONVERT,
+    DEFAULT_CLIP,
+    UPSTREAM_URL,
+    ColorClassifier,
+    ColorQuestion,
+    Detection,
+    ObjectDetector,
+)
 from blip3o_rl.rewards.geneval.scenes import SceneColors, SceneDetector
 from blip3o_rl.scoring.api import Sample, Score
 
@@ -52,14 +59,12 @@ class GenEvalReward:
         nms: float = 1.0,
         name: str = "",
     ):
-        if mode not in rules.MODES:
-            raise UserError(f"mode: is {mode!r}; use one of {', '.join(rules.MODES)}")
         if isinstance(nms, bool) or not isinstance(nms, (int, float)) or not 0 < nms <= 1:
             raise UserError(f"nms: is {nms!r}; set a number above 0 and at most 1")
         if isinstance(detector, str):
             detector = open_detector(detector, checkpoint, clip, device)
         self.name = name or "geneval"
-        self.mode = mode
+        self.mode = choice(mode, rules.MODES, "mode")
         self.nms = nms
         self.detector, self.colors = detector
         first, color = self.detector.classes[0], self.colors.colors[0]
@@ -114,9 +119,7 @@ def open_detector(
     detector: str, checkpoint: str | None, clip: str, device: str
 ) -> tuple[ObjectDetector, ColorClassifier]:
     """The detector of that name and its color classifier; torch is imported only for the neural ones."""
-    if detector not in DETECTORS:
-        raise UserError(f"detector: is {detector!r}; use one of {', '.join(DETECTORS)}")
-    if detector not in CHECKPOINTS:
+    if choice(detector, DETECTORS, "detector") not in CHECKPOINTS:
         if checkpoint:
             raise UserError(f"checkpoint: detector {detector} has no weights; remove it or set detector: mask2former")
         return SceneDetector(), SceneColors()

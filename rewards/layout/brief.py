@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from blip3o_rl.config.base import Strict
 from blip3o_rl.data.synthetic.layouts import MARGIN, region_box
-from blip3o_rl.rewards.briefs import Brief, Color, close_colors
+from blip3o_rl.rewards.briefs import Brief, Color, Fraction, Place, close_colors
 from blip3o_rl.rewards.observation import TEXT
 from blip3o_rl.rewards.ocr.rules import MAX_TEXTS, folded
 from blip3o_rl.rewards.pixels import PANEL, Box
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Edge = Literal["left", "center", "right", "top", "middle", "bottom"]
 
 
@@ -26,7 +25,7 @@ class Element(Strict):
     text: str | None = None
     color: Color | None = None
     region: str | None = Field(None, description="top left, bottom, center ..: of a 3 x 3 grid")
-    box: list[Fraction] | None = Field(None, min_length=4, max_length=4, description="left, top, right, bottom")
+    box: Place | None = None
     size: list[Fraction] | None = Field(None, min_length=2, max_length=2, description="min, max of the longer side")
     rank: int | None = Field(None, ge=1, description="of a text in the hierarchy; 1 is the highest")
 
@@ -47,8 +46,6 @@ class Element(Strict):
             raise ValueError(f"rank of '{self.id}' is for texts; remove it")
         if self.box and self.region:
             raise ValueError(f"region and box of '{self.id}' both say where it is; keep one")
-        if self.box and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
-            raise ValueError(f"box of '{self.id}' is empty; write left, top, right, bottom")
         if self.size and not 0 < self.size[0] <= self.size[1]:
             raise ValueError(f"size of '{self.id}' is no range; write [min, max] with 0 < min <= max")
         if self.size and self.size[0] > self.room + 1e-9:

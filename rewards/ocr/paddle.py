@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, choice
 from blip3o_rl.io import user_path
 from blip3o_rl.rewards.ocr.reader import TextLine, text_lines
 
@@ -47,8 +47,7 @@ class PaddleReader:
         device: str = "cpu",
         threads: int = 1,
     ):
-        if backend not in BACKENDS:
-            raise UserError(f"reader_options.backend: is {backend!r}; use one of {', '.join(BACKENDS)}")
+        choice(backend, BACKENDS, "reader_options.backend")
         if (detection_folder is None) != (recognition_folder is None):
             raise UserError("reader_options: detection_folder and recognition_folder belong together; set both or none")
         models: dict[str, Any] = {"lang": language, "ocr_version": version}

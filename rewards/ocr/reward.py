@@ -6,16 +6,15 @@ rises, the strict one and the share of the image that text covers say whether it
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.errors import UserError, choice
 from blip3o_rl.rewards.ocr import rules
 from blip3o_rl.rewards.ocr.paddle import PaddleReader
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reader import TextLine, TextReader, reading_order, text_area
-from blip3o_rl.scoring.adapters import typed_arguments
+from blip3o_rl.scoring.adapters import known_arguments
 from blip3o_rl.scoring.api import Found, Sample, Score
 
 READERS: dict[str, Callable[..., TextReader]] = {"rapid": RapidReader, "paddle": PaddleReader}
@@ -48,14 +47,12 @@ class OCRReward:
         confidence_weighting: bool = False,
         name: str = "",
     ):
-        if mode not in rules.MODES:
-            raise UserError(f"mode: is {mode!r}; use one of {', '.join(rules.MODES)}")
         if not 0 <= min_confidence <= 1:
             raise UserError(f"min_confidence: is {min_confidence!r}; set a number from 0 to 1")
         if confidence_weighting and mode == "original":
             raise UserError("confidence_weighting: the mode original has none; use mode: strict or leave it out")
         self.name = name or "ocr"
-        self.mode = mode
+        self.mode = choice(mode, rules.MODES, "mode")
         self.min_confidence = min_confidence
         self.confidence_weighting = confidence_weighting
         self.reader = _reader(reader, dict(reader_options or {}))
@@ -104,11 +101,5 @@ def _reader(reader: str | TextReader, options: dict[str, Any]) -> TextReader:
         if options:
             raise UserError(f"reader_options: a reader object takes none, remove {', '.join(options)}")
         return reader
-    if reader not in READERS:
-        raise UserError(f"reader: is {reader!r}; use one of {', '.join(READERS)}")
-    known = [*inspect.signature(READERS[reader]).parameters]
-    for option in options:
-        if option not in known:
-            hint = f"{did_you_mean(option, known)}; it takes {', '.join(known)}"
-            raise UserError(f"reader_options.{option}: the reader {reader} has no such option{hint}")
-    return READERS[reader](**typed_arguments(READERS[reader], options, "reader_options"))
+    make = READERS[choice(reader, READERS, "reader")]
+    return make(**known_arguments(make, options, "reader_options"))

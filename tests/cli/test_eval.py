@@ -11,10 +11,10 @@ from PIL import ImageColor
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.main import run
+from blip3o_rl.data.geneval import CLASSES, COLORS
 from blip3o_rl.data.images import read_image
 from blip3o_rl.report import overlay
 from blip3o_rl.rewards.geneval import reward
-from blip3o_rl.rewards.geneval.classes import CLASSES, COLORS
 from blip3o_rl.rewards.geneval.detector import Detection
 
 

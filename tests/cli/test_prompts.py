@@ -65,7 +65,7 @@ def test_flow_grpos_files_are_imported_and_what_is_wrong_is_said_line_by_line(ho
     (home / "train_metadata.jsonl").write_text("\n".join([lines[0], '{"prompt": "cut', *lines[1:], lines[0]]) + "\n")
     assert run(["prompts", "import", "train_metadata.jsonl", "--reward", "geneval", "-o", "p.jsonl"]) == 1
     printed = capsys.readouterr().out
-    for number, says in ((2, "is not JSON"), (3, "does not know 'dog'"), (4, "'prompt' is missing"), (5, "non-empty")):
+    for number, says in ((2, "is not JSON"), (3, "'dog' is not known"), (4, "'prompt' is missing"), (5, "non-empty")):
         [line] = [line for line in printed.splitlines() if line.startswith(f"train_metadata.jsonl:{number}: ")]
         assert says in line
     assert "2 prompts, 4 left out" in printed and lines_of(home / "p.jsonl") == [good, good]

@@ -50,7 +50,7 @@ def test_shares_change_what_the_source_has_and_cannot_all_be_0():
     rows = training_rows(settings(source="edits", shares={"keep": 0, "add": 4}, train=24), 1)
     assert Counter(row.metadata["tag"] for row in rows) == {**dict.fromkeys(edits.OPERATIONS[1:-1], 4), "add": 8}
     for tag in ("recolour", "compose"):
-        with pytest.raises(UserError, match=rf"prompts\.shares\.{tag}: edits has no such tag"):
+        with pytest.raises(UserError, match=rf"prompts\.shares\.{tag}: there is no such tag of edits"):
             training_rows(settings(source="edits", shares={tag: 1}), 1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from blip3o_rl.rewards.geneval.classes import CLASSES
+from blip3o_rl.data.geneval import CLASSES
 
 HERE = Path(__file__).parent
 REFERENCE_SCRIPT = HERE / "mmdet_reference.py"

@@ -64,7 +64,7 @@ def configuration(size: str) -> object:
     import mmdet
     from mmengine.config import Config
 
-    from blip3o_rl.rewards.geneval.classes import UPSTREAM_NAME
+    from blip3o_rl.rewards.geneval.detector import UPSTREAM_NAME
 
     config = Config.fromfile(Path(mmdet.__file__).parent / f".mim/configs/mask2former/{UPSTREAM_NAME}.py")
     if size == "full":
@@ -89,7 +89,7 @@ def main(size: str, path: Path) -> None:
     """Writes mmdet's tensor names and shapes, Swin's position index (the same in all blocks) and the detections."""
     import torch
 
-    from blip3o_rl.rewards.geneval.classes import CLASSES
+    from blip3o_rl.data.geneval import CLASSES
     from blip3o_rl.rewards.geneval.mmdet_detector import MmdetDetector, import_mmdet
 
     import_mmdet()

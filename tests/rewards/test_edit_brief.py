@@ -37,7 +37,7 @@ def test_synthetic_edits_pass():
         ({**ADD, "include": [{"class": "circle", "count": "1"}]}, "edit.include.0.count=1"),
         ({**ADD, "include": [{"class": "circle", "position": ["above", 0]}]}, "refers to clause 0; it must be"),
         ({**ADD, "include": [{"class": "circle", "position": ["near", 0]}]}, "edit.include.0.position"),
-        ({**ADD, "include": [{"class": "circle", "box": [0.5, 0, 0.5, 1]}]}, "edit: include.0.box: is empty"),
+        ({**ADD, "include": [{"class": "circle", "box": [0.5, 0, 0.5, 1]}]}, "edit.include.0.box: is empty"),
         ({**ADD, "boxes": [[0, 0, 2, 1]]}, "edit.boxes.0.2=2"),
         ({**ADD, "boxes": [[0, 0, 1]]}, "edit.boxes.0"),
         ({**ADD, "exclude": [{"class": "circle", "position": ["above", 0]}]}, "edit.exclude.0.position: there is"),

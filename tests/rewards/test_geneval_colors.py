@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from blip3o_rl.data.geneval import COLORS
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.clip import MEAN, STD, cropped
 from blip3o_rl.rewards.geneval import colors
-from blip3o_rl.rewards.geneval.classes import COLORS, DEFAULT_CLIP
 from blip3o_rl.rewards.geneval.colors import ClipColors, crop
-from blip3o_rl.rewards.geneval.detector import ColorQuestion, Detection
+from blip3o_rl.rewards.geneval.detector import DEFAULT_CLIP, ColorQuestion, Detection
 
 NETWORKS = runpy.run_path(str(Path(__file__).parent / "geneval_networks.py"))
 SIDE = NETWORKS["CLIP_SIDE"]

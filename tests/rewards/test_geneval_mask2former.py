@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
+from blip3o_rl.data.geneval import CLASSES
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.geneval import convert_mmdet, mask2former
-from blip3o_rl.rewards.geneval.classes import CLASSES
 from blip3o_rl.rewards.geneval.detector import tight_box
 from blip3o_rl.rewards.geneval.mask2former import Mask2FormerDetector, instances, network_input
 from blip3o_rl.rewards.geneval.reward import GenEvalReward

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
+from blip3o_rl.data.geneval import CLASSES, COLORS
 from blip3o_rl.data.images import read_image
-from blip3o_rl.rewards.geneval.classes import CLASSES, COLORS
 from blip3o_rl.rewards.geneval.detector import Detection
 from blip3o_rl.rewards.geneval.reward import GenEvalReward
 from blip3o_rl.scoring.api import Sample

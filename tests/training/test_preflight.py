@@ -97,7 +97,7 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
         ("actor_rollout_ref.actor.checkpoint.save_contents=[model]", "hf_model is missing"),
         ("prompts.source=poems", "prompts.source=poems"),
         ("prompts.shares.position=-1", "prompts.shares.position=-1: must be greater than or equal to 0"),
-        ("+prompts.shares.poems=1", "prompts.shares.poems: shapes has no such tag; use single_object"),
+        ("+prompts.shares.poems=1", "prompts.shares.poems: there is no such tag of shapes; known: single_object"),
         ("reward.aggregation=mean", "reward.aggregation=mean: must be 'weighted_sum' or 'gdpo'"),
         ("reward.rewards.geneval.only_if.beauty=0.5", "there is no such reward"),
         ("reward.rewards.geneval.held_out=true", "never trained on"),
