@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
@@ -59,6 +60,24 @@ def refuse(wrong: Callable[[Any], bool], text: str) -> AfterValidator:
         if wrong(value):
             raise ValueError(text.format(value))
         return value
+
+    return AfterValidator(check)
+
+
+def address(example: str, secret: str) -> AfterValidator:
+    """A validator of an http address, which must not carry what belongs into the field `secret`."""
+
+    def check(url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(f"is {url!r}; write it like {example}")
+        if "@" in parts.netloc:
+            raise ValueError(f"has a user name or password in it; put the secret into a variable, see {secret}")
+        return url.rstrip("/")
 
     return AfterValidator(check)
 

@@ -20,11 +20,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from blip3o_rl.config.base import Strict, refuse, validate
+from blip3o_rl.config.base import Strict, address, refuse, validate
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.io import user_path
 
@@ -46,26 +45,12 @@ class RemoteService(Strict):
         return min(self.max_backoff_s, self.backoff_s * 2**retry)
 
 
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
 class UrlService(RemoteService):
     """A service at an address."""
 
-    url: Annotated[
-        str,
-        refuse(lambda url: not _is_address(url), "is {!r}; write http://host:port"),
-        refuse(
-            lambda url: "@" in urlsplit(url).netloc,
-            "carries a name or password; put the service's token into token_env",
-        ),
-        AfterValidator(lambda url: url.rstrip("/")),
-    ] = Field(description="of a service that was started with `blip3o-rl rewards serve`")
+    url: Annotated[str, address("http://host:port", "token_env")] = Field(
+        description="of a service that was started with `blip3o-rl rewards serve`"
+    )
     token_env: Annotated[
         str | None,
         refuse(

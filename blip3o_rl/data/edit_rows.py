@@ -45,9 +45,9 @@ class EditRow:
     others: Mapping[str, Any]
 
 
-def names_edit(data: Mapping[str, Any], names: tuple[str, ...] = ("references", "input_images", "input_image")) -> bool:
+def names_edit(data: Mapping[str, Any]) -> bool:
     """Whether an object has a field that only a row of editing data has."""
-    return any(data.get(name) is not None for name in names)
+    return any(data.get(name) is not None for name in ("references", "input_images", "input_image"))
 
 
 def read_edit(data: Mapping[str, Any]) -> EditRow:

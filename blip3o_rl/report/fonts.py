@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from PIL import ImageFont
 
+from blip3o_rl.data.synthetic.scenes import load_font
 from blip3o_rl.io import user_path, whole_characters
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -69,9 +70,7 @@ def _letters(text: str) -> frozenset[str]:
     return frozenset(char for char in whole_characters(text) if not char.isspace())
 
 
-@lru_cache
-def _load(file: str, size: int) -> Font:
-    return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
+_load = lru_cache(load_font)
 
 
 @lru_cache(maxsize=4096)

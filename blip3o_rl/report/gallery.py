@@ -21,6 +21,7 @@ from blip3o_rl.model.pixels import middle_square
 from blip3o_rl.report import html
 from blip3o_rl.report.evaluations import Pair
 from blip3o_rl.report.fonts import Font, font_for, has_letters, wrapped
+from blip3o_rl.report.overlay import fit
 
 CELL = 192
 """Side of an image in the grid, px: small images are enlarged towards it, large ones reduced to it."""
@@ -100,7 +101,7 @@ def save_grid(
     return path
 
 
-def save_pairs(path: Path, pairs: Sequence[Pair], columns: int = 3) -> Path:
+def save_pairs(path: Path, pairs: Sequence[Pair]) -> Path:
     """Before and after: for each prompt the two images of the same seed, with both scores; for edits behind the
     reference."""
     tiles = []
@@ -108,7 +109,7 @@ def save_pairs(path: Path, pairs: Sequence[Pair], columns: int = 3) -> Path:
         panels = _row([image for image in (pair.reference, pair.before, pair.after) if image is not None], CELL)
         tiles.append(Tile(panels, pair.prompt, pair.score_after, before=pair.score_before))
     header = "the same held-out prompts and seeds   ·   left before, right after training"
-    return save_grid(path, tiles, header, columns, cell=max(tile.image.shape[1] for tile in tiles))
+    return save_grid(path, tiles, header, 3, cell=max(tile.image.shape[1] for tile in tiles))
 
 
 def difference(reference: np.ndarray, result: np.ndarray) -> np.ndarray:
@@ -142,27 +143,13 @@ def _caption(draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile, fon
 def _shown(tile: Tile, cell: int) -> Image.Image:
     """What stands in a cell, which edits make wider than `cell`."""
     if tile.reference is None:
-        return _fit(tile.image, cell)
+        return fit(tile.image, cell)
     return Image.fromarray(_row([tile.reference, tile.image, difference(tile.reference, tile.image)], cell))
 
 
 def _row(images: Sequence[np.ndarray], cell: int) -> np.ndarray:
     """Images in a row, each fitted into a square of `cell` px: uint8 [cell, W, 3]."""
     row = Image.new("RGB", (len(images) * (cell + _SEAM) - _SEAM, cell), _PAPER)
-    for number, image in enumerate(_fit(image, cell) for image in images):
+    for number, image in enumerate(fit(image, cell) for image in images):
         row.paste(image, (number * (cell + _SEAM) + (cell - image.width) // 2, (cell - image.height) // 2))
     return np.asarray(row)
-
-
-def _fit(image: np.ndarray, cell: int) -> Image.Image:
-    """The image scaled into a cell: by a whole factor upwards, by Lanczos downwards."""
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"an image grid takes uint8 [H, W, 3] arrays, not {array.dtype} {list(array.shape)}")
-    shown = Image.fromarray(array)
-    longest = max(shown.size)
-    if longest > cell:
-        size = (max(1, round(shown.width * cell / longest)), max(1, round(shown.height * cell / longest)))
-        return shown.resize(size, Image.Resampling.LANCZOS)
-    factor = cell // longest
-    return shown.resize((shown.width * factor, shown.height * factor), Image.Resampling.NEAREST)

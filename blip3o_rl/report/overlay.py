@@ -21,19 +21,27 @@ COLORS = ("#1f6feb", "#d9822b", "#2a9d63", "#b5479b", "#c23b3b", "#8a6d3b")
 FONT = 13
 
 
+def fit(image: np.ndarray, side: int) -> Image.Image:
+    """An image, uint8 [H, W, 3], for a square of `side` px: enlarged by a whole factor, or reduced by Lanczos."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"only uint8 [H, W, 3] arrays can be shown, not {image.dtype} {list(image.shape)}")
+    factor = max(1, side // max(image.shape[:2]))
+    shown = Image.fromarray(image.repeat(factor, 0).repeat(factor, 1))
+    shown.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
+    return shown
+
+
 def drawn(image: np.ndarray, found: Sequence[Mapping[str, Any]], side: int = SIDE) -> np.ndarray:
     """The image, uint8 [H, W, 3], with what was found in it.
 
     Args:
         found: as the verdicts of an evaluation hold it: {"label", "box" (left, top, right, bottom as fractions)}. Where
             there is nothing, the image is returned as it is.
-        side: of the result; smaller images are enlarged towards it by a whole factor, larger ones reduced to it.
+        side: of the result, see `fit`.
     """
     if not found:
         return image
-    factor = max(1, side // max(image.shape[:2]))
-    sheet = Image.fromarray(image.repeat(factor, 0).repeat(factor, 1))
-    sheet.thumbnail((side, side), Image.Resampling.LANCZOS)
+    sheet = fit(image, side)
     pen, places = ImageDraw.Draw(sheet), {item["label"]: n for n, item in enumerate(found)}
     for item in found:
         color, label = COLORS[places[item["label"]] % len(COLORS)], str(item["label"])

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+from PIL import Image, ImageEnhance, ImageFilter
 
 from blip3o_rl.data.images import read_image
 from blip3o_rl.data.synthetic.scenes import draw, sample
 from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Reward, RewardError, Sample
+from blip3o_rl.scoring.authoring.known_images import lettering
 from blip3o_rl.scoring.rubric import Rubric
 
 
@@ -63,9 +63,9 @@ def calibrate(reward: Reward, cases: Sequence[CalibrationCase]) -> list[Calibrat
     return [CalibrationResult(case.prompt, {name: next(values) for name in case.images}) for case in cases]
 
 
-def drawn_cases(count: int = 4, side: int = 512, seed: int = 0) -> list[CalibrationCase]:
+def drawn_cases(count: int = 4, side: int = 512) -> list[CalibrationCase]:
     """Cases from drawn scenes; the bad image is the next prompt's."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     scenes = [sample(rng, "color_attr") for _ in range(count)]
     return _cases([str(metadata["prompt"]) for metadata, _ in scenes], [draw(scene, side) for _, scene in scenes])
 
@@ -90,10 +90,10 @@ def _cases(prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[Calibra
     return cases
 
 
-def spoiled(image: np.ndarray, seed: int = 0) -> np.ndarray:
+def spoiled(image: np.ndarray) -> np.ndarray:
     """Blurred by 2 % of the side, with strong noise (deviation 60 of 255)."""
     blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(image.shape[0] / 50)), np.float32)
-    noise = np.random.default_rng(seed).normal(0, 60, image.shape)
+    noise = np.random.default_rng(0).normal(0, 60, image.shape)
     return np.clip(blurred + noise, 0, 255).astype(np.uint8)
 
 
@@ -105,11 +105,3 @@ def oversaturated(image: np.ndarray) -> np.ndarray:
     rows, columns = np.indices(image.shape[:2])
     texture = 25 * np.sign(np.sin(rows / 2) * np.sin(columns / 2))
     return np.clip(np.asarray(strong, np.float32) + texture[..., None], 0, 255).astype(np.uint8)
-
-
-def lettering(prompt: str, side: int) -> np.ndarray:
-    """The prompt in black letters on white, nothing else."""
-    page = Image.new("RGB", (side, side), "white")
-    font = ImageFont.load_default(size=side / 12)
-    ImageDraw.Draw(page).multiline_text((side / 16, side / 4), fill(prompt, 22), fill="black", font=font)
-    return np.asarray(page)

@@ -15,14 +15,13 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 import numpy as np
 import openai
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from blip3o_rl.config.base import Settings
+from blip3o_rl.config.base import Settings, address, refuse
 from blip3o_rl.data.images import png_uri
 from blip3o_rl.data.text_files import read_text
 from blip3o_rl.errors import UserError
@@ -39,33 +38,23 @@ MAX_PAUSE_S = 30.0
 class ChatSettings(Settings):
     """Where a judge is and how it is asked."""
 
-    url: str = Field("http://127.0.0.1:8000/v1", description="the endpoint, up to and including the version")
+    url: Annotated[str, address("http://127.0.0.1:8000/v1", "api_key_env")] = Field(
+        "http://127.0.0.1:8000/v1", description="the endpoint, up to and including the version"
+    )
     model: str = Field(description="name under which the server serves the model")
     question_file: Path | None = Field(None, description="text file with the question, with {prompt} in it")
     side: int | None = Field(None, ge=1, description="images are resized to side x side; null sends them as they are")
-    api_key_env: str = Field("", description="environment variable with the key; configs are written to run folders")
+    api_key_env: Annotated[
+        str,
+        refuse(
+            lambda name: bool(name) and not os.environ.get(name), "the environment variable {} is not set; export it"
+        ),
+    ] = Field("", description="environment variable with the key; configs are written to run folders")
     request_timeout_s: float = Field(30.0, gt=0, description="per attempt: longest wait for the server")
     request_retries: int = Field(2, ge=0, description="further attempts after the first")
     request_backoff_s: float = Field(0.5, ge=0, description="first pause; doubles, unless the server says Retry-After")
     max_requests: int = Field(16, ge=1, description="requests at once per event loop")
     max_tokens: int = Field(512, ge=1, description="limit of the answer; an answer that reaches it is an error")
-
-    @field_validator("url")
-    @classmethod
-    def _plain(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"is {url!r}; write it like http://127.0.0.1:8000/v1")
-        if parts.username or parts.password:
-            raise ValueError("has a user name or password in it; put the key into a variable, see api_key_env")
-        return url
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_set(cls, variable: str) -> str:
-        if variable and not os.environ.get(variable):
-            raise ValueError(f"the environment variable {variable} is not set; export it")
-        return variable
 
 
 class ChatJudge:
