@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_endpoint import ChatEndpoint
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from diffusers.models.normalization import RMSNorm
 from safetensors.torch import load_file, save_file
@@ -237,6 +239,16 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
         source="test",
     )
     return Untrained(tokenizer, layout, policy, renderer, folder)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[ChatEndpoint]:
+    """A chat endpoint for judges and for rewriting."""
+    with ChatEndpoint() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.closing.set()
+        server.shutdown()
 
 
 @pytest.fixture

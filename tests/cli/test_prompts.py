@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
 import pytest
@@ -102,57 +100,23 @@ def test_data_sets_are_imported_from_their_folder(home, capsys):
         assert says in capsys.readouterr().err
 
 
-class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible endpoint that answers with `answer(question)`: text, or a status."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.asked = lambda question: "", []
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+def question_of(request):
+    return request["messages"][0]["content"]
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = request["messages"][0]["content"]
-        self.server.asked.append((request["model"], question))
-        answer = self.server.answer(question)
-        status = answer if isinstance(answer, int) else 200
-        message = {"message": {"role": "assistant", "content": answer}, "index": 0, "finish_reason": "stop"}
-        body = json.dumps({"object": "chat.completion", "choices": [message]}).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
+def richer(request):
+    return f"{question_of(request).split('<prompt>')[1].split('</prompt>')[0].strip()}, in soft light\n"
 
 
-@pytest.fixture
-def server():
-    server = Server()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def richer(question):
-    return f"{question.split('<prompt>')[1].split('</prompt>')[0].strip()}, in soft light\n"
-
-
-def test_prompts_are_rewritten_once_and_the_originals_are_kept(home, capsys, server):
+def test_prompts_are_rewritten_once_and_the_originals_are_kept(home, capsys, endpoint):
     given = [
         {"prompt": 'a sign that says "OPEN"', "text": ["OPEN"]},
         {"prompt": "a cup"},
         {"prompt": "a cup", "tag": "x"},
     ]
     (home / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given))
-    command = ["prompts", "rewrite", "p.jsonl", "--url", server.url, "--model", "qwen"]
-    server.answer = lambda question: 'a sign with "SHUT"' if "OPEN" in question else richer(question)
+    command = ["prompts", "rewrite", "p.jsonl", "--url", endpoint.url, "--model", "qwen"]
+    endpoint.reply = lambda request: 'a sign with "SHUT"' if "OPEN" in question_of(request) else richer(request)
     assert run(command) == 1
     printed = capsys.readouterr().out
     assert 'p.jsonl:1: stays as it is: the answer quotes "SHUT", the prompt "OPEN"' in printed
@@ -163,29 +127,29 @@ def test_prompts_are_rewritten_once_and_the_originals_are_kept(home, capsys, ser
         {"prompt": "a cup, in soft light", "original_prompt": "a cup"},
         {"prompt": "a cup, in soft light", "tag": "x", "original_prompt": "a cup"},
     ]
-    server.answer, server.asked = richer, []
-    assert run(command) == 0 and len(server.asked) == 1 and server.asked[0][0] == "qwen"
+    endpoint.reply, endpoint.requests = richer, []
+    assert run(command) == 0 and len(endpoint.requests) == 1 and endpoint.requests[0]["model"] == "qwen"
     assert lines_of(new)[0] == {
         "prompt": 'a sign that says "OPEN", in soft light',
         "text": ["OPEN"],
         "original_prompt": 'a sign that says "OPEN"',
     }
-    assert run(command) == 0 and len(server.asked) == 1, "everything is in the cache"
+    assert run(command) == 0 and len(endpoint.requests) == 1, "everything is in the cache"
     (home / "question.txt").write_text("shorter: <prompt>{prompt}</prompt>")
-    assert run([*command, "--instruction-file", "question.txt"]) == 0 and len(server.asked) == 3
-    assert run([*command[:-1], "llama"]) == 0 and len(server.asked) == 5, "another model is asked again"
+    assert run([*command, "--instruction-file", "question.txt"]) == 0 and len(endpoint.requests) == 3
+    assert run([*command[:-1], "llama"]) == 0 and len(endpoint.requests) == 5, "another model is asked again"
     twice = ["prompts", "rewrite", str(new), *command[3:], "-o", "twice.jsonl"]
     assert run(twice) == 0 and lines_of(home / "twice.jsonl")[1]["original_prompt"] == "a cup"
 
 
-def test_a_server_that_fails_ends_the_step_and_the_answers_so_far_are_kept(home, capsys, server):
+def test_a_server_that_fails_ends_the_step_and_the_answers_so_far_are_kept(home, capsys, endpoint):
     (home / "p.txt").write_text("".join(f"prompt {number}\n" for number in range(8)))
-    command = ["prompts", "rewrite", "p.txt", "--url", server.url, "--model", "m", "--concurrency", "1"]
-    server.answer = lambda question: 503 if "prompt 5" in question else richer(question)
+    command = ["prompts", "rewrite", "p.txt", "--url", endpoint.url, "--model", "m", "--concurrency", "1"]
+    endpoint.reply = lambda request: (503, {}, b"") if "prompt 5" in question_of(request) else richer(request)
     assert run(command) == 2
     error = capsys.readouterr().err
     assert "HTTP 503" in error and "start the server and give the same command again" in error
     assert not (home / "outputs" / "p-rewritten.jsonl").exists()
-    server.answer, server.asked = richer, []
-    assert run(command) == 0 and 1 <= len(server.asked) <= 3
+    endpoint.reply, endpoint.requests = richer, []
+    assert run(command) == 0 and 1 <= len(endpoint.requests) <= 3
     assert len(lines_of(home / "outputs" / "p-rewritten.jsonl")) == 8

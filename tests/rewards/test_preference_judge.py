@@ -5,10 +5,10 @@ import base64
 import io
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from chat_endpoint import ChatEndpoint, completion
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,76 +21,6 @@ from blip3o_rl.rewards.preference.unified import UnifiedReward
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
-
-
-class Endpoint(ThreadingHTTPServer):
-    """Answers every request with `self.reply(request)`: (status, headers, body), a verdict to wrap, or None to hang."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply = lambda request: '{"reason": "fine", "score": 7}'
-        self.requests = []
-        self.headers = []
-        self.closing = threading.Event()
-        self.lock = threading.Lock()
-        self.busy = self.busiest = 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self):
-        server = self.server
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.requests.append(request)
-            server.headers.append({name.lower(): value for name, value in self.headers.items()})
-            server.busy += 1
-            server.busiest = max(server.busiest, server.busy)
-        reply = server.reply(request)
-        if isinstance(reply, str):
-            reply = (200, {}, completion(reply))
-        with server.lock:
-            server.busy -= 1
-        if reply is None:
-            server.closing.wait()
-            return
-        status, headers, body = reply
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        if int(headers.get("Content-Length", 0)) > len(body):
-            self.wfile.flush()
-            server.closing.wait()
-
-    def log_message(self, *arguments):
-        pass
-
-
-def completion(text, finish="stop"):
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
-    return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
-
-
-@pytest.fixture
-def endpoint():
-    server = Endpoint()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.closing.set()
-    server.shutdown()
-    server.server_close()
-
 
 IMAGES = [np.random.default_rng(seed).integers(0, 256, (24, 40, 3), np.uint8) for seed in range(8)]
 SAMPLES = [Sample(str(i), f"cat number {i}", image) for i, image in enumerate(IMAGES)]
@@ -255,7 +185,7 @@ def test_a_slow_server_runs_into_the_time_limit(endpoint, reply):
 
 
 def test_nobody_listening_is_an_error():
-    server = Endpoint()
+    server = ChatEndpoint()
     server.server_close()
     (result,) = scored(judge(server, request_retries=1))
     assert isinstance(result, RewardError)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -22,55 +19,35 @@ ASKED = [
 ]
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
-        text = content[1]["text"]
-        self.server.seen.append(text)
-        answer = next(answer for question, answer in self.server.answers.items() if question in text)
-        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
-        body = json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
+def asked(endpoint):
+    return [request["messages"][0]["content"][1]["text"] for request in endpoint.requests]
 
 
-@pytest.fixture
-def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen, server.answers = [], {}
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def scored(server, *answers, **options):
-    server.answers = {item["question"]: answer for item, answer in zip(ASKED, answers, strict=True)}
-    reward = QuestionsReward(model="m", url=f"http://127.0.0.1:{server.server_port}/v1", **options)
+def scored(endpoint, *answers, **options):
+    known = {item["question"]: answer for item, answer in zip(ASKED, answers, strict=True)}
+    endpoint.reply = lambda request: next(
+        answer for question, answer in known.items() if question in request["messages"][0]["content"][1]["text"]
+    )
+    reward = QuestionsReward(model="m", url=endpoint.url, **options)
     sample = Sample("a", "a red ball on grass", np.zeros((8, 8, 3), np.uint8), {"questions": ASKED})
     return asyncio.run(reward.score([sample]))[0]
 
 
-def test_a_question_counts_if_those_that_it_needs_do(server):
-    assert scored(server, "Yes.", "yes", " **Yes**", "yes") == Score(
+def test_a_question_counts_if_those_that_it_needs_do(endpoint):
+    assert scored(endpoint, "Yes.", "yes", " **Yes**", "yes") == Score(
         1.0, {"exact": 1.0, "category_entity": 1.0, "category_attribute": 1.0}
     )
-    assert len(server.seen) == 4 and not any("a red ball on grass" in text for text in server.seen)
-    no_ball = scored(server, "no", "yes", "yes", "yes")
+    assert len(asked(endpoint)) == 4 and not any("a red ball on grass" in text for text in asked(endpoint))
+    no_ball = scored(endpoint, "no", "yes", "yes", "yes")
     assert no_ball.value == 0.25, "only the grass: what needs the ball, and what needs its color, does not count"
     assert no_ball.components == {"exact": 0.0, "category_entity": 0.5, "category_attribute": 1.0}
     assert no_ball.reason == "not so: Is there a ball? Is the ball red? Is the red ball on the grass?"
 
 
-def test_an_answer_that_is_neither_is_an_error_and_never_a_no(server):
-    found = scored(server, "yes", "perhaps", "yes", "no")
+def test_an_answer_that_is_neither_is_an_error_and_never_a_no(endpoint):
+    found = scored(endpoint, "yes", "perhaps", "yes", "no")
     assert isinstance(found, RewardError) and "'Is the ball red?' is neither yes nor no: perhaps" in str(found)
-    assert isinstance(scored(server, "yes", "nobody knows", "yes", "no"), RewardError)
+    assert isinstance(scored(endpoint, "yes", "nobody knows", "yes", "no"), RewardError)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +64,10 @@ def test_wrong_questions_are_refused_at_load(questions, says):
     assert says in QuestionsReward(model="m").check_metadata({"questions": questions})
 
 
-def test_a_question_file_needs_a_place_for_the_question(tmp_path, server):
+def test_a_question_file_needs_a_place_for_the_question(tmp_path, endpoint):
     (tmp_path / "q.txt").write_text("Is it so? {prompt}")
     with pytest.raises(UserError, match="question_file: has no {question} in it"):
         QuestionsReward(model="m", question_file=tmp_path / "q.txt")
     (tmp_path / "q.txt").write_text("{question} Just yes or no.")
-    assert scored(server, *["yes"] * 4, question_file=tmp_path / "q.txt").value == 1
-    assert server.seen[0].endswith("? Just yes or no.")
+    assert scored(endpoint, *["yes"] * 4, question_file=tmp_path / "q.txt").value == 1
+    assert asked(endpoint)[0].endswith("? Just yes or no.")

@@ -19,7 +19,7 @@ from editing import text_copy
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
+from sft_runs import kill_in_the_fourth_step, weights
 
 from blip3o_rl.config.sft import TaskShares
 from blip3o_rl.errors import UserError
@@ -31,7 +31,6 @@ from blip3o_rl.model.token_layout import KEEP_INSTRUCTION, TASKS
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft import launch as sft_launch
 from blip3o_rl.sft.launch import compose_settings
-from blip3o_rl.sft.model import SFTModel
 from blip3o_rl.sft.pairs import FAULT, Fields, index, read_bytes
 from blip3o_rl.sft.run import BadPairs, SFTTrainer
 from blip3o_rl.sft.tasks import shares_of, task_of_step
@@ -259,14 +258,6 @@ def test_a_batch_has_the_prompts_and_references_of_inference(tmp_path: Path, wor
     assert seen == {"edit", "keep", "text_to_image"}
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for file in sorted((folder / "model").rglob("*.safetensors")):
-        part = file.parent.relative_to(folder / "model")
-        found |= {f"{part}/{name}": value for name, value in load_file(file).items()}
-    return found
-
-
 SMALL = ["model.scales=[2]", "train.batch_size=2", "train.gradient_accumulation=1"]
 SMALL += ["train.policy_lr=1e-3", "train.renderer_lr=1e-3", "train.warmup_ratio=0.5", "run.processes=1"]
 SMALL += ["data.workers=0", "train.condition_drop=0.5"]
@@ -287,15 +278,7 @@ def test_a_text_to_image_model_learns_to_edit_killed_and_resumed(
     more += ["model.system_prompts.edit='Change it.'", f"data.files=[{world / 'rows.jsonl'}]"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     sft_launch.launch(RECIPE, [*SMALL, *more, f"run.folder={whole}"])
-    forward, calls = SFTModel.forward, []
-
-    def killed_in_the_fourth(*arguments: Any, **others: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return forward(*arguments, **others)
-
-    monkeypatch.setattr(SFTModel, "forward", killed_in_the_fourth)
+    kill_in_the_fourth_step(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         sft_launch.launch(RECIPE, [*SMALL, *more, f"run.folder={broken}"])
     sft_launch.resume(broken, [])

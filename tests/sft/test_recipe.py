@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from sft_runs import kill_in_the_fourth_step, weights
 
 from blip3o_rl.data.synthetic.scene_prompts import train_prompts
 from blip3o_rl.data.synthetic.scenes import draw, realise
@@ -65,27 +65,11 @@ def lines(folder: Path, *names: str) -> list[list[Any]]:
     return [[line[name] for name in ("step", *names)] for line in RunFolder(folder).read_metrics()]
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for file in sorted((folder / "model").rglob("*.safetensors")):
-        part = file.parent.relative_to(folder / "model")
-        found |= {f"{part}/{name}": value for name, value in load_file(file).items()}
-    return found
-
-
 def test_killed_and_resumed_makes_the_same_steps(tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = ["train.steps=4", "run.save_every=2", "train.trainable=caption", "train.gradient_checkpointing=true"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert sft_launch.launch(RECIPE, overrides(whole, scenes, *more)) == whole / "model"
-    forward, calls = SFTModel.forward, []
-
-    def killed_in_the_fourth(*arguments: Any, **more: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return forward(*arguments, **more)
-
-    monkeypatch.setattr(SFTModel, "forward", killed_in_the_fourth)
+    kill_in_the_fourth_step(monkeypatch)
     with pytest.raises(KeyboardInterrupt, match=f"blip3o-rl sft --resume {broken}$"):
         sft_launch.launch(RECIPE, overrides(broken, scenes, *more))
     assert [step for (step,) in lines(broken)] == [1, 2, 3]
