@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,31 +59,28 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-class ImageProgress:
-    """A bar over images, fed by the pipeline; a batch counts by its stages, each the same."""
-
-    def __init__(self, bar: Progress, images: int, batch_size: int, stages: tuple[str, ...]):
-        self.bar, self.images, self.batch_size, self.stages = bar, images, batch_size, stages
-        self.finished = 0
-        self.task = bar.add_task("starting", total=images)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        batch = min(self.batch_size, self.images - self.finished)
-        share = (self.stages.index(stage) + done / total) / len(self.stages)
-        self.bar.update(self.task, completed=self.finished + batch * share, description=f"{stage} {done}/{total}")
-        if stage == self.stages[-1] and done == total:
-            self.finished += batch
-
-
 @contextmanager
 def progress_bar(
     images: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")
-) -> Iterator[ImageProgress]:
-    """A progress bar on standard error, gone when the block ends; nothing where that is no terminal."""
+) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error, gone when the block ends; nothing where that is no terminal.
+
+    Yields what the pipeline calls with a stage, done and total; a batch counts by its stages, each the same.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield ImageProgress(bar, images, batch_size, stages)
+        task, finished = bar.add_task("starting", total=images), 0
+
+        def show(stage: str, done: int, total: int) -> None:
+            nonlocal finished
+            batch = min(batch_size, images - finished)
+            share = (stages.index(stage) + done / total) / len(stages)
+            bar.update(task, completed=finished + batch * share, description=f"{stage} {done}/{total}")
+            if stage == stages[-1] and done == total:
+                finished += batch
+
+        yield show
 
 
 def output_folder(path: Path) -> Path:

@@ -34,7 +34,9 @@ def launch(recipe: str, overrides: list[str]) -> Path:
         UserError: something the user can fix, before or (bad data, a loss that is not finite) during the run.
         KeyboardInterrupt: with the command that goes on with the run.
     """
-    settings = check(compose_settings(recipe, overrides))
+    from blip3o_rl.sft import preflight  # imports torch and datasets
+
+    settings = preflight.check(compose_settings(recipe, overrides))
 
     def create() -> RunFolder:
         folder = RunFolder.create(str(settings.run.recipe), path=settings.run.folder)
@@ -50,6 +52,8 @@ def resume(path: Path, overrides: list[str]) -> Path:
     Raises:
         UserError: no run of supervised fine-tuning, one that is finished, or a bad override.
     """
+    from blip3o_rl.sft import preflight
+
     folder = RunFolder.open(path)
     settings = load_settings(folder, overrides)
     done, steps, model = latest_step(folder.checkpoints), settings.train.steps, folder.path / "model"
@@ -60,7 +64,7 @@ def resume(path: Path, overrides: list[str]) -> Path:
         )
     if model.exists():
         raise UserError(f"{model}: is there from before; move it away, the run writes a new one")
-    return _start(check(settings), lambda: folder)
+    return _start(preflight.check(settings), lambda: folder)
 
 
 def compose_settings(recipe: str | Path, overrides: list[str]) -> SFTSettings:
@@ -86,13 +90,6 @@ def load_settings(folder: RunFolder, overrides: list[str]) -> SFTSettings:
 
 def _validated(config: object) -> SFTSettings:
     return validate(SFTSettings, composition.resolved(config), "")
-
-
-def check(settings: SFTSettings) -> SFTSettings:
-    """See `preflight.check`."""
-    from blip3o_rl.sft import preflight  # imports torch and datasets
-
-    return preflight.check(settings)
 
 
 def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:

@@ -92,7 +92,8 @@ class EditReward:
         """One Score per sample. A RewardError where there is no reference, or where the reference already is as asked:
         no image could gain on it."""
         rows = [row for row, sample in enumerate(samples) if sample.references]
-        references = {row: _resized(samples[row].references[0], samples[row].image) for row in rows}
+        sizes = {row: samples[row].image.shape[:2] for row in rows}
+        references = {row: consistency.resized(samples[row].references[0], size) for row, size in sizes.items()}
         seen = self.observer.observe([*(samples[row].image for row in rows), *references.values()])
         found: list[Score | RewardError] = [RewardError("has no reference image")] * len(samples)
         edits = {
@@ -161,10 +162,6 @@ class _Edit:
             mask = consistency.difference(self.reference, consistency.resized(load_image(self.target), shape))
         outside = consistency.outside(shape, [*self.brief.boxes, *self.new], mask)
         return Pair(self.reference, self.image, outside)
-
-
-def _resized(reference: np.ndarray, image: np.ndarray) -> np.ndarray:
-    return consistency.resized(reference, image.shape[:2])
 
 
 def _shares(name: str, value: bool, brief: EditBrief) -> dict[str, float]:

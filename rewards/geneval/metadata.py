@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import Field, StrictInt
 
 from blip3o_rl.config.base import Settings, validate
+from blip3o_rl.data.synthetic.scenes import TAGS
 from blip3o_rl.errors import UserError, did_you_mean
 
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = Literal["left of", "right of", "above", "below"]
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blip3o_rl.data.synthetic.scenes import TAGS
 from blip3o_rl.rewards.geneval import rules
 from blip3o_rl.rewards.geneval.detector import Detection
-from blip3o_rl.rewards.geneval.metadata import TAGS
 
 LEFT, MIDDLE, RIGHT = (0.0, 10.0, 10.0, 20.0), (20.0, 10.0, 30.0, 20.0), (40.0, 10.0, 50.0, 20.0)
 

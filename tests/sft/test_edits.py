@@ -30,6 +30,7 @@ from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.token_layout import KEEP_INSTRUCTION, TASKS
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft import launch as sft_launch
+from blip3o_rl.sft import preflight
 from blip3o_rl.sft.launch import compose_settings
 from blip3o_rl.sft.pairs import FAULT, Fields, index, read_bytes
 from blip3o_rl.sft.run import BadPairs, SFTTrainer
@@ -310,9 +311,9 @@ def test_a_text_to_image_model_learns_to_edit_killed_and_resumed(
 
     # Such a folder is an editing model, which needs no `model.editing`, and refuses another connector.
     again = [*SMALL, "train.steps=1", *MIX, f"data.files=[{world / 'rows.jsonl'}]", f"model.folder={model.path}"]
-    assert sft_launch.check(compose_settings(RECIPE, again)).model.editing is None
+    assert preflight.check(compose_settings(RECIPE, again)).model.editing is None
     with pytest.raises(UserError, match=r"model\.editing=tokens: the model folder edits with latents already"):
-        sft_launch.check(compose_settings(RECIPE, [*again, "model.editing=tokens"]))
+        preflight.check(compose_settings(RECIPE, [*again, "model.editing=tokens"]))
 
 
 def test_tokens_alone_leave_the_renderers_inputs_as_they_are(tmp_path: Path, world: Path, text_model: Path) -> None:
@@ -322,7 +323,7 @@ def test_tokens_alone_leave_the_renderers_inputs_as_they_are(tmp_path: Path, wor
     assert (uses.cross_attention, uses.noise_injection) == (False, False)
     # From the policy alone to latents: the untrained connector is replaced.
     later = [*SMALL, *more[:1], "model.editing=latents", *more[2:], f"model.folder={tmp_path / 'run' / 'model'}"]
-    assert sft_launch.check(compose_settings(RECIPE, later)).model.editing == "latents"
+    assert preflight.check(compose_settings(RECIPE, later)).model.editing == "latents"
 
 
 REFUSED: list[tuple[list[str], str]] = [
@@ -345,7 +346,7 @@ def test_what_is_refused_before_a_model_is_loaded(
         monkeypatch.setattr(ModelFolder, name, loaded)
     base = [*SMALL, f"data.files=[{world / 'rows.jsonl'}]", f"model.folder={text_model}"]
     with pytest.raises(UserError, match=words):
-        sft_launch.check(compose_settings(RECIPE, [*base, *more]))
+        preflight.check(compose_settings(RECIPE, [*base, *more]))
 
 
 @pytest.mark.long
