@@ -133,7 +133,7 @@ def _write_diffusers(source: Path, target: Path, tell: Tell) -> None:
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
-    """Tokenizer, generation config, licence: all files but weights, configs and cards."""
+    """Tokenizer, generation config, license: all files but weights, configs and cards."""
     for file in source.iterdir():
         left_out = file.name in (LAYOUT, "config.json", CARD) or any(file.match(pattern) for pattern in _WEIGHTS)
         if file.is_file() and not left_out:

@@ -1,7 +1,7 @@
-"""The README.md that goes with exported weights: licence, origin, training, use and known failures.
+"""The README.md that goes with exported weights: license, origin, training, use and known failures.
 
-The text is in model_card.md, a template. A card states what is recorded and nothing else. The licence is inherited from
-the front matter of the source's own README; where none was recorded, and for the frozen parts with licences of their
+The text is in model_card.md, a template. A card states what is recorded and nothing else. The license is inherited from
+the front matter of the source's own README; where none was recorded, and for the frozen parts with licenses of their
 own, the card sends the reader to the base model.
 """
 
@@ -25,7 +25,7 @@ from blip3o_rl.report.summary import summarize
 
 CARD = "README.md"
 _TEMPLATE = Path(__file__).with_suffix(".md")
-_LICENCE = re.compile(r"^license:\s*[\"']?([\w.-]+)", re.MULTILINE)
+_LICENSE = re.compile(r"^license:\s*[\"']?([\w.-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def card(folder: Path, format: str, training: Training | None = None) -> str:
     index = read_json(folder / model_folder.INDEX)
     converted = index.get("converted") or {}
     readme = kept_folder(folder) / CARD
-    licence = _LICENCE.search(readme.read_text(errors="replace")) if readme.is_file() else None
+    license = _LICENSE.search(readme.read_text(errors="replace")) if readme.is_file() else None
     template = jinja2.Template(_TEMPLATE.read_text(), trim_blocks=True, undefined=jinja2.StrictUndefined)
     return template.render(
         title=training.run if training else folder.name,
@@ -80,6 +80,6 @@ def card(folder: Path, format: str, training: Training | None = None) -> str:
         source=index.get("source", "not recorded"),
         base=converted.get("source", ""),
         revision=converted.get("revision"),
-        licence=licence.group(1).lower() if licence else None,
+        license=license.group(1).lower() if license else None,
         own=str(index.get("base") or index.get("source")).startswith("blip3o_rl.mini"),
     )

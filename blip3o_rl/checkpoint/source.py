@@ -1,7 +1,7 @@
 """Where an upstream checkpoint comes from: a folder on disk, or a hub id.
 
 Hub ids go through huggingface_hub, with its cache, its tokens and its environment variables (HF_HUB_OFFLINE,
-HF_HUB_CACHE). Only weights in safetensors, configs, tokenizer and licence are fetched; pickled weights are not.
+HF_HUB_CACHE). Only weights in safetensors, configs, tokenizer and license are fetched; pickled weights are not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cheap image statistics that show when a policy games its reward. They are logged, never rewarded.
 
 Reward hacking shows in the images before it shows in the curve: backgrounds go dark, surfaces go flat, edges and
-colours vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, colour entropy -54 %), and the images
+colors vanish (UniRL's OCR run with no KL: dark share 0.45 -> 0.93, edges -60 %, color entropy -54 %), and the images
 of a group become copies of one another. OpenCV does the arithmetic: all images of a step pass one process, which has
 to keep up with the GPUs that render them. All values are in [0, 1]. The share of an image that text covers needs an
 OCR engine, so it is taken from the component of an OCR reward; whether an edit is a copy of its reference, or a new
@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 
 DARK_BELOW = 32
-"""Grey values (0..255) below this are dark."""
+"""Gray values (0..255) below this are dark."""
 FLAT_BELOW = 2.0
-"""A pixel is flat if its 3x3 neighbourhood's grey values have a standard deviation below this (of 255)."""
+"""A pixel is flat if its 3x3 neighborhood's gray values have a standard deviation below this (of 255)."""
 EDGE_ABOVE = 20.0
 """A pixel is on an edge if its Sobel gradient (per pixel, of 255; an eighth of the filter's sum) exceeds this."""
-COLOUR_LEVELS = 8
-"""Levels per channel of the colour histogram."""
+COLOR_LEVELS = 8
+"""Levels per channel of the color histogram."""
 DUPLICATE_BELOW = 0.01
 """Two images are near duplicates if their mean absolute pixel difference (of 1.0) is below this."""
 FROM_REWARDS = ("text_area", "near_copy", "regenerated")
@@ -35,17 +35,17 @@ def image_statistics(image: np.ndarray) -> dict[str, float]:
 
     Returns:
         dark_share, flat_share (without local contrast) and edge_density: shares of the pixels.
-        colour_entropy: entropy of the 8x8x8 colour histogram over its largest possible value, 0 (one colour) .. 1.
+        colour_entropy: entropy of the 8x8x8 color histogram over its largest possible value, 0 (one color) .. 1.
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    mean = cv2.blur(grey, (3, 3))
-    variance = np.maximum(cv2.blur(grey * grey, (3, 3)) - mean * mean, 0)
-    gradient = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-    counts = cv2.calcHist([image], [0, 1, 2], None, [COLOUR_LEVELS] * 3, [0, 256] * 3).astype(np.float64)
-    share = counts[counts > 0] / grey.size
-    entropy = float(-(share * np.log(share)).sum() / np.log(COLOUR_LEVELS**3))
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    mean = cv2.blur(gray, (3, 3))
+    variance = np.maximum(cv2.blur(gray * gray, (3, 3)) - mean * mean, 0)
+    gradient = cv2.magnitude(cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1))
+    counts = cv2.calcHist([image], [0, 1, 2], None, [COLOR_LEVELS] * 3, [0, 256] * 3).astype(np.float64)
+    share = counts[counts > 0] / gray.size
+    entropy = float(-(share * np.log(share)).sum() / np.log(COLOR_LEVELS**3))
     return {
-        "dark_share": float((grey < DARK_BELOW).mean()),
+        "dark_share": float((gray < DARK_BELOW).mean()),
         "flat_share": float((variance < FLAT_BELOW**2).mean()),
         "edge_density": float((gradient > 8 * EDGE_ABOVE).mean()),
         "colour_entropy": max(entropy, 0.0),

@@ -1,7 +1,7 @@
 """GenEval's color classifier: CLIP ViT-L/14, zero-shot, over ten color names.
 
 For a class and each color, the sentences of `TEMPLATES` are embedded, normalized, averaged and normalized again. Each
-object is cut out by its mask, put on flat grey, cropped to its box and brought to CLIP's input by OpenAI's own
+object is cut out by its mask, put on flat gray, cropped to its box and brought to CLIP's input by OpenAI's own
 transform. The color whose embedding has the largest cosine with the crop's wins.
 Unlike upstream, crops of all images go through the network together, the ten embeddings of a class are kept, and it
 computes in float32 (upstream: automatic mixed precision).
@@ -66,7 +66,7 @@ class ClipColors:
 
 
 def crop(image: np.ndarray, detection: Detection) -> np.ndarray:
-    """The object on flat grey, cropped to its box (rounded to whole pixels); without a mask, the image in the box."""
+    """The object on flat gray, cropped to its box (rounded to whole pixels); without a mask, the image in the box."""
     if detection.mask is not None:
         image = np.where(detection.mask[..., None], image, BACKGROUND)
     return np.asarray(Image.fromarray(image).crop(detection.box))

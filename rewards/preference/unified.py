@@ -71,14 +71,14 @@ class UnifiedReward(ChatJudge):
 
     def read(self, answer: str) -> Score:
         if self.version == "1.5":
-            final = labelled(answer, "Final Score")
+            final = labeled(answer, "Final Score")
             return Score(final / 5, {"raw": final})
-        axes = {axis.lower(): labelled(answer, f"{axis} Score") for axis in AXES}
+        axes = {axis.lower(): labeled(answer, f"{axis} Score") for axis in AXES}
         mean = sum(axes.values()) / len(axes)
         return Score((mean - 1) / 4, {"raw": mean, **axes})
 
 
-def labelled(answer: str, label: str) -> float:
+def labeled(answer: str, label: str) -> float:
     """The number from 1 to 5 after "<label>:" or "<label> (1-5):"; bold marks and a full stop are ignored."""
     numbers = re.findall(rf"{re.escape(label)}(?:\s*\(1-5\))?[*\s]*:[*\s]*(\S+)", answer)
     found = {number.rstrip(".*") for number in numbers}

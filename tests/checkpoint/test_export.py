@@ -217,7 +217,7 @@ def test_every_export_has_a_card(converted: Callable, upstream: Callable, tmp_pa
     assert str(tmp_path) not in text
 
 
-def test_a_card_claims_no_licence_that_nobody_gave(converted: Callable, tmp_path: Path) -> None:
+def test_a_card_claims_no_license_that_nobody_gave(converted: Callable, tmp_path: Path) -> None:
     _, folder = converted()
     text = (export(folder, tmp_path / "out", "policy") / "README.md").read_text()
     assert "license: other\nlicense_name: see-base-model" in text

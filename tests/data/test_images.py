@@ -25,15 +25,15 @@ def test_all_kinds_of_images_become_rgb(tmp_path: Path) -> None:
     weight = np.asarray(alpha)[..., 3:] / 255
     on_white = np.asarray(rgb) * weight + 255 * (1 - weight)
     palette = rgb.quantize(16)
-    grey16 = Image.fromarray((np.arange(48).reshape(6, 8) * 1394).astype(np.uint16))
+    gray16 = Image.fromarray((np.arange(48).reshape(6, 8) * 1394).astype(np.uint16))
     kinds = {
         "rgb": (rgb, np.asarray(rgb), 0),
         "alpha": (alpha, on_white, 1),
         "palette": (palette, np.asarray(palette.convert("RGB")), 0),
-        "grey": (rgb.convert("L"), np.asarray(rgb.convert("L"))[..., None].repeat(3, 2), 0),
-        "grey-alpha": (rgb.convert("L").convert("LA"), np.asarray(rgb.convert("L"))[..., None].repeat(3, 2), 0),
+        "gray": (rgb.convert("L"), np.asarray(rgb.convert("L"))[..., None].repeat(3, 2), 0),
+        "gray-alpha": (rgb.convert("L").convert("LA"), np.asarray(rgb.convert("L"))[..., None].repeat(3, 2), 0),
         "bits": (rgb.convert("1"), np.asarray(rgb.convert("1").convert("RGB")), 0),
-        "grey16": (grey16, np.round(np.asarray(grey16) / 257)[..., None].repeat(3, 2), 0),
+        "gray16": (gray16, np.round(np.asarray(gray16) / 257)[..., None].repeat(3, 2), 0),
     }
     for name, (image, expected, tolerance) in kinds.items():
         image.save(tmp_path / f"{name}.png")
@@ -98,7 +98,7 @@ def test_files_that_are_no_single_image_are_refused(tmp_path: Path, monkeypatch:
         read_image(tmp_path / "whole.png")
 
 
-def test_16_bit_grey_with_a_transparent_level_and_from_a_netpbm_file(tmp_path: Path) -> None:
+def test_16_bit_gray_with_a_transparent_level_and_from_a_netpbm_file(tmp_path: Path) -> None:
     levels = np.array([[0, 257, 65535]], np.uint16)
     Image.fromarray(levels).save(tmp_path / "a.png", transparency=0)
     assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [255, 1, 255]

@@ -75,5 +75,5 @@ def test_build_writes_a_model_that_generates(tmp_path: Path) -> None:
     assert made.images.shape == (1, 64, 64, 3)
     again = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
     same = Blip3oPipeline.from_pretrained(again)(["a photo of a circle"], [1], GenerationConfig(scale=2, steps=2))
-    # Equal weights at other addresses may take other kernels, whose rounding moves a grey level.
+    # Equal weights at other addresses may take other kernels, whose rounding moves a gray level.
     assert np.abs(same.images.astype(int) - made.images).max() <= 1

@@ -139,7 +139,7 @@ def test_a_monitor_built_from_the_metrics_goes_on_where_the_first_one_stopped():
     assert again == [drift for drift in whole if drift.step >= 9] != []
 
 
-def test_images_that_go_dark_lose_their_edges_and_colours():
+def test_images_that_go_dark_lose_their_edges_and_colors():
     watch = DriftMonitor(MonitorSettings(warn={"dark_share": 0.3, "edge_density": 0.03, "colour_entropy": 0.05}))
     found = []
     for step in range(1, 21):
@@ -153,7 +153,7 @@ def test_images_that_go_dark_lose_their_edges_and_colours():
 
 @pytest.mark.parametrize("hacked", [False, True])
 def test_the_shipped_limits_tell_a_published_case_of_hacking_from_an_ordinary_run(hacked):
-    """Levels and noise of an ordinary run of the mini model; dark share, edges and colours moved over 40 steps as in
+    """Levels and noise of an ordinary run of the mini model; dark share, edges and colors moved over 40 steps as in
     UniRL's report of an OCR reward without KL (+0.475, -60 %, -54 %)."""
     ordinary = {"dark_share": (0.026, 0.006), "edge_density": (0.069, 0.008), "colour_entropy": (0.14, 0.015)}
     change = {"dark_share": 0.475, "edge_density": -0.6 * 0.069, "colour_entropy": -0.54 * 0.14}

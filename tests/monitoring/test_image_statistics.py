@@ -42,8 +42,8 @@ def test_the_statistics_are_what_they_say(image):
     share = np.bincount(levels.ravel()) / levels.size
     entropy = -sum(p * np.log(p) for p in share if p > 0) / np.log(512)
     assert found["colour_entropy"] == pytest.approx(entropy, abs=1e-9)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
-    gradient = np.hypot(ndimage.sobel(grey, 0, mode="mirror"), ndimage.sobel(grey, 1, mode="mirror")) / 8
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
+    gradient = np.hypot(ndimage.sobel(gray, 0, mode="mirror"), ndimage.sobel(gray, 1, mode="mirror")) / 8
     assert found["edge_density"] == (gradient > 20).mean()
     other = 255 - image
     distance = np.abs(image.astype(float) - other).mean() / 255

@@ -30,7 +30,7 @@ def test_width_follows_the_columns_and_height_the_rows():
     assert grid(tiles, header="step 1", columns=7).height > one.height
 
 
-def test_small_pictures_are_enlarged_by_a_whole_factor_without_smoothing():
+def test_small_images_are_enlarged_by_a_whole_factor_without_smoothing():
     image = _noise(64)
     sheet = np.asarray(grid([Tile(image, "x", 1.0)]))
     inner = sheet[gallery.MARGIN : gallery.MARGIN + CELL, gallery.MARGIN : gallery.MARGIN + CELL]
@@ -39,7 +39,7 @@ def test_small_pictures_are_enlarged_by_a_whole_factor_without_smoothing():
     assert np.array_equal(inner[:-1, :-1], expected[:-1, :-1])
 
 
-def test_large_pictures_are_reduced_into_the_cell():
+def test_large_images_are_reduced_into_the_cell():
     sheet = grid([Tile(_noise(512), "x", 1.0), Tile(np.zeros((300, 600, 3), np.uint8), "wide", 0.0)], columns=2)
     assert sheet.width == _width(2)
 
@@ -63,7 +63,7 @@ def test_other_arrays_are_refused(image):
         grid([Tile(image, "x", 1.0)])
 
 
-def test_no_picture_is_refused():
+def test_no_image_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         grid([])
 

@@ -68,7 +68,7 @@ def test_a_run_that_made_no_step_has_a_summary_and_a_page(tmp_path):
     assert "has made no step yet" in page.write(run).read_text()
 
 
-def test_page_holds_curves_pictures_and_escaped_config_and_nothing_from_outside(folder):
+def test_page_holds_curves_images_and_escaped_config_and_nothing_from_outside(folder):
     for step in range(1, 12):
         save_grid(folder.grid(step), [Tile(np.zeros((8, 8, 3), np.uint8), "x", 1.0)])
     text = page.write(folder).read_text()
@@ -109,7 +109,7 @@ def test_moving_average_is_the_mean_of_the_window(numbers, window):
         assert found[end - 1] == pytest.approx(np.mean(numbers[max(0, end - window) : end]), abs=1e-9)
 
 
-def test_charts_are_inline_in_the_colours_of_the_page_and_survive_one_point_and_none():
+def test_charts_are_inline_in_the_colors_of_the_page_and_survive_one_point_and_none():
     assert charts.lines([charts.Line("x", [])]) == "" and charts.stacked([]) == ""
     one = charts.lines([charts.Line("x", [(1, 0.0)], band=[(-0.5, 0.5)])])
     many = charts.lines([charts.Line("x", [(1, 0.0), (2, 3.0)]), charts.Line("y", [(1, 1.0)], faint=True)])

@@ -52,7 +52,7 @@ def clip_input(image: np.ndarray) -> np.ndarray:
 # ---- crops
 
 
-def test_a_crop_is_the_object_on_grey():
+def test_a_crop_is_the_object_on_gray():
     image = noise()
     cut = np.asarray(crop(image, seen((10.0, 5.0, 30.0, 25.0))))
     assert cut.shape == (20, 20, 3)

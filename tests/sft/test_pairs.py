@@ -30,9 +30,9 @@ from blip3o_rl.sft.run import BadPairs
 Row = dict[str, Any]
 
 
-def png(grey: int = 0, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
+def png(gray: int = 0, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, (grey, grey, grey)).save(file, kind)
+    Image.new("RGB", size, (gray, gray, gray)).save(file, kind)
     return file.getvalue()
 
 
@@ -46,7 +46,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w")
 
 
 def tar_of(path: Path, numbers: Iterable[int], mode: str = "w") -> Path:
-    """A pair per number: the number as its caption, an image of that grey."""
+    """A pair per number: the number as its caption, an image of that gray."""
     members = [(f"a/{n:03d}.{kind}", data) for n in numbers for kind, data in (("png", png(n)), ("txt", b"%d" % n))]
     return write_tar(path, members, mode)
 
@@ -82,7 +82,7 @@ def batches(rows: list[Row], **changes: Any) -> PairBatches:
     return PairBatches(data=data, tokenizer=tokenizer, layout=layout, **fields)
 
 
-def greys(batch: Row) -> list[int]:
+def grays(batch: Row) -> list[int]:
     return [int(example.square[0, 0, 0]) for example in batch["examples"]]
 
 
@@ -114,10 +114,10 @@ def test_all_kinds_of_files_give_their_pairs_and_an_index_is_kept_until_a_file_c
 
 def test_a_pass_gives_every_pair_once_in_another_order_each_time(fifteen: list[Row]) -> None:
     make = batches(fifteen)
-    seen = [grey for batch in range(6) for grey in greys(make(batch))]
+    seen = [gray for batch in range(6) for gray in grays(make(batch))]
     assert sorted(seen[:15]) == sorted(seen[15:]) == list(range(15))
     assert seen[:15] != seen[15:] != sorted(seen[15:])
-    assert greys(batches(fifteen, seed=4)(0)) != seen[:5]
+    assert grays(batches(fifteen, seed=4)(0)) != seen[:5]
 
 
 @settings(max_examples=15, deadline=None)
@@ -127,7 +127,7 @@ def test_a_batch_follows_from_its_number_alone(fifteen: list[Row], numbers: list
     for number in numbers:
         one(number)
     last = numbers[-1]
-    assert greys(one(last)) == greys(other(last))
+    assert grays(one(last)) == grays(other(last))
     pairs = zip(one(last)["examples"], other(last)["examples"], strict=True)
     assert all(torch.equal(first.pixels, second.pixels) for first, second in pairs)
 
@@ -179,7 +179,7 @@ def test_a_bad_line_is_named_and_another_pair_takes_its_place(tmp_path: Path, li
     make = batches(rows, batch_size=len(rows))
     for pass_ in range(2):
         batch = make(pass_)
-        assert set(greys(batch)) == set(range(4)) and len(batch["examples"]) == len(rows)
+        assert set(grays(batch)) == set(range(4)) and len(batch["examples"]) == len(rows)
         bad |= batch["bad"]
     assert list(bad) == [f"{path}:3"]
     assert all(word in bad[f"{path}:3"] for word in words)
@@ -204,7 +204,7 @@ def test_a_bad_group_of_members_is_named(tmp_path: Path, members: Any, words: li
     assert all(word in bad[f"{path}:x"] for word in words)
 
 
-def test_members_of_a_pair_need_not_be_neighbours(tmp_path: Path) -> None:
+def test_members_of_a_pair_need_not_be_neighbors(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("2.txt", b"2"), ("1.txt", b"1"), ("2.png", png(2))])
     rows, bad = rows_of([path], tmp_path)
     assert [number(row) for row in rows] == [1, 2] and not bad
