@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import shlex
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +19,14 @@ def new(
 ) -> None:
     """Writes a commented reward to start from, NAME.py, and its test, test_NAME.py."""
     from blip3o_rl.io import write_text
-    from blip3o_rl.scoring.authoring.template import reward_files
 
-    texts = {folder / file: text for file, text in reward_files(name).items()}
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise UserError(f"rewards new {name}: not a name for a Python function; use letters, digits and underscores")
+    templates = resources.files("blip3o_rl.scoring.authoring") / "templates"
+    texts = {
+        folder / file.replace("reward", name): (templates / file).read_text(encoding="utf-8").replace("NAME", name)
+        for file in ("reward.py", "test_reward.py")
+    }
     for path in texts:
         if path.exists():
             raise UserError(f"{path}: exists already and is not overwritten; choose another name or --folder")
