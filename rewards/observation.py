@@ -11,7 +11,6 @@ observer, which keeps its latest observations by the image's content.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from functools import cache
 
 import numpy as np
 
+from blip3o_rl.data.images import pixels_sha256
 from blip3o_rl.errors import UserError, choice
 from blip3o_rl.rewards.color import Rgb, contrast
 from blip3o_rl.rewards.geneval.detector import DEFAULT_CLIP, ColorClassifier, ColorQuestion, Detection, ObjectDetector
@@ -95,11 +95,11 @@ class Observer:
     ):
         self.detector, self.colors, self.reader, self.min_confidence = detector, colors, reader, min_confidence
         self._lock = threading.Lock()
-        self._kept: OrderedDict[bytes, Observation] = OrderedDict()
+        self._kept: OrderedDict[str, Observation] = OrderedDict()
 
     def observe(self, images: Sequence[np.ndarray]) -> list[Observation]:
         """One Observation per image, uint8 [H, W, 3], RGB."""
-        keys = [hashlib.blake2b(image.tobytes(), salt=str(image.shape[:2]).encode()[:16]).digest() for image in images]
+        keys = [pixels_sha256(image) for image in images]
         with self._lock:  # the second reward of a batch waits for the first one's observations
             new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._kept}
             self._kept.update(zip(new, self._observe(list(new.values())), strict=True))

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from chat_endpoint import ChatEndpoint
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from diffusers.models.normalization import RMSNorm
@@ -35,6 +36,7 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import TokenLayout
 
+yaml.SafeLoader = yaml.CSafeLoader  # OmegaConf's: verl's configuration is composed hundreds of times
 os.environ.setdefault("RAY_worker_niceness", "0")  # as training.cluster does, for tests that start Ray themselves
 HIDDEN, CAPTION, CODES, CODE_WIDTH, TOWER = 64, 64, 512, 16, 48
 SANA = {

@@ -8,6 +8,7 @@ is applied. Transparency is composited on white, because the colors below it are
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import warnings
 from collections.abc import Iterator
@@ -82,6 +83,13 @@ def png_uri(image: np.ndarray | bytes) -> str:
         Image.fromarray(image).save(buffer, format="PNG")
         image = buffer.getvalue()
     return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def pixels_sha256(image: np.ndarray) -> str:
+    """Hexadecimal SHA-256 of an image's size and pixels: what makes it the same image, whatever its file."""
+    digest = hashlib.sha256(str(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

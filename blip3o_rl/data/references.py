@@ -10,7 +10,6 @@ The same holds for the images that go with a reference: the edited one (`target`
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from blip3o_rl.data.images import read_image
+from blip3o_rl.data.images import pixels_sha256, read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 from blip3o_rl.model.pixels import MAX_ASPECT
@@ -49,7 +48,7 @@ class ReferenceImage:
             UserError: it is not readable any more, or another image than the one that was checked.
         """
         image = _read(self.source, f"reference {self.name!r}")
-        if _sha256(image) != self.sha256:
+        if pixels_sha256(image) != self.sha256:
             raise UserError(f"reference {self.name!r}: has changed since it was checked; start again")
         image.flags.writeable = False
         return image
@@ -84,7 +83,7 @@ def read_reference(text: str, folder: Path, where: str, what: str = "reference")
     if height * width > MAX_PIXELS:
         limit = f"more than {MAX_PIXELS / 2**20:g} megapixels"
         raise UserError(f"{name}: {width} x {height} px, {limit}; reduce it, the model takes 1024 px at most")
-    digest = _sha256(image)
+    digest = pixels_sha256(image)
     return ReferenceImage(source, f"data:{digest[:16]}" if uri else text, digest)
 
 
@@ -144,9 +143,3 @@ def _read(source: str, name: str) -> np.ndarray:
     except ValueError as error:
         raise UserError(f"{name}: is not base64 ({error}); encode the file again") from error
     return read_image(content, name)
-
-
-def _sha256(image: np.ndarray) -> str:
-    digest = hashlib.sha256(str(image.shape).encode())
-    digest.update(image.data)
-    return digest.hexdigest()

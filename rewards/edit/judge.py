@@ -8,7 +8,6 @@ pays copies pays no copy. That verdict is asked for once per instruction and ref
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from blip3o_rl.data.images import pixels_sha256
 from blip3o_rl.rewards.edit.rules import between
 from blip3o_rl.rewards.preference.judge import JudgeSettings, VlmJudge
 from blip3o_rl.scoring.api import RewardError, Sample, Score
@@ -64,7 +64,7 @@ class EditJudge(VlmJudge):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        self._own: OrderedDict[tuple[str, bytes], float] = OrderedDict()
+        self._own: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def shown(self, sample: Sample) -> list[np.ndarray]:
         if not sample.references:
@@ -82,7 +82,7 @@ class EditJudge(VlmJudge):
             return outcomes
         edits = [sample for sample in samples if sample.references]
         new = {_key(edit): replace(edit, image=edit.references[0]) for edit in edits if _key(edit) not in self._own}
-        failed: dict[tuple[str, bytes], RewardError] = {}
+        failed: dict[tuple[str, str], RewardError] = {}
         for key, own in zip(new, await super().score(list(new.values())), strict=True):
             if isinstance(own, RewardError):
                 failed[key] = own
@@ -103,6 +103,5 @@ class EditJudge(VlmJudge):
         return replace(score, value=between(score.value, own, 1.0))
 
 
-def _key(sample: Sample) -> tuple[str, bytes]:
-    image = sample.references[0]
-    return sample.prompt, hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
+def _key(sample: Sample) -> tuple[str, str]:
+    return sample.prompt, pixels_sha256(sample.references[0])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ RENDER_BATCH = "render.max_batch_size"
 MAX_CHANGES = 40
 
 
+@cache
 def published() -> Model:
-    """The published 3B model, for plans before its weights are at hand."""
+    """The published 3B model, for plans before its weights are at hand; one object, since its counts are kept by it."""
     from blip3o_rl.model.policy import Blip3oNextConfig
 
     layout = TokenLayout(151669, 151670, 151671, 3, 151674, 65536)
