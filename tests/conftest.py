@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,23 @@ def write_upstream(
         editing: with the reference's connector, the unused one, and the flags in config.json.
         intermediate, layers: sizes of the policy.
     """
-    torch.manual_seed(0)
     folder.mkdir(parents=True)
+    tokenizer, layout, config, tensors = _built(dtype, lm_head, tower, editing, intermediate, layers)
+    _save(folder, tensors, shards)
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(_config(config, layout, tokenizer, dtype, editing)))
+    (folder / "generation_config.json").write_text('{"do_sample": true, "top_k": 20, "top_p": 0.95}\n')
+    for name, fields in (("sana", SANA), ("vae", VAE), ("ta_tok", TA_TOK)):
+        (folder / f"{name}_config.json").write_text(json.dumps(fields))
+    return Upstream(folder)
+
+
+@lru_cache(maxsize=8)
+def _built(
+    dtype: torch.dtype, lm_head: str, tower: bool, editing: bool, intermediate: int, layers: int
+) -> tuple[Any, TokenLayout, Qwen3Config, dict[str, torch.Tensor]]:
+    """What `write_upstream` writes; built once, since most checkpoints have the same settings."""
+    torch.manual_seed(0)
     tokenizer, layout = parts.make_tokenizer(PROMPTS, image_tokens=CODES)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=intermediate, num_hidden_layers=layers,
@@ -164,13 +180,7 @@ def write_upstream(
     tensors = {name: value.to(dtype).clone() for name, value in whole.state_dict().items()}
     if lm_head == "absent":
         del tensors["lm_head.weight"]
-    _save(folder, tensors, shards)
-    tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(_config(config, layout, tokenizer, dtype, editing)))
-    (folder / "generation_config.json").write_text('{"do_sample": true, "top_k": 20, "top_p": 0.95}\n')
-    for name, fields in (("sana", SANA), ("vae", VAE), ("ta_tok", TA_TOK)):
-        (folder / f"{name}_config.json").write_text(json.dumps(fields))
-    return Upstream(folder)
+    return tokenizer, layout, config, tensors
 
 
 def _config(config: Qwen3Config, layout: Any, tokenizer: Any, dtype: torch.dtype, editing: bool) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class EditJudge(VlmJudge):
     name = "edit_judge"
     required_metadata: tuple[str, ...] = ("references",)
     SETTINGS = EditJudgeSettings
-    QUESTION = QUESTION
+    DEFAULT_QUESTION = QUESTION
     NUMBERS = SCORES
     settings: EditJudgeSettings
 

@@ -51,7 +51,7 @@ class VlmJudge(ChatJudge):
 
     name = "judge"
     SETTINGS: ClassVar[type[JudgeSettings]] = JudgeSettings
-    QUESTION: ClassVar[str] = QUESTION
+    DEFAULT_QUESTION: ClassVar[str] = QUESTION
     NUMBERS: ClassVar[Sequence[str]] = ("score",)
     """The names of the numbers in an answer."""
     settings: JudgeSettings
@@ -61,7 +61,7 @@ class VlmJudge(ChatJudge):
         self.low, self.high = settings.low, settings.high
         bounds = {"low": f"{self.low:g}", "high": f"{self.high:g}"}
         extra = {"response_format": response_format(self.NUMBERS)} if settings.structured else {}
-        super().__init__(settings, self.QUESTION, bounds, extra)
+        super().__init__(settings, self.DEFAULT_QUESTION, bounds, extra)
 
     def read(self, answer: str) -> Score:
         numbers, reason = self.numbers(answer)
