@@ -47,7 +47,7 @@ class Verdict:
 
     Attributes:
         terms: name -> value in [0, 1], those that the brief asks for.
-        paid: the same as they enter the value, where a term is worth less than it says.
+        paid: the terms as they enter the value, some of which may count less than they are.
         exact: all that is required is right.
         components: further numbers for the log.
     """

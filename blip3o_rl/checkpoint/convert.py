@@ -124,7 +124,7 @@ def _keep_upstream(plan: Plan, folder: Path) -> None:
 
 
 def keep_origin(base: Path, folder: Path) -> None:
-    """Lets a complete model folder that was trained from `base` remember where that one came from.
+    """Records in a complete model folder, which was trained from `base`, where `base` came from.
 
     An `upstream/` is copied, so that the trained weights can be written in the upstream layout too.
     """

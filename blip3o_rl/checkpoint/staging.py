@@ -1,8 +1,8 @@
 """A folder appears whole or not at all.
 
 Gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is written next
-to its place as `<name>.partial` and renamed when it is complete. After an error nothing is left; after a SIGKILL the
-`.partial` folder is, and the next attempt replaces it, but never a user's folder of that name, which has no mark.
+to its place as `<name>.partial` and renamed when it is complete. After an error nothing is left. A SIGKILL
+leaves the `.partial` folder, which the next attempt replaces. A user's folder of that name has no mark and is kept.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Weights on disk: safetensors checkpoints opened as mapped tensors, checked strictly, and written again.
 
 The library maps files and writes mapped tensors without a copy. So gigabytes move in no memory but the page cache, and
-a shard that is taken apart and put together again keeps its hash. Here is what the library leaves open: an index that
-disagrees with its shards, pickled weights and truncated files are one error each, and names are listed without loss.
+a shard that is taken apart and put together again keeps its hash. This module adds what the library leaves open: an
+index that disagrees with its shards, pickled weights and truncated files are one error each, and names are listed
+without loss.
 """
 
 from __future__ import annotations

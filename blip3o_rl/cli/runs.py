@@ -62,7 +62,7 @@ def interruptible(again: str = "") -> Iterator[None]:
     """Ends the command with its exit code after Ctrl-C or SIGTERM.
 
     Args:
-        again: what goes on with it, unless the interruption carries a command; nothing for what had not begun.
+        again: how to continue, unless the interruption carries a command; empty if nothing had begun.
     """
     terminal.catch_sigterm()
     try:

@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Found:
-    """Something that a reward saw in an image. A person who looks at the verdict gets it drawn over the image."""
+    """Something that a reward saw in an image; drawn over the image, it lets a person check the verdict."""
 
     label: str  # "cup 0.97", or the text that was read
     box: tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image

@@ -1,8 +1,8 @@
 """Tries a reward on images whose content is known, before a run depends on it.
 
-What a good reward says about them is for its author to judge, so the values are only shown. Found is what no reward
-may do: give no usable number, another value for the same image the second time, or a value that depends on the batch;
-or write into the image, which the next reward is going to score.
+Its author judges the values, so they are only shown. The check finds what no reward may do: give no usable number,
+give the same image another value the second time or in another batch, or write into the image, which the next reward
+is going to score.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A reward as a Ray Serve deployment in the trainer's own cluster, with its own environment, replicas and GPUs.
 
-The replica runs the very app of `service`, and callers send it the very bytes of `wire` through a Serve handle
-(`endpoints`): limits, checks and answers are those of the HTTP service, and nothing but bytes crosses between
-environments, whose versions of numpy need not agree. Its environment is Ray's `runtime_env` or `python`, an interpreter
+The replica runs the app of `service`, and callers send it the bytes of `wire` through a Serve handle (`endpoints`).
+Limits, checks and answers are those of the HTTP service. Only bytes cross between environments, whose versions of numpy
+need not agree. Its environment is Ray's `runtime_env` or `python`, an interpreter
 that exists on every node; either needs this package and the same Ray.
 """
 

@@ -174,8 +174,8 @@ def _describe(entry: RubricEntry) -> wire.RewardInfo:
 
 
 def _problems(entry: RubricEntry, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the metadata of each prompt, "" for nothing. They come from outside, so a reward that stumbles
-    over them while it checks them says that they are wrong."""
+    """What is wrong with the metadata of each prompt, "" for nothing. They come from outside, so an exception while a
+    reward checks them counts as a problem of theirs."""
     problems = []
     for metadata in metadatas:
         try:
