@@ -9,7 +9,6 @@ segments are one row; a UPC is text, with its leading zeros.
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import math
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.data.synthetic import shelves
-from blip3o_rl.data.text_files import decode, read_records
+from blip3o_rl.data.text_files import csv_rows, decode, read_records
 from blip3o_rl.errors import UserError
 
 SAME_ROW_MM = 20.0
@@ -230,16 +229,14 @@ def _record(cells: Sequence[str], where: str) -> dict[str, str]:
 
 
 def _read_csv(path: Path) -> Iterator[Position]:
-    text = _text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.split("\n")[0].count))
-    header = [re.sub(r"[\s_]+", "", name.lower()) for name in next(reader, [])]
+    rows = csv_rows(_text(path), str(path))
+    header = [re.sub(r"[\s_]+", "", name.lower()) for name in next(rows, ("", []))[1]]
     columns = {name: n for n, title in enumerate(header) for name, names in ALIASES.items() if title in names.split()}
     columns.setdefault("order", columns.get("x", -1))
     for name in ("upc", "shelf", "order"):
         if columns.get(name, -1) < 0:
             raise UserError(f"{path}:1: no column is the {name}; call one {' or '.join(ALIASES[name].split())}")
-    for row in reader:
-        where = f"{path}:{reader.line_num}"
+    for where, row in rows:
         cells = {name: row[n].strip() for name, n in columns.items() if n < len(row)}
         for name in ("upc", "shelf"):
             if any(cells.values()) and not cells.get(name):

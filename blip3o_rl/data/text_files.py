@@ -215,25 +215,30 @@ def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
 
 
 def _table(path: Path, field: str, problems: list[str] | None) -> list[Record]:
-    """Rows of a CSV or TSV file by its header, with the separator that the header has most of (Excel's may be `;`).
-
-    Empty cells are absent; a cell may hold a JSON object or list.
-    """
-    text = read_text(path)
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    """Rows of a CSV or TSV file by its header. Empty cells are absent; a cell may hold a JSON object or list."""
+    rows = csv_rows(read_text(path), str(path))
+    names = prompt_columns(path, [name.strip() for name in next(rows, ("", []))[1]], field)
     found = []
-    try:
-        names = prompt_columns(path, [name.strip() for name in next(reader, [])], field)
-        while (number := reader.line_num + 1) and (row := next(reader, None)) is not None:
-            if len(row) > len(names):
-                says = f"{path}:{number}: has {len(row)} cells under {len(names)} columns; quote the commas"
-                _report(says, problems)
-            elif cells := {name: _cell(cell) for name, cell in zip(names, row, strict=False) if cell.strip()}:
-                found.append(Record(f"{path}:{number}", cells))
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: is not CSV ({error}); fix the line") from error
+    for where, row in rows:
+        if len(row) > len(names):
+            _report(f"{where}: has {len(row)} cells under {len(names)} columns; quote the commas", problems)
+        elif cells := {name: _cell(cell) for name, cell in zip(names, row, strict=False) if cell.strip()}:
+            found.append(Record(where, cells))
     return found
+
+
+def csv_rows(text: str, where: str) -> Iterator[tuple[str, list[str]]]:
+    """("file:line", cells) of each row, with the separator that the first has most of (Excel's may be `;`).
+
+    Raises:
+        UserError: the text is not CSV; starts with `where`, the file.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count))
+    try:
+        while (number := reader.line_num + 1) and (row := next(reader, None)) is not None:
+            yield f"{where}:{number}", row
+    except csv.Error as error:
+        raise UserError(f"{where}:{reader.line_num}: is not CSV ({error}); fix the line") from error
 
 
 def _cell(text: str) -> Any:
