@@ -30,7 +30,3 @@ def png_url(image: np.ndarray, longest: int | None = None) -> str:
     if longest is not None:
         shown.thumbnail((longest, longest))
     return png_uri(np.asarray(shown))
-
-
-file_url = png_uri
-"""For the bytes of a PNG."""

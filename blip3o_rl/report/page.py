@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.data.images import read_image
+from blip3o_rl.data.images import png_uri, read_image
 from blip3o_rl.data.references import prompt_key
 from blip3o_rl.io import read_lines, write_text
 from blip3o_rl.report import charts, html
@@ -101,9 +101,7 @@ def write(folder: RunFolder, summary: Summary | None = None, overlay: bool = Fal
         stages=_chart_of_stages(lines),
         warnings=_warnings(folder),
         monitors=[chart for prefix in MONITORS for chart in _named(lines, prefix)],
-        grids=[
-            (step, html.file_url(file.read_bytes()), _prompts(folder, step)) for step, file in _spread(grids, MAX_GRIDS)
-        ],
+        grids=[(step, png_uri(file.read_bytes()), _prompts(folder, step)) for step, file in _spread(grids, MAX_GRIDS)],
         grid_count=len(grids),
         config=_text(folder.config),
         overrides=_text(folder.overrides).strip(),
@@ -230,7 +228,7 @@ def _warnings(folder: RunFolder) -> list[tuple[int, str, str]]:
     found = warning_log.read(folder)
     last = {warning["statistic"]: warning for warning in found}
     shown = [w for w in last.values() if w["image"] and w["image"].is_file()]
-    return [(w["step"], w["text"], html.file_url(w["image"].read_bytes()) if w in shown else "") for w in found]
+    return [(w["step"], w["text"], png_uri(w["image"].read_bytes()) if w in shown else "") for w in found]
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:
