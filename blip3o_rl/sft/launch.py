@@ -34,9 +34,10 @@ def launch(recipe: str, overrides: list[str]) -> Path:
         UserError: something the user can fix, before or (bad data, a loss that is not finite) during the run.
         KeyboardInterrupt: with the command that goes on with the run.
     """
-    from blip3o_rl.sft import preflight  # imports torch and datasets
+    settings = compose_settings(recipe, overrides)
+    from blip3o_rl.sft import preflight  # imports torch and datasets, so what needs neither comes first
 
-    settings = preflight.check(compose_settings(recipe, overrides))
+    settings = preflight.check(settings)
 
     def create() -> RunFolder:
         folder = RunFolder.create(str(settings.run.recipe), path=settings.run.folder)
@@ -52,8 +53,6 @@ def resume(path: Path, overrides: list[str]) -> Path:
     Raises:
         UserError: no run of supervised fine-tuning, one that is finished, or a bad override.
     """
-    from blip3o_rl.sft import preflight
-
     folder = RunFolder.open(path)
     settings = load_settings(folder, overrides)
     done, steps, model = latest_step(folder.checkpoints), settings.train.steps, folder.path / "model"
@@ -64,6 +63,8 @@ def resume(path: Path, overrides: list[str]) -> Path:
         )
     if model.exists():
         raise UserError(f"{model}: is there from before; move it away, the run writes a new one")
+    from blip3o_rl.sft import preflight
+
     return _start(preflight.check(settings), lambda: folder)
 
 
