@@ -21,6 +21,7 @@ import yaml
 from chat_endpoint import ChatEndpoint
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from diffusers.models.normalization import RMSNorm
+from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -37,6 +38,8 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.token_layout import TokenLayout
 
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 yaml.SafeLoader = yaml.CSafeLoader  # OmegaConf's: verl's configuration is composed hundreds of times
 os.environ.setdefault("RAY_worker_niceness", "0")  # as training.cluster does, for tests that start Ray themselves
 HIDDEN, CAPTION, CODES, CODE_WIDTH, TOWER = 64, 64, 512, 16, 48

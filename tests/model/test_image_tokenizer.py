@@ -195,7 +195,7 @@ def test_autocast_and_shortened_products_do_not_reach_the_indices(pixels: torch.
     assert torch.equal(indices, tokenizer.encode(pixels))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.floats(1, 1e3))
 def test_near_ties_are_settled_in_float64(seed: int, length: float) -> None:
     """Entries far from the origin, two of them closer to each other than float32 can tell by |c|^2 - 2 z c."""

@@ -30,13 +30,13 @@ def noise(seed: int, steps: int, deviation: float) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.5, deviation, steps)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.floats(0.3, 0.4), min_size=6, max_size=80))
 def test_whatever_stays_within_the_limit_is_quiet(values):
     assert warnings(values) == []
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.02))
 def test_noise_below_a_fifth_of_the_limit_is_quiet(seed, deviation):
     assert warnings(noise(seed, 100, deviation)) == []
@@ -50,7 +50,7 @@ def test_noise_as_large_as_the_limit_is_quiet_because_of_the_deviations():
     assert without > 75
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(6, 40), st.sampled_from((-1, 1)))
 def test_a_jump_is_seen_within_the_window(seed, at, sign):
     values = noise(seed, 60, 0.01)
@@ -60,7 +60,7 @@ def test_a_jump_is_seen_within_the_window(seed, at, sign):
     assert found[0].rises == (sign > 0)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_a_slow_drift_is_seen_before_it_is_three_times_the_amount(seed):
     found = warnings(noise(seed, 60, 0.01) + 0.01 * np.arange(60))

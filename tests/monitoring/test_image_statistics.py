@@ -16,7 +16,7 @@ from blip3o_rl.monitoring.image_statistics import group_statistics, image_statis
 SCENE = draw(Scene((SceneObject("circle", "red", 0.3, 0.4, 0.4), SceneObject("square", "blue", 0.75, 0.7, 0.3))))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(4, 20), st.integers(4, 20), st.just(3))))
 def test_bounds(image):
     for value in (*image_statistics(image).values(), *group_statistics([image, image[::-1]]).values()):
@@ -33,7 +33,7 @@ def test_blank_noise_and_scene():
     assert 0.02 < scene["edge_density"] < 0.2 and 0.05 < scene["colour_entropy"] < 0.5
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(4, 20), st.integers(4, 20), st.just(3))))
 def test_the_statistics_are_what_they_say(image):
     """Written out: histogram of 8 levels per channel, Sobel gradient over 8, mean difference."""

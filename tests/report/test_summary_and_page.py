@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -100,7 +100,6 @@ def test_stage_seconds_and_medians_leave_out_what_is_absent():
     assert medians([{"timing_s/gen": 1.0}, {"timing_s/gen": 3.0}, {}]) == {"rollout": 2.0}
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.integers(1, 8))
 def test_moving_average_is_the_mean_of_the_window(numbers, window):
     found = moving_average(numbers, window)

@@ -37,7 +37,7 @@ def scene(seed=0):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_copy_is_1_noise_less_and_nothing_leaves_0_1(measure, seed):
     rng = np.random.default_rng(seed)

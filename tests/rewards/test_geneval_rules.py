@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blip3o_rl.data.synthetic.scenes import TAGS
@@ -83,14 +83,12 @@ extent = st.floats(0.5, 60)
 boxes = st.builds(lambda x, y, w, h: (x, y, x + w, y + h), coordinate, coordinate, extent, extent)
 
 
-@settings(deadline=None)
 @given(boxes, boxes)
 def test_swapping_the_boxes_mirrors_the_relation(a, b):
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
     assert {opposite[name] for name in rules.relative_position(a, b)} == rules.relative_position(b, a)
 
 
-@settings(deadline=None)
 @given(boxes, boxes)
 def test_mirroring_the_image_swaps_left_and_right_only(a, b):
     def mirror(box):
@@ -103,7 +101,6 @@ def test_mirroring_the_image_swaps_left_and_right_only(a, b):
         )
 
 
-@settings(deadline=None)
 @given(boxes, boxes)
 def test_transposing_the_image_swaps_the_axes(a, b):
     def transpose(box):
@@ -116,7 +113,6 @@ def test_transposing_the_image_swaps_the_axes(a, b):
         )
 
 
-@settings(deadline=None)
 @given(boxes, boxes)
 def test_degree_is_bounded_and_one_where_the_relation_holds(a, b):
     for relation in ("left of", "right of", "above", "below"):
@@ -300,7 +296,6 @@ def by_place(found, class_name):
     return ["red" if d.box[0] < 50 else "blue" for d in found]
 
 
-@settings(deadline=None)
 @given(metadatas(), detections)
 def test_bounds_and_order_of_the_four_scorings(metadata, found):
     value = partial(metadata, found, by_place).score
@@ -317,7 +312,6 @@ def test_bounds_and_order_of_the_four_scorings(metadata, found):
         assert not strict
 
 
-@settings(deadline=None)
 @given(metadatas(), detections, st.randoms())
 def test_the_order_of_detections_does_not_matter(metadata, found, random):
     distinct = {d.score: d for d in found}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blip3o_rl.data.synthetic.scenes import TAGS
@@ -60,7 +60,6 @@ def test_given_detections_give_the_published_scripts_summary() -> None:
 VERDICTS = st.lists(st.tuples(st.sampled_from(TAGS), st.integers(0, 3), st.booleans()), min_size=1, max_size=60)
 
 
-@settings(deadline=None)
 @given(VERDICTS)
 def test_it_is_the_published_formula(rows) -> None:
     verdicts = [(tag, f"{tag} {prompt}", correct) for tag, prompt, correct in rows]

@@ -64,7 +64,7 @@ TRUTH = (
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(things, max_size=7))
 def test_every_term_is_between_0_and_1(found):
     terms = rules.terms(FULL, Observation(tuple(found)))
@@ -73,7 +73,7 @@ def test_every_term_is_between_0_and_1(found):
     assert 0 <= value(FULL, *found) <= 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.permutations(TRUTH), st.integers(1, 4))
 def test_one_more_right_thing_never_lowers_the_score(order, count):
     scores = [value(FULL, *order[:number]) for number in range(count + 1)]
@@ -81,7 +81,7 @@ def test_one_more_right_thing_never_lowers_the_score(order, count):
     assert value(FULL, *order) == pytest.approx(1)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(things, max_size=6), st.randoms())
 def test_the_order_of_what_was_found_does_not_matter(found, random):
     objects = [item for item in found if item.kind != "text"]
@@ -96,7 +96,7 @@ def mirrored(item):
     return replace(item, box=(1 - right, top, 1 - left, bottom))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(objects, max_size=5))
 def test_a_mirrored_image_scores_the_same_under_the_mirrored_brief(found):
     one, other = brief(LOGO), brief({**LOGO, "region": "bottom left"})

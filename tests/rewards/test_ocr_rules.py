@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from blip3o_rl.data.prompts import read_prompts
@@ -46,13 +46,11 @@ wanted_lists = st.lists(wanted_words, min_size=1, max_size=3)
 # ---- edit distance
 
 
-@settings(deadline=None)
 @given(words, words)
 def test_edits_of_one_target_are_levenshteins(target, read):
     assert rules.edits([target], read, np.ones(len(read))) == levenshtein(read, target)
 
 
-@settings(deadline=None)
 @given(st.lists(words, min_size=1, max_size=4), words)
 def test_several_targets_take_their_best_order(targets, read):
     best = min(levenshtein(read, "".join(order)) for order in itertools.permutations(targets))
@@ -81,7 +79,6 @@ def test_original_by_hand(wanted, read, score):
     assert rules.original(wanted, read) == pytest.approx(score)
 
 
-@settings(deadline=None)
 @given(wanted_words, st.lists(words, max_size=3))
 def test_original_is_the_published_formula(wanted, read):
     s, t = "".join(read).replace(" ", "").lower(), wanted.replace(" ", "").lower()
@@ -89,7 +86,6 @@ def test_original_is_the_published_formula(wanted, read):
     assert rules.original(wanted, read) == pytest.approx(1 - d / len(t))
 
 
-@settings(deadline=None)
 @given(wanted_words, words, words)
 def test_original_exempts_text_around_the_wanted_one(wanted, before, after):
     assert rules.original(wanted, [before, wanted, after]) == 1
@@ -119,7 +115,6 @@ def test_strict_by_hand(wanted, read, score):
     assert rules.strict(wanted, [line(text) for text in read]) == pytest.approx(score)
 
 
-@settings(deadline=None)
 @given(wanted_lists, lines, st.booleans())
 def test_strict_is_in_range_and_more_text_pays_less(wanted, read, weighting):
     score = rules.strict(wanted, read, weighting)
@@ -129,7 +124,6 @@ def test_strict_is_in_range_and_more_text_pays_less(wanted, read, weighting):
         assert score <= target / length + 1e-9
 
 
-@settings(deadline=None)
 @given(wanted_lists, lines)
 def test_strict_is_one_for_the_wanted_texts_and_nothing_else(wanted, read):
     said = "".join(rules.folded(r.text) for r in read)
@@ -137,7 +131,6 @@ def test_strict_is_one_for_the_wanted_texts_and_nothing_else(wanted, read):
     assert (rules.strict(wanted, read) == 1) == right
 
 
-@settings(deadline=None)
 @given(wanted_lists, wanted_words, st.booleans())
 def test_text_added_to_a_right_image_always_loses(wanted, surplus, weighting):
     right = [line(text) for text in wanted]
@@ -145,7 +138,6 @@ def test_text_added_to_a_right_image_always_loses(wanted, surplus, weighting):
     assert rules.strict(wanted, worse, weighting) < rules.strict(wanted, right, weighting)
 
 
-@settings(deadline=None)
 @given(wanted_lists, lines, st.integers(0, 5))
 def test_strict_ignores_case_blanks_width_line_breaks_and_the_order_of_wanted_texts(wanted, read, at):
     score = rules.strict(wanted, read)
@@ -157,13 +149,11 @@ def test_strict_ignores_case_blanks_width_line_breaks_and_the_order_of_wanted_te
     assert rules.strict(wanted[::-1], read) == score
 
 
-@settings(deadline=None)
 @given(wanted_lists, lines)
 def test_confidence_weighting_only_takes_away(wanted, read):
     assert rules.strict(wanted, read, True) <= rules.strict(wanted, read) + 1e-9
 
 
-@settings(deadline=None)
 @given(wanted_lists, lines, st.integers(0, 3), st.floats(0, 1))
 def test_more_confidence_never_loses(wanted, read, index, more):
     assume(index < len(read))
@@ -251,7 +241,6 @@ def test_text_area_counts_overlaps_once_and_cuts_at_the_border():
     assert text_area([line("x", polygon=box(-9, -9, 500, 500))], 50, 100) == 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.builds(box, st.floats(-20, 80), st.floats(-20, 80), st.floats(1, 60), st.floats(1, 60)), max_size=4))
 def test_text_area_is_a_share_that_grows_with_every_line(boxes):
     areas = [text_area([line("x", polygon=polygon) for polygon in boxes[:n]], 64, 64) for n in range(len(boxes) + 1)]

@@ -127,7 +127,7 @@ things = st.builds(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     rows_of, st.lists(things, max_size=12), st.sampled_from(["forbid", "allow"]), st.sampled_from(["forbid", "allow"])
 )
@@ -137,7 +137,7 @@ def test_every_term_is_between_0_and_1(rows, found, empty, mirror):
     assert 0 <= value(brief, Observation(tuple(found))) <= 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(rows_of, st.randoms())
 def test_one_more_right_facing_never_lowers_the_score(rows, random):
     brief, places = plan(rows, empty="allow"), [(y, x) for y, row in enumerate(rows) for x in range(len(row))]
@@ -154,7 +154,7 @@ def test_one_more_right_facing_never_lowers_the_score(rows, random):
     assert last == pytest.approx(1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows_of, st.randoms())
 def test_equal_products_may_be_exchanged_and_keys_renamed(rows, random):
     seen = shown(rows)
@@ -166,7 +166,7 @@ def test_equal_products_may_be_exchanged_and_keys_renamed(rows, random):
     assert value(brief, seen) == value(brief, mixed) == value(PlanogramBrief.model_validate(renamed), seen)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows_of)
 def test_a_mirror_image_is_right_only_where_it_is_allowed(rows):
     mirrored = [row[::-1] for row in rows]

@@ -210,7 +210,7 @@ def test_unfit_runners_are_refused(change: dict[str, Any], message: str) -> None
         RunnerHook(runner)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_schedule_gives_the_same_states(data: st.DataObject) -> None:
     """Random chunking, pausing, preemption to any point and batch order: row i of a request is always its position."""

@@ -19,7 +19,7 @@ from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.rollout.state_capture import sampling_params, states_tensor, unpack_states
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 9), st.integers(1, 9), st.integers(0, 5), st.integers(1, 4), st.integers(0, 3))
 def test_shards_put_together_are_the_masked_full_matrix(
     text: int, images: int, behind: int, ranks: int, padding: int

@@ -64,7 +64,7 @@ def test_weighted_sum_and_components():
     assert [item.label for item in results[2].found] == ["cup 3"]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=1, max_size=4))
 def test_sum_is_linear_in_weights(pairs):
     rubric = Rubric([entry(lambda b, v=v: [v] * len(b), f"r{i}", weight=w) for i, (w, v) in enumerate(pairs)])
@@ -161,7 +161,7 @@ def test_each_reward_is_logged_by_the_prompts_tag():
     assert results[1].components["held_out/b/tag_position"] == 1.0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.booleans()), min_size=1, max_size=5))
 def test_weighted_values_add_up_to_the_value(drawn):
     entries = [

@@ -120,7 +120,7 @@ def test_a_pass_gives_every_pair_once_in_another_order_each_time(fifteen: list[R
     assert grays(batches(fifteen, seed=4)(0)) != seen[:5]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(numbers=st.lists(st.integers(0, 40), min_size=1, max_size=4))
 def test_a_batch_follows_from_its_number_alone(fifteen: list[Row], numbers: list[int]) -> None:
     one, other = batches(fifteen, batch_size=2), batches(fifteen, batch_size=2)

@@ -58,7 +58,7 @@ SCALED = st.sampled_from([{}, {"norm_adv_by_std_in_grpo": False}])
 finite = st.floats(-1e4, 1e4, allow_nan=False)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.sampled_from([grpo, gdpo]), DTYPES, finite, st.integers(1, 24), SCALED)
 def test_equal_rewards_give_exactly_nothing(estimator, dtype, reward: float, count: int, config) -> None:  # type: ignore[no-untyped-def]
     assert (estimator(torch.full((count,), reward, dtype=dtype), "a" * count, **config) == 0).all()
@@ -73,7 +73,7 @@ def test_eight_rewards_of_two_thirds_give_exactly_nothing() -> None:
     assert (found == 0).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.sampled_from([grpo, gdpo]), st.floats(-10, 10), st.lists(st.integers(-3, 3), min_size=2, max_size=16))
 def test_nearly_equal_rewards_are_compared_and_not_blown_up(estimator, reward: float, steps: list[int]) -> None:  # type: ignore[no-untyped-def]
     rewards = torch.tensor([reward + 1e-12 * step for step in steps], dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_nearly_equal_rewards_are_compared_and_not_blown_up(estimator, reward: f
     assert grpo(rewards, "a" * len(steps)).abs().max() < 1e-7
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(finite, min_size=2, max_size=16), SCALED, st.floats(1e-6, 1.0))
 def test_grpo_agrees_with_the_formula(rewards: list[float], config, epsilon: float) -> None:  # type: ignore[no-untyped-def]
     values = np.array(rewards)

@@ -78,7 +78,7 @@ rows = st.lists(
 ).map(lambda pairs: [("abc"[i % 3] if i < 6 else "abc"[g], [v / 8 for v in r]) for i, (g, r) in enumerate(pairs)])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(rows, st.lists(st.sampled_from([-2.0, -0.3, 0.1, 1.0, 3.0]), min_size=3, max_size=3))
 def test_any_rewards_agree_with_the_formula(pairs, weights) -> None:  # type: ignore[no-untyped-def]
     groups, rewards = "".join(g for g, _ in pairs), [r for _, r in pairs]
@@ -86,7 +86,7 @@ def test_any_rewards_agree_with_the_formula(pairs, weights) -> None:  # type: ig
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows, st.floats(0.1, 50), st.floats(-5, 5))
 def test_scale_and_offset_of_a_reward_do_not_matter(pairs, scale: float, offset: float) -> None:  # type: ignore[no-untyped-def]
     groups, rewards = "".join(g for g, _ in pairs), [r for _, r in pairs]

@@ -31,7 +31,7 @@ def box(item):
     return [low_x, low_y, low_x + item.size / scenes.FILL, low_y + item.size / scenes.FILL]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(seed=SEEDS, operation=st.sampled_from(edits.KINDS), held_out=st.booleans())
 def test_the_scene_after_is_the_scene_before_with_the_change_alone(seed, operation, held_out):
     edit = edits.sample(np.random.default_rng(seed), operation, held_out)
@@ -54,7 +54,7 @@ def test_the_scene_after_is_the_scene_before_with_the_change_alone(seed, operati
     assert np.allclose(sorted(brief["boxes"]), sorted(np.round(box(item), 4).tolist() for item in gone), atol=1e-3)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seed=SEEDS, operation=st.sampled_from(edits.KINDS))
 def test_shapes_and_colors_are_different_and_objects_stay_apart(seed, operation):
     edit = edits.sample(np.random.default_rng(seed), operation)
@@ -72,7 +72,7 @@ def test_shapes_and_colors_are_different_and_objects_stay_apart(seed, operation)
         assert (ground == (image != scenes.BACKGROUND).any(axis=2)).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seed=SEEDS, operation=st.sampled_from(edits.KINDS))
 def test_the_clauses_hold_after_and_not_before(seed, operation):
     edit = edits.sample(np.random.default_rng(seed), operation)

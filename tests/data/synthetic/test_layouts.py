@@ -65,7 +65,7 @@ def test_prompts_name_the_elements_in_order_in_three_templates():
     assert layouts.prompt(on) == 'a photo of a design with the text "HE" on a blue panel at the top left'
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), tag=st.sampled_from(["logo", "band", "panel"]))
 def test_what_is_drawn_lies_in_its_region_and_apart(seed, tag):
     rng = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ def boxes_apart(a: SceneObject, b: SceneObject) -> float:
     return max(abs(a.x - b.x), abs(a.y - b.y)) - (a.size + b.size) / 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), tag=st.sampled_from(TAGS))
 def test_sampled_scene_satisfies_its_metadata(seed: int, tag: str) -> None:
     metadata, scene = sample(np.random.default_rng(seed), tag)
@@ -43,7 +43,7 @@ def test_sampled_scene_satisfies_its_metadata(seed: int, tag: str) -> None:
             assert along > abs(across)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), tag=st.sampled_from(TAGS))
 def test_objects_keep_apart_and_inside(seed: int, tag: str) -> None:
     _, scene = sample(np.random.default_rng(seed), tag)
@@ -53,7 +53,7 @@ def test_objects_keep_apart_and_inside(seed: int, tag: str) -> None:
         assert all(boxes_apart(item, other) > 0.05 for other in scene.objects[:i])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), tag=st.sampled_from(TAGS))
 def test_objects_are_separate_regions_of_their_color(seed: int, tag: str) -> None:
     _, scene = sample(np.random.default_rng(seed), tag)

@@ -45,7 +45,7 @@ def post(service: RewardService, **request: object) -> tuple[int, str]:
     return asyncio.run(send())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.builds(
@@ -115,7 +115,7 @@ def test_half_an_emoji_and_images_that_fill_memory_arrive(tmp_path, monkeypatch)
     assert np.array_equal(received.image, image)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.builds(
