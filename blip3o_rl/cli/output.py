@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from blip3o_rl.io import replacing, whole_characters
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from blip3o_rl.model.generation import Progress as StageProgress
 
 MAX_NAME_BYTES = 150
 """Of a file name made from a prompt; file systems allow 255, and a seed, a counter and a suffix follow."""
@@ -62,7 +64,7 @@ def number(value: float | None) -> str:
 @contextmanager
 def progress_bar(
     images: int, batch_size: int, stages: tuple[str, ...] = ("tokens", "steps")
-) -> Iterator[Callable[[str, int, int], None]]:
+) -> Iterator[StageProgress]:
     """A progress bar on standard error, gone when the block ends; nothing where that is no terminal.
 
     Yields what the pipeline calls with a stage, done and total; a batch counts by its stages, each the same.
