@@ -25,6 +25,9 @@ class RunSettings(Settings):
     seed: int = Field(1, ge=0, description="of prompts, tokens and noise")
     images_every: int = Field(5, ge=1, description="steps between image grids")
     evaluate: bool = Field(True, description="score the held-out prompts before, during and after, see `eval`")
+    grace_s: float = Field(
+        0.0, ge=0, description="after SIGTERM, seconds for the step to end and to save a checkpoint; 0: end at once"
+    )
 
 
 class ModelSettings(Settings):

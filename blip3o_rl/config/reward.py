@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -212,14 +211,14 @@ def unknown_keyword(keyword: str, takes: list[str]) -> str:
     return f"{did_you_mean(keyword, [*takes, *RewardEntry.model_fields])}; it takes {', '.join(takes) or 'none'}"
 
 
-def name_applications(rewards: Any, run_folder: str) -> None:
+def name_applications(rewards: Any, run_id: str) -> None:
     """Gives every deployed reward of a raw configuration the name of its Serve application, in place.
 
-    It holds the run's name, since several runs may share a cluster; the run's processes find the deployment by it.
+    It holds the run's id, since several runs may share a cluster; the run's processes find the deployment by it.
     """
     for name, entry in rewards.items():
         if is_deployed(entry):
-            entry["service"]["app"] = f"blip3o-reward-{Path(run_folder).name}-{name}"
+            entry["service"]["app"] = f"blip3o-reward-{run_id}-{name}"
 
 
 def is_deployed(entry: Any) -> bool:

@@ -4,8 +4,8 @@
     checkpoints/checkpoint-N/    transformers' Trainer's (supervised fine-tuning): it writes trainer_state.json last
 
 A checkpoint folder is written in several steps, and a process killed half-way leaves one that looks like a checkpoint.
-So a folder counts only with the file that is written last. verl deletes the weights of old checkpoints and leaves the
-rest; such a folder does not count either.
+So a folder counts only with the file that is written last. verl's mark lists the files and their sizes: a checkpoint
+that has lost some since (a full or a broken disk, verl's own removal of old weights) does not count either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ _STEP = re.compile(r"(?:global_step_|checkpoint-)(\d+)")
 def mark_complete(checkpoint: Path, step: int) -> None:
     """Declares verl's checkpoint complete; its files are flushed to disk first."""
     os.sync()
-    write_text(checkpoint / MARK, json.dumps({"step": step}) + "\n", sync=True)
+    files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file())
+    sizes = {str(file.relative_to(checkpoint)): file.stat().st_size for file in files}
+    write_text(checkpoint / MARK, json.dumps({"step": step, "files": sizes}) + "\n", sync=True)
+
+
+def discard(checkpoint: Path) -> None:
+    """Takes the mark off a checkpoint that will be written again."""
+    (checkpoint / MARK).unlink(missing_ok=True)
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -37,14 +44,23 @@ def step_of(checkpoint: Path) -> int | None:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether the folder is a checkpoint that was written to the end and still has its weights."""
-    if step_of(checkpoint) is None:
-        return False
-    if checkpoint.name.startswith("global_step_"):
-        return (checkpoint / MARK).is_file() and (checkpoint / "actor").is_dir()
+    return step_of(checkpoint) is not None and not damage(checkpoint)
+
+
+def damage(checkpoint: Path) -> str:
+    """What a checkpoint lacks, "" for nothing."""
+    mark = checkpoint / (MARK if checkpoint.name.startswith("global_step_") else STATE)
     try:
-        return bool(json.loads((checkpoint / STATE).read_text()))
+        written = json.loads(mark.read_text())
     except (OSError, ValueError):
-        return False
+        return f"it was not written to its end ({mark.name})"
+    if mark.name == MARK and not (checkpoint / "actor").is_dir():
+        return "its weights are gone (actor)"
+    for name, size in written.get("files", {}).items() if mark.name == MARK else ():
+        found = (checkpoint / name).stat().st_size if (checkpoint / name).is_file() else 0
+        if found != size:
+            return f"{name} has {found} bytes, not {size}"
+    return "" if written else f"{mark.name} is empty"
 
 
 def all_of(checkpoints: Path) -> list[tuple[int, Path]]:
@@ -75,6 +91,8 @@ def require_complete(checkpoint: Path) -> Path:
     """
     if is_complete(checkpoint):
         return checkpoint
+    if step_of(checkpoint) is not None:
+        raise UserError(f"{checkpoint}: no complete checkpoint, {damage(checkpoint)}; give another")
     inside = latest(checkpoint / "checkpoints" if (checkpoint / "checkpoints").is_dir() else checkpoint)
     if inside is None:
         raise UserError(

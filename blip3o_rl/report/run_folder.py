@@ -15,6 +15,7 @@ read up to its last complete line. A resumed run cuts it back to the step of its
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import shutil
@@ -38,6 +39,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = user_path(path).resolve()
         self.name = self.path.name
+        self.id = run_id(self.path)
         self.config, self.overrides = self.path / "config.yaml", self.path / "overrides.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.images, self.rollouts, self.failed = (self.path / name for name in ("images", "rollouts", "failed"))
@@ -140,6 +142,11 @@ class RunFolder:
                 shutil.rmtree(path)
             elif made > step:
                 path.unlink(missing_ok=True)
+
+
+def run_id(path: str | Path) -> str:
+    """What a run is called in a cluster, where another may have a folder of the same name: its name and a hash."""
+    return f"{Path(path).name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
 
 def flat_numbers(values: Mapping[str, Any]) -> dict[str, float | None]:

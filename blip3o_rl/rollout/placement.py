@@ -1,8 +1,8 @@
 """Which GPU a process of a run uses that reserves none: the renderers', and that of rewards in agent-loop workers.
 
 Ray (2.60) hides no GPU from such a process, so torch's "cuda" would be the node's first one for all of them. The run's
-own GPUs are the first of each node (`training.cluster` refuses a cluster where others hold some), and processes of a
-kind are dealt out over them by their number on the node.
+own GPUs are the first of each node (`training.capacity` waits until nobody holds any), and processes of a kind are
+dealt out over them by their number on the node.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout.step import Rollout, step_statistics, worst
 
 NAME = "blip3o-recorder"
+"""In the run's own namespace (`run_folder.run_id`)."""
 MAX_GRID = 32
 MAX_FAILED_IMAGES = 20
 
@@ -44,6 +45,7 @@ class Recorder:
         self._statistics: dict[int, dict[str, float]] = {}
         self._failure: str | None = None
         self._failed_images = 0
+        self._ends = False
         self._warnings: list[str] = []
         self._drift = DriftMonitor(monitors or MonitorSettings())
         for line in self.folder.read_metrics():  # a resumed run keeps its baseline, and repeats no warning
@@ -80,6 +82,14 @@ class Recorder:
     def failure(self) -> str | None:
         """Why the run must stop, or None."""
         return self._failure
+
+    def end_after_step(self) -> None:
+        """Asks the trainer to save and end after its present step."""
+        self._ends = True
+
+    def ends_after_step(self) -> bool:
+        """Whether it was asked so."""
+        return self._ends
 
     def warnings(self) -> list[str]:
         """The monitors' warnings since the last call, one line each."""

@@ -18,7 +18,6 @@ import hashlib
 import math
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.model.devices import device_of, fast_dtype_of
 from blip3o_rl.model.editing import Reference, encode_reference
 from blip3o_rl.model.folder import ModelFolder
+from blip3o_rl.report.run_folder import run_id
 from blip3o_rl.rollout.placement import renderer_device
 from blip3o_rl.rollout.state_capture import states_tensor
 
@@ -104,7 +104,7 @@ class RenderService:
 
 def app_name(run_folder: str) -> str:
     """Name of a run's own Serve application: several runs may share a cluster."""
-    return f"{APP}-{Path(run_folder).name}"
+    return f"{APP}-{run_id(run_folder)}"
 
 
 def start(

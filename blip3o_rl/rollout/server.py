@@ -6,6 +6,7 @@ sampler computed (`state_capture`), and this module puts them into Ray's object 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 
 from blip3o_rl import machine
 from blip3o_rl.errors import UserError
+from blip3o_rl.rollout import weight_sync
 from blip3o_rl.rollout.state_capture import capture_request, image_request, unpack_states
 from blip3o_rl.rollout.vllm_patches import use_v1_runner
 
@@ -36,6 +38,7 @@ class Blip3oHttpServer(vLLMHttpServer):
                 "verl makes more replicas where there are more GPUs"
             )
         use_v1_runner()
+        os.environ["VERL_RAY_JOB_ID"] = weight_sync.job_name()
         await super().launch_server(*args, **kwargs)
         if self.node_rank == 0:
             await self.engine.collective_rpc("start_capture")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import given_cluster, trackers
+from blip3o_rl.training import capacity, given_cluster, nodes, trackers
 
 START_ATTEMPTS = 3
 BUSY_START_ATTEMPTS = 20
@@ -40,7 +38,7 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
     runtime_env = get_ppo_ray_runtime_env(config)
     runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | environment
     os.environ.update(environment)
-    common = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "ERROR", "namespace": folder.name}
+    common = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "ERROR", "namespace": folder.id}
     address = given_cluster.address()
     if address:
         given_cluster.use_token()
@@ -54,11 +52,27 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
     terminal.catch_sigterm()
     with contextlib.ExitStack() as at_the_end:  # the last one first, and all of them whatever one of them raises
         at_the_end.callback(ray.shutdown)
+        at_the_end.callback(nodes.keep_logs, folder, _apps(config))
         if address:
             at_the_end.callback(_stop_deployments, config)
-        at_the_end.callback(_keep_logs, config, folder)
-        check_resources(config, given_cluster.nodes())
+        capacity.refuse_too_small(config, given_cluster.nodes())
         yield
+
+
+def check_nodes(folder: RunFolder, model: Path) -> None:
+    """Refuses a given cluster of several nodes where one does not see the run's files; nothing else is started."""
+    import ray
+
+    address = given_cluster.address()
+    if address is None or len(given_cluster.resources()) == 1:
+        return
+    given_cluster.use_token()
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=folder.id)
+    try:
+        nodes.require_shared(folder, model)
+    finally:
+        ray.shutdown()
+        terminal.catch_sigterm()
 
 
 def _start_own(options: dict[str, Any]) -> None:
@@ -92,40 +106,6 @@ def _prepare_own(gpus: int) -> None:
     # Ray takes these variables as they are, also where nothing can be written there.
     tempfile.tempdir = str(machine.temporary_folder())
     os.environ |= dict.fromkeys(("TMPDIR", "RAY_TMPDIR"), tempfile.tempdir)
-
-
-def check_resources(config: DictConfig, nodes: Sequence[given_cluster.Node]) -> None:
-    """Refuses a cluster in which verl would wait for ever: a GPU and a CPU per trainer, and a CPU for the task."""
-    per_node, wanted = config.trainer.n_gpus_per_node, config.trainer.nnodes
-    gpus = per_node * wanted
-    replicas = config.render.replicas or gpus
-    rendering = replicas * config.render.gpus_per_replica
-    free = {name: sum(node.free.get(name, 0) for node in nodes) for name in ("GPU", "CPU")}
-    if free["GPU"] < gpus + rendering:
-        own = f" and render.gpus_per_replica reserves {rendering:g} more" if rendering else ""
-        raise UserError(
-            f"the Ray cluster has {free['GPU']:g} free GPUs, this run needs {gpus} (trainer.nnodes x "
-            f"trainer.n_gpus_per_node){own}; add nodes, lower them, or start Ray with --num-gpus"
-        )
-    if free["CPU"] < gpus + 1:
-        raise UserError(
-            f"the Ray cluster has {free['CPU']:g} free CPUs, this run needs {gpus + 1}, one per GPU and one more; "
-            "add nodes, or start Ray with --num-cpus"
-        )
-    share = per_node + math.ceil(replicas / wanted) * config.render.gpus_per_replica
-    large = sum(node.free.get("GPU", 0) >= share and node.free.get("CPU", 0) >= per_node for node in nodes)
-    if large < wanted:
-        raise UserError(
-            f"{large} of the Ray cluster's nodes have {share:g} free GPUs (trainer.n_gpus_per_node, and the renderer's "
-            f"if it reserves any) and {per_node} free CPUs, this run needs {wanted} (trainer.nnodes); spread it over "
-            "more nodes, or start Ray with more"
-        )
-    shares = config.trainer.device != "cpu" and not config.render.gpus_per_replica
-    if shares and any(node.free.get("GPU", 0) < node.total.get("GPU", 0) for node in nodes):
-        raise UserError(
-            "another program holds GPUs of the Ray cluster, and the renderer, which shares the run's, could land on "
-            "them; wait for its end, or give the renderer GPUs of its own (render.gpus_per_replica=1)"
-        )
 
 
 def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | None) -> dict[str, str]:
@@ -182,17 +162,3 @@ def _apps(config: DictConfig) -> list[str]:
 
     rewards = [entry.service.app for entry in config.reward.rewards.values() if is_deployed(entry)]
     return [render_service.app_name(config.run.folder), *rewards]
-
-
-def _keep_logs(config: DictConfig, folder: RunFolder) -> None:
-    """Copies what the processes of this run wrote from Ray's session folder."""
-    import ray
-
-    node: Any = ray._private.worker._global_node
-    session = Path(node.get_logs_dir_path())
-    for file in session.glob(f"worker-*-{ray.get_runtime_context().get_job_id()}-*"):
-        if file.stat().st_size:
-            shutil.copy2(file, folder.logs / file.name)
-    for app in _apps(config):
-        for file in (session / "serve").glob(f"*{app}*"):
-            shutil.copy2(file, folder.logs / f"serve-{file.name}")

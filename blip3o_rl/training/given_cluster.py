@@ -39,6 +39,11 @@ def nodes() -> list[Node]:
     return [Node(node["Resources"], free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]]
 
 
+def in_job() -> bool:
+    """Whether this process is a Ray job, whose working directory Ray has unpacked and will delete."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def address() -> str | None:
     """RAY_ADDRESS; None where a cluster is to be started here."""
     found = os.environ.get("RAY_ADDRESS") or "local"

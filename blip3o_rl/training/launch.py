@@ -7,6 +7,7 @@ validation (`rollout.evaluations`). Output of verl, vLLM and Ray goes to the run
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -30,8 +31,8 @@ from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
-from blip3o_rl.terminal import Redirected, goes_on_with
-from blip3o_rl.training import cluster, given_cluster, preflight, stored
+from blip3o_rl.terminal import Redirected, Terminated, goes_on_with
+from blip3o_rl.training import capacity, cluster, given_cluster, preflight, stored
 
 if TYPE_CHECKING:
     from blip3o_rl.evaluation.schedule import Schedule
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 JOB_RUNS = Path("~/blip3o-rl-runs")
 """Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
-RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Checked]:
@@ -60,8 +60,8 @@ def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
 
         if expected := planning.warning(config, checked.model):
             print(f"warning: {expected}", file=output.terminal)
-    in_job = RAY_JOB_CONFIG in os.environ
-    folder = RunFolder.create(config.run.recipe, root=JOB_RUNS if in_job else DEFAULT_ROOT, path=config.run.folder)
+    root = JOB_RUNS if given_cluster.in_job() else DEFAULT_ROOT
+    folder = RunFolder.create(config.run.recipe, root=root, path=config.run.folder)
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
     return _run(config, checked, folder, output)
 
@@ -77,6 +77,10 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
         raise UserError(f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it")
     for file in changed:
         print(f"warning: {file} has changed since the run was started", file=output.terminal)
+    for number, newer in checkpoints.all_of(folder.checkpoints):
+        if number > step:
+            print(f"warning: {newer}: {checkpoints.damage(newer)}; going on from step {step}", file=output.terminal)
+            checkpoints.discard(newer)
     folder.truncate_after(step)
     folder.drop_evaluations(step, steps)
     warning_log.truncate_after(folder, step)
@@ -88,6 +92,7 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
     output.to(folder.logs / "driver.log")
     # verl asks when it is imported. The run's device counts, not this machine's: a cluster's head may have no GPU.
     os.environ["VERL_PLATFORM"] = machine.verl_platform(config.trainer.device)
+    cluster.check_nodes(folder, checked.model)
     stored.store(config, folder)
     config = _completed(config, checked, folder)
     suite, data = checked.suite, folder.path / "data"
@@ -122,7 +127,7 @@ def _schedule(checked: preflight.Checked, folder: RunFolder, shown: Progress) ->
 
     shown.phase("reading the model")
     for rewards in (checked.suite.rewards, checked.suite.reported):
-        name_applications(rewards, str(folder.path))
+        name_applications(rewards, folder.id)
     return Schedule.of(checked.settings, checked.suite, checked.model, folder)
 
 
@@ -141,7 +146,7 @@ def _completed(config: DictConfig, checked: preflight.Checked, folder: RunFolder
     rollout.agent.agent_loop_config_path = str(resources.files("blip3o_rl.config.defaults") / "agent_loops.yaml")
     if config.algorithm.filter_groups is not None and config.algorithm.filter_groups.enable:
         config.trainer.v1.sampler.custom_sampler.path = None
-    name_applications(config.reward.rewards, str(folder.path))
+    name_applications(config.reward.rewards, folder.id)
     config.algorithm.update(checked.algorithm)
     config.trainer.default_local_dir = str(folder.checkpoints)
     newest = checkpoints.latest(folder.checkpoints)
@@ -169,6 +174,7 @@ def _train(
     validate_config(config, need_reference_policy(config), need_critic(config))
     metrics_file = folder.logs / f"verl-metrics-{int(time.time())}.jsonl"
     with cluster.connected(config, folder, metrics_file):
+        turn = capacity.take_turn(config, shown.phase) if given_cluster.address() else None
         shown.phase("starting renderer and rewards")
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
@@ -186,22 +192,34 @@ def _train(
 
         with MetricsFollower(metrics_file, folder, shown.update, more=more):
             task = TaskRunnerV1.remote()
-            _wait(task.run.remote(config), record, keeper, folder, shown)
+            done = task.run.remote(config)
+            try:
+                _wait(done, record, keeper, turn, folder, shown)
+            except Terminated:
+                if grace := checked.settings.run.grace_s:
+                    shown.note(f"SIGTERM: saving after this step, which may take {grace:g} s (run.grace_s)")
+                    record.end_after_step.remote()
+                    ray.wait([done], timeout=grace)
+                raise
 
 
-def _wait(done: Any, record: Any, keeper: Any, folder: RunFolder, shown: Progress) -> None:
+def _wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, shown: Progress) -> None:
     """Waits for verl's trainer and shows warnings and evaluations; ends it when a reward or a monitor says stop."""
     import ray
 
+    again = f"logs in {folder.logs}; go on with {shlex.join(['blip3o-rl', 'train', '--resume', str(folder.path)])}"
     while True:
         ready, _ = ray.wait([done], timeout=POLL_S)
-        failure, warnings = ray.get([record.failure.remote(), record.warnings.remote()])  # a failure's own warning, too
+        turn = capacity.pass_on(turn)
+        try:
+            failure, warnings = ray.get([record.failure.remote(), record.warnings.remote()])  # with a failure's warning
+            text, failed = ray.get(keeper.state.remote()) if keeper else ("", "")
+        except ray.exceptions.RayError as error:
+            raise UserError(f"the recorder of rollouts or evaluations died; {again}") from error
         for warning in warnings:
             shown.note(warning)
-        if keeper:
-            text, failed = ray.get(keeper.state.remote())
-            failure = failure or failed
-            shown.phase(text or shown.text)
+        shown.phase(text or shown.text)
+        failure = failure or failed
         if failure:
             raise UserError(f"the run was ended: {failure}; logs and images of failed rewards in {folder.path}")
         if ready:
@@ -210,5 +228,5 @@ def _wait(done: Any, record: Any, keeper: Any, folder: RunFolder, shown: Progres
             except ray.exceptions.RayError as error:
                 write_text(folder.logs / "trainer_error.txt", str(error))
                 last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-                raise UserError(f"the trainer stopped: {last}; see trainer_error.txt in {folder.logs}") from error
+                raise UserError(f"the trainer stopped: {last}; see trainer_error.txt; {again}") from error
             return

@@ -17,6 +17,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, sha256, user_path, write_json, write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import given_cluster
 
 INPUTS = "inputs.json"
 
@@ -29,12 +30,12 @@ def store(config: DictConfig, folder: RunFolder) -> None:
     inputs = []
     for group, key in (("prompts", "file"), ("eval", "prompts")):
         if config[group][key] is not None and config[group][key] not in SOURCES:
-            inputs.append(_absolute(config[group][key]))
+            inputs.append(_kept(config[group][key]))
             config[group][key] = str(inputs[-1])
     for entry in (*config.reward.rewards.values(), *config.eval.rewards.values()):
         if entry and entry.get("path") is not None:
             file, _, function = str(entry.path).rpartition(":")
-            inputs.append(_absolute(file))
+            inputs.append(_kept(file))
             entry.path = f"{inputs[-1]}:{function}"
     write_json(folder.path / INPUTS, {str(file): sha256(file) for file in inputs})
     write_text(folder.config, OmegaConf.to_yaml(config))
@@ -42,11 +43,16 @@ def store(config: DictConfig, folder: RunFolder) -> None:
 
 def resumed(folder: RunFolder, overrides: list[str]) -> DictConfig:
     """The configuration to resume a run with."""
-    if not folder.config.is_file():
-        raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
-    config = compose_run(read_yaml(folder.config), str(folder.config), overrides)
+    config = composed(folder, overrides)
     config.run.folder = str(folder.path)
     return config
+
+
+def composed(folder: RunFolder, overrides: list[str]) -> DictConfig:
+    """A run's configuration with overrides on top."""
+    if not folder.config.is_file():
+        raise UserError(f"{folder.config}: missing, so the run cannot be continued as it was; start a new one")
+    return compose_run(read_yaml(folder.config), str(folder.config), overrides)
 
 
 def changed_inputs(folder: RunFolder) -> list[str]:
@@ -56,5 +62,8 @@ def changed_inputs(folder: RunFolder) -> list[str]:
     return [path for path, digest in stored.items() if Path(path).is_file() and sha256(Path(path)) != digest]
 
 
-def _absolute(path: str) -> Path:
-    return user_path(path).resolve()
+def _kept(path: str) -> Path:
+    """The absolute path; in a Ray job what travelled with it keeps its path in the working directory, which the next
+    job of the run has elsewhere."""
+    absolute, here = user_path(path).resolve(), Path.cwd().resolve()
+    return absolute.relative_to(here) if given_cluster.in_job() and absolute.is_relative_to(here) else absolute

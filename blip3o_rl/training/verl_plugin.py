@@ -29,13 +29,14 @@ verl_patches.vllm_cpu_version()
 verl_patches.one_cpu_per_worker()
 verl_patches.grids_to_trackers()
 transfer_queue.reserve_no_cpu()
+transfer_queue.own_namespace()
 if machine.device() == "cpu":
     verl_patches.single_gloo_backend()
 policy.register()
 register_adv_est(advantage.NAME)(advantage.group_advantage)
 register_adv_est(advantage.GDPO)(advantage.group_gdpo_advantage)
 RolloutReplicaRegistry.register(ROLLOUT_NAME, _load_replica)
-_ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]
+_ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = "blip3o_rl.rollout.weight_sync.Blip3oServerAdapter"
 
 LOADED = (cpu_platform.NAME, advantage.NAME)
 """What importing the modules above has registered with verl, by name."""

@@ -11,12 +11,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import clusters
 import psutil
 import pytest
 import watch
@@ -29,8 +29,7 @@ from blip3o_rl.report.run_folder import RunFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(7200)]
 
-REPOSITORY = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
+REPOSITORY, BIN = Path(__file__).parents[2], clusters.BIN
 STEPS, GROUPS, SAMPLES = 4, 2, 4
 SMALL = [
     f"data.train_batch_size={GROUPS}",
@@ -80,17 +79,13 @@ reward:
 """
 
 
-def environment() -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return env | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
-
-
 @contextlib.contextmanager
 def training(output: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """`blip3o-rl train` with these words; a test that fails leaves no run behind."""
     command = [str(BIN / "blip3o-rl"), "train", *words]
+    env = clusters.environment()
     with output.open("w") as file:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=file, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:

@@ -6,16 +6,13 @@ About two minutes each on two cores.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import clusters
 import pytest
 import watch
 import yaml
@@ -28,8 +25,7 @@ from blip3o_rl.report.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-REPOSITORY = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
+REPOSITORY, BIN = Path(__file__).parents[2], clusters.BIN
 SMALL = [
     "data.train_batch_size=2",
     "actor_rollout_ref.rollout.n=4",
@@ -65,13 +61,8 @@ def redness(image):
 '''
 
 
-def environment() -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return env | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
-
-
 def run(folder: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    return watch.run([str(BIN / "blip3o-rl"), *words], REPOSITORY, environment() | changes, folder)
+    return watch.run([str(BIN / "blip3o-rl"), *words], REPOSITORY, clusters.environment() | changes, folder)
 
 
 @pytest.fixture
@@ -81,41 +72,7 @@ def rewards(tmp_path: Path) -> Path:
     return file
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture
-def cluster() -> Iterator[dict[str, str]]:
-    """A cluster as a user starts one, with its dashboard for jobs; it ends without touching any other."""
-    env = environment() | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    port, dashboard = free_port(), free_port()
-    start = ["start", "--head", "--block", "--num-gpus=1", f"--port={port}", f"--dashboard-port={dashboard}"]
-    head = subprocess.Popen(
-        [str(BIN / "ray"), *start],
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    # The dashboard answers before its agent can start jobs, so a job is what is waited for.
-    probe = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--", "true"]
-
-    def ready() -> bool:
-        assert head.poll() is None, "ray start ended"
-        return subprocess.run(probe, env=env, capture_output=True).returncode == 0
-
-    try:
-        watch.wait_until(ready, [head.pid])
-        yield env | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "HEAD": str(head.pid)}
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(timeout=60)
-
-
-def test_a_job_on_a_running_cluster(cluster: dict[str, str], rewards: Path, tmp_path: Path) -> None:
+def test_a_job_on_a_running_cluster(rewards: Path, tmp_path: Path) -> None:
     """`ray job submit`: two steps, two weight syncs, two rewards, one of which skips samples."""
     target = tmp_path / "run"
     job = [
@@ -129,7 +86,8 @@ def test_a_job_on_a_running_cluster(cluster: dict[str, str], rewards: Path, tmp_
         "reward.rewards.flaky.weight=0.1",
         "reward.rewards.flaky.on_error=skip_sample",
     ]
-    done = watch.run([str(BIN / job[0]), *job[1:]], REPOSITORY, cluster, tmp_path, also=[int(cluster["HEAD"])])
+    with clusters.head("--num-gpus=1") as cluster:
+        done = watch.run([str(BIN / job[0]), *job[1:]], REPOSITORY, cluster.environment, tmp_path, also=cluster.pids)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
     folder = RunFolder.open(target)
@@ -185,7 +143,7 @@ def test_a_killed_run_resumes(scale: int, tmp_path: Path) -> None:
     ]
     with (tmp_path / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            [str(BIN / "blip3o-rl"), *words], cwd=REPOSITORY, env=environment(), stdout=output, stderr=output
+            [str(BIN / "blip3o-rl"), *words], cwd=REPOSITORY, env=clusters.environment(), stdout=output, stderr=output
         )
         try:
             watch.wait_until(
@@ -233,7 +191,7 @@ def test_a_goal_of_ones_own_is_evaluated_on_the_way(tmp_path: Path) -> None:
         *("prompts.file=prompts.txt", "~reward.rewards.geneval", "reward.rewards.mine.path=mine.py:redness"),
         *("eval.limit=null", "eval.images_per_prompt=2", "render.steps=3", "render.rollout_steps=1"),
     ]
-    done = watch.run([str(BIN / "blip3o-rl"), *words], home, environment(), tmp_path)
+    done = watch.run([str(BIN / "blip3o-rl"), *words], home, clusters.environment(), tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "evaluated step 1: " in done.stdout
 
@@ -256,7 +214,7 @@ def test_a_goal_of_ones_own_is_evaluated_on_the_way(tmp_path: Path) -> None:
     assert "not chosen: before, step 1, after" in text and "held-out score" in text
 
     again = ["eval", str(target), "--model", str(target / "model"), "--out", "again.json"]
-    done = watch.run([str(BIN / "blip3o-rl"), *again], home, environment(), tmp_path)
+    done = watch.run([str(BIN / "blip3o-rl"), *again], home, clusters.environment(), tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     alone = read_json(home / "again.json")
     assert alone["model"]["backend"] == "vllm" and alone["settings"] == results[2]["settings"]

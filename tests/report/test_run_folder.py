@@ -9,6 +9,7 @@ import pytest
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_json, write_text
+from blip3o_rl.report.checkpoints import mark_complete
 from blip3o_rl.report.run_folder import RunFolder
 
 
@@ -106,6 +107,6 @@ def test_complete_checkpoints_are_ordered_by_number(tmp_path):
     folder = RunFolder.create("shapes", root=tmp_path)
     for step in (20, 100, 3):
         (folder.checkpoints / f"global_step_{step}" / "actor").mkdir(parents=True)
-        (folder.checkpoints / f"global_step_{step}" / "complete.json").touch()
+        mark_complete(folder.checkpoints / f"global_step_{step}", step)
     (folder.checkpoints / "global_step_200").mkdir()
     assert [step for step, _ in folder.checkpoint_steps()] == [3, 20, 100]

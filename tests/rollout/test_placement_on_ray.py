@@ -16,7 +16,7 @@ from verl.single_controller.ray import base
 
 from blip3o_rl.config.train import compose_recipe, read_settings
 from blip3o_rl.rollout import render_service
-from blip3o_rl.training import cluster, given_cluster
+from blip3o_rl.training import capacity, given_cluster
 from blip3o_rl.training.compat import verl as verl_patches
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -94,7 +94,7 @@ def test_eight_gpus_of_a_node_are_shared_by_eight_trainers_and_renderers(
     nodes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose_recipe("text", ["trainer.n_gpus_per_node=8"], "gpu")
-    cluster.check_resources(config, given_cluster.nodes())
+    assert not capacity.is_taken(config, given_cluster.nodes())
     rendering = renderers(tmp_path / "places", config, monkeypatch)
     training = trainers(1, 8)
     assert len(set(training)) == 8
@@ -107,7 +107,7 @@ def test_two_nodes_with_gpus_of_their_own_for_renderers(
 ) -> None:
     own = ["trainer.nnodes=2", "trainer.n_gpus_per_node=2", "render.gpus_per_replica=1", "render.replicas=4"]
     config = compose_recipe("text", own, "gpu")
-    cluster.check_resources(config, given_cluster.nodes())
+    assert not capacity.is_taken(config, given_cluster.nodes())
     rendering = renderers(tmp_path / "places", config, monkeypatch)
     training = trainers(2, 2)
     assert len({node for node, _ in training}) == 2

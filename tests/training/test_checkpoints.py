@@ -34,6 +34,25 @@ def test_a_folder_whose_weights_verl_deleted_does_not_count(tmp_path: Path) -> N
     assert checkpoints.latest(tmp_path) == kept
 
 
+@pytest.mark.parametrize("content", [b"short", None])
+def test_a_newest_one_that_lost_something_falls_back_to_the_one_before(tmp_path: Path, content: bytes | None) -> None:
+    kept, newest = make(tmp_path, 5, True), make(tmp_path, 10, False)
+    weights = newest / "actor" / "model.pt"
+    weights.write_bytes(b"weights")
+    checkpoints.mark_complete(newest, 10)
+    assert checkpoints.latest(tmp_path) == newest
+    weights.unlink() if content is None else weights.write_bytes(content)
+    assert checkpoints.latest(tmp_path) == kept
+    assert checkpoints.damage(newest) == f"actor/model.pt has {len(content or b'')} bytes, not 7"
+    with pytest.raises(UserError, match="no complete checkpoint, actor/model.pt has"):
+        export(newest, tmp_path / "out")
+
+
+def test_a_mark_of_an_earlier_version_counts(tmp_path: Path) -> None:
+    (make(tmp_path, 5, False) / checkpoints.MARK).write_text('{"step": 5}\n')
+    assert checkpoints.latest_step(tmp_path) == 5
+
+
 def test_a_marker_being_written_does_not_count(tmp_path: Path) -> None:
     folder = make(tmp_path, 5, False)
     (folder / ("." + checkpoints.MARK + ".partial")).write_text("{")

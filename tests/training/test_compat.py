@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from blip3o_rl import machine
+from blip3o_rl.training import checkpoints as training_checkpoints
 from blip3o_rl.training import verl_plugin
 from blip3o_rl.training.compat import verl as verl_patches
 
@@ -172,6 +173,44 @@ def test_transfer_queue_reserves_a_cpu_per_actor_and_the_patch_none(python: Pyth
     )
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_runs_would_share_a_queue_and_each_has_its_own() -> None:
+    code = (
+        "import ray, transfer_queue\n{patch}\n"
+        "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False, namespace='run-1')\n"
+        "transfer_queue.init()\n"
+        "found = ray.util.list_named_actors(all_namespaces=True)\n"
+        "print([actor['namespace'] for actor in found if actor['name'] == 'TransferQueueController'])\n"
+        "transfer_queue.init()\n"
+        "transfer_queue.close()\n"
+    )
+    patch = "from blip3o_rl.training.compat import transfer_queue as changes\nchanges.own_namespace()"
+    for change, expected in (("", "['transfer_queue']"), (f"{patch}\nchanges.own_namespace()", "['run-1']")):
+        done = python(code.format(patch=change))
+        assert done.returncode == 0 and done.stdout.strip().splitlines()[-1] == expected, done.stdout + done.stderr
+
+
+def test_a_step_after_which_the_run_is_to_end_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.trainer.ppo.v1 import PPOTrainer
+
+    from blip3o_rl.rollout import recorder
+
+    monkeypatch.setattr(PPOTrainer, "step", lambda self, metrics: "batch")
+    record = MagicMock()
+    monkeypatch.setattr(recorder, "handle", lambda: record)
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    training_checkpoints.end_on_request()
+    training_checkpoints.end_on_request()
+    trainer = MagicMock(global_steps=4, total_training_steps=9)
+    own = trainer.config.trainer
+    own.save_freq, own.test_freq = 20, 2
+    for asked, expected in ((False, (20, 2, 9)), (True, (1, 0, 4))):
+        record.ends_after_step.remote.return_value = asked
+        assert PPOTrainer.step(trainer, {}) == "batch"
+        assert (own.save_freq, own.test_freq, trainer.total_training_steps) == expected
+    assert record.ends_after_step.remote.call_count == 2
 
 
 def test_patches_are_applied_once() -> None:

@@ -146,11 +146,11 @@ def test_a_cluster_that_is_too_small_is_left_again_and_the_reason_is_kept(
     monkeypatch.setattr("ray.serve.delete", delete)
     monkeypatch.setattr("ray.shutdown", lambda: ended.append("ray"))
     monkeypatch.setattr(given_cluster, "use_token", lambda: None)
-    for name, instead in (("_environment", lambda *_: {}), ("_keep_logs", lambda *_: None)):
-        monkeypatch.setattr(cluster, name, instead)
+    monkeypatch.setattr(cluster, "_environment", lambda *_: {})
+    monkeypatch.setattr(cluster.nodes, "keep_logs", lambda *_: None)
     monkeypatch.setattr(cluster.terminal, "catch_sigterm", lambda: None)
     folder = RunFolder.create("shapes", path=tmp_path / "run")
     config = compose_recipe("shapes", [f"run.folder={folder.path}"])
-    with pytest.raises(UserError, match="the Ray cluster has 0 free GPUs"), cluster.connected(config, folder):
+    with pytest.raises(UserError, match="the Ray cluster has 0 GPUs"), cluster.connected(config, folder):
         raise AssertionError("a cluster without GPUs was taken")
-    assert ended == ["blip3o-renderer-run", "ray"]
+    assert ended == [f"blip3o-renderer-{folder.id}", "ray"]

@@ -19,8 +19,7 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout import offline
-from blip3o_rl.training import checkpoints, cluster, launch
-from blip3o_rl.training.given_cluster import Node
+from blip3o_rl.training import checkpoints, launch
 
 RECIPE = "recipes/shapes"
 OUTPUT: Any = None
@@ -156,42 +155,6 @@ def test_too_little_memory_is_said_before_anything_starts(refused, monkeypatch: 
 def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(machine, "device", lambda: "cpu")
     assert refused("device=gpu").startswith("device=gpu: no GPU can be used here")
-
-
-@pytest.mark.parametrize(
-    ("free", "expected"),
-    [
-        ([{"CPU": 8, "GPU": 1}], "1 free GPUs, this run needs 2"),
-        ([{"CPU": 2, "GPU": 2}], "2 free CPUs"),
-        (
-            [{"CPU": 8, "GPU": 1}] * 2,
-            "0 of the Ray cluster's nodes have 2 free GPUs .* 2 free CPUs, this run needs 1",
-        ),
-        ([{"CPU": 1, "GPU": 2}, {"CPU": 8}], "0 of the Ray cluster's nodes have 2"),
-    ],
-)
-def test_a_cluster_that_verl_would_wait_for_is_refused(free: list[dict[str, float]], expected: str) -> None:
-    config = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"])
-    with pytest.raises(UserError, match=expected):
-        cluster.check_resources(config, [Node(node, node) for node in free])
-    enough = {"CPU": 3.0, "GPU": 2.0}
-    cluster.check_resources(config, [Node(enough, enough)])
-    own = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=0.5"])
-    with pytest.raises(UserError, match=r"needs 2 .* and render.gpus_per_replica reserves 1 more"):
-        cluster.check_resources(own, [Node(enough, enough)])
-    with pytest.raises(UserError, match="0 of the Ray cluster's nodes have 3 free GPUs"):
-        cluster.check_resources(own, [Node(enough, enough), Node({"GPU": 1}, {"GPU": 1})])
-    cluster.check_resources(own, [Node(enough | {"GPU": 3}, enough | {"GPU": 3})])
-
-
-def test_a_shared_renderer_is_kept_off_the_gpus_of_others() -> None:
-    nodes = [Node({"CPU": 9, "GPU": 8}, {"CPU": 9, "GPU": 6})]
-    config = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"], "gpu")
-    with pytest.raises(UserError, match="another program holds GPUs of the Ray cluster"):
-        cluster.check_resources(config, nodes)
-    own = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=1"], "gpu")
-    cluster.check_resources(own, nodes)
-    cluster.check_resources(compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"]), nodes)
 
 
 def test_cpus_are_refused_where_vllm_samples_on_gpus_alone(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

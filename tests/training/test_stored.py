@@ -38,6 +38,24 @@ def test_a_run_is_resumed_from_another_directory(run: RunFolder, monkeypatch: py
     assert (config.run.seed, config.trainer.total_training_steps) == (7, 9)
 
 
+def test_what_travels_with_a_job_is_found_in_the_next_jobs_working_directory(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray unpacks it elsewhere each time; a file from elsewhere keeps its absolute path."""
+    monkeypatch.setattr(stored.given_cluster, "in_job", lambda: True)
+    elsewhere = tmp_path / "held_out.jsonl"
+    elsewhere.write_text('{"prompt": "a square"}\n')
+    folder = RunFolder.create("shapes", path=tmp_path / "job")
+    words = ["prompts.file=prompts.jsonl", "reward.rewards.mine.path=mine.py:score", f"eval.prompts={elsewhere}"]
+    stored.store(compose_recipe("shapes", words), folder)
+    config = stored.resumed(folder, [])
+    assert (config.prompts.file, config.reward.rewards.mine.path) == ("prompts.jsonl", "mine.py:score")
+    assert config.eval.prompts == str(elsewhere)
+    assert stored.changed_inputs(folder) == []
+    Path("mine.py").write_text("def score(image): return 1.0\n")
+    assert stored.changed_inputs(folder) == ["mine.py"]
+
+
 def test_what_ships_with_the_package_is_stored_by_its_name(run: RunFolder) -> None:
     assert OmegaConf.load(run.config).model.folder == "mini"
     installed = Path(blip3o_rl.__file__).parent

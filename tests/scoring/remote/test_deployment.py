@@ -27,7 +27,7 @@ def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
         "c": {"weight": 1.0},
         "d": None,
     }
-    name_applications(rewards, "/somewhere/runs/shapes-1")
+    name_applications(rewards, "shapes-1")
     assert rewards["a"]["service"] == {"replicas": 2, "app": "blip3o-reward-shapes-1-a"}
     assert "app" not in rewards["b"]["service"]
 
@@ -91,7 +91,7 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, mak
         },
         "near": {"path": f"{reward_file}:brightness"},
     }
-    name_applications(config, str(tmp_path / "run"))
+    name_applications(config, "run")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         greedy = {"path": "r.py:f", "service": {"app": "greedy", "num_gpus": 0.25}}

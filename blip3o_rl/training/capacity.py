@@ -1,0 +1,103 @@
+"""A run's share of a given cluster: refused where the cluster is too small, waited for where others hold it.
+
+Runs take their GPUs one after the other. The run whose turn it is waits until what it needs is free, and passes the
+turn on when its trainer holds its GPUs. Otherwise two runs that begin together would both count the same free GPUs, and
+each could take a part and wait for the rest for ever. A run that comes later does not overtake the one that waits.
+
+A renderer that shares the run's GPUs takes the first of each node (`rollout.placement`). Such a run waits until nobody
+holds a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.training import given_cluster
+from blip3o_rl.training.given_cluster import Node
+
+TURN = "blip3o-rl-turn"
+"""Name and namespace of the actor that a run holds while it takes its GPUs; there is one per cluster."""
+POLL_S = 1.0
+
+
+class _Turn:
+    """A Ray actor. It ends with its run's launcher, whatever ends that."""
+
+
+def refuse_too_small(config: DictConfig, nodes: Sequence[Node]) -> None:
+    """Raises `UserError` where verl would wait for ever, whoever else leaves the cluster."""
+    if lack := _lack(config, [node.total for node in nodes]):
+        raise UserError(f"the Ray cluster {lack}")
+
+
+def is_taken(config: DictConfig, nodes: Sequence[Node]) -> bool:
+    """Whether others hold something that the run needs."""
+    shares = config.trainer.device != "cpu" and not config.render.gpus_per_replica
+    held = any(node.free.get("GPU", 0) < node.total.get("GPU", 0) for node in nodes)
+    return bool(shares and held or _lack(config, [node.free for node in nodes]))
+
+
+def take_turn(config: DictConfig, say: Callable[[str], None]) -> Any:
+    """Waits until it is this run's turn and its share is free, saying so; returns what `pass_on` takes."""
+    import ray
+
+    turn: Any = None
+    while turn is None:
+        with contextlib.suppress(ValueError):  # the name is taken
+            turn = ray.remote(num_cpus=0)(_Turn).options(name=TURN, namespace=TURN).remote()
+        if turn is None:
+            say("waiting for another run to take its GPUs")
+            time.sleep(POLL_S)
+    while is_taken(config, nodes := given_cluster.nodes()):
+        free = sum(node.free.get("GPU", 0) for node in nodes)
+        total = sum(node.total.get("GPU", 0) for node in nodes)
+        say(f"waiting for GPUs that others hold: {free:g} of {total:g} are free")
+        time.sleep(POLL_S)
+    return turn
+
+
+def pass_on(turn: Any) -> Any:
+    """Ends the run's turn once its trainer holds its GPUs: None from then on, `turn` before."""
+    import ray
+
+    # verl starts these after trainer and sampler.
+    if turn and any(name.startswith("agent_loop_worker_") for name in ray.util.list_named_actors()):
+        ray.kill(turn)
+        return None
+    return turn
+
+
+def _lack(config: DictConfig, nodes: Sequence[Mapping[str, float]]) -> str:
+    """What the nodes have too little of, and the remedy: a GPU and a CPU per trainer, and a CPU for verl's task."""
+    per_node, wanted = config.trainer.n_gpus_per_node, config.trainer.nnodes
+    gpus = per_node * wanted
+    replicas = config.render.replicas or gpus
+    rendering = replicas * config.render.gpus_per_replica
+    has = {name: sum(node.get(name, 0) for node in nodes) for name in ("GPU", "CPU")}
+    if has["GPU"] < gpus + rendering:
+        own = f" and render.gpus_per_replica reserves {rendering:g} more" if rendering else ""
+        return (
+            f"has {has['GPU']:g} GPUs, this run needs {gpus} (trainer.nnodes x trainer.n_gpus_per_node){own}; add "
+            "nodes, lower them, or start Ray with --num-gpus"
+        )
+    if has["CPU"] < gpus + 1:
+        return (
+            f"has {has['CPU']:g} CPUs, this run needs {gpus + 1}, one per GPU and one more; add nodes, or start Ray "
+            "with --num-cpus"
+        )
+    share = per_node + math.ceil(replicas / wanted) * config.render.gpus_per_replica
+    large = sum(node.get("GPU", 0) >= share and node.get("CPU", 0) >= per_node for node in nodes)
+    if large < wanted:
+        return (
+            f"has {large} nodes with {share:g} GPUs (trainer.n_gpus_per_node, and the renderer's if it reserves any) "
+            f"and {per_node} CPUs, this run needs {wanted} (trainer.nnodes); spread it over more nodes, or start Ray "
+            "with more"
+        )
+    return ""
