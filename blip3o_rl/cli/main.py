@@ -22,6 +22,7 @@ from blip3o_rl.cli import (
     eval,
     export,
     generate,
+    jobs,
     mini,
     plan,
     prompts_import,
@@ -63,6 +64,10 @@ COMMANDS = (
     ("", "plan", plan.plan),
     ("", "train", train.train),
     ("", "submit", submit.submit),
+    ("jobs", "list", jobs.list_jobs),
+    ("jobs", "status", jobs.status),
+    ("jobs", "logs", jobs.logs),
+    ("jobs", "stop", jobs.stop),
     ("", "sft", sft.sft),
     ("", "eval", eval.evaluate),
     ("", "convert", convert.convert),
@@ -91,6 +96,7 @@ COMMANDS = (
 )
 """Group, name, function; in the order of the help."""
 GROUPS = {
+    "jobs": "The jobs of a Ray cluster, as `submit` starts them.",
     "rewards": "The rewards that a recipe can name.",
     "prompts": "Prompt files: of the built-in sources, from elsewhere, rewritten; briefs and edits, looked at.",
     "bench": "How fast things are on this machine.",

@@ -1,103 +1,115 @@
 """`blip3o-rl submit`: the comfortable form of `ray job submit --working-dir . -- blip3o-rl train ...`.
 
-The working directory travels with the job, without history, environments and earlier runs. Ray unpacks it in a folder
-that it deletes again, so the run folder is given as an absolute path.
+The working directory travels with the job, without history, environments, models and earlier runs. Ray unpacks it in a
+folder that it deletes again, so the run folder is given as an absolute path. A job that is stopped gets the time to end
+its own processes, and `run.grace_s` for a checkpoint; Ray's own patience is 3 s.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import shlex
-import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.config.reward import key_variables
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
-from blip3o_rl.terminal import INTERRUPTED
-from blip3o_rl.training import given_cluster
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import jobs, stored
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-EXCLUDES = [
-    ".git",
-    ".venv",
-    ".venv-gpu",
-    ".venv-cpu-pin",
-    ".venv-mmdet",
-    ".venv-paddle",
-    "models",
-    "runs",
-    "outputs",
-    "build",
-    "dist",
-]
+EXCLUDES = [".git", ".venv*", "models", "runs", "outputs", "build", "dist"]
 EXCLUDES += [".mypy_cache", ".ruff_cache", ".pytest_cache"]
+MAX_MIB = 100
+"""Of the working directory; Ray's dashboard takes no larger upload."""
+TAKE_DOWN_S = 60
+"""For the processes of a stopped run."""
 
 
-def entrypoint(recipe: str, overrides: list[str], runs: Path) -> str:
-    """The job's command line. The run folder is `<runs>/<recipe>-<time>` unless the overrides name one."""
+def new_run(recipe: str, overrides: list[str], runs: Path) -> tuple[list[str], DictConfig]:
+    """The command of a run and its configuration; the run folder is `<runs>/<recipe>-<time>` unless it is named."""
     words = ["blip3o-rl", "train", recipe, *overrides]
     if not any(word.startswith("run.folder=") for word in overrides):
         words.append(f"run.folder={runs.absolute() / f'{Path(recipe).name}-{datetime.now():%Y%m%d-%H%M%S}'}")
-    return shlex.join(words)
+    return words, compose_recipe(recipe, overrides)
 
 
-def submit(recipe: str, overrides: list[str], address: str | None, runs: Path, follow: bool = True) -> int:
-    """Submits the job and, with `follow`, shows its output until it ends and returns its exit code."""
-    names = key_variables(compose_recipe(recipe, overrides).reward.rewards)
-    # Keys travel with the job; proxies do not, since the cluster's network is another one.
-    keys = {name: os.environ[name] for name in names if name in os.environ}
-    client = _client(address or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS)
-    command = entrypoint(recipe, overrides, runs)
-    runtime_env = {"working_dir": ".", "excludes": EXCLUDES, "env_vars": keys}
-    job = client.submit_job(entrypoint=command, runtime_env=runtime_env)
+def resumed_run(run: Path, overrides: list[str]) -> tuple[list[str], DictConfig]:
+    """The command that continues a run, whose folder is seen here, too, and its configuration."""
+    folder = RunFolder.open(run)
+    return ["blip3o-rl", "train", "--resume", str(folder.path), *overrides], stored.composed(folder, overrides)
+
+
+def submit(
+    words: Sequence[str],
+    config: DictConfig,
+    address: str | None,
+    follow: bool = True,
+    variables: Sequence[str] = (),
+    runtime_env: Path | None = None,
+) -> int:
+    """Submits a command as a job and, with `follow`, shows its output until it ends and returns its exit code.
+
+    Args:
+        variables: NAME=VALUE, or NAME with the value that it has here, for the job's processes.
+        runtime_env: a YAML or JSON file with further fields of Ray's `runtime_env`.
+    """
+    environment = _runtime_env(config, variables, runtime_env)
+    _check_size(Path(environment["working_dir"]), environment["excludes"])
+    client = jobs.client(address)
+    command = shlex.join(words)
+    job = client.submit_job(entrypoint=command, runtime_env=environment)
     print(f"job {job}: {command}", flush=True)
-    later = f"its output: ray job logs --follow {job}; to stop it: ray job stop {job}"
-    if not follow:
-        print(later)
-        return 0
-    try:
-        asyncio.run(_show(client, job))
-    except KeyboardInterrupt:
-        print(f"\nthe job goes on; {later}")
-        return INTERRUPTED
-    return exit_code(client.get_job_info(job))
+    if follow:
+        return jobs.follow(client, job)
+    print(jobs.later(job))
+    return 0
 
 
-def exit_code(details: Any) -> int:
-    """0 for a job that succeeded, else its driver's exit code (1 where Ray knows none)."""
-    if str(details.status) == "SUCCEEDED":
-        return 0
-    if details.driver_exit_code is None and details.message:
-        print(details.message, file=sys.stderr)
-    return details.driver_exit_code or 1
+def _runtime_env(config: DictConfig, variables: Sequence[str], file: Path | None) -> dict[str, Any]:
+    given: Any = {} if file is None else OmegaConf.to_container(read_yaml(file))
+    if not isinstance(given, dict):
+        raise UserError(f"--runtime-env {file}: must hold a mapping, such as {{env_vars: {{A: b}}}}")
+    # Keys travel with the job; proxies do not, since the cluster's network is another one.
+    names = key_variables(config.reward.rewards)
+    keys = {name: os.environ[name] for name in names if name in os.environ}
+    own = {"RAY_JOB_STOP_WAIT_TIME_S": str(round(config.run.grace_s) + TAKE_DOWN_S), **keys, **_variables(variables)}
+    return {"working_dir": ".", "excludes": EXCLUDES, **given, "env_vars": {**given.get("env_vars", {}), **own}}
 
 
-def _client(address: str) -> Any:
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
+def _variables(given: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not equals and name not in os.environ:
+            raise UserError(f"--env {name}: is not set here; give --env {name}=VALUE, or set it")
+        found[name] = value if equals else os.environ[name]
+    return found
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    given_cluster.use_token()
-    try:
-        return JobSubmissionClient(address)
-    except AuthenticationError as error:
+
+def _check_size(folder: Path, excludes: list[str]) -> None:
+    """Refuses an upload that the cluster would refuse later, with what is large in it."""
+    from ray._private.runtime_env import packaging
+
+    if not folder.is_dir():  # an address, such as s3://bucket/code.zip
+        return
+    sizes: dict[str, int] = {}
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            top = path.relative_to(folder).parts[0]
+            sizes[top] = sizes.get(top, 0) + path.stat().st_size
+
+    packaging._dir_travel(folder, [packaging._get_excludes(folder, excludes)], add, include_gitignore=True)
+    if sum(sizes.values()) > MAX_MIB * 2**20:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        named = ", ".join(f"{name} {sizes[name] / 2**20:.0f} MiB" for name in largest)
         raise UserError(
-            f"--address {address}: this cluster asks for Ray's token; set RAY_AUTH_MODE=token (and RAY_AUTH_TOKEN_PATH "
-            "where it is not in Ray's own place), or start the cluster with RAY_AUTH_MODE=disabled"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--address {address}: no Ray cluster answers there ({reason}); start one with "
-            "`ray start --head --num-gpus=1`, or give the address of its dashboard"
-        ) from error
-
-
-async def _show(client: Any, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)
+            f"{folder.absolute()}: {sum(sizes.values()) / 2**20:.0f} MiB would travel with the job ({named}), at most "
+            f"{MAX_MIB} may; name what is not needed in .rayignore, and give models and data by absolute paths"
+        )

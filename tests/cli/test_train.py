@@ -18,7 +18,6 @@ from blip3o_rl.cli import main as cli
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import submit
 
 
 @pytest.mark.parametrize(
@@ -30,6 +29,11 @@ from blip3o_rl.training import submit
         (["train", "recipes/shapes", "trainer.total_training_step=3"], "did you mean 'trainer.total_training_steps'?"),
         (["train", "--resume", "/nowhere"], "run folder /nowhere: no such folder"),
         (["submit", "recipes/shapez"], "recipes/shapez"),
+        (["submit"], "submit: no recipe given"),
+        (["submit", "--resume", "/nowhere"], "run folder /nowhere: no such folder"),
+        (["submit", "recipes/shapes", "--env", "NOT_SET_HERE"], "--env NOT_SET_HERE: is not set here"),
+        (["submit", "recipes/shapes", "--runtime-env", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["jobs", "list", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
         (["submit", "recipes/shapes", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
         (["evl"], "No such command 'evl'"),
         (["eval", "faces"], "there is no such source of prompts; known: shapes"),
@@ -186,21 +190,6 @@ def _fake_launch(monkeypatch, folder: Path, instead=None) -> list:
     return calls
 
 
-def test_a_submitted_run_gets_an_absolute_folder_unless_it_names_one(tmp_path):
-    command = submit.entrypoint("recipes/shapes", ["reward.rewards.mine.path=my file.py:f"], tmp_path)
-    assert command.startswith("blip3o-rl train recipes/shapes 'reward.rewards.mine.path=my file.py:f' run.folder=")
-    assert f"run.folder={tmp_path}/shapes-" in command
-    assert submit.entrypoint("recipes/shapes", ["run.folder=/x"], tmp_path).count("run.folder=") == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "driver", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", None, 1)]
-)
-def test_submit_exits_as_the_job_did(status, driver, expected):
-    details = types.SimpleNamespace(status=status, driver_exit_code=driver, message="why")
-    assert submit.exit_code(details) == expected
-
-
 def test_user_error_text_is_printed_on_one_line(monkeypatch, capsys):
     def refuse(path):
         raise UserError("several\nlines [bold]and markup[/]")
@@ -208,19 +197,3 @@ def test_user_error_text_is_printed_on_one_line(monkeypatch, capsys):
     monkeypatch.setattr(RunFolder, "open", refuse)
     assert cli.run(["report", "x"]) == 2
     assert capsys.readouterr().err == "error: several lines [bold]and markup[/]\n"
-
-
-def test_a_submitted_run_takes_the_keys_of_its_judges_along(tmp_path, monkeypatch):
-    sent = {}
-
-    class Client:
-        def submit_job(self, entrypoint, runtime_env):
-            sent.update(runtime_env["env_vars"])
-            return "job"
-
-    monkeypatch.setattr(submit, "_client", lambda address: Client())
-    monkeypatch.setenv("JUDGE_KEY", "secret")
-    monkeypatch.setenv("UNRELATED", "x")
-    judge = ["reward.rewards.judge.model=m", "reward.rewards.judge.api_key_env=JUDGE_KEY"]
-    assert submit.submit("shapes", judge, None, tmp_path, follow=False) == 0
-    assert sent == {"JUDGE_KEY": "secret"}

@@ -1,0 +1,148 @@
+"""Runs as jobs: what travels with them, what is refused here, how they are shown and stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import clusters
+import pytest
+import yaml
+
+from blip3o_rl.cli import main as cli
+from blip3o_rl.config.train import compose_recipe
+from blip3o_rl.errors import UserError
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import jobs, stored, submit
+
+ROOT = Path(__file__).parents[2]
+
+
+class Client:
+    """Takes the place of Ray's, and keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, Any] = {}
+
+    def submit_job(self, **what: Any) -> str:
+        self.sent = what
+        return "job"
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    found = Client()
+    monkeypatch.setattr(jobs, "client", lambda address: found)
+    return found
+
+
+def test_a_submitted_run_gets_an_absolute_folder_unless_it_names_one(tmp_path: Path) -> None:
+    words, _ = submit.new_run("recipes/shapes", ["reward.rewards.mine.path=my file.py:f"], tmp_path)
+    assert words[:4] == ["blip3o-rl", "train", "recipes/shapes", "reward.rewards.mine.path=my file.py:f"]
+    assert words[4].startswith(f"run.folder={tmp_path}/shapes-")
+    words, _ = submit.new_run("recipes/shapes", ["run.folder=/x"], tmp_path)
+    assert words[3:] == ["run.folder=/x"]
+
+
+def test_a_run_is_continued_as_a_job(tmp_path: Path, client: Client) -> None:
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    stored.store(compose_recipe("shapes", ["run.grace_s=90"]), folder)
+    words, config = submit.resumed_run(folder.path, ["trainer.total_training_steps=9"])
+    assert submit.submit(words, config, None, follow=False) == 0
+    assert client.sent["entrypoint"] == f"blip3o-rl train --resume {folder.path} trainer.total_training_steps=9"
+    assert client.sent["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "150"}
+
+
+def test_keys_variables_and_the_runtime_env_travel(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text("image_uri: registry.example/blip3o\nenv_vars: {A: theirs, B: theirs}\n")
+    for name, value in (("JUDGE_KEY", "secret"), ("UNRELATED", "x"), ("MINE", "here")):
+        monkeypatch.setenv(name, value)
+    judge = ["reward.rewards.judge.model=m", "reward.rewards.judge.api_key_env=JUDGE_KEY"]
+    words, config = submit.new_run("shapes", judge, tmp_path)
+    assert submit.submit(words, config, None, False, ["MINE", "A=a=b"], file) == 0
+    sent = client.sent["runtime_env"]
+    assert sent["env_vars"] == {
+        "JUDGE_KEY": "secret", "MINE": "here", "A": "a=b", "B": "theirs", "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    }  # fmt: skip
+    assert (sent["image_uri"], sent["working_dir"]) == ("registry.example/blip3o", ".")
+
+
+def test_a_working_directory_that_is_too_large_is_refused_by_what_is_large(
+    tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models, runs, environments, and what .gitignore and .rayignore name, do not count."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/m", "runs/r", "a/.venv/v", "ignored/i", "data/prompts.jsonl", "mine.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**20)
+    (tmp_path / ".gitignore").write_text("ignored/\n")
+    words, config = submit.new_run("shapes", [], tmp_path)
+    monkeypatch.setattr(submit, "MAX_MIB", 2.5)
+    assert submit.submit(words, config, None, follow=False) == 0
+    monkeypatch.setattr(submit, "MAX_MIB", 1.5)
+    with pytest.raises(UserError, match=r"2 MiB would travel with the job \((data|mine.py) 1 MiB, ") as error:
+        submit.submit(words, config, None, follow=False)
+    assert ".rayignore" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", None, 1)]
+)
+def test_submit_exits_as_the_job_did(status: str, driver: int | None, expected: int) -> None:
+    details = types.SimpleNamespace(status=status, driver_exit_code=driver, message="why")
+    assert jobs.exit_code(details) == expected
+
+
+@pytest.mark.slow
+def test_jobs_are_listed_followed_and_stopped(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real jobs in a real cluster; plain commands, since a training run is a job like any other."""
+    with clusters.head() as cluster:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+            monkeypatch.setenv(name, cluster.environment[name])
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "mine.txt").write_text("travelled")
+        config = compose_recipe("shapes", [])
+        said = ["sh", "-c", "cat mine.txt; echo $GIVEN; exit 3"]
+        assert submit.submit(said, config, None, variables=["GIVEN=too"]) == 3
+        assert "travelled\ntoo\n" in capfd.readouterr().out
+        sleeps = ["sh", "-c", "echo asleep; trap 'sleep 5; echo ended; exit 143' TERM; while :; do sleep 0.1; done"]
+        assert submit.submit(sleeps, config, None, follow=False) == 0
+        (job,) = re.findall(r"^job (\S+):", capfd.readouterr().out, re.MULTILINE)
+        clusters.wait_until(lambda: "asleep" in jobs.client(None).get_job_logs(job), cluster)
+        assert cli.run(["jobs", "status", job]) == 0
+        assert capfd.readouterr().out.startswith("RUNNING")
+        assert cli.run(["jobs", "stop", job]) == 0
+        assert "STOPPED" in capfd.readouterr().out
+        assert cli.run(["jobs", "logs", job]) == 0
+        assert "ended" in capfd.readouterr().out, "Ray's own patience is 3 s"
+        assert cli.run(["jobs", "list"]) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert len(lines) >= 3 and job in lines[1] and "STOPPED" in lines[1]
+        assert cli.run(["jobs", "logs", "--follow", "no-such-job"]) == 2
+        assert "has no such job" in capfd.readouterr().err
+
+
+def test_the_manifests_are_what_kubernetes_and_slurm_read() -> None:
+    """The RayJob is YAML with the fields that KubeRay asks for; the commands of both are those of this package."""
+    (job,) = yaml.safe_load_all((ROOT / "examples/clusters/rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    for pod in pods:
+        (container,) = pod["spec"]["containers"]
+        assert "/shared" in [mount["mountPath"] for mount in container["volumeMounts"]]
+        names = {volume["name"] for volume in pod["spec"]["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} <= names
+    assert job["spec"]["entrypoint"].startswith("blip3o-rl train ")
+    script = ROOT / "examples/clusters/slurm.sh"
+    assert os.system(f"bash -n {script}") == 0
+    assert "blip3o-rl train" in script.read_text() and "#SBATCH --signal=B:TERM@" in script.read_text()
