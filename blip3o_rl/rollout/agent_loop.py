@@ -182,7 +182,8 @@ class Blip3oAgentLoop(AgentLoopBase):
         states = output.extra_fields.pop(STATES)
         with simple_timer("render_wait", seconds):
             renderer = render_service.handle(self.config.run.folder)
-            image, seconds["render"] = await renderer.remote(states, seed, full, edits.latents if edits else None)
+            latents = edits.latents if edits else None
+            image, seconds["render"] = await render_service.answer(lambda: renderer.remote(states, seed, full, latents))
         return Generated(prompt, output, image, seconds)
 
 

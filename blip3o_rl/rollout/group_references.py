@@ -18,6 +18,7 @@ import ray
 
 from blip3o_rl.data.references import ReferenceImage
 from blip3o_rl.model.editing import Reference
+from blip3o_rl.rollout import render_service
 
 _SHARED: WeakValueDictionary[str, GroupReferences] = WeakValueDictionary()
 """Of the running rollouts of this process, by the hashes of the images."""
@@ -47,7 +48,7 @@ class GroupReferences:
 
     async def _encode(self, references: Sequence[ReferenceImage], service: Any, scale: int) -> None:
         self.images = tuple([await asyncio.to_thread(reference.load) for reference in references])
-        found = await service.encode.remote(list(self.images), scale)
+        found = await render_service.answer(lambda: service.encode.remote(list(self.images), scale))
         self.encoded = Reference(found.indices, None)
         self.latents = None if found.latents is None else ray.put(found.latents.numpy())
         self.kept = ray.put(self.images)

@@ -14,15 +14,18 @@ Agent loops and launcher import this module for its handle, so that only a repli
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from ray import serve
+from ray.exceptions import RayActorError
 
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.model.devices import device_of, fast_dtype_of
@@ -35,6 +38,9 @@ from blip3o_rl.rollout.state_capture import states_tensor
 APP = "blip3o-renderer"
 SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
+ATTEMPTS, PAUSE_S = 3, 1.0
+"""Of a call whose replica dies."""
+Answer = TypeVar("Answer")
 
 
 def noise_seed(run_seed: int, step: int, prompt_key: str, sample: int, noise: str) -> int:
@@ -135,6 +141,15 @@ def start(
     serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
     bound = deployment.bind(model, settings, gpus_per_node, editing)
     serve.run(bound, name=app_name(run_folder), route_prefix=None)
+
+
+async def answer(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    """What a call of the service gives; called again when a replica dies over it, in whose place Serve puts another."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(RayActorError):
+            return await ask()
+        await asyncio.sleep(PAUSE_S)  # the handle finds out, too
+    return await ask()
 
 
 @lru_cache(maxsize=1)

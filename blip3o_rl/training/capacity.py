@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -24,6 +24,8 @@ from blip3o_rl.training.given_cluster import Node
 
 TURN = "blip3o-rl-turn"
 """Name and namespace of the actor that a run holds while it takes its GPUs; there is one per cluster."""
+AGENT_LOOP = "agent_loop_worker_"
+"""Start of the names of verl's agent-loop workers, which it starts after trainer and sampler."""
 POLL_S = 1.0
 
 
@@ -63,12 +65,15 @@ def take_turn(config: DictConfig, say: Callable[[str], None]) -> Any:
     return turn
 
 
-def pass_on(turn: Any) -> Any:
-    """Ends the run's turn once its trainer holds its GPUs: None from then on, `turn` before."""
+def pass_on(turn: Any, actors: Iterable[str]) -> Any:
+    """Ends the run's turn once its trainer holds its GPUs: None from then on, `turn` before.
+
+    Args:
+        actors: names of the run's living actors.
+    """
     import ray
 
-    # verl starts these after trainer and sampler.
-    if turn and any(name.startswith("agent_loop_worker_") for name in ray.util.list_named_actors()):
+    if turn and any(name.startswith(AGENT_LOOP) for name in actors):
         ray.kill(turn)
         return None
     return turn

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from blip3o_rl.evaluation.schedule import Schedule
 
 POLL_S = 0.5
+NEEDED = (capacity.AGENT_LOOP, "TransferQueueController")
+"""Names of the actors without which verl's trainer would wait for samples for ever."""
+END_S = 30.0
 JOB_RUNS = Path("~/blip3o-rl-runs")
 """Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
 
@@ -207,10 +210,17 @@ def _wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, sho
     """Waits for verl's trainer and shows warnings and evaluations; ends it when a reward or a monitor says stop."""
     import ray
 
+    needed: set[str] = set()
     again = f"logs in {folder.logs}; go on with {shlex.join(['blip3o-rl', 'train', '--resume', str(folder.path)])}"
     while True:
         ready, _ = ray.wait([done], timeout=POLL_S)
-        turn = capacity.pass_on(turn)
+        names = set(ray.util.list_named_actors())
+        needed |= {name for name in names if name.startswith(NEEDED)}
+        turn = capacity.pass_on(turn, names)
+        if not ready and (lost := needed - names):
+            ready, _ = ray.wait([done], timeout=END_S)  # verl ends them, too, when it has ended
+            if not ready:
+                raise UserError(f"{', '.join(sorted(lost))} died; {again}")
         try:
             failure, warnings = ray.get([record.failure.remote(), record.warnings.remote()])  # with a failure's warning
             text, failed = ray.get(keeper.state.remote()) if keeper else ("", "")

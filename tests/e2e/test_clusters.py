@@ -58,10 +58,10 @@ def output(folder: Path) -> str:
     return (folder.parent / "output.txt").read_text()[-3000:]
 
 
-def check_run(folder: RunFolder, seed: int) -> None:
+def check_run(folder: RunFolder, seed: int, steps: int = STEPS) -> None:
     """All steps, each trained on the run's own samples and no others."""
     lines = folder.read_metrics()
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
     for line in lines:
         rows = read_lines(folder.rollout_file(line["step"]))
         assert len({row["id"] for row in rows}) == len(rows) == GROUPS * SAMPLES
@@ -69,19 +69,30 @@ def check_run(folder: RunFolder, seed: int) -> None:
             assert row["seed"] == noise_seed(seed, line["step"], row["prompt"], 0, "group"), "of another run"
         assert line["critic/score/mean"] == pytest.approx(line["rollout/score"], rel=1e-4), "not trained on its own"
         assert abs(line["rollout_corr/log_ppl_diff_max"]) < 1e-3, "sampler and trainer have different weights"
-    assert checkpoints.latest_step(folder.checkpoints) == STEPS
+    assert checkpoints.latest_step(folder.checkpoints) == steps
     assert list(folder.logs.glob("worker-*"))
 
 
-def finish(folder: Path, process: subprocess.Popen[bytes], pids: list[int]) -> None:
-    """Waits for a run until it has ended well."""
+def wait_for(folder: Path, process: subprocess.Popen[bytes], pids: list[int], said: str) -> None:
+    """Waits until a run has said something."""
+
+    def holds() -> bool:
+        assert process.poll() is None, output(folder)
+        return said in output(folder)
+
+    watch.wait_until(holds, [*pids, process.pid], [folder.parent], lambda: output(folder))
+
+
+def finish(folder: Path, process: subprocess.Popen[bytes], pids: list[int], code: int = 0) -> None:
+    """Waits for a run until it has ended with a code."""
     pids = [*pids, process.pid]
     watch.wait_until(lambda: process.poll() is not None, pids, [folder.parent], lambda: output(folder))
-    assert process.returncode == 0, output(folder)
+    assert process.returncode == code, output(folder)
 
 
 def test_two_runs_side_by_side_do_not_touch_each_other(tmp_path: Path) -> None:
-    """Two runs whose folders and deployed rewards have the same names, on two logical GPUs."""
+    """Two runs whose folders and deployed rewards have the same names, on two logical GPUs. The first is there
+    while the second comes and goes, and ends as SIGTERM ends it."""
     (tmp_path / "mine.py").write_text(REWARDS)
     runs = {seed: tmp_path / f"team{seed}" / "run" for seed in (1, 2)}
     with contextlib.ExitStack() as stack:
@@ -89,19 +100,26 @@ def test_two_runs_side_by_side_do_not_touch_each_other(tmp_path: Path) -> None:
         started: list[subprocess.Popen[bytes]] = []
         for (seed, folder), function in zip(runs.items(), ("low", "high"), strict=True):
             words = [f"reward.rewards.served.path={tmp_path}/mine.py:{function}", f"run.seed={seed}"]
-            process = start(folder, cluster, *words, "reward.rewards.served.service.replicas=1")
+            words += ["reward.rewards.served.service.replicas=1", "run.grace_s=600"]
+            process = start(folder, cluster, *words, *(["trainer.total_training_steps=1000"] if seed == 1 else []))
             stack.callback(end, process)
             started.append(process)
+            wait_for(folder, process, cluster.pids, "starting renderer and rewards")
 
         def both_have_begun() -> bool:
             assert all(process.poll() is None for process in started), "\n".join(map(output, runs.values()))
             return all((folder / "rollouts" / "step_000001.jsonl").exists() for folder in runs.values())
 
         watch.wait_until(both_have_begun, [*cluster.pids, *(process.pid for process in started)], [tmp_path])
-        for folder, process in zip(runs.values(), started, strict=True):
-            finish(folder, process, cluster.pids)
+        finish(runs[2], started[1], cluster.pids)
+        assert started[0].poll() is None, output(runs[1])
+        reached = RunFolder(runs[1]).read_metrics()[-1]["step"]
+        started[0].terminate()
+        finish(runs[1], started[0], cluster.pids, code=143)
+    steps = checkpoints.latest_step(runs[1] / "checkpoints")
+    assert reached <= steps <= reached + 2
     for (seed, folder), value in zip(runs.items(), (0.25, 0.75), strict=True):
-        check_run(RunFolder.open(folder), seed)
+        check_run(RunFolder.open(folder), seed, steps if seed == 1 else STEPS)
         assert {row["components"]["served"] for row in read_lines(RunFolder(folder).rollout_file(1))} == {value}
 
 
@@ -115,12 +133,8 @@ def test_a_run_waits_for_gpus_that_another_job_holds(tmp_path: Path) -> None:
         process = start(folder, cluster)
         stack.callback(end, process)
 
-        def waits() -> bool:
-            assert process.poll() is None, output(folder)
-            return "waiting for GPUs that other runs hold" in output(folder)
-
-        watch.wait_until(waits, [*cluster.pids, process.pid], [tmp_path], lambda: output(folder))
-        time.sleep(30)
+        wait_for(folder, process, cluster.pids, "waiting for GPUs that others hold: 0 of 1 are free")
+        time.sleep(10)
         assert process.poll() is None, output(folder)
         client.stop_job(holder)
         finish(folder, process, cluster.pids)

@@ -1,6 +1,6 @@
-"""Any process of a run may be killed: the run goes on, or ends with one line and resumes to the same number of steps.
+"""Any process of a run may be killed: the run goes on, or ends with one line and is resumed; no step or sample is lost.
 
-Three to five minutes each. `test_training_runs` kills the launcher, `test_reward_services` rewards in the cluster.
+About two minutes per process that is killed. `test_reward_services` kills rewards in the cluster.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import clusters
@@ -30,131 +31,167 @@ GROUPS, SAMPLES = 2, 4
 SMALL = [
     *(f"data.train_batch_size={GROUPS}", f"actor_rollout_ref.rollout.n={SAMPLES}", "model.scale=2", "render.steps=2"),
     *("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4", "run.evaluate=false", "trainer.save_freq=1"),
+    "trainer.total_training_steps=100000",
 ]
 PROCESSES = {
     "launcher": BLIP3O_RL,
     "trainer": "ray::TaskRunnerV1",
+    "vLLM engine": "VLLM::EngineCore",
+    "renderer": "ray::ServeReplica:blip3o-renderer",
+    "recorder": "ray::Recorder",
     "worker": "ray::WorkerDict",
     "agent loop": "ray::AgentLoopWorker",
     "vLLM server": "ray::Blip3oHttpServer",
-    "vLLM engine": "VLLM::EngineCore",
-    "renderer": "ray::ServeReplica:blip3o-renderer",
     "Serve controller": "ray::ServeController",
-    "recorder": "ray::Recorder",
     "queue": "ray::TransferQueueController",
     "raylet": "raylet",
 }
 """What can die -> the start of its command line, or its program's name."""
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    """`blip3o-rl train` with these words, its output next to the run folder."""
-    with (folder.parent / "output.txt").open("a") as file:
-        return subprocess.Popen(
-            [BLIP3O_RL, "train", *words],
-            cwd=REPOSITORY,
-            env=clusters.environment(),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+class Run:
+    """A run that is resumed whenever it has ended."""
 
+    def __init__(self, home: Path):
+        self.folder, self.output = RunFolder(home / "run"), home / "output.txt"
+        self.new = ("recipes/shapes", *SMALL, f"run.folder={self.folder.path}")
+        self.process = self._start(*self.new)
 
-def wait(process: subprocess.Popen[bytes], folder: Path) -> str:
-    """What a run has printed when it has ended."""
-    text = (folder.parent / "output.txt").read_text
-    watch.wait_until(lambda: process.poll() is not None, [process.pid], [folder.parent], lambda: text()[-3000:])
-    return text()
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        with self.output.open("w") as file:
+            return subprocess.Popen(
+                [BLIP3O_RL, "train", *words],
+                cwd=REPOSITORY,
+                env=clusters.environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
+    @property
+    def step(self) -> int:
+        return checkpoints.latest_step(self.folder.checkpoints)
 
-def find(launcher: int, start: str) -> psutil.Process | None:
-    """A process of the run by the start of its title or its program's name."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(launcher)
-        for process in (root, *root.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if any(word.startswith(start) for word in words[:2]) or process.name() == start:
-                    return process
-    return None
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
 
+    def resume(self, *words: str) -> None:
+        again = ("--resume", str(self.folder.path)) if self.folder.config.is_file() else self.new
+        self.process = self._start(*again, *words)
 
-def check_whole(folder: RunFolder, steps: int) -> None:
-    """Every step once, every sample once, and nothing left of the run."""
-    assert [line["step"] for line in folder.read_metrics()] == list(range(1, steps + 1))
-    assert checkpoints.latest_step(folder.checkpoints) == steps
-    for step in range(1, steps + 1):
-        rows = read_lines(folder.rollout_file(step))
-        assert len({row["id"] for row in rows}) == len(rows) == GROUPS * SAMPLES
-    assert (folder.path / "model" / "model_index.json").is_file()
-
-
-@pytest.mark.parametrize("victim", [name for name in PROCESSES if name != "launcher"])
-def test_a_killed_process_costs_at_most_a_step(victim: str, tmp_path: Path) -> None:
-    target = tmp_path / "run"
-    shared = set(SHARED.glob("psm_*"))
-    process = start(target, "recipes/shapes", *SMALL, f"run.folder={target}", "trainer.total_training_steps=3")
-    try:
+    def wait(self, steps: int = 0) -> None:
+        """Until it has ended or, if `steps` are given, has made so many more."""
+        until = self.step + steps
         watch.wait_until(
-            lambda: checkpoints.latest_step(target / "checkpoints") >= 1 or process.poll() is not None,
-            [process.pid],
-            [tmp_path],
-            (tmp_path / "output.txt").read_text,
+            lambda: self.ended or bool(steps) and self.step >= until,
+            [self.process.pid],
+            [self.output.parent],
+            lambda: self.output.read_text()[-3000:],
         )
-        killed = find(process.pid, PROCESSES[victim])
-        assert killed is not None, f"no process {PROCESSES[victim]}"
-        killed.kill()
-        began = time.monotonic()
-        said = wait(process, target)
-    finally:
-        process.kill()
-        process.wait()
-    print(f"{victim}: the run ended with {process.returncode} after {time.monotonic() - began:.0f} s")
-    if process.returncode != 0:
-        assert process.returncode == 2, said[-3000:]
+
+    def members(self) -> list[psutil.Process]:
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def kill(self, name: str) -> str:
+        """Kills a process of the run, and says what became of the run: until it has made another step."""
+        members = self.members()
+        (victim, *_) = [process for process in members if is_called(process, PROCESSES[name])]
+        began, before = time.monotonic(), self.step
+        victim.kill()
+        self.wait(steps=1)
+        how = "goes on"
+        if self.ended:
+            how = self.check_end(name)
+            gone = time.monotonic() - began
+            watch.wait_until(lambda: not any(alive(process) for process in members), [os.getpid()])
+            self.resume()
+            self.wait(steps=1)
+            how = f"ends after {gone:.0f} s, {how}"
+        assert self.step > before, self.output.read_text()[-3000:]
+        return f"{name}: {how}; the next step is there after {time.monotonic() - began:.0f} s"
+
+    def check_end(self, name: str) -> str:
+        """How a run ended whose process was killed: with one line that names its folder."""
+        said = self.output.read_text()
+        if name == "launcher":
+            assert self.process.returncode == -signal.SIGKILL
+            return "killed"
+        assert self.process.returncode == 2 and "Traceback" not in said, said[-3000:]
         (error,) = [line for line in said.splitlines() if line.startswith("error:")]
-        assert "Traceback" not in said and str(target) in error
-        assert checkpoints.latest_step(target / "checkpoints") >= 1
-        again = start(target, "--resume", str(target))
-        wait(again, target)
-        assert again.returncode == 0
-    check_whole(RunFolder.open(target), 3)
-    assert set(SHARED.glob("psm_*")) <= shared
+        assert str(self.folder.path) in error
+        return error.replace(str(self.folder.path), "RUN")[:200]
+
+    def finish(self, kills: int) -> None:
+        """Ends the run as SIGTERM does, makes one more step, and checks that the run is whole."""
+        if not self.ended:
+            self.process.send_signal(signal.SIGTERM)
+            self.wait()
+        steps = self.step + 1
+        self.resume(f"trainer.total_training_steps={steps}")
+        self.wait()
+        assert self.process.returncode == 0, self.output.read_text()[-3000:]
+        assert self.step == steps and (self.folder.path / "model" / "model_index.json").is_file()
+        found = [line["step"] for line in self.folder.read_metrics()]
+        # A step's metrics come after its checkpoint, so the last line before a kill may be missing.
+        assert found == sorted(set(found)) and set(found) <= set(range(1, steps + 1)) and len(found) >= steps - kills
+        for step in range(1, steps + 1):
+            rows = read_lines(self.folder.rollout_file(step))
+            assert len({row["id"] for row in rows}) == len(rows) == GROUPS * SAMPLES
+
+
+def is_called(process: psutil.Process, name: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(word.startswith(name) for word in process.cmdline()[:2]) or process.name() == name
+    return False
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def left_in_shared_memory() -> set[str]:
+    """What torch and multiprocessing put there and no process has mapped."""
+    files = {str(file) for pattern in ("psm_*", "torch_*") for file in SHARED.glob(pattern)}
+    mapped = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mapped |= {part.path for part in process.memory_maps()}
+    return files - mapped
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    before = left_in_shared_memory()
+    made = Run(tmp_path)
+    try:
+        yield made
+    finally:
+        made.process.terminate()
+        made.process.wait(timeout=120)
+    assert left_in_shared_memory() <= before
+
+
+@pytest.mark.parametrize("victims", [list(PROCESSES)[:5], list(PROCESSES)[5:]], ids=["five", "the-others"])
+def test_killed_processes_cost_a_step_each(victims: list[str], run: Run) -> None:
+    run.wait(steps=1)
+    for name in victims:
+        time.sleep(random.uniform(0, 5))
+        print(run.kill(name), flush=True)
+    run.finish(len(victims))
 
 
 @pytest.mark.skipif("SOAK_HOURS" not in os.environ, reason="make soak: hours of random kills")
-def test_soak(tmp_path: Path) -> None:
-    """Kills a random process at a random moment, resumes, and again, for SOAK_HOURS; then lets the run end.
-
-    The run ends with the steps of an undisturbed one, no sample lost or counted twice, nothing left in shared memory,
-    and, of the last launcher, a memory that does not grow.
-    """
-    target, until = tmp_path / "run", time.monotonic() + 3600 * float(os.environ["SOAK_HOURS"])
-    moments, shared, kills = random.Random(1), set(SHARED.glob("psm_*")), 0
-    words = ["recipes/shapes", *SMALL, f"run.folder={target}", "trainer.total_training_steps=1000000"]
+def test_soak(run: Run) -> None:
+    """Random processes at random moments, of a run that is starting, too."""
+    until, moments, kills = time.monotonic() + 3600 * float(os.environ["SOAK_HOURS"]), random.Random(1), 0
     while time.monotonic() < until:
-        process = start(target, *words)
-        words = ["--resume", str(target)] if (target / "config.yaml").is_file() else words
-        due = time.monotonic() + moments.uniform(20, 300)
-        try:
-            while process.poll() is None and time.monotonic() < min(due, until):
-                time.sleep(1)
-            name = moments.choice(list(PROCESSES))
-            victim = find(process.pid, PROCESSES[name])
-            if process.poll() is None and victim is not None:
-                victim.kill()
-                kills += 1
-                print(f"kill {kills}: {name}, step {checkpoints.latest_step(target / 'checkpoints')}", flush=True)
-                time.sleep(moments.uniform(0, 60))
-            process.send_signal(signal.SIGTERM)
-            wait(process, target)
-        finally:
-            process.kill()
-            process.wait()
-        words = ["--resume", str(target)] if (target / "config.yaml").is_file() else words
-    steps = checkpoints.latest_step(target / "checkpoints") + 2
-    last = start(target, *words, f"trainer.total_training_steps={steps}")
-    wait(last, target)
-    assert last.returncode == 0
-    check_whole(RunFolder.open(target), steps)
-    assert set(SHARED.glob("psm_*")) <= shared
-    print(f"{steps} steps, {kills} kills")
+        time.sleep(moments.uniform(0, 60))
+        if not run.ended:
+            name = moments.choice(
+                [name for name in PROCESSES if any(is_called(p, PROCESSES[name]) for p in run.members())]
+            )
+            kills += 1
+            print(f"{kills}, at step {run.step}: {run.kill(name)}", flush=True)
+    run.finish(kills)
+    print(f"{run.step} steps, {kills} kills")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from editing import POLICY_ONLY, edit_row, editing_copy, photo
+from ray.exceptions import RayActorError
 
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.data.prompts import check_row
@@ -39,6 +40,28 @@ def test_text_to_image_keeps_its_noise_and_an_edit_has_its_references_noise(tmp_
     assert noise_seed(1, 5, check_row({"prompt": "a circle"}, "p:1").key, 3, "sample") == 3558486192735331170
     rows = [edit_row(tmp_path, "a circle", *seeds) for seeds in ((1,), (2,), (1, 2))]
     assert len({noise_seed(1, 5, row.key, 0, "group") for row in rows} | {4252575314358058533}) == 4
+
+
+def test_a_call_whose_replica_dies_is_made_again_and_three_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_service, "PAUSE_S", 0.0)
+    left: list[Exception | str] = []
+
+    async def ask() -> str:
+        found = left.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    left[:] = [RayActorError(), RayActorError(), "image", "unasked"]
+    assert asyncio.run(render_service.answer(ask)) == "image" and left == ["unasked"]
+    left[:] = [RayActorError()] * 4
+    with pytest.raises(RayActorError):
+        asyncio.run(render_service.answer(ask))
+    assert len(left) == 1
+    left[:] = [ValueError("of the model"), "unasked"]
+    with pytest.raises(ValueError, match="of the model"):
+        asyncio.run(render_service.answer(ask))
+    assert left == ["unasked"]
 
 
 def test_a_batch_of_mixed_lengths_and_settings_is_rendered_like_single_images(untrained: Any) -> None:

@@ -86,8 +86,7 @@ def test_runs_take_their_gpus_one_after_the_other(monkeypatch: pytest.MonkeyPatc
     assert turn == "ours"
     waits = "waiting for GPUs that others hold: 0 of 1 are free"
     assert said == ["waiting for another run to take its GPUs", waits, waits]
-    monkeypatch.setattr("ray.util.list_named_actors", lambda: ["blip3o-recorder"])
-    assert capacity.pass_on(turn) == "ours" and not killed
-    monkeypatch.setattr("ray.util.list_named_actors", lambda: ["agent_loop_worker_0_1a2b3c4d"])
-    assert capacity.pass_on(turn) is None and killed == ["ours"]
-    assert capacity.pass_on(None) is None
+    assert capacity.pass_on(turn, ["blip3o-recorder"]) == "ours" and not killed
+    loops = ["blip3o-recorder", "agent_loop_worker_0_1a2b3c4d"]
+    assert capacity.pass_on(turn, loops) is None and killed == ["ours"]
+    assert capacity.pass_on(None, loops) is None
