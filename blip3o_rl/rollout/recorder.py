@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import ray
 from PIL import Image
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.data.images import read_image
@@ -156,8 +157,10 @@ def _tile(rollout: Rollout, note: str = "") -> Tile:
 
 
 def start(folder: Path, expected: int, images_every: int, monitors: MonitorSettings) -> Any:
-    """Starts the recorder actor in the running Ray cluster."""
-    actor = ray.remote(num_cpus=0)(Recorder).options(name=NAME)
+    """Starts the recorder actor on this node of the running Ray cluster."""
+    # Like the launcher it appends to metrics.jsonl; a file system that nodes share may mix up what two of them append.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0)(Recorder).options(name=NAME, scheduling_strategy=here)
     return actor.remote(str(folder), expected, images_every, monitors)
 
 
