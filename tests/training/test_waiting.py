@@ -1,0 +1,68 @@
+"""What the launcher sees while verl trains: the end, a failure, that somebody whom verl waits for is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from ray.exceptions import RayActorError, RayError
+
+from blip3o_rl.errors import UserError
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import launch
+
+LOOP, QUEUE, OTHER = "agent_loop_worker_0_1a2b3c4d", "TransferQueueController", "WorkerDict_0:0"
+
+
+class Ray:
+    """Answers for `ray`: what `wait` finds ready and which actors live, call by call; the last answer stays."""
+
+    def __init__(self, ready: list[bool], actors: list[set[str]], result: Any = None):
+        self.ready, self.actors, self.result = ready, actors, result
+
+    def next(self, answers: list[Any]) -> Any:
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def wait(self, done: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        return (done, []) if self.next(self.ready) else ([], done)
+
+    def get(self, what: Any) -> Any:
+        if what == "done":
+            if isinstance(self.result, Exception):
+                raise self.result
+            return None
+        return None, []
+
+
+@pytest.fixture
+def wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def call(ray: Ray) -> None:
+        for name in ("wait", "get"):
+            monkeypatch.setattr(f"ray.{name}", getattr(ray, name))
+        monkeypatch.setattr("ray.util.list_named_actors", lambda: list(ray.next(ray.actors)))
+        folder = RunFolder.create("shapes", path=tmp_path / "run")
+        launch._wait("done", MagicMock(), None, None, folder, MagicMock())
+
+    return call
+
+
+def test_an_agent_loop_or_a_queue_that_is_gone_ends_the_run_and_others_do_not(wait: Any) -> None:
+    for lost in (LOOP, QUEUE):
+        with pytest.raises(UserError, match=rf"^{lost} died; logs in .*blip3o-rl train --resume .*/run$"):
+            wait(Ray([False], [set(), {LOOP, QUEUE, OTHER}, {LOOP, QUEUE} - {lost}]))
+    wait(Ray([False, False, True], [{LOOP, QUEUE, OTHER}, {LOOP, QUEUE}]))
+
+
+def test_a_trainer_that_ends_takes_its_actors_along(wait: Any) -> None:
+    """They are gone before its own end is seen."""
+    wait(Ray([False, False, True], [{LOOP, QUEUE}, set()]))
+
+
+@pytest.mark.parametrize("error", [RayError("of a task\n  in a file\nValueError: too long"), RayActorError()])
+def test_a_trainer_that_fails_is_one_line_with_the_way_on(error: Exception, wait: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the trainer stopped: .*; see trainer_error.txt; .* --resume ") as found:
+        wait(Ray([False, True], [{LOOP}], error))
+    assert "\n" not in str(found.value)
+    assert (tmp_path / "run" / "logs" / "trainer_error.txt").read_text() == str(error)
