@@ -93,7 +93,7 @@ def renderers(folder: Path, config: Any, monkeypatch: pytest.MonkeyPatch) -> lis
 def test_eight_gpus_of_a_node_are_shared_by_eight_trainers_and_renderers(
     nodes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = compose_recipe("text", ["trainer.n_gpus_per_node=8"], "gpu")
+    config = compose_recipe("text_3b", ["trainer.n_gpus_per_node=8"], "gpu")
     assert not capacity.is_taken(config, given_cluster.nodes())
     rendering = renderers(tmp_path / "places", config, monkeypatch)
     training = trainers(1, 8)
@@ -106,7 +106,7 @@ def test_two_nodes_with_gpus_of_their_own_for_renderers(
     nodes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ["trainer.nnodes=2", "trainer.n_gpus_per_node=2", "render.gpus_per_replica=1", "render.replicas=4"]
-    config = compose_recipe("text", own, "gpu")
+    config = compose_recipe("text_3b", own, "gpu")
     assert not capacity.is_taken(config, given_cluster.nodes())
     rendering = renderers(tmp_path / "places", config, monkeypatch)
     training = trainers(2, 2)
