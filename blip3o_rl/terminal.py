@@ -23,8 +23,12 @@ INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after SIGINT and SIGTERM, as shells have them."""
 
 
+_SIGTERM = threading.Event()
+"""Whether it has come."""
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come."""
+    """SIGTERM has come. What it meets in a call of Ray is a plain `KeyboardInterrupt` after it: `is_sigterm` knows."""
 
 
 def catch_sigterm() -> None:
@@ -36,9 +40,16 @@ def catch_sigterm() -> None:
         signal.signal(signal.SIGTERM, _terminated)
 
 
+def is_sigterm(error: KeyboardInterrupt) -> bool:
+    """Whether a command was interrupted by SIGTERM, and not by Ctrl-C."""
+    return isinstance(error, Terminated) or _SIGTERM.is_set()
+
+
 def exit_code(error: KeyboardInterrupt) -> int:
     """The exit code of a command that was ended so."""
-    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    code = TERMINATED if is_sigterm(error) else INTERRUPTED
+    _SIGTERM.clear()
+    return code
 
 
 @contextlib.contextmanager
@@ -52,6 +63,7 @@ def goes_on_with(*command: str) -> Iterator[None]:
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:
+    _SIGTERM.set()
     raise Terminated
 
 

@@ -31,7 +31,7 @@ from blip3o_rl.report import warnings as warning_log
 from blip3o_rl.report.follower import MetricsFollower
 from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
-from blip3o_rl.terminal import Redirected, Terminated, goes_on_with
+from blip3o_rl.terminal import Redirected, goes_on_with, is_sigterm
 from blip3o_rl.training import capacity, cluster, given_cluster, preflight, stored
 
 if TYPE_CHECKING:
@@ -198,8 +198,8 @@ def _train(
             done = task.run.remote(config)
             try:
                 _wait(done, record, keeper, turn, folder, shown)
-            except Terminated:
-                if grace := checked.settings.run.grace_s:
+            except KeyboardInterrupt as error:
+                if is_sigterm(error) and (grace := checked.settings.run.grace_s):
                     shown.note(f"SIGTERM: saving after this step, which may take {grace:g} s (run.grace_s)")
                     record.end_after_step.remote()
                     ray.wait([done], timeout=grace)

@@ -91,6 +91,8 @@ def test_sigterm_becomes_an_interruption():
     with pytest.raises(terminal.Terminated):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
+    assert terminal.exit_code(KeyboardInterrupt()) == 143, "what Ray makes of it"
+    assert terminal.exit_code(KeyboardInterrupt()) == 130
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
