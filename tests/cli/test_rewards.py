@@ -40,17 +40,11 @@ def reward_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_new_writes_a_reward_that_passes_its_own_test_and_the_check(tmp_path, monkeypatch, capsys):
+def test_new_writes_a_reward_that_passes_the_check(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("new", "my_goal") == 0
     printed = capsys.readouterr().out
     assert "my_goal.py" in printed and "rewards check my_goal.py:my_goal" in printed
-    tested = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_goal.py"],
-        capture_output=True,
-        text=True,
-    )
-    assert tested.returncode == 0 and "3 passed" in tested.stdout, tested.stdout
     assert run("check", "my_goal.py:my_goal") == 0
     assert run("check", "my_goal.py:my_goal", "my_goal.wanted=0.4") == 0
     before = (tmp_path / "my_goal.py").read_text()
@@ -59,19 +53,21 @@ def test_new_writes_a_reward_that_passes_its_own_test_and_the_check(tmp_path, mo
     assert (tmp_path / "my_goal.py").read_text() == before
 
 
-def test_the_calibration_test_of_a_new_reward_can_fail(tmp_path):
+def test_the_calibration_test_of_a_new_reward_passes_and_can_fail(tmp_path):
+    run("new", "my_goal", "--folder", str(tmp_path / "deep"))
     run("new", "greedy", "--folder", str(tmp_path / "deep"))
     file = tmp_path / "deep" / "greedy.py"
     spoiled = file.read_text().replace("max(0.0, 1 - abs(share - wanted) / wanted)", "share")
     assert spoiled != file.read_text()
     file.write_text(spoiled)
     tested = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_greedy.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_goal.py", "test_greedy.py"],
         capture_output=True,
         text=True,
         cwd=file.parent,
     )
-    assert tested.returncode == 1 and "test_overdoing_it_does_not_pay" in tested.stdout
+    assert tested.returncode == 1 and "1 failed, 5 passed" in tested.stdout, tested.stdout
+    assert "FAILED test_greedy.py::test_overdoing_it_does_not_pay" in tested.stdout
 
 
 @pytest.mark.parametrize("name", ["my-goal", "class", "1st", ""])
