@@ -144,7 +144,7 @@ def heads(
             if update:
                 torch.autograd.grad(found.sum(), (states, head.weight))
 
-    found = []
+    found: list[tuple[Procedure, Callable[[], int]]] = []
     for stage, update in (("log-probs", False), ("log-probs, update", True)):
         for name, one in ((ORIGINAL, theirs), ("image tokens, in chunks", ours)):
             call = partial(passed, one, update)

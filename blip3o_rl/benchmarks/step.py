@@ -81,11 +81,16 @@ def procedures(
         Procedure("render", RECIPE, rendered(ours, settings.render.generation(full=False)), images),
         Procedure("score", ANY, lambda: rubric.score(samples), images),
         *(
-            Procedure("log-probs, policy and reference", name, lambda one=one: (one(False), one(False)), images)
+            Procedure("log-probs, policy and reference", name, partial(_twice, one), images)
             for name, one in passes.items()
         ),
-        *(Procedure("update", name, lambda one=one: one(True), images) for name, one in passes.items()),
+        *(Procedure("update", name, partial(one, True), images) for name, one in passes.items()),
     ]
+
+
+def _twice(one: Callable[[bool], None]) -> None:
+    one(False)
+    one(False)
 
 
 def totals(timings: Sequence[Timing]) -> list[Timing]:

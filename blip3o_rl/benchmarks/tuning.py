@@ -137,13 +137,14 @@ def sample(pipe: Blip3oPipeline, recipe: Recipe, prompts: int, seed: int) -> Rol
         ]
         for first in range(0, len(rows), batch)
     ]
-    noises = [
-        [noise_seed(seed, step, row.key, number % group, settings.render.noise) for number, row in enumerate(rows)]
-        for step in (0, 1)
-    ]
+
+    def noise(step: int) -> list[int]:
+        return [noise_seed(seed, step, row.key, at % group, settings.render.noise) for at, row in enumerate(rows)]
+
     latents = [None if reference is None else reference.latents for reference in encoded]
     groups = [str(number // group) for number in range(len(rows))]
-    return Rollouts(rows, groups, torch.cat(states), latents, *noises, [loaded[row.key] for row in rows])
+    references = [loaded[row.key] for row in rows]
+    return Rollouts(rows, groups, torch.cat(states), latents, noise(0), noise(1), references)
 
 
 def measure(

@@ -17,6 +17,7 @@ from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
     from blip3o_rl.benchmarks.tuning import Measured
+    from blip3o_rl.model.renderer import Renderer
 
 OVERRIDES, RESULT, PLOT = "overrides.txt", "tune_render.json", "tune_render.png"
 
@@ -57,8 +58,8 @@ def tune_render(
     with interruptible(), ExitStack() as stack, Console(stderr=True).status("sampling") as shown:
         pipe = place.load_pipeline(settings.model.folder, stack, settings.render.max_batch_size, found.editing)
         rollouts = tuning.sample(pipe, found, prompts, seed)
-        renderers = {dtype: found.folder.load_renderer(dtype, place.device) for dtype in others}
-        renderers[None] = pipe.renderer.to(own)
+        renderers: dict[torch.dtype | None, Renderer] = {None: pipe.renderer.to(own)}
+        renderers |= {dtype: found.folder.load_renderer(dtype, place.device) for dtype in others}
         measured = tuning.measure(
             renderers, found, rollouts, tried, lambda stage, done, total: shown.update(f"{stage} {done}/{total}")
         )
