@@ -175,11 +175,11 @@ def test_transfer_queue_reserves_a_cpu_per_actor_and_the_patch_none(python: Pyth
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_would_share_a_queue_and_each_has_its_own() -> None:
     code = (
         "import ray, transfer_queue\n{patch}\n"
-        "ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False, namespace='run-1')\n"
+        "ray.init(address='local', num_cpus=64, include_dashboard=False, log_to_driver=False, namespace='run-1')\n"
         "transfer_queue.init()\n"
         "found = ray.util.list_named_actors(all_namespaces=True)\n"
         "print([actor['namespace'] for actor in found if actor['name'] == 'TransferQueueController'])\n"
@@ -188,7 +188,8 @@ def test_two_runs_would_share_a_queue_and_each_has_its_own() -> None:
     )
     patch = "from blip3o_rl.training.compat import transfer_queue as changes\nchanges.own_namespace()"
     for change, expected in (("", "['transfer_queue']"), (f"{patch}\nchanges.own_namespace()", "['run-1']")):
-        done = python(code.format(patch=change))
+        whole = [sys.executable, "-c", code.format(patch=change)]
+        done = subprocess.run(whole, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.strip().splitlines()[-1] == expected, done.stdout + done.stderr
 
 

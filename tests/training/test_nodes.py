@@ -15,7 +15,7 @@ from blip3o_rl.report.run_folder import RunFolder
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not clusters.can_hide(), reason="a node cannot have folders of its own here")
 def test_a_run_or_model_folder_that_a_node_does_not_see_is_refused_in_one_line(tmp_path: Path) -> None:
     """Two real nodes, one of which has another disk where the run folder or the model is."""

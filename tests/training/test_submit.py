@@ -100,7 +100,7 @@ def test_submit_exits_as_the_job_did(status: str, driver: int | None, expected: 
     assert jobs.exit_code(details) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_are_listed_followed_and_stopped(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +113,7 @@ def test_jobs_are_listed_followed_and_stopped(
         config = compose_recipe("shapes", [])
         said = ["sh", "-c", "cat mine.txt; echo $GIVEN; exit 3"]
         assert submit.submit(said, config, None, variables=["GIVEN=too"]) == 3
-        assert "travelled\ntoo\n" in capfd.readouterr().out
+        assert "travelledtoo\n" in capfd.readouterr().out
         sleeps = ["sh", "-c", "echo asleep; trap 'sleep 5; echo ended; exit 143' TERM; while :; do sleep 0.1; done"]
         assert submit.submit(sleeps, config, None, follow=False) == 0
         (job,) = re.findall(r"^job (\S+):", capfd.readouterr().out, re.MULTILINE)
