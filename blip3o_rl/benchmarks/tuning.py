@@ -123,7 +123,7 @@ def _intervals(config: GenerationConfig) -> Iterator[tuple[str, GenerationConfig
 
 
 def sample(pipe: Blip3oPipeline, recipe: Recipe, prompts: int, seed: int) -> Rollouts:
-    """Samples a group for each of `prompts` prompts of the recipe, drawn by `seed`, as a training step does."""
+    """Samples a group for each of `prompts` prompts of the recipe, chosen by `seed`, as a training step does."""
     settings, group = recipe.settings, recipe.settings.actor_rollout_ref.rollout.n
     chosen = np.random.default_rng(seed).permutation(len(recipe.rows))[:prompts]
     rows = [recipe.rows[number] for number in chosen for _ in range(group)]
@@ -158,7 +158,7 @@ def measure(
 
     Args:
         renderers: the recipe's under None, and one for each other dtype of the settings.
-        progress: is told the stage, and how much of it is done.
+        progress: called with the stage, and how much of it is done.
     """
     batch, total = recipe.settings.render.max_batch_size, len(rollouts.rows)
     images: list[list[np.ndarray]] = [[] for _ in settings]

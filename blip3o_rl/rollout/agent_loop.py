@@ -92,8 +92,7 @@ class Blip3oAgentLoop(AgentLoopBase):
 
         try:
             with simple_timer("score", seconds):
-                rewards: Any = OmegaConf.to_container(self.config.reward.rewards, resolve=True)
-                (score,) = await _rubric(rewards).score_async([sample])
+                (score,) = await self._rubric().score_async([sample])
         except RewardError as error:
             failed = rollout(RubricScore(math.nan, str(error)))
             await recorder.handle().fail.remote(f"{error} (sample {name}, prompt {row.prompt!r})", failed)
@@ -114,6 +113,14 @@ class Blip3oAgentLoop(AgentLoopBase):
             metrics=AgentLoopMetrics(generate_sequences=seconds["sample"], compute_score=seconds["score"]),
             extra_fields={**output.extra_fields, "reward_extra_info": dict(score.components)},
         )
+
+    def _rubric(self) -> Rubric:
+        """That of the run's rewards, looked up once per process: a rollout does not read the configuration again."""
+        folder = str(self.config.run.folder)
+        if folder not in _OF_RUNS:
+            rewards: Any = OmegaConf.to_container(self.config.reward.rewards, resolve=True)
+            _OF_RUNS[folder] = _rubric(rewards)
+        return _OF_RUNS[folder]
 
     async def _evaluate(self, row: TableRow, step: int) -> AgentLoopOutput:
         """Makes and keeps the images of a held-out prompt that have no verdict yet; verl gets their mean score."""
@@ -200,6 +207,8 @@ class RewardedOutput(AgentLoopOutput):
 
 _RUBRICS: dict[str, Rubric] = {}
 """Rewards -> their rubric in this process; verl makes an agent loop per rollout, a rubric is built once."""
+_OF_RUNS: dict[str, Rubric] = {}
+"""Run folder -> the rubric of its rewards, one of `_RUBRICS`."""
 
 
 def _rubric(rewards: Mapping[str, Any]) -> Rubric:

@@ -1,4 +1,4 @@
-"""Several runs in one cluster, a run over several nodes, and a run that is told to go.
+"""Several runs in one cluster, a run over several nodes, and a run that gets SIGTERM.
 
 Real verl, vLLM, Ray and Ray Serve on the packaged model, as in `test_training_runs`; three to eight minutes each.
 """
@@ -163,7 +163,7 @@ def test_a_run_over_two_nodes(tmp_path: Path) -> None:
 
 
 def test_sigterm_saves_within_its_grace_and_the_run_goes_on(tmp_path: Path) -> None:
-    """A run that saves at its end only is told to go in its first steps; nothing of what it had made is lost, and a
+    """A run that saves at its end only gets SIGTERM in its first steps; nothing of what it had made is lost, and a
     damaged newest checkpoint costs the steps since the one before."""
     folder, env = tmp_path / "team" / "run", clusters.environment()
     process = start(folder, None, "run.grace_s=600", "trainer.total_training_steps=50")
