@@ -7,6 +7,7 @@ renamed when it is complete, which is atomic within a folder. For whole folders 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -31,6 +32,12 @@ def user_path(text: str | Path) -> Path:
     if any(len(os.fsencode(name)) > MAX_NAME for name in path.parts):
         raise UserError(f"{str(path)[:MAX_NAME]} ...: is too long for the name of a file; give a path")
     return path
+
+
+def free_path(wanted: Path) -> Path:
+    """`wanted`, or the same with a number where something has that name, for example of an earlier command."""
+    others = (wanted.with_stem(f"{wanted.stem}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([wanted], others) if not path.exists())
 
 
 @contextmanager

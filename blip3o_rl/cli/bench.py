@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from blip3o_rl.cli.output import free_path, table
+from blip3o_rl.cli.output import table
 from blip3o_rl.cli.reward_arguments import FORM, Metadata, Side, read_metadata, reward_config
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -35,7 +35,7 @@ def bench_rewards(
     if not rewards:
         os.environ["HF_HUB_OFFLINE"] = "1"  # gigabytes of weights are only fetched for a reward that was named
     from blip3o_rl import machine
-    from blip3o_rl.io import write_json
+    from blip3o_rl.io import free_path, write_json
     from blip3o_rl.scoring.api import RewardError
     from blip3o_rl.scoring.authoring.throughput import measure
     from blip3o_rl.scoring.build import build_rubric

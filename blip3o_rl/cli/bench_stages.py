@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from blip3o_rl.cli import options
-from blip3o_rl.cli.output import free_path, number, table
+from blip3o_rl.cli.output import number, table
 from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
@@ -185,7 +185,7 @@ def _cells(report: Report, timing: Timing) -> tuple[str, ...]:
 
 
 def _write(report: Report, rows: Any, out: Path | None) -> None:
-    from blip3o_rl.io import write_json
+    from blip3o_rl.io import free_path, write_json
 
     Console().print(rows)
     found = report.to_json()

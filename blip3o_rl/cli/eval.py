@@ -13,10 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.eval_compare import compare
-from blip3o_rl.cli.output import free_path, number, output_folder, slug, table
+from blip3o_rl.cli.output import number, output_folder, slug, table
 from blip3o_rl.cli.reward_arguments import reward_config
 from blip3o_rl.cli.runs import interruptible
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import free_path
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from blip3o_rl.cli import options
-from blip3o_rl.cli.output import free_path, output_folder, progress_bar, save_png, slug
+from blip3o_rl.cli.output import output_folder, progress_bar, save_png, slug
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import free_path
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
 

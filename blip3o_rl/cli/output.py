@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import unicodedata
@@ -19,7 +18,7 @@ from rich.text import Text
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import replacing, whole_characters
+from blip3o_rl.io import free_path, replacing, whole_characters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,12 +100,6 @@ def slug(prompt: str) -> str:
     name = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFC", prompt).lower()).strip("-")[:60]
     name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore").rstrip("-")
     return name or f"image-{zlib.crc32(prompt.encode(errors='surrogatepass')):08x}"
-
-
-def free_path(wanted: Path) -> Path:
-    """`wanted`, or the same with a number where there is such a file, of another prompt or an earlier command."""
-    others = (wanted.with_stem(f"{wanted.stem}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([wanted], others) if not path.exists())
 
 
 def save_png(image: np.ndarray, wanted: Path, settings: Mapping[str, Any]) -> Path:

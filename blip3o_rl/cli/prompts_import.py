@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from blip3o_rl.cli.output import free_path
 from blip3o_rl.cli.reward_arguments import FORM, reward_config
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import user_path
+from blip3o_rl.io import free_path, user_path
 
 if TYPE_CHECKING:
     from blip3o_rl.data.prompts import PromptRow

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from blip3o_rl.cli.output import free_path
-
 
 def import_edits(
     source: Annotated[Path, typer.Argument(help="JSON lines or parquet of a published editing data set")],
@@ -17,7 +15,7 @@ def import_edits(
 ) -> None:
     """Makes prompts with reference images of Edit-R1, UniRL, verl-omni, PromptRL or BLIP3o rows."""
     from blip3o_rl.data import edit_import
-    from blip3o_rl.io import write_lines
+    from blip3o_rl.io import free_path, write_lines
 
     out = free_path(out)
     found = edit_import.import_edits(source, out, max_bad)

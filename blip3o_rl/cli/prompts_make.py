@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from blip3o_rl.cli.output import free_path
-
 
 def make(
     source: Annotated[str, typer.Argument(help="shapes, words, text, layout, planogram or geneval")],
@@ -23,7 +21,7 @@ def make(
 ) -> None:
     """Writes the prompts of a built-in source to a file, to look at, to change, or to train on elsewhere."""
     from blip3o_rl.data.sources import held_out_rows, source_of, training_rows
-    from blip3o_rl.io import write_lines
+    from blip3o_rl.io import free_path, write_lines
 
     source_of(source, f"prompts make {source}")
     if held_out:

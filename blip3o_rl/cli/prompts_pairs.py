@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blip3o_rl.cli.output import free_path, output_folder, save_png, slug
+from blip3o_rl.cli.output import output_folder, save_png, slug
 from blip3o_rl.errors import UserError
 
 
@@ -38,7 +38,7 @@ def pairs(
     from blip3o_rl.data.images import read_cutouts
     from blip3o_rl.data.prompts import read_prompts
     from blip3o_rl.data.sources import training_rows
-    from blip3o_rl.io import write_lines
+    from blip3o_rl.io import free_path, write_lines
 
     fonts: list[str | None] = [str(file) for file in font or ()] or [None]
     for file in filter(None, fonts):

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blip3o_rl.cli.output import free_path, number, plain, table
+from blip3o_rl.cli.output import number, plain, table
 from blip3o_rl.cli.reward_arguments import FORM, reward_config
 from blip3o_rl.errors import UserError
 
@@ -32,7 +32,7 @@ def score(
     batch_size: Annotated[int, typer.Option(min=1, help="images at a time; bounds the memory")] = 16,
 ) -> None:
     """Scores the images of a folder; exits with 1 if an image got no score."""
-    from blip3o_rl.io import write_lines
+    from blip3o_rl.io import free_path, write_lines
     from blip3o_rl.scoring.api import RewardError
     from blip3o_rl.scoring.authoring.image_folder import read_folder
     from blip3o_rl.scoring.build import build_rubric

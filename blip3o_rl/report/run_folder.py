@@ -16,7 +16,6 @@ read up to its last complete line. A resumed run cuts it back to the step of its
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import shutil
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import append_line, read_lines, user_path, write_lines
+from blip3o_rl.io import append_line, free_path, read_lines, user_path, write_lines
 from blip3o_rl.report.checkpoints import complete
 
 DEFAULT_ROOT = Path("runs")
@@ -58,9 +57,7 @@ class RunFolder:
             if any((folder.path / mark).exists() for mark in _MARKS):
                 raise UserError(f"run.folder: {folder.path} already holds a run; resume it, or choose another folder")
         else:
-            stem = f"{Path(recipe).name}-{datetime.now():%Y%m%d-%H%M%S}"
-            names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-            folder = cls(next(Path(root) / name for name in names if not (Path(root) / name).exists()))
+            folder = cls(free_path(Path(root) / f"{Path(recipe).name}-{datetime.now():%Y%m%d-%H%M%S}"))
         for part in ("images", "rollouts", "failed", "checkpoints", "tensorboard", "logs"):
             (folder.path / part).mkdir(parents=True, exist_ok=True)
         return folder
