@@ -39,7 +39,7 @@ from blip3o_rl.model.editing import prompt_ids
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.rollout import evaluations, placement, recorder, render_service
 from blip3o_rl.rollout.group_references import GroupReferences, of_prompt
-from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
+from blip3o_rl.rollout.state_capture import IMAGE_TOKENS, STATES
 from blip3o_rl.rollout.step import Rollout
 from blip3o_rl.scoring.api import RewardError, Sample
 from blip3o_rl.scoring.build import build_rubric
@@ -218,14 +218,10 @@ def _rubric(rewards: Mapping[str, Any]) -> Rubric:
     return _RUBRICS[key]
 
 
-_SCHEDULES: list[Schedule] = []
-
-
-async def _schedule() -> Schedule:
+@cache
+def _schedule() -> asyncio.Future[Schedule]:
     """The run's evaluations, asked for once per process."""
-    if not _SCHEDULES:
-        _SCHEDULES.append(await evaluations.handle().schedule.remote())
-    return _SCHEDULES[0]
+    return asyncio.ensure_future(evaluations.handle().schedule.remote())
 
 
 @cache

@@ -16,11 +16,8 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from blip3o_rl import machine
 from blip3o_rl.errors import UserError
 from blip3o_rl.rollout import weight_sync
-from blip3o_rl.rollout.state_capture import capture_request, image_request, unpack_states
+from blip3o_rl.rollout.state_capture import IMAGE_TOKENS, STATES, capture_request, image_request, unpack_states
 from blip3o_rl.rollout.vllm_patches import use_v1_runner
-
-IMAGE_TOKENS = "image_tokens"
-STATES = "states"
 
 
 class Blip3oHttpServer(vLLMHttpServer):

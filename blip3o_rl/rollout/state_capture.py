@@ -25,6 +25,10 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.rollout.state_pool import NOT_KEPT, StateStore
 
+IMAGE_TOKENS = "image_tokens"
+"""Sampling parameter with which an agent loop asks the server for an image of so many tokens."""
+STATES = "states"
+"""Extra field of the server's answer: a reference to the packed states."""
 EXTRA_ARG = "capture_states"
 UNTAKEN_PER_SEQUENCE = 4
 

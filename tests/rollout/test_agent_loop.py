@@ -13,7 +13,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.rollout import agent_loop
 from blip3o_rl.rollout.agent_loop import RewardedOutput
-from blip3o_rl.rollout.server import IMAGE_TOKENS, STATES
+from blip3o_rl.rollout.state_capture import IMAGE_TOKENS, STATES
 from blip3o_rl.rollout.step import Rollout
 from blip3o_rl.scoring.rubric import RubricScore, token_rewards
 
