@@ -13,6 +13,7 @@ import pytest
 import torch
 
 SAMPLES, PROMPT, IMAGE = 8, 20, 81
+ADAPTERS = ["actor_rollout_ref.model.lora_rank=4"]
 
 
 def rollouts(layout: Any, file: Path) -> None:
@@ -63,7 +64,7 @@ def trained(world: int, folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [[], ["actor_rollout_ref.model.lora_rank=4"]], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [[], pytest.param(ADAPTERS, marks=pytest.mark.long)], ids=["full", "lora"])
 def test_two_trainer_processes_are_one(untrained: Any, tmp_path: Path, lora: list[str]) -> None:
     """FSDP2 over gloo. Sums are taken in another order, so the results agree to rounding."""
     rollouts(untrained.layout, tmp_path / "rollouts.pt")
