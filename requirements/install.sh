@@ -47,10 +47,10 @@ uv() { "$python" -m uv "$@" --python "$python" >>"$LOG" 2>&1; }
 
 if [ "$STACK" != gpu ] && ! "$python" -c "from importlib.metadata import version; assert version('torch').split('+')[0] == '${TORCH##*==}'" 2>/dev/null; then
     say "installing $TORCH"
-    UV_HTTP_TIMEOUT=10 UV_HTTP_RETRIES=0 uv pip install --torch-backend cpu "$TORCH" || logged "$python" -m pip install "$TORCH"
+    UV_HTTP_TIMEOUT=10 UV_HTTP_RETRIES=0 uv pip install --compile-bytecode --torch-backend cpu "$TORCH" || logged "$python" -m pip install "$TORCH"
 fi
 say "installing the pinned packages of requirements/$STACK.txt"
-if uv pip install --no-deps -r "requirements/$STACK.txt"; then
+if uv pip install --compile-bytecode --no-deps -r "requirements/$STACK.txt"; then
     say "installed with uv"
 else
     say "uv cannot reach the packages here; pip does the same more slowly"
