@@ -179,6 +179,7 @@ def _train(
     with cluster.connected(config, folder, metrics_file):
         turn = capacity.take_turn(config, shown.phase) if given_cluster.address() else None
         shown.phase("starting renderer and rewards")
+        task = TaskRunnerV1.remote()  # its process imports verl while the services start
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         cluster.start_rewards(config, [*checked.rows, *checked.held_out])
         nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
@@ -194,7 +195,6 @@ def _train(
             return found | (ray.get(keeper.numbers.remote(step)) if keeper else {})
 
         with MetricsFollower(metrics_file, folder, shown.update, more=more):
-            task = TaskRunnerV1.remote()
             done = task.run.remote(config)
             try:
                 _wait(done, record, keeper, turn, folder, shown)
