@@ -83,14 +83,31 @@ class MetricsFollower:
             self._take(line)
 
     def _take(self, line: bytes) -> None:
-        record = parse_line(line)
-        if record is None or "step" not in record:
+        found = _numbers(line)
+        if found is None:
             return
-        step = int(record["step"])
-        values = flat_numbers(record.get("data") or {})
+        step, values = found
         if self._more is not None:
             values |= flat_numbers(self._more(step, values))
         values.pop("step", None)
         if self._folder is not None:
             self._folder.append_metrics(step, values)
         self._on_line({"step": step, **values})
+
+
+def recover(source: Path, folder: RunFolder) -> None:
+    """Appends what a launch that was killed had not read of verl's file."""
+    known = {line["step"]: line for line in folder.read_metrics()}
+    for line in source.read_bytes().split(b"\n"):
+        if found := _numbers(line):
+            step, values = found
+            if missing := {name: value for name, value in values.items() if name not in known.get(step, {})}:
+                folder.append_metrics(step, missing)
+
+
+def _numbers(line: bytes) -> tuple[int, dict[str, Any]] | None:
+    """Step and numbers of a line of verl's; None for half a line."""
+    record = parse_line(line)
+    if record is None or "step" not in record:
+        return None
+    return int(record["step"]), flat_numbers(record.get("data") or {})

@@ -33,7 +33,6 @@ class Evaluations:
     def __init__(self, schedule: Schedule):
         self._schedule = schedule
         self._step: int | None = None
-        self._numbers: dict[int, dict[str, float]] = {}
         self._text, self._failure = "", ""
 
     def schedule(self) -> Schedule:
@@ -61,10 +60,6 @@ class Evaluations:
         """How far the evaluation is, or what the last one gave; and why the run must stop. Empty for nothing."""
         return self._text, self._failure
 
-    def numbers(self, step: int) -> dict[str, float]:
-        """The metrics of a step that was evaluated, once; empty for others."""
-        return self._numbers.pop(step, {})
-
     def _begin(self, step: int) -> None:
         self._step, self._begun = step, time.monotonic()
         self._verdicts: Verdicts = self._schedule.open(step)
@@ -79,8 +74,9 @@ class Evaluations:
         except UserError as error:
             self._failure = str(error)
             return
-        self._numbers[step] = {**metrics(result), EVAL_SECONDS: seconds}
-        for name, value in self._numbers[step].items():
+        numbers = {**metrics(result), EVAL_SECONDS: seconds}
+        self._schedule.folder.append_metrics(step, numbers)
+        for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
         self._text = f"evaluated step {step}: {result.overall:.3f} in {duration(seconds)}; training"

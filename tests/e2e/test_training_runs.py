@@ -99,7 +99,7 @@ def test_a_job_trains_on_text_to_image_and_edits(uses: dict[str, bool], rewards:
     prompts = write_rows(tmp_path / "p.jsonl", texts[0], *edits, texts[1])
     held_out = write_rows(
         tmp_path / "e.jsonl",
-        wanted("a star", "star"),
+        wanted("a photo of a cross", "cross"),
         wanted("make the circle red", "circle", references=["3.png"]),
     )
     job = [
@@ -134,7 +134,7 @@ def test_a_job_trains_on_text_to_image_and_edits(uses: dict[str, bool], rewards:
     assert yaml.safe_load(folder.config.read_text())["reward"]["rewards"]["mine"]["weight"] == 0.3
     for file in (folder.eval_before, folder.eval_after):
         images = read_json(file)["images"]
-        assert [image["prompt"] for image in images] == ["a star", "make the circle red"]
+        assert [image["prompt"] for image in images] == ["a photo of a cross", "make the circle red"]
         assert images[0]["references"] == [] and (folder.path / images[1]["references"][0]).is_file()
     assert folder.page.is_file() and read_json(folder.path / "summary.json")
     trained = ModelFolder(folder.path / "model").load_policy().state_dict()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from blip3o_rl.report.follower import MetricsFollower
+from blip3o_rl.report.follower import MetricsFollower, recover
 from blip3o_rl.report.run_folder import RunFolder
 
 
@@ -53,6 +53,20 @@ def test_numbers_from_elsewhere_join_the_line_of_their_step(tmp_path):
     with MetricsFollower(source, folder, more=lambda step, numbers: {"rollout/distinct": step / 10}, interval_s=0.01):
         source.write_text(json.dumps({"step": 5, "data": {"a": 1}}) + "\n")
     assert folder.read_metrics() == [{"step": 5, "a": 1.0, "rollout/distinct": 0.5}]
+
+
+def test_what_a_killed_launcher_had_not_read_is_recovered_once(tmp_path):
+    source, folder = tmp_path / "verl.jsonl", RunFolder.create("shapes", path=tmp_path / "run")
+    folder.append_metrics(1, {"a": 1, "rollout/distinct": 0.5})
+    folder.append_metrics(2, {"rollout/distinct": 0.6})
+    source.write_text('{"step": 1, "data": {"a": 7}}\n{"step": 2, "data": {"a": 2}}\n{"step": 3, "da')
+    recover(source, folder)
+    recover(source, folder)
+    assert folder.read_metrics() == [
+        {"step": 1, "a": 1.0, "rollout/distinct": 0.5},
+        {"step": 2, "a": 2.0, "rollout/distinct": 0.6},
+    ]
+    assert len(folder.metrics.read_text().splitlines()) == 3
 
 
 def test_an_error_in_the_callback_reaches_the_caller(tmp_path):
