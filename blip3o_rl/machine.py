@@ -48,6 +48,8 @@ class Needs:
     shared_gib: float = 0.0
     disk_gib: float = 0.0
     folder: Path = Path()
+    disk_why: str = ""
+    """What takes the disk space, for the user who has less."""
 
 
 def findings(needs: Needs) -> list[Finding]:
@@ -56,7 +58,7 @@ def findings(needs: Needs) -> list[Finding]:
     found = [
         Finding("CPU", OK if cores > 1 else WARNING, f"{cores} usable", "a step is slow with one core"),
         _amount("memory", memory_gib(), needs.memory_gib, "close other programs, or use a larger machine"),
-        _amount("disk", disk_gib(needs.folder), needs.disk_gib, f"make room below {needs.folder.absolute()}"),
+        _amount("disk", disk_gib(needs.folder), needs.disk_gib, _room(needs)),
     ]
     if SHARED.is_dir():
         free = shutil.disk_usage(SHARED).free / GIB
@@ -184,6 +186,10 @@ def _amount(name: str, free: float, needed: float, remedy: str) -> Finding:
     if free >= needed:
         return Finding(name, OK, f"{free:.1f} GiB free")
     return Finding(name, BROKEN, f"{free:.1f} GiB free, about {needed:.1f} GiB are needed", remedy)
+
+
+def _room(needs: Needs) -> str:
+    return f"make room below {needs.folder.absolute()}" + (f" for {needs.disk_why}" if needs.disk_why else "")
 
 
 def _groups(controller: str) -> Iterator[Path]:

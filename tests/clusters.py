@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import watch
 
 BIN = Path(sys.executable).parent
@@ -81,11 +82,25 @@ def nodes(cluster: Cluster) -> int:
 
 
 def can_hide() -> bool:
-    """Whether this machine lets a node have folders of its own."""
+    """Whether this machine lets a node have folders of its own, and a test disks of its own."""
     try:
         return subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
+    """A small disk in memory at `folder`; yields what gives it another size, in bytes or as in `2g`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+    try:
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True) and None
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def wait_until(condition: Callable[[], bool], cluster: Cluster) -> None:

@@ -44,7 +44,7 @@ class Training:
 
 def training_of(checkpoint: Path) -> Training | None:
     """What the run of a checkpoint, or of the model folder that it wrote, did; None if its run folder is not there."""
-    near = (checkpoint, *checkpoint.resolve().parents[:2])
+    near = (checkpoint, *checkpoint.resolve().parents[:3])
     run = next((path for path in near if (path / "config.yaml").is_file() and (path / "checkpoints").is_dir()), None)
     if run is None:
         return None

@@ -27,10 +27,13 @@ def bench_rewards(
     batch_size: Annotated[int, typer.Option(min=1, help="images per call")] = 16,
     side: Side = 256,
     max_s: Annotated[float, typer.Option(min=0, help="begin no further batch of a reward after so many seconds")] = 30,
+    in_flight: Annotated[
+        int, typer.Option(min=1, help="calls at the same time, for example to a service (NAME.service.url=URL)")
+    ] = 1,
     metadata: Metadata = None,
     out: Annotated[Path, typer.Option(help="the result, JSON")] = Path("outputs/bench_rewards.json"),
 ) -> None:
-    """Measures the throughput of rewards in images per second, each alone in this process."""
+    """Measures the throughput of rewards in images per second, each alone in this process or as its service."""
     fields = read_metadata(metadata)
     if not rewards:
         os.environ["HF_HUB_OFFLINE"] = "1"  # gigabytes of weights are only fetched for a reward that was named
@@ -46,15 +49,17 @@ def bench_rewards(
     absent: dict[str, str] = {}
     for name, entry in config.items():
         try:
-            measured.append(measure(build_rubric({name: entry}).entries[0], images, batch_size, side, max_s, fields))
+            own = build_rubric({name: entry}).entries[0]
+            measured.append(measure(own, images, batch_size, side, max_s, fields, in_flight))
         except (UserError, RewardError) as error:
             if rewards:
                 raise UserError(str(error)) from error
             absent[name] = str(error)
-    rows = table("reward", "images/s", "ms/image", "images", "batch", "side", "first batch")
+    rows = table("reward", "images/s", "ms/image", "images", "batch", "side", "first batch", "p50", "p99")
     for row in sorted(measured, key=lambda row: -row.images_per_s):
         speed = f"{row.images_per_s:.1f}", f"{1000 / row.images_per_s:.1f}"
-        rows.add_row(row.name, *speed, str(row.images), str(row.batch), str(row.side), f"{row.first_s:.1f} s")
+        took = f"{row.first_s:.1f} s", f"{1000 * row.p50_s:.0f} ms", f"{1000 * row.p99_s:.0f} ms"
+        rows.add_row(row.name, *speed, str(row.images), str(row.batch), str(row.side), *took)
     Console().print(rows)
     for name, reason in absent.items():
         print(f"{name}: not measured: {reason}")

@@ -110,6 +110,7 @@ class Trainer(VerlKeys):
     n_gpus_per_node: int = Field(ge=1, description="trainer processes per machine, each with a GPU or on the CPUs")
     total_training_steps: int = Field(ge=1, description="steps of the run")
     save_freq: int = Field(description="steps between checkpoints; below 1: at the end")
+    max_actor_ckpt_to_keep: int | None = Field(ge=1, description="newest checkpoints that are kept; null: all")
     val_before_train: Annotated[bool, _OFF] = Field(description="set by the launcher; see run.evaluate")
     test_freq: Annotated[int, _OFF] = Field(description="set by the launcher; see eval.every")
     v1: V1

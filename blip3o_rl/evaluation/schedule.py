@@ -14,8 +14,11 @@ from typing import Any
 from blip3o_rl.config.train import TrainSettings
 from blip3o_rl.evaluation.held_out import identity, settings_of
 from blip3o_rl.evaluation.suite import Suite
-from blip3o_rl.evaluation.verdicts import Verdicts, is_complete
+from blip3o_rl.evaluation.verdicts import Verdicts, as_json, is_complete
+from blip3o_rl.io import read_json
 from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.report import checkpoints
+from blip3o_rl.report.evaluations import SCORE
 from blip3o_rl.report.run_folder import RunFolder
 
 
@@ -64,6 +67,12 @@ class Schedule:
     def open(self, step: int) -> Verdicts:
         """The files of a step's evaluation, begun or gone on with."""
         return Verdicts(self.output(step), self.settings, self._model(step), self.total)
+
+    def keep_best(self, step: int) -> None:
+        """Keeps the checkpoint of a step as the run's best, if it was evaluated and none is as good."""
+        checkpoint, output = self.folder.checkpoints / f"global_step_{step}", self.output(step)
+        if checkpoints.is_complete(checkpoint) and is_complete(output, self.settings, self._model(step)):
+            checkpoints.keep_if_best(checkpoint, read_json(output)[SCORE], as_json(self.settings))
 
     def _model(self, step: int) -> dict[str, Any]:
         return {**self.model, "step": step}

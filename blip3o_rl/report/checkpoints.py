@@ -2,10 +2,13 @@
 
     checkpoints/global_step_N/   verl's: weights in actor/, and the mark complete.json
     checkpoints/checkpoint-N/    transformers' Trainer's (supervised fine-tuning): it writes trainer_state.json last
+    checkpoints/best/global_step_N/   of verl's the one with the best held-out score, which its mark holds
 
 A checkpoint folder is written in several steps, and a process killed half-way leaves one that looks like a checkpoint.
 So a folder counts only with the file that is written last. verl's mark lists the files and their sizes: a checkpoint
 that has lost some since (a full or a broken disk, verl's own removal of old weights) does not count either.
+
+The best one is made of hard links, so it takes no time and no room as long as its step is kept anyway.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 
 MARK = "complete.json"
 STATE = "trainer_state.json"
+BEST = "best"
 _STEP = re.compile(r"(?:global_step_|checkpoint-)(\d+)")
 
 
@@ -32,8 +39,56 @@ def mark_complete(checkpoint: Path, step: int) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Takes the mark off a checkpoint that will be written again."""
+    """Takes the mark off a checkpoint that will be written again, and its links with the best one."""
     (checkpoint / MARK).unlink(missing_ok=True)
+    for file in checkpoint.rglob("*"):
+        if file.is_file() and file.stat().st_nlink > 1:
+            file.unlink()
+
+
+def keep_newest(checkpoints: Path, count: int) -> None:
+    """Removes everything of the steps before the newest `count` complete checkpoints.
+
+    verl removes only what the same process has saved, and of that the weights alone.
+    """
+    kept = complete(checkpoints)[-count:]
+    for step, path in all_of(checkpoints):
+        if kept and step < kept[0][0]:
+            shutil.rmtree(path)
+
+
+def keep_if_best(checkpoint: Path, score: float, measured_by: Mapping[str, Any]) -> None:
+    """Keeps a complete checkpoint as the best one, unless the one kept has as good a score, measured alike. That is
+    removed when the new one is whole."""
+    kept, partial = best(checkpoint.parent), checkpoint.parent / f".{BEST}.partial"
+    held_out = {"score": score, "measured_by": dict(measured_by)}
+    if kept and best_score(kept) >= score and _mark(kept)["held_out"]["measured_by"] == held_out["measured_by"]:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoint, partial, copy_function=_link)
+    write_text(partial / MARK, json.dumps({**_mark(checkpoint), "held_out": held_out}) + "\n", sync=True)
+    target = checkpoint.parent / BEST / checkpoint.name
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    for _, other in all_of(target.parent):
+        if other != target:
+            shutil.rmtree(other)
+
+
+def best(checkpoints: Path) -> Path | None:
+    """The checkpoint below `checkpoints` with the best held-out score, or None."""
+    return max((path for _, path in complete(checkpoints / BEST)), key=best_score, default=None)
+
+
+def best_score(checkpoint: Path) -> float:
+    """The held-out score of what `best` gives."""
+    return float(_mark(checkpoint)["held_out"]["score"])
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that wrote a checkpoint."""
+    return checkpoint.parents[2 if checkpoint.parent.name == BEST else 1]
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -100,3 +155,16 @@ def require_complete(checkpoint: Path) -> Path:
             "give a run folder or one of its checkpoints/global_step_N"
         )
     return inside
+
+
+def _mark(checkpoint: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((checkpoint / MARK).read_text())
+    return found
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

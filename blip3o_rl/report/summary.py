@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import shlex
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blip3o_rl.io import whole_characters, write_json, write_text
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report.evaluations import compare
 from blip3o_rl.report.gallery import save_pairs
 from blip3o_rl.report.run_folder import RunFolder
@@ -43,6 +45,9 @@ class Summary:
     total_s: float | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
     checkpoint: str | None = None
+    best: str | None = None
+    """The checkpoint with the best held-out score, of those that were evaluated."""
+    best_score: float | None = None
     places: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -56,18 +61,20 @@ def summarize(folder: RunFolder) -> Summary:
     rewards, seconds, kl, distinct = (
         [value for _, value in values(lines, name)] for name in (REWARD, STEP_SECONDS, KL, "rollout/distinct")
     )
-    checkpoints = folder.checkpoint_steps()
+    saved = folder.checkpoint_steps()
     summary = Summary(
         run=folder.name,
-        steps=max((step for step, _ in [*values(lines, STEP_SECONDS), *checkpoints]), default=0),
+        steps=max((step for step, _ in [*values(lines, STEP_SECONDS), *saved]), default=0),
         kl=kl[-1] if kl else None,
         distinct=distinct[-1] if distinct else None,
         step_s=median(seconds) if seconds else None,
         total_s=sum(seconds) if seconds else None,
         stage_s={stage: round(value, 3) for stage, value in medians(lines).items()},
-        checkpoint=str(checkpoints[-1][1]) if checkpoints else None,
+        checkpoint=str(saved[-1][1]) if saved else None,
         places=_places(folder),
     )
+    if best := checkpoints.best(folder.checkpoints):
+        summary.best, summary.best_score = str(best), checkpoints.best_score(best)
     found = compare(folder)
     summary.unlike = found.difference if found else ""
     if found and found.score:
@@ -92,6 +99,9 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         found.append(("held-out", f"not compared, the evaluations are not alike: {summary.unlike}"))
     if summary.reward_before is not None and summary.reward_after is not None:
         found.append(("reward", f"{summary.reward_before:.3f} -> {summary.reward_after:.3f} on the same images"))
+    if summary.best and summary.best_score is not None:
+        step = checkpoints.step_of(Path(summary.best))
+        found.append(("best", f"{summary.best_score:.3f} at step {step}, of the checkpoints that were evaluated"))
     found.append(("steps", str(summary.steps)))
     if summary.total_s is not None and summary.step_s is not None:
         per_step = f"{summary.step_s:.1f} s per step (median)"
@@ -117,9 +127,10 @@ def table(summary: Summary) -> Table:
     places = list(summary.places.items())
     if summary.checkpoint:
         places.append(("checkpoint", summary.checkpoint))
-        if "global_step_" in summary.checkpoint:  # sft writes its model folder itself
-            export = f"blip3o-rl export {shlex.quote(summary.checkpoint)} my_model"
-            places.append(("", f"make a model folder of it: {export}"))
+    if summary.best:
+        places.append(("best checkpoint", summary.best))
+    if "global_step_" in (chosen := summary.best or summary.checkpoint or ""):  # sft writes its model folder itself
+        places.append(("", f"make a model folder of it: blip3o-rl export {shlex.quote(chosen)} my_model"))
     for what, text in [*facts(summary), *places]:
         rows.add_row(what, Text(whole_characters(text), style="bold" if what == "score" else ""))
     return rows

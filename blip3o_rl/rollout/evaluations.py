@@ -71,7 +71,8 @@ class Evaluations:
         step, seconds = self._step or 0, time.monotonic() - self._begun
         try:
             result = self._verdicts.finish(seconds / max(1, self._verdicts.total - self._kept))
-        except UserError as error:
+            self._schedule.keep_best(step)
+        except (UserError, OSError) as error:
             self._failure = str(error)
             return
         numbers = {**metrics(result), EVAL_SECONDS: seconds}

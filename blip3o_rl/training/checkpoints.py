@@ -1,4 +1,4 @@
-"""What verl does not know of checkpoints: when one is complete, and that one is wanted before the run is ended.
+"""What verl does not know of checkpoints: when one is complete, which are kept, and what a full disk means.
 
 verl's own tracker file may be empty after a kill, so a mark is written last (`report.checkpoints`). verl saves every
 `trainer.save_freq` steps; a run that must end sooner (SIGTERM with `run.grace_s`) saves after its present step.
@@ -6,12 +6,16 @@ verl's own tracker file may be empty after a kill, so a mark is written last (`r
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
-from blip3o_rl.report.checkpoints import mark_complete
+from blip3o_rl import machine
+from blip3o_rl.checkpoint.staging import folder_size, gigabytes
+from blip3o_rl.errors import UserError
+from blip3o_rl.report.checkpoints import keep_newest, latest, mark_complete
 from blip3o_rl.training.compat.verl import once
 
 
@@ -22,6 +26,7 @@ class MarkComplete(CheckpointCallback):
         super().__init__(config)
         if config is not None:
             end_on_request()
+            save_within_room()
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, *_: Any, **__: Any) -> None:
         mark_complete(Path(checkpoint_dir), global_step)
@@ -44,3 +49,44 @@ def end_on_request() -> None:
         return batch
 
     PPOTrainer.step = once(original, step)
+
+
+def save_within_room() -> None:
+    """Lets verl's trainer remove older checkpoints of the run whichever process saved them, as it does its own, and say
+    it where the disk is full."""
+    from verl.trainer.ppo.v1 import PPOTrainer
+
+    original = PPOTrainer._save_checkpoint
+
+    def save(self: Any) -> None:
+        folder, count = Path(self.config.trainer.default_local_dir), self.config.trainer.max_actor_ckpt_to_keep
+        if count:
+            keep_newest(folder, max(1, count - 1))
+        try:
+            original(self)
+        except Exception as error:
+            policy = Path(self.config.actor_rollout_ref.model.path)
+            refuse_full_disk(folder / f"global_step_{self.global_steps}", policy, error)
+            raise
+        if count:
+            keep_newest(folder, count)
+
+    PPOTrainer._save_checkpoint = once(original, save)
+
+
+def refuse_full_disk(checkpoint: Path, policy: Path, error: Exception) -> None:
+    """Raises `UserError`, and removes what was written, if a checkpoint failed because the disk has no room for it.
+
+    torch does not say so itself. What is needed is the size of the checkpoint before, or an estimate by the policy.
+    """
+    from blip3o_rl.training.preflight import checkpoint_gib
+
+    before = latest(checkpoint.parent)
+    needed = folder_size(before) if before else checkpoint_gib(policy) * machine.GIB
+    room = folder_size(checkpoint) + shutil.disk_usage(checkpoint.parent).free
+    if room < 1.01 * needed:  # blocks are larger than what is in them
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        free = gigabytes(shutil.disk_usage(checkpoint.parent).free)
+        raise UserError(
+            f"{checkpoint.parent}: the disk is full, a checkpoint needs {gigabytes(needed)}, {free} are free; make room"
+        ) from error

@@ -18,7 +18,7 @@ from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import GENERATING, MINI, ModelFolder, resolve, save
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
-from blip3o_rl.report.checkpoints import require_complete
+from blip3o_rl.report.checkpoints import require_complete, run_of
 from blip3o_rl.training import lora
 
 
@@ -28,7 +28,8 @@ def export(
     """Writes the model folder of a run's checkpoint, with a model card; nothing is left of it after an error.
 
     Args:
-        checkpoint: a run folder (its newest complete checkpoint is taken) or `checkpoints/global_step_N`.
+        checkpoint: a run folder (its newest complete checkpoint is taken), `checkpoints/global_step_N` or
+            `checkpoints/best`.
         folder: the model folder to write; must not exist or be empty.
         dtype: of the policy's weights; None keeps that of the checkpoint's tensors, bit for bit.
         base: the model that the run started from, if it is no longer where the run's config.yaml says.
@@ -36,7 +37,7 @@ def export(
     source = require_complete(Path(checkpoint))
     target = Path(folder)
     require_unused(target)
-    run, weights = source.parents[1], source / "actor" / "huggingface"
+    run, weights = run_of(source), source / "actor" / "huggingface"
     if not (source / "actor").is_dir():
         raise UserError(f"{source}: no run of train; blip3o-rl sft writes its model folder itself: {run / 'model'}")
     if not list(weights.glob("*.safetensors")):

@@ -113,6 +113,7 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
         schedule = _schedule(checked, folder, shown)
         reached, last = checkpoints.latest_step(folder.checkpoints), config.trainer.total_training_steps
         if schedule:
+            schedule.keep_best(reached)  # a run killed between evaluation and this
             config.trainer.val_before_train = schedule.missing(reached)
             config.trainer.test_freq = schedule.every or last
         if reached != last or config.trainer.val_before_train:
@@ -239,6 +240,8 @@ def _wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, sho
         if ready:
             try:
                 ray.get(done)
+            except UserError as error:  # the trainer's own, in Ray's wrapping
+                raise UserError(f"the run was ended: {error.args[0]}; {again}") from error
             except ray.exceptions.RayError as error:
                 write_text(folder.logs / "trainer_error.txt", str(error))
                 last = [line for line in str(error).splitlines() if line.strip()][-1].strip()

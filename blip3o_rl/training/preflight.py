@@ -9,12 +9,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from blip3o_rl import machine
+from blip3o_rl.checkpoint.staging import folder_size
 from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data.prompts import PromptRow, check_editing
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation import suite
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout
+from blip3o_rl.report import checkpoints
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster, trackers
 
@@ -100,13 +102,32 @@ def needs(folder: ModelFolder, settings: TrainSettings, editing: bool = False) -
     samples = settings.data.train_batch_size * settings.actor_rollout_ref.rollout.n / settings.trainer.nnodes
     rows = folder.layout.tokens_per_image(settings.model.scale) + 1
     states = samples * rows * folder.policy_config.hidden_size * (4 if on_cpu else 2) / machine.GIB
+    saved, model = checkpoints_to_come(settings), policy + folder_size(folder.path) / machine.GIB
     weights = COPIES * policy + tokenizer + PROCESS_GIB * (processes - 1)
     return machine.Needs(
         memory_gib=OVERHEAD_GIB + (weights if on_cpu else 0),
         shared_gib=SMALLEST.shared_gib * processes + states,
-        disk_gib=1 + CHECKPOINT_COPIES * policy,
+        disk_gib=1 + saved * checkpoint_gib(folder.path / "policy") + model,
+        disk_why=f"{saved} checkpoints (trainer.max_actor_ckpt_to_keep), and the model folder at the end",
         folder=Path(settings.run.folder or "."),
     )
+
+
+def checkpoint_gib(policy: Path) -> float:
+    """Size of a checkpoint of the policy in a folder, GiB."""
+    return CHECKPOINT_COPIES * machine.float32_gib(policy)
+
+
+def checkpoints_to_come(settings: TrainSettings) -> int:
+    """How many more checkpoints than now a run will have on its disk: the newest, the best, and one that is written
+    before another is removed."""
+    trainer, kept = settings.trainer, settings.trainer.max_actor_ckpt_to_keep
+    made = -(-trainer.total_training_steps // trainer.save_freq) if trainer.save_freq > 0 else 1
+    best = settings.run.evaluate and bool(settings.eval.every) and made > 1
+    most = min(made, max(2, kept) if kept else made) + best
+    folder = Path(settings.run.folder or ".") / "checkpoints"
+    there = len(checkpoints.complete(folder)) + (checkpoints.best(folder) is not None)
+    return max(1, most - there)
 
 
 def _check_lengths(settings: TrainSettings, folder: ModelFolder, rows: list[PromptRow]) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import watch
 
+from blip3o_rl.checkpoint.staging import folder_size
 from blip3o_rl.io import read_lines
 from blip3o_rl.machine import SHARED
 from blip3o_rl.report import checkpoints
@@ -177,6 +178,29 @@ def test_killed_processes_cost_a_step_each(victims: list[str], run: Run) -> None
         time.sleep(random.uniform(0, 5))
         print(run.kill(name), flush=True)
     run.finish()
+
+
+def test_a_full_disk_costs_the_checkpoint_that_was_being_written(tmp_path: Path) -> None:
+    """The run's disk shrinks while it runs, to half a checkpoint more than what is on it."""
+    with clusters.disk(tmp_path / "run", "3g") as resize:
+        run = Run(tmp_path)
+        try:
+            run.wait(steps=1)
+            newest = checkpoints.latest(run.folder.checkpoints)
+            assert newest is not None
+            resize(str(folder_size(run.folder.path) + folder_size(newest) // 2))
+            run.wait()
+            error = run.check_end("full disk")
+            print(error, flush=True)
+            assert "checkpoints: the disk is full, a checkpoint needs" in error
+            assert run.step >= 1, "the one before is there"
+            resize("3g")
+            run.resume()
+            run.wait(steps=1)
+            run.finish()
+        finally:
+            run.process.terminate()
+            run.process.wait(timeout=120)
 
 
 @pytest.mark.skipif("SOAK_HOURS" not in os.environ, reason="make soak: hours of random kills")

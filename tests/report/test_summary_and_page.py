@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip3o_rl.io import write_json, write_lines, write_text
-from blip3o_rl.report import charts, html, page, summary, warnings
+from blip3o_rl.report import charts, checkpoints, html, page, summary, warnings
 from blip3o_rl.report.gallery import Tile, save_grid
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import duration, medians, moving_average, sparkline, stage_seconds
@@ -58,6 +58,20 @@ def test_evaluations_win_over_the_training_reward(folder):
     assert json.loads(folder.summary_json.read_text())["gain"] == pytest.approx(0.17)
     text = folder.summary_text.read_text()
     assert "0.410 -> 0.580  (+0.170)" in text and "held-out prompts, fixed seeds" in text and str(folder.path) in text
+
+
+def test_the_best_checkpoint_is_named_with_its_score_and_what_makes_a_model_folder_of_it(folder):
+    for step, score in ((4, 0.7), (10, 0.6)):
+        saved = folder.checkpoints / f"global_step_{step}"
+        (saved / "actor").mkdir(parents=True)
+        checkpoints.mark_complete(saved, step)
+        checkpoints.keep_if_best(saved, score, {})
+    found = summary.write(folder)
+    best = str(folder.checkpoints / "best" / "global_step_4")
+    assert (found.best, found.best_score) == (best, 0.7) and found.steps == 10
+    assert json.loads(folder.summary_json.read_text())["best"] == best
+    text = folder.summary_text.read_text()
+    assert "0.700 at step 4" in text and "blip3o-rl export" in text and best in "".join(text.split())
 
 
 def test_a_run_that_made_no_step_has_a_summary_and_a_page(tmp_path):

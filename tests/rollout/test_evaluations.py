@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from blip3o_rl.evaluation.suite import Suite
 from blip3o_rl.evaluation.verdicts import Made, judged
 from blip3o_rl.io import read_json, read_lines
 from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout.evaluations import Evaluations
 from blip3o_rl.scoring.rubric import RubricScore
@@ -117,6 +119,25 @@ def test_which_steps_are_evaluated_and_which_still_have_to_be(tmp_path: Path) ->
     assert not planned.missing(2)
     other = dataclasses.replace(planned, settings={**planned.settings, "steps": 30})
     assert other.missing(2), "the same step with other settings is another evaluation"
+
+
+def test_the_best_checkpoint_is_that_of_an_evaluation_that_has_a_checkpoint(tmp_path: Path) -> None:
+    planned = schedule(tmp_path)
+    keeper, saved = Evaluations(planned), tmp_path / "checkpoints" / "global_step_4"
+    (saved / "actor").mkdir(parents=True)
+    checkpoints.mark_complete(saved, 4)
+    for step in (0, 2):
+        for prompt in range(len(ROWS)):
+            make(keeper, step, prompt)
+    assert checkpoints.best(saved.parent) is None, "no checkpoint of these steps"
+    for prompt in range(len(ROWS)):
+        make(keeper, 4, prompt)
+    best = checkpoints.best(saved.parent)
+    assert best is not None and checkpoints.best_score(best) == pytest.approx(np.mean([n / 24 for n in range(24)]))
+    shutil.rmtree(best)
+    planned.keep_best(2)
+    planned.keep_best(4)  # as a run does that was killed between evaluation and this
+    assert checkpoints.best(saved.parent) == best
 
 
 def test_an_evaluation_without_any_score_ends_the_run(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +87,83 @@ def test_verls_hook_marks_what_it_saved(tmp_path: Path) -> None:
     folder = make(tmp_path, 7, False)
     MarkComplete().on_save(trainer=None, global_step=7, checkpoint_dir=str(folder))
     assert checkpoints.latest(tmp_path) == folder
+
+
+def save(checkpoints_folder: Path, step: int, weights: str = "weights") -> Path:
+    folder = make(checkpoints_folder, step, False)
+    (folder / "actor" / "model.pt").write_text(weights)
+    checkpoints.mark_complete(folder, step)
+    return folder
+
+
+def test_the_best_one_stays_when_verl_has_removed_its_step(tmp_path: Path) -> None:
+    for step, score in ((1, 0.2), (2, 0.6), (3, 0.6), (4, 0.5)):
+        checkpoints.keep_if_best(save(tmp_path, step, f"of {step}"), score, {"suite": "shapes"})
+    shutil.rmtree(tmp_path / "global_step_2")
+    best = checkpoints.best(tmp_path)
+    assert best == tmp_path / "best" / "global_step_2" and checkpoints.best_score(best) == 0.6
+    assert (best / "actor" / "model.pt").read_text() == "of 2"
+    assert checkpoints.require_complete(tmp_path / "best") == best
+    assert checkpoints.latest_step(tmp_path) == 4, "a run is resumed from its newest one"
+    assert checkpoints.run_of(best) == checkpoints.run_of(tmp_path / "global_step_4") == tmp_path.parent
+
+
+def test_scores_of_other_prompts_or_rewards_are_not_compared(tmp_path: Path) -> None:
+    checkpoints.keep_if_best(save(tmp_path, 1), 0.9, {"suite": "shapes"})
+    checkpoints.keep_if_best(save(tmp_path, 2), 0.3, {"suite": "words"})
+    assert checkpoints.best(tmp_path) == tmp_path / "best" / "global_step_2"
+    assert not (tmp_path / "best" / "global_step_1").exists()
+
+
+def test_a_step_that_is_made_again_leaves_the_best_one_as_it_was(tmp_path: Path) -> None:
+    damaged = save(tmp_path, 2, "the best")
+    checkpoints.keep_if_best(damaged, 0.6, {})
+    checkpoints.discard(damaged)
+    (damaged / "actor" / "model.pt").write_text("another")
+    best = checkpoints.best(tmp_path)
+    assert best is not None and (best / "actor" / "model.pt").read_text() == "the best"
+
+
+def test_a_kill_while_the_best_one_is_replaced_leaves_a_best_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints.keep_if_best(save(tmp_path, 1), 0.2, {})
+    newest = save(tmp_path, 2)
+    killed = [(shutil, "copytree"), (checkpoints, "write_text"), (Path, "rename"), (shutil, "rmtree")]
+    for owner, name in killed:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            original = getattr(owner, name)
+
+            def until_here(*given: Any, original: Any = original, **options: Any) -> None:
+                if "global_step_1" in str(given[0]) or original is not shutil.rmtree:
+                    raise KeyboardInterrupt
+                original(*given, **options)
+
+            patch.setattr(owner, name, until_here)
+            checkpoints.keep_if_best(newest, 0.6, {})
+        best = checkpoints.best(tmp_path)
+        assert best is not None and checkpoints.best_score(best) in (0.2, 0.6)
+    checkpoints.keep_if_best(newest, 0.6, {})
+    assert checkpoints.best(tmp_path) == tmp_path / "best" / "global_step_2"
+
+
+def test_a_file_system_without_hard_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    newest = save(tmp_path, 2)
+    checkpoints.keep_if_best(newest, 0.6, {})
+    best = checkpoints.best(tmp_path)
+    assert best is not None and not (best / "actor" / "model.pt").samefile(newest / "actor" / "model.pt")
+
+
+def test_what_a_resumed_run_finds_is_removed_with_the_rest(tmp_path: Path) -> None:
+    """verl knows only the checkpoints that the same process has saved."""
+    make(tmp_path, 1, False)
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+    make(tmp_path, 5, False)
+    checkpoints.keep_newest(tmp_path, 2)
+    assert [step for step, _ in checkpoints.all_of(tmp_path)] == [3, 4, 5]
+    checkpoints.keep_newest(tmp_path / "nothing", 2)

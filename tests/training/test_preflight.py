@@ -17,9 +17,10 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.report import checkpoints as report_checkpoints
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.rollout import offline
-from blip3o_rl.training import checkpoints, launch
+from blip3o_rl.training import checkpoints, launch, preflight
 
 RECIPE = "recipes/shapes"
 OUTPUT: Any = None
@@ -150,6 +151,39 @@ def good_prompts(folder: Path) -> Path:
 def test_too_little_memory_is_said_before_anything_starts(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(machine, "memory_gib", lambda: 2.0)
     assert "memory: 2.0 GiB free" in refused()
+
+
+def test_too_little_disk_for_the_checkpoints_is_said_before_anything_starts(  # type: ignore[no-untyped-def]
+    refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "disk_gib", lambda folder: 0.5)
+    text = refused(f"run.folder={tmp_path}")
+    assert text.startswith("disk: 0.5 GiB free, about") and f"below {tmp_path} for 2 checkpoints (trainer.max" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "there", "expected"),
+    [
+        ([], 0, 2),
+        (["trainer.save_freq=-1"], 0, 1),
+        (["trainer.max_actor_ckpt_to_keep=1"], 0, 2),
+        (["trainer.max_actor_ckpt_to_keep=null"], 0, 6),
+        (["eval.every=10"], 0, 3),
+        (["eval.every=10", "run.evaluate=false"], 0, 2),
+        (["eval.every=10"], 2, 1),
+        ([], 2, 1),
+    ],
+)
+def test_checkpoints_that_a_run_adds_to_its_disk(
+    tmp_path: Path, overrides: list[str], there: int, expected: int
+) -> None:
+    for step in range(1, there + 1):
+        saved = tmp_path / "checkpoints" / f"global_step_{step}"
+        (saved / "actor").mkdir(parents=True)
+        report_checkpoints.mark_complete(saved, step)
+    steps = ["trainer.total_training_steps=60", "trainer.save_freq=10", f"run.folder={tmp_path}"]
+    settings = read_settings(compose_recipe(RECIPE, ["device=cpu", *steps, *overrides]))
+    assert preflight.checkpoints_to_come(settings) == expected
 
 
 def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
