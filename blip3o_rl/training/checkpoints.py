@@ -86,7 +86,5 @@ def refuse_full_disk(checkpoint: Path, policy: Path, error: Exception) -> None:
     room = folder_size(checkpoint) + shutil.disk_usage(checkpoint.parent).free
     if room < 1.01 * needed:  # blocks are larger than what is in them
         shutil.rmtree(checkpoint, ignore_errors=True)
-        free = gigabytes(shutil.disk_usage(checkpoint.parent).free)
-        raise UserError(
-            f"{checkpoint.parent}: the disk is full, a checkpoint needs {gigabytes(needed)}, {free} are free; make room"
-        ) from error
+        sizes = f"a checkpoint needs {gigabytes(needed)}, {gigabytes(room)} are free"
+        raise UserError(f"{checkpoint.parent}: the disk is full, {sizes}; make room") from error

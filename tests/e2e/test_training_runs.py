@@ -219,6 +219,11 @@ def test_a_killed_run_of_a_goal_of_ones_own_resumes(scale: int, tmp_path: Path) 
     folder = RunFolder.open(target)
     assert [line["step"] for line in folder.read_metrics()] == [0, 1, 2, 3]
     results = [read_json(folder.evaluation(step, last=3)) for step in range(4)]
+    assert not (target / "checkpoints" / "global_step_1").exists(), "two are kept, those of the killed process included"
+    best = checkpoints.best(target / "checkpoints")
+    assert best is not None and checkpoints.best_score(best) == max(result["overall"] for result in results[1:])
+    assert run(tmp_path, "export", str(best.parent), str(tmp_path / "best")).returncode == 0
+    assert ModelFolder(tmp_path / "best", "policy").path == tmp_path / "best"
     held_out = {image["prompt"] for image in results[0]["images"]}
     assert 1 <= len(held_out) <= 10 and held_out < set(prompts)
     trained = {row["prompt"] for step in (1, 2, 3) for row in read_lines(folder.rollout_file(step))}

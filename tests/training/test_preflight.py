@@ -158,20 +158,20 @@ def test_too_little_disk_for_the_checkpoints_is_said_before_anything_starts(  # 
 ) -> None:
     monkeypatch.setattr(machine, "disk_gib", lambda folder: 0.5)
     text = refused(f"run.folder={tmp_path}")
-    assert text.startswith("disk: 0.5 GiB free, about") and f"below {tmp_path} for 2 checkpoints (trainer.max" in text
+    assert text.startswith("disk: 0.5 GiB free, about") and f"below {tmp_path} for 3 checkpoints (trainer.max" in text
 
 
 @pytest.mark.parametrize(
     ("overrides", "there", "expected"),
     [
-        ([], 0, 2),
+        ([], 0, 3),
         (["trainer.save_freq=-1"], 0, 1),
-        (["trainer.max_actor_ckpt_to_keep=1"], 0, 2),
-        (["trainer.max_actor_ckpt_to_keep=null"], 0, 6),
-        (["eval.every=10"], 0, 3),
-        (["eval.every=10", "run.evaluate=false"], 0, 2),
-        (["eval.every=10"], 2, 1),
-        ([], 2, 1),
+        (["trainer.max_actor_ckpt_to_keep=1"], 0, 3),
+        (["trainer.max_actor_ckpt_to_keep=null"], 0, 7),
+        (["eval.every=0"], 0, 2),
+        (["run.evaluate=false"], 0, 2),
+        ([], 1, 2),
+        ([], 3, 1),
     ],
 )
 def test_checkpoints_that_a_run_adds_to_its_disk(

@@ -131,7 +131,8 @@ def test_an_answer_of_another_kind_is_a_failure_with_its_reason(answer: bytes, w
     asked = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        asked.append(await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0])))
         with contextlib.suppress(ConnectionError):
             writer.write(answer)
             await writer.drain()
