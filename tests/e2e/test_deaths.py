@@ -20,7 +20,7 @@ import pytest
 import watch
 
 from blip3o_rl.checkpoint.staging import folder_size
-from blip3o_rl.io import read_lines
+from blip3o_rl.io import read_json, read_lines
 from blip3o_rl.machine import SHARED
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
@@ -53,9 +53,9 @@ PROCESSES = {
 class Run:
     """A run that is resumed whenever it has ended."""
 
-    def __init__(self, home: Path):
+    def __init__(self, home: Path, *words: str):
         self.folder, self.output = RunFolder(home / "run"), home / "output.txt"
-        self.new = ("recipes/shapes", *SMALL, f"run.folder={self.folder.path}")
+        self.new = ("recipes/shapes", *SMALL, f"run.folder={self.folder.path}", *words)
         self.process = self._start(*self.new)
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
@@ -133,7 +133,7 @@ class Run:
         self.wait()
         assert self.process.returncode == 0, self.output.read_text()[-3000:]
         assert self.step == steps and (self.folder.path / "model" / "model_index.json").is_file()
-        assert [line["step"] for line in self.folder.read_metrics()] == list(range(1, steps + 1))
+        assert [line["step"] for line in self.folder.read_metrics() if line["step"]] == list(range(1, steps + 1))
         for step in range(1, steps + 1):
             rows = read_lines(self.folder.rollout_file(step))
             assert len({row["id"] for row in rows}) == len(rows) == GROUPS * SAMPLES
@@ -180,10 +180,11 @@ def test_killed_processes_cost_a_step_each(victims: list[str], run: Run) -> None
     run.finish()
 
 
-def test_a_full_disk_costs_the_checkpoint_that_was_being_written(tmp_path: Path) -> None:
+def test_a_full_disk_costs_the_checkpoint_that_was_being_written_and_not_the_best_one(tmp_path: Path) -> None:
     """The run's disk shrinks while it runs, to half a checkpoint more than what is on it."""
+    evaluated = ("run.evaluate=true", "eval.every=1", "eval.limit=2", "eval.images_per_prompt=1")
     with clusters.disk(tmp_path / "run", "3g") as resize:
-        run = Run(tmp_path)
+        run = Run(tmp_path, *evaluated)
         try:
             run.wait(steps=1)
             newest = checkpoints.latest(run.folder.checkpoints)
@@ -194,10 +195,16 @@ def test_a_full_disk_costs_the_checkpoint_that_was_being_written(tmp_path: Path)
             print(error, flush=True)
             assert "checkpoints: the disk is full, a checkpoint needs" in error
             assert run.step >= 1, "the one before is there"
+            assert checkpoints.best(run.folder.checkpoints) is not None
             resize("3g")
             run.resume()
             run.wait(steps=1)
             run.finish()
+            scores = [read_json(file)["overall"] for _, file in run.folder.evaluations()]
+            scores.append(read_json(run.folder.eval_after)["overall"])
+            best = checkpoints.best(run.folder.checkpoints)
+            assert best is not None and checkpoints.best_score(best) == max(scores)
+            print(f"{len(scores)} evaluations, best {max(scores):.3f} at {best.name}", flush=True)
         finally:
             run.process.terminate()
             run.process.wait(timeout=120)
