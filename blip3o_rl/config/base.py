@@ -17,8 +17,6 @@ from blip3o_rl.errors import UserError, did_you_mean
 
 Model = TypeVar("Model", bound="Settings")
 _PATH = "path"
-PathText = Annotated[str, _PATH]
-"""A path, as text. An override's value is taken as it is, whatever its characters mean to Hydra."""
 
 
 class _UnknownKey(ValueError):
@@ -62,6 +60,17 @@ def refuse(wrong: Callable[[Any], bool], text: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+PathText = Annotated[
+    str,
+    _PATH,
+    refuse(
+        lambda text: "://" in text,
+        "is {!r}, an address; give a path: mount the store, or copy to and from a disk that all nodes see",
+    ),
+]
+"""A path, as text. An override's value is taken as it is, whatever its characters mean to Hydra."""
 
 
 def address(example: str, secret: str) -> AfterValidator:

@@ -74,6 +74,7 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
     [
         ("model.scale=3", "model.scale=3: must be less than or equal to 2"),
         ("model.folder=/nowhere", "/nowhere: no such folder"),
+        ("run.folder=s3://bucket/run", "run.folder: is 's3://bucket/run', an address; give a path"),
         ("data.train_batch_size=0", "data.train_batch_size"),
         (
             "actor_rollout_ref.actor.ppo_mini_batch_size=3",
