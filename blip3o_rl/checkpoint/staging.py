@@ -3,6 +3,7 @@
 Gigabytes take minutes to write, and a disk may fill up or a process be killed on the way. So a folder is written next
 to its place as `<name>.partial` and renamed when it is complete. After an error nothing is left. A SIGKILL
 leaves the `.partial` folder, which the next attempt replaces. A user's folder of that name has no mark and is kept.
+Checkpoints are written by verl and transformers, which stage nothing: `refuse_full_disk` removes what a full disk left.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blip3o_rl.errors import UserError
+from blip3o_rl.report.checkpoints import latest
 
 _MARK = ".incomplete"
 RESERVE = 64 * 2**20
@@ -52,6 +54,24 @@ def staged(target: Path, needed: int) -> Iterator[Path]:
         raise UserError(f"{target}: not written ({error}); nothing is left of it; {why}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_full_disk(checkpoint: Path, needed: float, error: Exception) -> None:
+    """Raises `UserError`, and removes what was written, if a checkpoint failed because the disk has no room for it.
+
+    Libraries do not say so themselves, so the room there was is compared with the size of the checkpoint before.
+
+    Args:
+        needed: bytes, where there is none before.
+        error: what was raised.
+    """
+    before = latest(checkpoint.parent)
+    needed = folder_size(before) if before else needed
+    room = folder_size(checkpoint) + shutil.disk_usage(checkpoint.parent).free
+    if room < 1.01 * needed:  # blocks are larger than what is in them
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        sizes = f"a checkpoint needs {gigabytes(needed)}, {gigabytes(room)} are free"
+        raise UserError(f"{checkpoint.parent}: the disk is full, {sizes}; make room") from error
 
 
 def folder_size(folder: Path) -> int:

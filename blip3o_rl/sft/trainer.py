@@ -25,9 +25,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import WEIGHTS_NAME
 
+from blip3o_rl.checkpoint.staging import refuse_full_disk
 from blip3o_rl.errors import UserError
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
+
+CHECKPOINT_COPIES = 3
+"""Of what is trained: weights and optimizer (2)."""
 
 
 def generator_for(seed: int, number: int) -> torch.Generator:
@@ -153,6 +157,15 @@ class LossTrainer(Trainer):
             self.folder.append_metrics(self.state.global_step, values)
             self._show(self.state.global_step, values)
         super().log(values)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            trained = sum(value.nbytes for value in self.model.parameters() if value.requires_grad)
+            step = self.state.global_step
+            refuse_full_disk(self.folder.checkpoints / f"checkpoint-{step}", CHECKPOINT_COPIES * trained, error)
+            raise
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Writes what is trained, and buffers; frozen weights are in the model that the run began with."""

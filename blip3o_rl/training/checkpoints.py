@@ -6,16 +6,14 @@ verl's own tracker file may be empty after a kill, so a mark is written last (`r
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 
 from blip3o_rl import machine
-from blip3o_rl.checkpoint.staging import folder_size, gigabytes
-from blip3o_rl.errors import UserError
-from blip3o_rl.report.checkpoints import keep_newest, latest, mark_complete
+from blip3o_rl.checkpoint.staging import refuse_full_disk
+from blip3o_rl.report.checkpoints import keep_newest, mark_complete
 from blip3o_rl.training.compat.verl import once
 
 
@@ -56,6 +54,8 @@ def save_within_room() -> None:
     it where the disk is full."""
     from verl.trainer.ppo.v1 import PPOTrainer
 
+    from blip3o_rl.training.preflight import checkpoint_gib
+
     original = PPOTrainer._save_checkpoint
 
     def save(self: Any) -> None:
@@ -65,26 +65,10 @@ def save_within_room() -> None:
         try:
             original(self)
         except Exception as error:
-            policy = Path(self.config.actor_rollout_ref.model.path)
-            refuse_full_disk(folder / f"global_step_{self.global_steps}", policy, error)
+            needed = checkpoint_gib(Path(self.config.actor_rollout_ref.model.path)) * machine.GIB
+            refuse_full_disk(folder / f"global_step_{self.global_steps}", needed, error)
             raise
         if count:
             keep_newest(folder, count)
 
     PPOTrainer._save_checkpoint = once(original, save)
-
-
-def refuse_full_disk(checkpoint: Path, policy: Path, error: Exception) -> None:
-    """Raises `UserError`, and removes what was written, if a checkpoint failed because the disk has no room for it.
-
-    torch does not say so itself. What is needed is the size of the checkpoint before, or an estimate by the policy.
-    """
-    from blip3o_rl.training.preflight import checkpoint_gib
-
-    before = latest(checkpoint.parent)
-    needed = folder_size(before) if before else checkpoint_gib(policy) * machine.GIB
-    room = folder_size(checkpoint) + shutil.disk_usage(checkpoint.parent).free
-    if room < 1.01 * needed:  # blocks are larger than what is in them
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        sizes = f"a checkpoint needs {gigabytes(needed)}, {gigabytes(room)} are free"
-        raise UserError(f"{checkpoint.parent}: the disk is full, {sizes}; make room") from error
