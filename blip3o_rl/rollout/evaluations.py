@@ -71,12 +71,12 @@ class Evaluations:
         step, seconds = self._step or 0, time.monotonic() - self._begun
         try:
             result = self._verdicts.finish(seconds / max(1, self._verdicts.total - self._kept))
+            numbers = {**metrics(result), EVAL_SECONDS: seconds}
+            self._schedule.folder.append_metrics(step, numbers)
             self._schedule.keep_best(step)
         except (UserError, OSError) as error:
             self._failure = str(error)
             return
-        numbers = {**metrics(result), EVAL_SECONDS: seconds}
-        self._schedule.folder.append_metrics(step, numbers)
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
