@@ -54,9 +54,9 @@ test: lint  ## lint, types and all tests but the long ones
 test-engines: install  ## the tests with vLLM, Ray and verl at work
 	OMP_WAIT_POLICY=PASSIVE $(PYTEST) -m "slow and not long"
 
-# One thread: the models are small, and threads that wait for each other lose where two processes share two cores.
+# Processes with one thread each: the models are small, and threads that wait for each other lose where cores are shared.
 test-unit: install  ## the tests without them
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not long and not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile -m "not long and not slow"
 
 test-long: install  ## the tests that take longer than `make test` allows
 	$(PYTEST) -m long
