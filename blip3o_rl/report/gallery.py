@@ -90,7 +90,7 @@ def save_grid(
 ) -> Path:
     """`grid` as a PNG that is complete or absent; next to it a page of the same name if no font has the letters."""
     with replacing(path) as file:
-        grid(tiles, header, columns, cell).save(file, format="PNG", optimize=True)
+        grid(tiles, header, columns, cell).save(file, format="PNG")
     if not all(has_letters(tile.prompt) for tile in tiles):
         shown = [tile.image if tile.reference is None else np.asarray(_shown(tile, cell)) for tile in tiles]
         urls = [html.png_url(image) for image in shown]
