@@ -41,7 +41,7 @@ def run_of(folder: Path, steps: int) -> RunFolder:
         values |= {"actor/kl_loss": step / 1000, "actor/entropy": 3 - rise, "monitor/dark_share": 0.1 + rise / 9}
         run.append_metrics(step, {**values, "timing_s/step": 10.0, "timing_s/gen": 6.0, "timing_s/ref": 2.0})
         if step % 5 == 0 or step == 1:
-            tiles = [Tile(_noise(rng, 64), "a photo of two red circles and a green cross", rise) for _ in range(16)]
+            tiles = [Tile(_noise(rng, 8), "a photo of two red circles and a green cross", rise) for _ in range(16)]
             save_grid(run.grid(step), tiles)
             write_lines(
                 run.rollout_file(step), [{"prompt": f"prompt {n} 两个红色的圆", "score": rise} for n in range(8)]

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # fresh interpreters, which import verl
+
 RENDERING = ("diffusers", "blip3o_rl.model.renderer", "blip3o_rl.model.image_tokenizer")
 SERVICES = ("fastapi", "httpx")
 ENGINES = ("torch", "verl", "vllm", "transformers", "diffusers")

@@ -62,6 +62,7 @@ def test_nothing_follows_a_model_that_cannot_be_made(tmp_path: Path, monkeypatch
     assert list(json.loads(file.read_text())["stages"]) == ["model"]
 
 
+@pytest.mark.slow
 def test_a_stage_is_a_process_whose_end_is_told(tmp_path: Path) -> None:
     failed = runner.run_stage("render", "tiny", tmp_path, limit_s=300)
     assert failed["status"].startswith("failed: ") and "model_folder.json" in failed["status"]
