@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from blip3o_rl.io import parse_line
 from blip3o_rl.report.run_folder import RunFolder, flat_numbers
+
+SOURCE = "verl-metrics-{}.jsonl"
+"""In the run's logs, verl's file of a launch, with the second in which it began."""
 
 
 class MetricsFollower:
@@ -95,10 +99,19 @@ class MetricsFollower:
         self._on_line({"step": step, **values})
 
 
-def recover(source: Path, folder: RunFolder) -> None:
-    """Appends what a launch that was killed had not read of verl's file."""
+def new_source(folder: RunFolder) -> Path:
+    """Where verl writes in this launch of a run; it makes the file before it trains."""
+    return folder.logs / SOURCE.format(int(time.time()))
+
+
+def recover(folder: RunFolder) -> None:
+    """Appends what the last launch had not read of its file when it was killed.
+
+    Files of earlier launches hold steps that were made again since.
+    """
+    source = max(folder.logs.glob(SOURCE.format("*")), default=None)
     known = {line["step"]: line for line in folder.read_metrics()}
-    for line in source.read_bytes().split(b"\n"):
+    for line in source.read_bytes().split(b"\n") if source else ():
         if found := _numbers(line):
             step, values = found
             if missing := {name: value for name, value in values.items() if name not in known.get(step, {})}:

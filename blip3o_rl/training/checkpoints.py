@@ -54,8 +54,6 @@ def save_within_room() -> None:
     it where the disk is full."""
     from verl.trainer.ppo.v1 import PPOTrainer
 
-    from blip3o_rl.training.preflight import checkpoint_gib
-
     original = PPOTrainer._save_checkpoint
 
     def save(self: Any) -> None:
@@ -65,6 +63,8 @@ def save_within_room() -> None:
         try:
             original(self)
         except Exception as error:
+            from blip3o_rl.training.preflight import checkpoint_gib
+
             needed = checkpoint_gib(Path(self.config.actor_rollout_ref.model.path)) * machine.GIB
             refuse_full_disk(folder / f"global_step_{self.global_steps}", needed, error)
             raise

@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -28,7 +27,7 @@ from blip3o_rl.io import write_text
 from blip3o_rl.monitoring import drift
 from blip3o_rl.report import checkpoints, series
 from blip3o_rl.report import warnings as warning_log
-from blip3o_rl.report.follower import MetricsFollower, recover
+from blip3o_rl.report.follower import MetricsFollower, new_source, recover
 from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
 from blip3o_rl.terminal import Redirected, goes_on_with, is_sigterm
@@ -41,8 +40,6 @@ POLL_S = 0.5
 NEEDED = (capacity.AGENT_LOOP, "TransferQueueController")
 """Names of the actors without which verl's trainer would wait for samples for ever."""
 END_S = 30.0
-METRICS = "verl-metrics-{}.jsonl"
-"""In the run's logs, what verl's `file` logger writes: one per launch."""
 JOB_RUNS = Path("~/blip3o-rl-runs")
 """Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
 
@@ -80,8 +77,7 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
     step, steps = checkpoints.latest_step(folder.checkpoints), checked.settings.trainer.total_training_steps
     if step > steps or (step == steps and folder.summary_json.exists()):
         raise UserError(f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it")
-    for metrics in sorted(folder.logs.glob(METRICS.format("*")), reverse=True):
-        recover(metrics, folder)
+    recover(folder)
     for file in changed:
         print(f"warning: {file} has changed since the run was started", file=output.terminal)
     for number, newer in checkpoints.all_of(folder.checkpoints):
@@ -180,7 +176,7 @@ def _train(
     if "blip3o_rl.training.verl_plugin" not in sys.modules:
         raise UserError("verl did not load this package's plug-in; see blip3o-rl doctor")
     validate_config(config, need_reference_policy(config), need_critic(config))
-    metrics_file = folder.logs / METRICS.format(int(time.time()))
+    metrics_file = new_source(folder)
     with cluster.connected(config, folder, metrics_file):
         turn = capacity.take_turn(config, shown.phase) if given_cluster.address() else None
         shown.phase("starting renderer and rewards")

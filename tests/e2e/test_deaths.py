@@ -133,7 +133,8 @@ class Run:
         self.wait()
         assert self.process.returncode == 0, self.output.read_text()[-3000:]
         assert self.step == steps and (self.folder.path / "model" / "model_index.json").is_file()
-        assert [line["step"] for line in self.folder.read_metrics() if line["step"]] == list(range(1, steps + 1))
+        first = 0 if "run.evaluate=true" in self.new else 1
+        assert [line["step"] for line in self.folder.read_metrics()] == list(range(first, steps + 1))
         for step in range(1, steps + 1):
             rows = read_lines(self.folder.rollout_file(step))
             assert len({row["id"] for row in rows}) == len(rows) == GROUPS * SAMPLES

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from blip3o_rl.report.follower import MetricsFollower, recover
+from blip3o_rl.report.follower import SOURCE, MetricsFollower, new_source, recover
 from blip3o_rl.report.run_folder import RunFolder
 
 
@@ -55,18 +55,22 @@ def test_numbers_from_elsewhere_join_the_line_of_their_step(tmp_path):
     assert folder.read_metrics() == [{"step": 5, "a": 1.0, "rollout/distinct": 0.5}]
 
 
-def test_what_a_killed_launcher_had_not_read_is_recovered_once(tmp_path):
-    source, folder = tmp_path / "verl.jsonl", RunFolder.create("shapes", path=tmp_path / "run")
+def test_what_a_killed_launcher_had_not_read_is_recovered_once_and_from_its_own_launch(tmp_path):
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    recover(folder)
+    earlier, last = (folder.logs / SOURCE.format(1_700_000_000 + launch) for launch in (1, 2))
+    earlier.write_text('{"step": 2, "data": {"a": 8, "b": 8}}\n{"step": 3, "data": {"a": 9}}\n')
+    last.write_text('{"step": 1, "data": {"a": 7}}\n{"step": 2, "data": {"a": 2}}\n{"step": 3, "da')
     folder.append_metrics(1, {"a": 1, "rollout/distinct": 0.5})
     folder.append_metrics(2, {"rollout/distinct": 0.6})
-    source.write_text('{"step": 1, "data": {"a": 7}}\n{"step": 2, "data": {"a": 2}}\n{"step": 3, "da')
-    recover(source, folder)
-    recover(source, folder)
+    recover(folder)
+    recover(folder)
     assert folder.read_metrics() == [
         {"step": 1, "a": 1.0, "rollout/distinct": 0.5},
         {"step": 2, "a": 2.0, "rollout/distinct": 0.6},
     ]
     assert len(folder.metrics.read_text().splitlines()) == 3
+    assert new_source(folder).match(str(folder.logs / SOURCE.format("*"))) and new_source(folder) > last
 
 
 def test_an_error_in_the_callback_reaches_the_caller(tmp_path):

@@ -66,7 +66,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Python]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["verl", "blip3o_rl.training.advantage"])
+@pytest.mark.parametrize(
+    "first", ["verl", *(f"blip3o_rl.training.{name}" for name in ("launch", "advantage", "engine"))]
+)
 def test_the_plug_in_is_loaded_by_verl_whatever_is_imported_first(first: str, python: Python) -> None:
     done = python(f"import {first}, verl, sys; assert 'blip3o_rl.training.verl_plugin' in sys.modules")
     assert done.returncode == 0, done.stderr
