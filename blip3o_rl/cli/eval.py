@@ -203,6 +203,9 @@ def _table(result: EvaluationResult) -> Table:
         rows.add_row(tag, number(numbers["partial"]), number(numbers["official"]), f"{numbers['images']:.0f}")
     error = f" ± {result.standard_error:.3f}" if result.standard_error is not None else ""
     rows.add_row("overall", f"{result.overall:.3f}{error}", number(result.official), str(len(result.images)))
+    size = result.settings["images_per_prompt"]
+    if size > 1:
+        rows.add_row(f"best of {size}", number(result.best), "", "")
     for component in (name for name in result.components if "/tag_" not in name):
         rows.add_row(component, number(result.components[component]), "", "")
     rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s per image"

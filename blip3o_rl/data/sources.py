@@ -55,6 +55,12 @@ SOURCES: dict[str, Source] = {
     "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, "ocr/exact"),
     "text": Source(text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, "ocr/exact"),
     "layout": Source(layouts.train_prompts, layouts.held_out_prompts, 3 * layouts.EACH, {"layout": {}}, "layout/exact"),
+    "layout-pairs": Source(
+        layouts.train_prompts, layouts.held_out_pairs, 2 * layouts.EACH, {"layout": {}}, "layout/exact"
+    ),
+    "planogram-pairs": Source(
+        shelves.train_prompts, shelves.held_out_pairs, shelves.HELD_OUT, {"planogram": {}}, "planogram/exact"
+    ),
     "posters": Source(
         partial(layouts.train_prompts, sides=layouts.POSTERS),
         partial(layouts.held_out_prompts, sides=layouts.POSTERS),

@@ -19,6 +19,7 @@ import numpy as np
 
 from blip3o_rl.data.prompts import PromptRow, check_row
 from blip3o_rl.errors import UserError
+from blip3o_rl.evaluation.counterfactual import with_counterfactuals
 from blip3o_rl.evaluation.results import EvaluationResult, JudgedImage
 from blip3o_rl.evaluation.suite import Suite, named
 from blip3o_rl.evaluation.verdicts import Made, Verdicts, digest, judged, samples_of
@@ -140,7 +141,9 @@ class _Batches:
         ]
         groups = [made[at : at + self.per_prompt] for at in range(0, len(made), self.per_prompt)]
         samples = [samples_of(self.suite.rows[row], own, images[row]) for row, own in zip(rows, groups, strict=True)]
-        scores = [rubric.score([sample for own in samples for sample in own]) for rubric in self.rubrics]
+        flat = [sample for own in samples for sample in own]
+        judge, *others = self.rubrics
+        scores = [with_counterfactuals(judge, flat, judge.score(flat)), *(rubric.score(flat) for rubric in others)]
         for place, (row, own) in enumerate(zip(rows, groups, strict=True)):
             some = slice(place * self.per_prompt, (place + 1) * self.per_prompt)
             columns = [column[some] for column in scores]

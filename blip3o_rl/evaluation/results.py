@@ -60,6 +60,7 @@ class EvaluationResult:
 
     Attributes:
         overall: mean value over images.
+        best: mean over prompts of the best of their images, what choosing by the suite's own score would give.
         standard_error: of `overall`, from the spread of the per-prompt means; None for one prompt.
         official: the unweighted mean of the per-tag accuracies, 0..1, as GenEval reports it; None without `correct`.
         per_tag: tag -> {partial, official, images}.
@@ -75,6 +76,7 @@ class EvaluationResult:
     """
 
     overall: float
+    best: float
     standard_error: float | None
     official: float | None
     per_tag: dict[str, dict[str, float | None]]
@@ -105,8 +107,9 @@ class EvaluationResult:
         if overall is None:
             raise UserError(f"evaluation {settings['suite']}: no image could be scored: {images[0].reason}")
         size = settings["images_per_prompt"]
-        groups = [_mean(image.partial for image in images[at : at + size]) for at in range(0, len(images), size)]
-        prompts = [mean for mean in groups if mean is not None]
+        values = [[image.partial for image in images[at : at + size]] for at in range(0, len(images), size)]
+        groups = [known for group in values if (known := [value for value in group if value is not None])]
+        prompts = [float(np.mean(group)) for group in groups]
         per_tag: dict[str, dict[str, float | None]] = {}
         for tag in sorted({image.tag for image in images}):
             own = [image for image in images if image.tag == tag]
@@ -114,6 +117,7 @@ class EvaluationResult:
             per_tag[tag] = {"partial": partial, "official": correct, "images": len(own)}
         return cls(
             overall=overall,
+            best=float(np.mean([max(group) for group in groups])),
             standard_error=float(np.std(prompts, ddof=1) / np.sqrt(len(prompts))) if len(prompts) > 1 else None,
             official=_mean(numbers["official"] for numbers in per_tag.values()),
             per_tag=per_tag,

@@ -75,6 +75,12 @@ def test_a_blank_pipeline_scores_zero():
     assert all(image.reason for image in result.images)
 
 
+def test_the_best_image_of_each_prompt_counts_alone():
+    blank = np.full((64, 64, 3), 238, np.uint8)
+    result = evaluate(pipeline(lambda p, seed: right(p, seed) if seed % 4 == 3 else blank), PROMPTS[:6])
+    assert result.best > 0.97 and result.overall == pytest.approx(result.best / 4)
+
+
 def test_official_weighs_tags_equally_and_overall_weighs_images_equally():
     singles = [p for p in PROMPTS if p["tag"] == "single_object"]
     positions = [p for p in PROMPTS if p["tag"] == "position"]
@@ -86,6 +92,7 @@ def test_official_weighs_tags_equally_and_overall_weighs_images_equally():
     result = evaluate(pipeline(paint), [singles[0], *positions[:3]], images_per_prompt=2)
     assert result.official == 0.5
     assert result.overall == 0.25
+    assert result.best == 0.25
     assert result.per_tag["single_object"] == {"partial": 1.0, "official": 1.0, "images": 2}
     assert result.standard_error == pytest.approx(0.25)
 

@@ -146,6 +146,28 @@ def held_out_prompts(n: int = 3 * EACH, sides: Mapping[str, Any] = MappingProxyT
     return list(found.values())[:n]
 
 
+def held_out_pairs(n: int = 2 * EACH) -> list[Metadata]:
+    """The first `n` held-out prompts, and after each one that differs in the text, the logo's color or shape, or the
+    title's column; the tag says in which. All pairs are counterparts (`evaluation.counterfactual`)."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    lines: list[Metadata] = []
+    for number, line in enumerate(held_out_prompts(EACH)):
+        title, logo = sorted(line["layout"]["elements"], key=lambda element: element["class"] != "text")
+        row, column = title["region"].split()
+        texts, color, shape = SIDES["words"][0], logo["color"], logo["class"]
+        changed, element, key, value = (
+            ("text", title, "text", _pick(rng, [text for text in texts if text != title["text"]])),
+            ("color", logo, "color", _pick(rng, [other for other in COLORS if other != color])),
+            ("shape", logo, "class", _pick(rng, [other for other in SHAPES if other != shape])),
+            ("column", title, "region", f"{row} {_pick(rng, [other for other in COLUMNS if other != column])}"),
+        )[number % 4]
+        elements = [old | {key: value} if old is element else old for old in line["layout"]["elements"]]
+        layout = {**line["layout"], "elements": elements}
+        one = {"tag": changed, "prompt": line["prompt"], "layout": line["layout"]}
+        lines += splits.counterparts(one, {"tag": changed, "prompt": prompt(layout), "layout": layout}, "layout")
+    return lines[:n]
+
+
 def prompt(layout: Mapping[str, Any], template: int = 0) -> str:
     """The prompt of a brief in one of three templates; elements in the brief's order."""
     panels = {panel: text for text, panel in layout.get("under", [])}

@@ -109,6 +109,28 @@ def held_out_prompts(n: int = HELD_OUT, store: Assortment = SHAPE_STORE) -> list
     return list(found.values())[:n]
 
 
+def held_out_pairs(n: int = HELD_OUT) -> list[Metadata]:
+    """Held-out plans of two products next to each other over one product, and after each one that differs in a
+    product, the facings, the order of the two, or that of the shelves; the tag says in which. All pairs are
+    counterparts (`evaluation.counterfactual`)."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    lines: list[Metadata] = []
+    while len(lines) < HELD_OUT:
+        row, three = _row(rng, SHAPE_STORE, "pairs"), _row(rng, SHAPE_STORE, "threes")
+        (one, count), (other, rest) = row
+        new = SHAPE_STORE.threes[0][int(rng.integers(len(SHAPE_STORE.threes[0])))]
+        if len({one, other, new, three[0][0]}) < 4:
+            continue
+        changed, rows = (
+            ("product", [[(new, count), (other, rest)], three]),
+            ("facings", [[(one, rest), (other, count)], three]),
+            ("order", [[(other, count), (one, rest)], three]),
+            ("shelves", [three, row]),
+        )[len(lines) // 2 % 4]
+        lines += splits.counterparts(plan([row, three], changed), plan(rows, changed), "planogram")
+    return lines[:n]
+
+
 def prompt(planogram: Mapping[str, Any], template: int = 0) -> str:
     """The prompt of a brief in one of three templates, rows from the top down, each from left to right."""
     products = planogram["products"]

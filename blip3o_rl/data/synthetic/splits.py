@@ -18,6 +18,11 @@ def split(items: Sequence[Item], held_out: int, seed: int) -> tuple[tuple[Item, 
     return shuffled[held_out:], shuffled[:held_out]
 
 
+def counterparts(one: Metadata, other: Metadata, brief: str) -> list[Metadata]:
+    """Two rows that differ in one thing, each with what the other's field `brief` asks for."""
+    return [{**one, "counterfactual": {brief: other[brief]}}, {**other, "counterfactual": {brief: one[brief]}}]
+
+
 def draw_prompts(pools: Sequence[Sequence[Metadata]], n: int, seed: int) -> list[Metadata]:
     """`n` prompts with replacement, one from each pool in turn. The same arguments give the same list."""
     rng = np.random.default_rng(seed)

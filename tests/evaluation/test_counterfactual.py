@@ -1,0 +1,61 @@
+"""Pairs of prompts that differ in one thing, on pipelines that read all of the prompt, none of it, or its opposite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from blip3o_rl.data.sources import held_out_rows
+from blip3o_rl.data.synthetic import layouts, shelves
+from blip3o_rl.evaluation.held_out import evaluate
+
+DRAW: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
+    "layout-pairs": ("layout", layouts.draw),
+    "planogram-pairs": ("planogram", shelves.draw),
+}
+
+
+@pytest.mark.parametrize("suite", DRAW)
+@pytest.mark.parametrize(("kind", "expected"), [("reads", 1), ("fixed", 0), ("opposite", -1)])
+def test_the_component_says_whether_the_changed_thing_is_followed(suite: str, kind: str, expected: int) -> None:
+    field, draw = DRAW[suite]
+    rows = held_out_rows(suite, 8, "test")
+    drawn = [draw(row.metadata[field]) for row in rows]
+    image_of = {
+        "reads": dict(zip([row.prompt for row in rows], drawn, strict=True)),
+        "fixed": dict.fromkeys([row.prompt for row in rows], drawn[0]),
+        "opposite": {row.prompt: drawn[place ^ 1] for place, row in enumerate(rows)},
+    }[kind]
+
+    def pipe(prompts, seeds, config):
+        return SimpleNamespace(images=np.stack([image_of[prompt] for prompt in prompts]), tokens=[[s] for s in seeds])
+
+    result = evaluate(pipe, rows, suite, images_per_prompt=1)
+    assert result.components["counterfactual"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("suite", DRAW)
+def test_the_two_rows_of_a_pair_differ_in_what_the_tag_says(suite: str) -> None:
+    field, _ = DRAW[suite]
+    rows = held_out_rows(suite, None, "test")
+    assert len({row.metadata["tag"] for row in rows}) == 4
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        assert one.prompt != other.prompt and one.metadata["tag"] == other.metadata["tag"]
+        assert one.metadata["counterfactual"] == {field: other.metadata[field]}
+        assert other.metadata["counterfactual"] == {field: one.metadata[field]}
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        if suite == "layout-pairs":
+            elements = zip(one.metadata[field]["elements"], other.metadata[field]["elements"], strict=True)
+            changed = [key for a, b in elements for key in a if a[key] != b[key]]
+            expected = {"text": "text", "color": "color", "shape": "class", "column": "region"}[one.metadata["tag"]]
+            assert changed == [expected]
+
+
+def test_a_row_without_a_counterpart_has_no_such_component() -> None:
+    def pipe(prompts, seeds, config):
+        return SimpleNamespace(images=np.full((len(prompts), 64, 64, 3), 238, np.uint8), tokens=[[s] for s in seeds])
+
+    assert "counterfactual" not in evaluate(pipe, held_out_rows("layout", 2, "test"), "layout").components
