@@ -6,7 +6,10 @@ Stages, in this order; each one resumes from its own checkpoint in the work fold
     data    tokens and latents of a fixed set of pairs, computed once
     sft     the package's own supervised fine-tuning, policy and renderer together
     policy  the policy alone, which learns longest
-    finish  both together again, with some wrong captions
+    more    the same again, from a high learning rate
+    finish  both together again: the renderer learns from the states that the policy has now
+    edits   the same again, with more edits
+    words   the same again, with more words
     save    the model folder, in float16
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +34,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts, worlds
 from blip3o_rl.mini.autoencoders import train_image_tokenizer, train_vae
 from blip3o_rl.mini.images import save_grid, to_pixels
-from blip3o_rl.mini.pairs import DATA, mismatch, prepare_data
+from blip3o_rl.mini.pairs import DATA, prepare_data
 from blip3o_rl.mini.training import train_phase
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
@@ -45,12 +49,11 @@ from blip3o_rl.sft.losses import Batch, collate, image_states
 from blip3o_rl.sft.model import LossConfig, SFTModel
 from blip3o_rl.sft.trainer import generator_for
 
-STAGES = ("vae", "tatok", "data", "sft", "policy", "finish", "save")
+STAGES = ("vae", "tatok", "data", "sft", "policy", "more", "finish", "edits", "words", "save")
 BATCHES = {"text": {2: 40, 1: 16, 0: 4}, "edit": {2: 24}}
 """Images per step, by kind and scale."""
-KINDS = ("text", "text", "text", "edit")
 SCALES = {"text": (2, 2, 2, 2, 2, 2, 2, 1, 1, 0), "edit": (2,)}
-"""Kind and scale of a step, chosen evenly from these lists."""
+"""The scale of a step is chosen evenly from these."""
 HELD_OUT = (
     scene_prompts.held_out_prompts,
     words.held_out_words,
@@ -68,18 +71,27 @@ COMMON: dict[str, Any] = {
 }
 
 
-PHASES: dict[str, dict[str, Any]] = {
-    "sft": {"align_batches": 300},
-    "policy": {"diffusion_weight": 0.0},
-    "finish": {"policy_lr": 4e-4},
-}
-"""Parts of the supervised training; each starts from the weights of those before it. Values: changes of `COMMON`."""
-MISMATCHED = {"finish": 0.25}
-"""Share of the images that get the prompt of another image of their tag, as captions found in the wild do.
+@dataclass(frozen=True)
+class Phase:
+    """A part of the supervised training: steps, the kinds they choose from evenly, changes of `COMMON`.
 
-A policy that learned from them often generates something else than its prompt asks for, although it has seen it. That
-is what reinforcement learning can fix.
-"""
+    Kinds are those of the data, and `words`, the images of text that are of that world.
+    """
+
+    steps: int
+    kinds: tuple[str, ...]
+    changes: Mapping[str, Any]
+
+
+PHASES = {
+    "sft": Phase(1700, ("text", "text", "text", "edit"), {"align_batches": 300}),
+    "policy": Phase(3000, ("text", "text", "text", "edit"), {"diffusion_weight": 0.0}),
+    "more": Phase(3000, ("text", "text", "edit"), {"diffusion_weight": 0.0}),
+    "finish": Phase(500, ("text", "text", "edit"), {"policy_lr": 4e-4}),
+    "edits": Phase(900, ("text", "edit"), {"policy_lr": 6e-4, "renderer_lr": 5e-4}),
+    "words": Phase(1050, ("words", "words", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
+}
+"""Each starts from the weights of those before it."""
 
 
 def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
@@ -89,16 +101,17 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
     tokenizer, layout = parts.make_tokenizer(worlds.prompts_without_texts())
     policy = parts.make_policy(tokenizer, layout)
     renderer = parts.make_renderer(AutoencoderDC.from_pretrained(work / "vae" / "model"))
-    model = SFTModel(policy, renderer, LossConfig(**COMMON | PHASES[name]))
+    model = SFTModel(policy, renderer, LossConfig(**COMMON | PHASES[name].changes))
     for earlier in takewhile(name.__ne__, PHASES):
         found = latest(RunFolder(work / earlier).checkpoints)
         assert found is not None, f"{work / earlier} has no checkpoint"
         model.load_state_dict(torch.load(found / WEIGHTS_NAME, weights_only=True), strict=False)
-    wrong = MISMATCHED.get(name, 0.0)
-    captions = {kind: mismatch(data[kind]["prompts"], data[kind]["tags"], wrong) for kind in data}
+
+    of_words = {line["prompt"] for line in words.train_words(len(data["text"]["prompts"]))}
+    spelled = torch.tensor([row for row, prompt in enumerate(data["text"]["prompts"]) if prompt in of_words])
 
     def prompt(kind: str, row: int, scale: int) -> list[int]:
-        caption = captions[kind][row]
+        caption = data[kind]["prompts"][row]
         if kind == "text":
             return encode_prompt(tokenizer, caption, scale, layout)
         return encode_edit_prompt(tokenizer, caption, data[kind]["references"][row : row + 1].long(), scale, layout)
@@ -114,9 +127,13 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
         def choose(several: Sequence[Any]) -> Any:
             return several[int(torch.randint(len(several), (), generator=generator))]
 
-        kind = choose(KINDS)
+        chosen = choose(PHASES[name].kinds)
+        kind = "text" if chosen == "words" else chosen
         scale = choose(SCALES[kind])
-        rows = torch.randint(len(data[kind]["tokens"][scale]), (BATCHES[kind][scale],), generator=generator)
+        among = torch.arange(len(data[kind]["tokens"][scale]))
+        if chosen == "words":
+            among = spelled[spelled < len(among)]
+        rows = among[torch.randint(len(among), (BATCHES[kind][scale],), generator=generator)]
         return {"batch": batch_of(kind, rows, scale), "number": step, "seed": 0}
 
     def look() -> None:
@@ -162,9 +179,10 @@ def build(
     vae_steps: int = 2200,
     tatok_steps: int = 2400,
     images: int = 57_600,
-    phase_steps: Mapping[str, int] = MappingProxyType({"sft": 1700, "policy": 3000, "finish": 400}),
+    more_edits: int = 34_560,
+    phase_steps: Mapping[str, int] = MappingProxyType({name: phase.steps for name, phase in PHASES.items()}),
 ) -> Path:
-    """Builds the mini model; about two hours on two CPU cores, by the sum of its parts.
+    """Builds the mini model; about six hours on two CPU cores.
 
     Args:
         out: the model folder to write.
@@ -183,10 +201,10 @@ def build(
     if "tatok" in stages and not (work / "tatok" / "model").is_dir():
         train_image_tokenizer(work, tatok_steps)
     if "data" in stages and not (work / DATA).is_file():
-        prepare_data(work, images)
+        prepare_data(work, images, more_edits)
     for name in PHASES:
         if name in stages:
             train_policy_and_renderer(work, name, phase_steps[name])
     if "save" in stages:
-        shutil.copytree(work / "finish" / "model", out, dirs_exist_ok=True)
+        shutil.copytree(work / "words" / "model", out, dirs_exist_ok=True)
     return out

@@ -28,24 +28,28 @@ SHARE_OF_SCALE = {2: 1.0, 1: 0.4, 0: 0.15}
 """Share of the images that is tokenized at each scale."""
 
 
-def prepare_data(work: Path, images: int) -> None:
-    """Tokens, latents, prompts and tags of a fixed set of pairs, into `work/data.pt`, as a dictionary per kind.
+def prepare_data(work: Path, images: int, edits: int) -> None:
+    """Tokens, latents and prompts of a fixed set of pairs, into `work/data.pt`, as a dictionary per kind.
+
+    `images` are of all worlds, `edits` are further edits: a policy that sees the same ones again and again learns them
+    by heart instead of reading the instruction.
 
     tokens: scale -> codebook indices [N, n] of the first N rows.
     references: indices of the images to edit at scale 2, [N, 81].
     """
     tokenizer = TATok.from_pretrained(work / "tatok" / "model").eval()
     vae = AutoencoderDC.from_pretrained(work / "vae" / "model").eval()
-    found: dict[str, dict[str, Any]] = {kind: {"prompts": [], "tags": [], "latents": []} for kind in KINDS}
+    found: dict[str, dict[str, Any]] = {kind: {"prompts": [], "latents": []} for kind in KINDS}
     tokens: dict[tuple[str, int], list[torch.Tensor]] = {}
     references: list[torch.Tensor] = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for number in track(range(images // CHUNK), "tokens and latents"):
-            pairs = worlds.chunk(number, CHUNK, SEED + number)
+        for number in track(range((images + edits) // CHUNK), "tokens and latents"):
+            seed = SEED + number
+            of_all = number < images // CHUNK
+            pairs = worlds.chunk(number, CHUNK, seed) if of_all else worlds.pairs_of("edits", CHUNK, seed)
             drawn = [pair.reference for pair in pairs if pair.reference]
             kind = KINDS[bool(drawn)]
             found[kind]["prompts"] += [pair.prompt for pair in pairs]
-            found[kind]["tags"] += [pair.tag for pair in pairs]
             latents = vae.encode(_stack([pair.draw for pair in pairs], parts.IMAGE_SIZE)).latent
             found[kind]["latents"].append((latents * vae.config.scaling_factor).half())
             pixels = _stack([pair.draw for pair in pairs], parts.TOKENIZER_INPUT)
@@ -64,13 +68,3 @@ def prepare_data(work: Path, images: int) -> None:
 
 def _stack(drawn: Sequence[worlds.Draw], side: int) -> torch.Tensor:
     return to_pixels(np.stack([draw(side) for draw in drawn]))
-
-
-def mismatch(prompts: Sequence[str], tags: Sequence[str], share: float) -> list[str]:
-    """The prompts, with a random `share` of them replaced by the prompt of another row of the same tag."""
-    rng = np.random.default_rng(11)
-    rows_of = {tag: np.flatnonzero([other == tag for other in tags]) for tag in set(tags)}
-    return [
-        prompts[int(rng.choice(rows_of[tag]))] if rng.random() < share else prompt
-        for prompt, tag in zip(prompts, tags, strict=True)
-    ]

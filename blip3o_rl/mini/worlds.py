@@ -57,7 +57,7 @@ def _layouts(n: int, seed: int) -> Iterator[Pair]:
 def _shelves(n: int, seed: int) -> Iterator[Pair]:
     rng = np.random.default_rng(seed)
     for number in range(n):
-        line = shelves.train_plan(rng, shelves.ROWS + (number % 3 == 2))
+        line = shelves.train_plan(rng, 2 + (number % 3 == 2))
         yield Pair(f"{line['tag']}-{number % 3 == 2}", line["prompt"], _placed(shelves.draw, line["planogram"], rng))
 
 
@@ -96,9 +96,14 @@ STRIDE = 7
 """Steps through `TURNS`, so that neighbors are of different worlds; no divisor of 20."""
 
 
+def pairs_of(world: str, n: int, seed: int) -> list[Pair]:
+    """`n` pairs of a world."""
+    return list(WORLDS[world].pairs(n, seed))
+
+
 def chunk(number: int, n: int, seed: int) -> list[Pair]:
     """`n` pairs of one world, that of chunk `number`."""
-    return list(WORLDS[TURNS[number * STRIDE % len(TURNS)]].pairs(n, seed))
+    return pairs_of(TURNS[number * STRIDE % len(TURNS)], n, seed)
 
 
 def random_images(n: int, sides: tuple[int, ...], seed: int) -> list[torch.Tensor]:
