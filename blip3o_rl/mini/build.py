@@ -80,7 +80,7 @@ class Phase:
 
     steps: int
     kinds: tuple[str, ...]
-    changes: Mapping[str, Any]
+    changes: dict[str, Any]
 
 
 PHASES = {
@@ -92,6 +92,7 @@ PHASES = {
     "words": Phase(1050, ("words", "words", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
 }
 """Each starts from the weights of those before it."""
+PHASE_STEPS = MappingProxyType({name: phase.steps for name, phase in PHASES.items()})
 
 
 def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
@@ -180,7 +181,7 @@ def build(
     tatok_steps: int = 2400,
     images: int = 57_600,
     more_edits: int = 34_560,
-    phase_steps: Mapping[str, int] = MappingProxyType({name: phase.steps for name, phase in PHASES.items()}),
+    phase_steps: Mapping[str, int] = PHASE_STEPS,
 ) -> Path:
     """Builds the mini model; about six hours on two CPU cores.
 
