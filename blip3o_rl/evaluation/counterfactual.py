@@ -13,18 +13,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from blip3o_rl.data.synthetic.splits import COUNTERFACTUAL
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.rubric import Rubric, RubricScore
 
-FIELD = "counterfactual"
 COMPONENT = "counterfactual"
 """1: the image fulfils its own row better than the counterpart, -1: the other way round, 0: both alike."""
 
 
 def with_counterfactuals(rubric: Rubric, samples: Sequence[Sample], scores: Sequence[RubricScore]) -> list[RubricScore]:
     """The scores, with `COMPONENT` where the sample's row has a counterpart and both could be scored."""
-    asked = [place for place, sample in enumerate(samples) if FIELD in sample.metadata]
     found = list(scores)
+    asked = [place for place, sample in enumerate(samples) if COUNTERFACTUAL in sample.metadata]
+    if not asked:
+        return found
     for place, other in zip(asked, rubric.score([_counterpart(samples[place]) for place in asked]), strict=True):
         own = found[place]
         if not own.failed and not other.failed:
@@ -34,5 +36,5 @@ def with_counterfactuals(rubric: Rubric, samples: Sequence[Sample], scores: Sequ
 
 
 def _counterpart(sample: Sample) -> Sample:
-    metadata = {**sample.metadata, **sample.metadata[FIELD]}
-    return replace(sample, id=f"{sample.id}/{FIELD}", metadata=metadata)
+    metadata = {**sample.metadata, **sample.metadata[COUNTERFACTUAL]}
+    return replace(sample, id=f"{sample.id}/{COUNTERFACTUAL}", metadata=metadata)

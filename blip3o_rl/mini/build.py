@@ -108,8 +108,9 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
         assert found is not None, f"{work / earlier} has no checkpoint"
         model.load_state_dict(torch.load(found / WEIGHTS_NAME, weights_only=True), strict=False)
 
-    of_words = {line["prompt"] for line in words.train_words(len(data["text"]["prompts"]))}
-    spelled = torch.tensor([row for row, prompt in enumerate(data["text"]["prompts"]) if prompt in of_words])
+    of_words = {line["prompt"] for line in words.split()[0]}
+    spelled = [row for row, prompt in enumerate(data["text"]["prompts"]) if prompt in of_words]
+    rows_of = {kind: torch.arange(len(data[kind]["prompts"])) for kind in data} | {"words": torch.tensor(spelled)}
 
     def prompt(kind: str, row: int, scale: int) -> list[int]:
         caption = data[kind]["prompts"][row]
@@ -131,9 +132,7 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
         chosen = choose(PHASES[name].kinds)
         kind = "text" if chosen == "words" else chosen
         scale = choose(SCALES[kind])
-        among = torch.arange(len(data[kind]["tokens"][scale]))
-        if chosen == "words":
-            among = spelled[spelled < len(among)]
+        among = rows_of[chosen][rows_of[chosen] < len(data[kind]["tokens"][scale])]
         rows = among[torch.randint(len(among), (BATCHES[kind][scale],), generator=generator)]
         return {"batch": batch_of(kind, rows, scale), "number": step, "seed": 0}
 

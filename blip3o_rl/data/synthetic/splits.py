@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 Metadata = dict[str, Any]
+COUNTERFACTUAL = "counterfactual"
+"""The field of a row with the fields of its counterpart that differ."""
 Item = TypeVar("Item")
 
 
@@ -20,7 +22,7 @@ def split(items: Sequence[Item], held_out: int, seed: int) -> tuple[tuple[Item, 
 
 def counterparts(one: Metadata, other: Metadata, brief: str) -> list[Metadata]:
     """Two rows that differ in one thing, each with what the other's field `brief` asks for."""
-    return [{**one, "counterfactual": {brief: other[brief]}}, {**other, "counterfactual": {brief: one[brief]}}]
+    return [{**one, COUNTERFACTUAL: {brief: other[brief]}}, {**other, COUNTERFACTUAL: {brief: one[brief]}}]
 
 
 def draw_prompts(pools: Sequence[Sequence[Metadata]], n: int, seed: int) -> list[Metadata]:
