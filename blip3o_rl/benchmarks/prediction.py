@@ -37,8 +37,8 @@ class Work:
 
 
 def of_step(plan: Plan) -> list[Work]:
-    """The stages of a step of this plan, on text-to-image; empty for a model that edits, which has other shapes."""
-    if plan.model.reference_connector is not None:
+    """The stages of a step of this plan, on text-to-image; empty where references give latents: other shapes."""
+    if plan.model.takes_latents:
         return []
     batch, rows = plan.render.max_batch_size, plan.image_tokens + 1
     decode = counting.decoding(plan.model, batch).flops

@@ -36,7 +36,7 @@ def test_needs_grow_with_processes_workers_and_checkpoints(monkeypatch: pytest.M
     one, two = needs_of("run.processes=1"), needs_of("run.processes=2")
     assert 1.6 < (two.memory_gib / one.memory_gib) < 2
     assert two.shared_gib == 2 * one.shared_gib and two.disk_gib == one.disk_gib
-    batch = 16 * 3 * 64 * 64 * 4
+    batch = 2 * 16 * 3 * 64 * 64 * 4  # an edit has two images, and `mini` edits
     assert needs_of("data.workers=3", "run.processes=1").shared_gib == pytest.approx(3 * 2 * batch / machine.GIB)
     assert needs_of("data.workers=0").shared_gib == 0
     assert needs_of("run.keep=5").disk_gib > one.disk_gib > 0

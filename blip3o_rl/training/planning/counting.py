@@ -64,6 +64,12 @@ class Model:
     reference_connector: dict[str, Any] | None = None
     image_tokenizer_gib: float = 0.0
 
+    @property
+    def takes_latents(self) -> bool:
+        """The renderer gets a reference's latent, which changes its shapes."""
+        config = self.reference_connector
+        return config is not None and ReferenceConnector.from_config(config).takes_latents
+
 
 @cache
 def parameters(model: Model) -> tuple[int, int]:
@@ -129,7 +135,7 @@ def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int) ->
         renderer = build_renderer(model)
         noise = torch.zeros(batch, *renderer.latent_shape)
         states = torch.zeros(batch, rows, model.policy.hidden_size)
-        edits = renderer.reference_connector is not None and renderer.reference_connector.takes_latents
+        edits = model.takes_latents
         latents = noise if edits else None
 
         def call() -> None:
