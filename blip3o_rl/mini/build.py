@@ -10,6 +10,9 @@ Stages, in this order; each one resumes from its own checkpoint in the work fold
     finish  both together again: the renderer learns from the states that the policy has now
     edits   the same again, with more edits
     words   the same again, with more words
+    letters once more, with still more words
+    designs the policy alone, mostly edits and layouts
+    last    both together, a part of each world
     save    the model folder, in float16
 """
 
@@ -42,14 +45,28 @@ from blip3o_rl.model.image_tokenizer import TATok
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.rendering import render
-from blip3o_rl.model.token_layout import encode_edit_prompt, encode_prompt
+from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
 from blip3o_rl.report.checkpoints import latest
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft.losses import Batch, collate, image_states
 from blip3o_rl.sft.model import LossConfig, SFTModel
 from blip3o_rl.sft.trainer import generator_for
 
-STAGES = ("vae", "tatok", "data", "sft", "policy", "more", "finish", "edits", "words", "save")
+STAGES = (
+    "vae",
+    "tatok",
+    "data",
+    "sft",
+    "policy",
+    "more",
+    "finish",
+    "edits",
+    "words",
+    "letters",
+    "designs",
+    "last",
+    "save",
+)
 BATCHES = {"text": {2: 40, 1: 16, 0: 4}, "edit": {2: 24}}
 """Images per step, by kind and scale."""
 SCALES = {"text": (2, 2, 2, 2, 2, 2, 2, 1, 1, 0), "edit": (2,)}
@@ -61,6 +78,8 @@ HELD_OUT = (
     shelves.held_out_prompts,
 )
 """Prompts of the grid of images at each checkpoint, next to edits."""
+COLUMNS = 16
+"""Images per row of that grid."""
 COMMON: dict[str, Any] = {
     "policy_lr": 1e-3,
     "renderer_lr": 1e-3,
@@ -75,7 +94,7 @@ COMMON: dict[str, Any] = {
 class Phase:
     """A part of the supervised training: steps, the kinds they choose from evenly, changes of `COMMON`.
 
-    Kinds are those of the data, and `words`, the images of text that are of that world.
+    Kinds are those of the data, and `words` and `layouts`, the images of text that are of these worlds.
     """
 
     steps: int
@@ -90,9 +109,58 @@ PHASES = {
     "finish": Phase(500, ("text", "text", "edit"), {"policy_lr": 4e-4}),
     "edits": Phase(900, ("text", "edit"), {"policy_lr": 6e-4, "renderer_lr": 5e-4}),
     "words": Phase(1050, ("words", "words", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
+    "letters": Phase(700, ("words",) * 3 + ("text", "edit"), {"policy_lr": 6e-4, "renderer_lr": 5e-4}),
+    "designs": Phase(2600, ("edit",) * 3 + ("layouts",) * 2 + ("words", "text"), {"diffusion_weight": 0.0}),
+    "last": Phase(500, ("words", "words", "layouts", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
 }
 """Each starts from the weights of those before it."""
 PHASE_STEPS = MappingProxyType({name: phase.steps for name, phase in PHASES.items()})
+
+
+class PairBatches:
+    """Batches of a phase, from the prepared data: the same step gives the same batch."""
+
+    def __init__(self, data: dict[str, dict[str, Any]], tokenizer: Any, layout: TokenLayout, kinds: Sequence[str]):
+        """Args:
+        data: what `prepare_data` wrote.
+        kinds: those to choose from evenly.
+        """
+        self.data, self.tokenizer, self.layout, self.kinds = data, tokenizer, layout, kinds
+        prompts = data["text"]["prompts"]
+        of_words = {line["prompt"] for line in words.split()[0]}
+        spelled = torch.tensor([prompt in of_words for prompt in prompts])
+        written = torch.tensor(['"' in prompt for prompt in prompts])
+        self.rows = {kind: torch.arange(len(data[kind]["prompts"])) for kind in data}
+        self.rows |= {"words": spelled.nonzero()[:, 0], "layouts": (written & ~spelled).nonzero()[:, 0]}
+
+    def prompt(self, kind: str, row: int, scale: int) -> list[int]:
+        """Token ids of a row's prompt, its reference included."""
+        data = self.data[kind]
+        caption = data["prompts"][row]
+        if kind == "text":
+            return encode_prompt(self.tokenizer, caption, scale, self.layout)
+        return encode_edit_prompt(self.tokenizer, caption, data["references"][row : row + 1].long(), scale, self.layout)
+
+    def batch_of(self, kind: str, rows: torch.Tensor, scale: int) -> Batch:
+        """The pairs `rows` as one batch."""
+        prompts = [self.prompt(kind, row, scale) for row in rows.tolist()]
+        data = self.data[kind]
+        indices = data["tokens"][scale][rows].long()
+        return collate(prompts, indices, data["latents"][rows], self.layout, self.tokenizer.pad_token_id)
+
+    def make(self, step: int) -> dict[str, Any]:
+        """Inputs of the model at this step."""
+        generator = generator_for(4, step)
+
+        def choose(several: Sequence[Any]) -> Any:
+            return several[int(torch.randint(len(several), (), generator=generator))]
+
+        chosen = choose(self.kinds)
+        kind = chosen if chosen in self.data else "text"
+        scale = choose(SCALES[kind])
+        among = self.rows[chosen][self.rows[chosen] < len(self.data[kind]["tokens"][scale])]
+        rows = among[torch.randint(len(among), (BATCHES[kind][scale],), generator=generator)]
+        return {"batch": self.batch_of(kind, rows, scale), "number": step, "seed": 0}
 
 
 def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
@@ -107,56 +175,36 @@ def train_policy_and_renderer(work: Path, name: str, steps: int) -> None:
         found = latest(RunFolder(work / earlier).checkpoints)
         assert found is not None, f"{work / earlier} has no checkpoint"
         model.load_state_dict(torch.load(found / WEIGHTS_NAME, weights_only=True), strict=False)
-
-    of_words = {line["prompt"] for line in words.split()[0]}
-    spelled = [row for row, prompt in enumerate(data["text"]["prompts"]) if prompt in of_words]
-    rows_of = {kind: torch.arange(len(data[kind]["prompts"])) for kind in data} | {"words": torch.tensor(spelled)}
-
-    def prompt(kind: str, row: int, scale: int) -> list[int]:
-        caption = data[kind]["prompts"][row]
-        if kind == "text":
-            return encode_prompt(tokenizer, caption, scale, layout)
-        return encode_edit_prompt(tokenizer, caption, data[kind]["references"][row : row + 1].long(), scale, layout)
-
-    def batch_of(kind: str, rows: torch.Tensor, scale: int) -> Batch:
-        prompts = [prompt(kind, row, scale) for row in rows.tolist()]
-        indices = data[kind]["tokens"][scale][rows].long()
-        return collate(prompts, indices, data[kind]["latents"][rows], layout, tokenizer.pad_token_id)
-
-    def make(step: int) -> dict[str, Any]:
-        generator = generator_for(4, step)
-
-        def choose(several: Sequence[Any]) -> Any:
-            return several[int(torch.randint(len(several), (), generator=generator))]
-
-        chosen = choose(PHASES[name].kinds)
-        kind = "text" if chosen == "words" else chosen
-        scale = choose(SCALES[kind])
-        among = rows_of[chosen][rows_of[chosen] < len(data[kind]["tokens"][scale])]
-        rows = among[torch.randint(len(among), (BATCHES[kind][scale],), generator=generator)]
-        return {"batch": batch_of(kind, rows, scale), "number": step, "seed": 0}
+    batches = PairBatches(data, tokenizer, layout, PHASES[name].kinds)
 
     def look() -> None:
         policy.eval()
         save_model(work / name / "model", policy, tokenizer, renderer, work / "tatok" / "model")
-        grid = []
-        with torch.inference_mode():
-            for kind in data:
-                states = image_states(policy, batch_of(kind, torch.arange(16), 2))
-                forced = render(renderer, states, list(range(16)), GenerationConfig(steps=8))
-                grid += [renderer.decode(data[kind]["latents"][:16].float()).numpy(), forced]
-        prompts = [line["prompt"] for held_out in HELD_OUT for line in held_out(16)]
-        rng = np.random.default_rng(0)
-        asked = [edits.sample(rng, operation, held_out=True) for operation in (*edits.OPERATIONS * 3,)[:16]]
-        given = [scenes.draw(edit.before, parts.IMAGE_SIZE) for edit in asked]
-        references = [None] * len(prompts) + [[image] for image in given]
-        prompts += [edit.metadata["prompt"] for edit in asked]
-        pipeline = Blip3oPipeline.from_pretrained(work / name / "model", editing=True)
-        config = GenerationConfig(scale=2, steps=8)
-        free = pipeline(prompts, list(range(len(prompts))), config, references).images
-        save_grid(to_pixels(np.concatenate([*grid, free, given])), work / name / "samples.png")
+        images = samples(work / name / "model", policy, renderer, batches)
+        save_grid(to_pixels(images), work / name / "samples.png", COLUMNS)
 
-    train_phase(work / name, model, make, look, steps=steps, warmup=60)
+    train_phase(work / name, model, batches.make, look, steps=steps, warmup=60)
+
+
+@torch.inference_mode()
+def samples(folder: Path, policy: Any, renderer: Renderer, batches: PairBatches) -> np.ndarray:
+    """Rows of `COLUMNS` images [B, 64, 64, 3]: per kind the pairs and their tokens rendered, then held-out prompts
+    and edits sampled by the model in `folder`, last the references of these edits.
+    """
+    grid = []
+    for kind, data in batches.data.items():
+        states = image_states(policy, batches.batch_of(kind, torch.arange(COLUMNS), 2))
+        forced = render(renderer, states, list(range(COLUMNS)), GenerationConfig(steps=8))
+        grid += [renderer.decode(data["latents"][:COLUMNS].float()).numpy(), forced]
+    prompts = [line["prompt"] for held_out in HELD_OUT for line in held_out(COLUMNS)]
+    rng = np.random.default_rng(0)
+    asked = [edits.sample(rng, operation, held_out=True) for operation in (*edits.OPERATIONS * 3,)[:COLUMNS]]
+    given = [scenes.draw(edit.before, parts.IMAGE_SIZE) for edit in asked]
+    references = [None] * len(prompts) + [[image] for image in given]
+    prompts += [edit.metadata["prompt"] for edit in asked]
+    pipeline = Blip3oPipeline.from_pretrained(folder, editing=True)
+    free = pipeline(prompts, list(range(len(prompts))), GenerationConfig(scale=2, steps=8), references).images
+    return np.concatenate([*grid, free, given])
 
 
 def save_model(folder: Path, policy: Any, tokenizer: Any, renderer: Renderer, image_tokenizer: Path) -> None:
@@ -206,5 +254,5 @@ def build(
         if name in stages:
             train_policy_and_renderer(work, name, phase_steps[name])
     if "save" in stages:
-        shutil.copytree(work / "words" / "model", out, dirs_exist_ok=True)
+        shutil.copytree(work / "last" / "model", out, dirs_exist_ok=True)
     return out

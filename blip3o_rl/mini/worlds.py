@@ -51,7 +51,7 @@ def _layouts(n: int, seed: int) -> Iterator[Pair]:
     rng = np.random.default_rng(seed)
     for number in range(n):
         line = layouts.brief(rng, LAYOUTS[number % len(LAYOUTS)])
-        yield Pair(line["tag"], line["prompt"], _placed(layouts.draw, line["layout"], rng))
+        yield Pair(line["tag"], line["prompt"], partial(layouts.draw, line["layout"]))
 
 
 def _shelves(n: int, seed: int) -> Iterator[Pair]:

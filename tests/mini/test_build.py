@@ -56,8 +56,9 @@ def test_steps_of_the_tokenizer_change_no_frozen_weight(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_build_writes_a_model_that_generates(tmp_path: Path) -> None:
-    """All stages at a few steps each; the model is bad but complete. Two minutes next to other tests."""
+def test_build_writes_a_model_that_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages at a few steps each; the model is bad but complete."""
+    monkeypatch.setattr(mini, "COLUMNS", 2)
     steps = {"vae_steps": 2, "tatok_steps": 2, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
     sizes = {"images": 640, "more_edits": 64, **steps}
     out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)

@@ -32,7 +32,7 @@ from blip3o_rl.data.synthetic.scenes import (
 )
 from blip3o_rl.data.synthetic.splits import Metadata
 
-SLOTS, ROWS = 3, 2
+SLOTS = 3
 THREES_SHARE = 0.25
 """Share of the training rows that show one product three times."""
 HELD_OUT = 48
@@ -45,22 +45,22 @@ Product = tuple[str, str]
 
 @dataclass(frozen=True)
 class Assortment:
-    """The products of a store, and which rows of them are held out: (training, held out)."""
+    """The products of a store, which rows of them are held out: (training, held out), and how many rows a plan has."""
 
     pairs: tuple[Sequence[tuple[Product, Product]], Sequence[tuple[Product, Product]]]
     threes: tuple[Sequence[Product], Sequence[Product]]
+    rows: int
 
     @classmethod
-    def of(cls, products: Sequence[Product]) -> Assortment:
+    def of(cls, products: Sequence[Product], rows: int) -> Assortment:
         """A fifth of the ordered pairs and of the products is held out."""
         pairs = [*permutations(products, 2)]
-        return cls(
-            splits.split(pairs, len(pairs) // 5, SPLIT_SEED), splits.split(products, len(products) // 5, SPLIT_SEED)
-        )
+        of_pairs = splits.split(pairs, len(pairs) // 5, SPLIT_SEED)
+        return cls(of_pairs, splits.split(products, len(products) // 5, SPLIT_SEED), rows)
 
 
-SHAPE_STORE = Assortment.of([*product(COLORS, SHAPES)])
-OBJECT_STORE = Assortment.of([*product(COLORS, ("bottle", "cup", "bowl", "vase", "book", "teddy bear"))])
+SHAPE_STORE = Assortment.of([*product(COLORS, SHAPES)], rows=3)
+OBJECT_STORE = Assortment.of([*product(COLORS, ("bottle", "cup", "bowl", "vase", "book", "teddy bear"))], rows=2)
 """For the 3B model: objects that COCO's detectors know."""
 
 Row = list[tuple[tuple[str, str], int]]
@@ -89,10 +89,10 @@ def plan(rows: Sequence[Row], tag: str = "planogram", template: int = 0) -> Meta
 def train_prompts(n: int, seed: int = 0, store: Assortment = SHAPE_STORE) -> list[Metadata]:
     """`n` random training prompts."""
     rng = np.random.default_rng(seed)
-    return [train_plan(rng, store=store) for _ in range(n)]
+    return [train_plan(rng, store.rows, store) for _ in range(n)]
 
 
-def train_plan(rng: np.random.Generator, rows: int = ROWS, store: Assortment = SHAPE_STORE) -> Metadata:
+def train_plan(rng: np.random.Generator, rows: int, store: Assortment = SHAPE_STORE) -> Metadata:
     """A random training prompt of so many rows."""
     return plan([_row(rng, store) for _ in range(rows)], template=int(rng.integers(3)))
 
@@ -103,8 +103,9 @@ def held_out_prompts(n: int = HELD_OUT, store: Assortment = SHAPE_STORE) -> list
     found: dict[str, Metadata] = {}
     while len(found) < HELD_OUT:
         tag = ("pairs", "threes")[len(found) % 2]
-        rows = [_row(rng, store, tag), _row(rng, store)]
-        line = plan(rows if rng.random() < 0.5 else rows[::-1], tag)
+        rows = [_row(rng, store) for _ in range(store.rows - 1)]
+        rows.insert(int(rng.integers(store.rows)), _row(rng, store, tag))
+        line = plan(rows, tag)
         found.setdefault(line["prompt"], line)
     return list(found.values())[:n]
 
