@@ -24,6 +24,7 @@ TRAINED = {
     "layout_3b": {"layout": 1},
     "planogram": {"planogram": 1},
     "planogram_3b": {"planogram": 1},
+    "edit": {"edit": 1},
 }
 PREFERENCES = ("pickscore", "hpsv2", "clipscore")
 """Whose weights are on a hub; they need the prompt alone."""
