@@ -36,7 +36,7 @@ from blip3o_rl.data.synthetic import edits, layouts, scene_prompts, scenes, shel
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import parts, worlds
 from blip3o_rl.mini.autoencoders import train_image_tokenizer, train_vae
-from blip3o_rl.mini.images import save_grid, to_pixels
+from blip3o_rl.mini.images import COLUMNS, save_grid, to_pixels
 from blip3o_rl.mini.pairs import DATA, prepare_data
 from blip3o_rl.mini.training import train_phase
 from blip3o_rl.model import folder as model_folder
@@ -52,21 +52,6 @@ from blip3o_rl.sft.losses import Batch, collate, image_states
 from blip3o_rl.sft.model import LossConfig, SFTModel
 from blip3o_rl.sft.trainer import generator_for
 
-STAGES = (
-    "vae",
-    "tatok",
-    "data",
-    "sft",
-    "policy",
-    "more",
-    "finish",
-    "edits",
-    "words",
-    "letters",
-    "designs",
-    "last",
-    "save",
-)
 BATCHES = {"text": {2: 40, 1: 16, 0: 4}, "edit": {2: 24}}
 """Images per step, by kind and scale."""
 SCALES = {"text": (2, 2, 2, 2, 2, 2, 2, 1, 1, 0), "edit": (2,)}
@@ -78,8 +63,6 @@ HELD_OUT = (
     shelves.held_out_prompts,
 )
 """Prompts of the grid of images at each checkpoint, next to edits."""
-COLUMNS = 16
-"""Images per row of that grid."""
 COMMON: dict[str, Any] = {
     "policy_lr": 1e-3,
     "renderer_lr": 1e-3,
@@ -114,6 +97,7 @@ PHASES = {
     "last": Phase(500, ("words", "words", "layouts", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
 }
 """Each starts from the weights of those before it."""
+STAGES = ("vae", "tatok", "data", *PHASES, "save")
 PHASE_STEPS = MappingProxyType({name: phase.steps for name, phase in PHASES.items()})
 
 
@@ -254,5 +238,5 @@ def build(
         if name in stages:
             train_policy_and_renderer(work, name, phase_steps[name])
     if "save" in stages:
-        shutil.copytree(work / "last" / "model", out, dirs_exist_ok=True)
+        shutil.copytree(work / [*PHASES][-1] / "model", out, dirs_exist_ok=True)
     return out
