@@ -179,7 +179,7 @@ def device() -> str:
 
 def verl_platform(device: str) -> str:
     """What VERL_PLATFORM has to be for a kind of device."""
-    return "cpu" if device == "cpu" else "cuda"
+    return "cpu" if device == "cpu" else "nvidia"
 
 
 def _amount(name: str, free: float, needed: float, remedy: str) -> Finding:

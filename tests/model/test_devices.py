@@ -39,7 +39,7 @@ def test_processes_that_reserve_no_gpu_share_those_of_the_run(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setenv("VERL_PLATFORM", "cuda")
+    monkeypatch.setenv("VERL_PLATFORM", "nvidia")
     monkeypatch.setenv(GPU, "")
     share_gpus(number, gpus=4)
     assert device_of("auto") == torch.device("cuda", expected)

@@ -213,7 +213,7 @@ def test_verl_is_imported_for_the_device_of_the_run_and_not_of_the_head(
     output: Any = SimpleNamespace(to=lambda file: None)
     with pytest.raises(Reached):
         launch._run(config, checked, RunFolder.create("shapes", path=tmp_path / "run"), output)
-    assert launch.os.environ["VERL_PLATFORM"] == "cuda"
+    assert launch.os.environ["VERL_PLATFORM"] == "nvidia"
 
 
 @pytest.mark.parametrize(("device", "gpus", "expected"), [("cpu", 1, 1), ("gpu", 1, 1), ("gpu", 4, 4)])
