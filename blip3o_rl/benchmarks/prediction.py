@@ -16,9 +16,10 @@ import torch
 from blip3o_rl.model.generation import DEFAULTS
 from blip3o_rl.training.planning import counting
 from blip3o_rl.training.planning.counting import Model
-from blip3o_rl.training.planning.plan import COMPUTE, LOG_PROB_MICRO, MICRO, Plan
+from blip3o_rl.training.planning.plan import COMPUTE, LOG_PROB_MICRO, MICRO, RENDERING, Plan
 
 COLUMNS = ("original", "equal", "rollouts")
+RENDER = "render"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def of_step(plan: Plan) -> list[Work]:
     ]
     found = [
         Work("second pass", _body(plan.model, plan.tokens), 0, 0),
-        Work("render", *(flops / batch for flops in (theirs, *ours))),
+        Work(RENDER, *(flops / batch for flops in (theirs, *ours))),
     ]
     whole = _whole_vocabulary(plan.model)
     for stage, passes, micro, update in (
@@ -64,9 +65,10 @@ def of_step(plan: Plan) -> list[Work]:
     return found
 
 
-def seconds(plan: Plan, flops: float) -> float:
-    """Planned seconds of a step with so many operations per image, on all GPUs of the plan."""
-    return flops * plan.samples / (COMPUTE * plan.gpu.tflops * 1e12)
+def seconds(plan: Plan, work: Work) -> tuple[float, ...]:
+    """Planned seconds per step of this stage by each procedure, in the order of `COLUMNS`."""
+    rate = (RENDERING if work.stage == RENDER else COMPUTE) * plan.gpu.tflops * 1e12
+    return tuple(flops * plan.samples / rate for flops in work.flops)
 
 
 @cache

@@ -85,10 +85,10 @@ def next_to_the_original(plan: Plan) -> Table | None:
         return None
     found = table("", *prediction.COLUMNS, *(f"{name}, s" for name in prediction.COLUMNS))
     found.title = "TFLOP per image and seconds per step, sampling left out (planned)"
-    together = prediction.Work("together", *(sum(column) for column in zip(*(row.flops for row in rows), strict=True)))
-    for row in (*rows, together):
-        seconds = (prediction.seconds(plan, flops) for flops in row.flops)
-        found.add_row(row.stage, *(f"{flops / 1e12:.2f}" for flops in row.flops), *(f"{s:.1f}" for s in seconds))
+    figures = {row.stage: (row.flops, prediction.seconds(plan, row)) for row in rows}
+    together = [tuple(map(sum, zip(*columns, strict=True))) for columns in zip(*figures.values(), strict=True)]
+    for stage, (flops, seconds) in {**figures, "together": together}.items():
+        found.add_row(stage, *(f"{value / 1e12:.2f}" for value in flops), *(f"{value:.1f}" for value in seconds))
     return found
 
 

@@ -41,6 +41,8 @@ USABLE = 0.95
 """Share of the memory that allocators can use before fragmentation ends a run."""
 COMPUTE, BANDWIDTH = 0.4, 0.7
 """Shares of the peak rates that stages are assumed to reach."""
+RENDERING = 0.2
+"""Share of the peak rate that rendering reaches, measured on one H100 (203 of 989 TFLOP/s; docs/the_3b.md)."""
 REWARD_GIB = {
     "geneval": 1.5, "aesthetic": 1.5, "clipscore": 2.0, "pickscore": 4.5, "hpsv2": 4.5, "imagereward": 2.5,
 }  # fmt: skip
@@ -223,7 +225,7 @@ class Plan:
         log_probs = self._log_prob_cost().flops / self.get(LOG_PROB_MICRO)
         return {
             "sample": math.ceil(self.samples / at_once) * self.image_tokens * token,
-            "render": images * image / rate,
+            "render": images * image / (RENDERING * self.gpu.tflops * 1e12),
             "log-probs (policy and reference)": 2 * self.samples * log_probs / rate,
             "update": self.samples * self._update_cost().flops / self.get(MICRO) / rate,
         }
