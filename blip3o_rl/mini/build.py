@@ -46,7 +46,7 @@ from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.rendering import render
 from blip3o_rl.model.token_layout import TokenLayout, encode_edit_prompt, encode_prompt
-from blip3o_rl.report.checkpoints import latest
+from blip3o_rl.report.checkpoints import latest, step_of
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.sft.losses import Batch, collate, image_states
 from blip3o_rl.sft.model import LossConfig, SFTModel
@@ -235,8 +235,13 @@ def build(
     if "data" in stages and not (work / DATA).is_file():
         prepare_data(work, images, more_edits)
     for name in PHASES:
-        if name in stages:
+        if name in stages and not _is_finished(work / name, phase_steps[name]):
             train_policy_and_renderer(work, name, phase_steps[name])
     if "save" in stages:
         shutil.copytree(work / [*PHASES][-1] / "model", out, dirs_exist_ok=True)
     return out
+
+
+def _is_finished(phase: Path, steps: int) -> bool:
+    newest = latest(RunFolder(phase).checkpoints)
+    return newest is not None and step_of(newest) == steps

@@ -57,8 +57,10 @@ def test_steps_of_the_tokenizer_change_no_frozen_weight(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_build_writes_a_model_that_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All stages at a few steps each; the model is bad but complete."""
+    """The stages at a few steps each, of the phases one of each kind; the model is bad but complete."""
     monkeypatch.setattr(mini, "COLUMNS", 2)
+    kinds = ("sft", "designs", "last")  # aligned and joint, the policy alone, joint again
+    monkeypatch.setattr(mini, "PHASES", {name: mini.PHASES[name] for name in kinds})
     steps = {"vae_steps": 2, "tatok_steps": 2, "phase_steps": dict.fromkeys(mini.PHASES, 2)}
     sizes = {"images": 640, "more_edits": 64, **steps}
     out = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
@@ -66,6 +68,7 @@ def test_build_writes_a_model_that_generates(tmp_path: Path, monkeypatch: pytest
     assert sum(file.stat().st_size for file in out.rglob("*")) < 25e6
     made = Blip3oPipeline.from_pretrained(out)(["a photo of a circle"], [1], GenerationConfig(scale=2, steps=2))
     assert made.images.shape == (1, 64, 64, 3)
+    monkeypatch.setattr(mini, "train_phase", None)  # what is finished is not trained again
     again = mini.build(tmp_path / "out", tmp_path / "work", **sizes)
     same = Blip3oPipeline.from_pretrained(again)(["a photo of a circle"], [1], GenerationConfig(scale=2, steps=2))
     # Equal weights at other addresses may take other kernels, whose rounding moves a gray level.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def tiny_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_policy_folder: Path) -> Iterator[Any]:
+    with tiny_engine_over(tiny_policy_folder) as engine:
+        yield engine
+
+
+@contextmanager
+def tiny_engine_over(policy: Path, async_scheduling: bool = False) -> Iterator[Any]:
     """A vLLM engine in processes of its own, as verl runs it, made to be difficult.
 
     3 sequences at a time, prefill chunks of at most 32 tokens, a KV cache too small for 3 whole requests (so that
@@ -73,9 +80,17 @@ def tiny_engine(tiny_policy_folder: Path) -> Iterator[Any]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
         from vllm import LLM
+        from vllm.platforms.cpu import CpuPlatform
 
+        check = CpuPlatform.check_and_update_config
+
+        def check_and_schedule(config: Any) -> None:
+            check(config)
+            config.scheduler_config.async_scheduling = async_scheduling
+
+        patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(check_and_schedule))
         llm = LLM(
-            str(tiny_policy_folder),
+            str(policy),
             dtype="float32",
             max_model_len=128,
             max_num_seqs=3,

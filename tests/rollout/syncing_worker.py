@@ -14,3 +14,6 @@ class SyncingWorker(Blip3oWorkerExtension):
         self._update_weights(weights, peft_config=None, base_sync_done=False)
         for model, model_config in self._iter_all_models_with_config():
             process_weights_after_loading(model, model_config, self.device)
+
+    def schedules_asynchronously(self) -> bool:
+        return bool(self.model_runner.use_async_scheduling)

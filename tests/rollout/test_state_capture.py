@@ -28,6 +28,7 @@ from blip3o_rl.rollout.state_capture import (
     unpack_states,
 )
 from blip3o_rl.rollout.state_pool import FIRST_ROWS, Captured, StateStore
+from tests.rollout.conftest import tiny_engine_over
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,21 @@ def test_states_and_log_probs_equal_a_plain_forward(tiny_engine: Any, policy: An
         got = torch.tensor([row[token].logprob for row, token in zip(output.outputs[0].logprobs, sampled, strict=True)])
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     assert tiny_engine.collective_rpc("captured_requests") == [[]]
+
+
+@pytest.mark.slow
+def test_states_are_right_with_asynchronous_scheduling(
+    tiny_policy_folder: Path, policy: Any, layout: TokenLayout
+) -> None:
+    """The default on GPUs: a step is scheduled while the one before runs. vLLM's CPU platform turns it off."""
+    with tiny_engine_over(tiny_policy_folder, async_scheduling=True) as engine:
+        assert engine.collective_rpc("schedules_asynchronously") == [True]
+        scales = [0, 1, 0, 2, 0]
+        asked = [sampling_params(layout, scale, f"r{i}") for i, scale in enumerate(scales)]
+        outputs = engine.generate(prompts(layout, scales), asked, use_tqdm=False)
+        assert preemptions(engine) > 0
+        for i, output in enumerate(outputs):
+            assert_states_are_right(policy, output, take(engine, f"r{i}"))
 
 
 @pytest.mark.slow
