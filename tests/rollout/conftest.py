@@ -66,7 +66,7 @@ def tiny_engine(tiny_policy_folder: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def tiny_engine_over(policy: Path, async_scheduling: bool = False) -> Iterator[Any]:
+def tiny_engine_over(policy: Path, async_scheduling: bool = False, ranks: int = 1) -> Iterator[Any]:
     """A vLLM engine in processes of its own, as verl runs it, made to be difficult.
 
     3 sequences at a time, prefill chunks of at most 32 tokens, a KV cache too small for 3 whole requests (so that
@@ -78,6 +78,7 @@ def tiny_engine_over(policy: Path, async_scheduling: bool = False) -> Iterator[A
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
         from vllm import LLM
         from vllm.platforms.cpu import CpuPlatform
@@ -99,8 +100,9 @@ def tiny_engine_over(policy: Path, async_scheduling: bool = False) -> Iterator[A
             num_gpu_blocks_override=10,
             enforce_eager=True,
             disable_log_stats=False,
+            tensor_parallel_size=ranks,
             worker_extension_cls="syncing_worker.SyncingWorker",
         )
-        assert llm.collective_rpc("start_capture", args=(64,)) == [True]
+        assert llm.collective_rpc("start_capture", args=(64,)) == [True] + [False] * (ranks - 1)
         yield llm
         llm.llm_engine.engine_core.shutdown(timeout=1)

@@ -28,7 +28,7 @@ from blip3o_rl.rollout.state_capture import (
     unpack_states,
 )
 from blip3o_rl.rollout.state_pool import FIRST_ROWS, Captured, StateStore
-from tests.rollout.conftest import tiny_engine_over
+from tests.rollout.conftest import tiny_engine_over, write_tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +88,26 @@ def test_states_and_log_probs_equal_a_plain_forward(tiny_engine: Any, policy: An
 
 
 @pytest.mark.slow
-def test_states_are_right_with_asynchronous_scheduling(
-    tiny_policy_folder: Path, policy: Any, layout: TokenLayout
+@pytest.mark.parametrize(("async_scheduling", "ranks"), [(True, 1), (False, 2)])
+def test_states_are_right_in_the_engines_of_gpus(
+    async_scheduling: bool, ranks: int, tiny_policy_folder: Path, tmp_path: Path, policy: Any, layout: TokenLayout
 ) -> None:
-    """The default on GPUs: a step is scheduled while the one before runs. vLLM's CPU platform turns it off."""
-    with tiny_engine_over(tiny_policy_folder, async_scheduling=True) as engine:
-        assert engine.collective_rpc("schedules_asynchronously") == [True]
-        scales = [0, 1, 0, 2, 0]
-        asked = [sampling_params(layout, scale, f"r{i}") for i, scale in enumerate(scales)]
-        outputs = engine.generate(prompts(layout, scales), asked, use_tqdm=False)
+    """A step that is scheduled while the one before runs, which vLLM's CPU platform turns off; and two ranks of one
+    model, of which the first keeps the states. Before and after a weight sync."""
+    folder = write_tiny_policy(tmp_path, seed=1)
+    other = Blip3oNextForCausalLM.from_pretrained(folder).eval()
+    scales = [0, 1, 0, 2, 0]
+    with tiny_engine_over(tiny_policy_folder, async_scheduling, ranks) as engine:
+        assert engine.collective_rpc("schedules_asynchronously") == [async_scheduling] * ranks
+        for name, weights in (("before", policy), ("after", other)):
+            asked = [sampling_params(layout, scale, f"{name}{i}") for i, scale in enumerate(scales)]
+            outputs = engine.generate(prompts(layout, scales), asked, use_tqdm=False)
+            assert engine.collective_rpc("captured_requests")[1:] == [[]] * (ranks - 1)
+            for i, output in enumerate(outputs):
+                assert_states_are_right(weights, output, take(engine, f"{name}{i}"))
+            engine.reset_prefix_cache()
+            engine.collective_rpc("sync_weights", args=(str(folder / "model.safetensors"),))
         assert preemptions(engine) > 0
-        for i, output in enumerate(outputs):
-            assert_states_are_right(policy, output, take(engine, f"r{i}"))
 
 
 @pytest.mark.slow
