@@ -7,7 +7,6 @@ GPU_VENV ?= .venv-gpu
 PIN_VENV ?= .venv-cpu-pin
 TORCH ?= torch==2.13.0
 RECIPE ?= recipes/planogram
-ARGS ?= trainer.total_training_steps=40
 PYTEST := $(VENV)/bin/pytest --durations=10
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -34,6 +33,7 @@ $(GPU_STAMP): pyproject.toml requirements/gpu.txt requirements/install.sh
 	@VENV=$(GPU_VENV) STACK=gpu PYTHON="$(PYTHON)" requirements/install.sh
 	@touch $@
 
+quickstart: ARGS ?= trainer.total_training_steps=40
 quickstart: install  ## train the packaged small model to fill shelves, and see the images before and after
 	@$(BIN)/blip3o-rl train $(RECIPE) $(ARGS)
 
@@ -72,7 +72,6 @@ $(PIN_STAMP): pyproject.toml requirements/cpu-pin.txt requirements/install.sh
 	@VENV=$(PIN_VENV) STACK=cpu-pin TORCH=torch==2.11.0 PYTHON="$(PYTHON)" requirements/install.sh
 	@touch $@
 
-gpu-check: ARGS =
 gpu-check: install-gpu  ## on a GPU: what nothing else can show, in 25 minutes; writes results/gpu/<device>.json
 	-$(GPU_VENV)/bin/pytest -m gpu tests/gpu
 	$(GPU_VENV)/bin/blip3o-rl bench gpu $(ARGS)
