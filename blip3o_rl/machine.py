@@ -178,7 +178,7 @@ def device() -> str:
 
 
 def verl_platform(device: str) -> str:
-    """What VERL_PLATFORM has to be for a kind of device."""
+    """What VERL_PLATFORM has to be for a kind of device: verl calls GPUs by their vendor."""
     return "cpu" if device == "cpu" else "nvidia"
 
 

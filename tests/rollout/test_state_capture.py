@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import engines
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,6 @@ from blip3o_rl.rollout.state_capture import (
     unpack_states,
 )
 from blip3o_rl.rollout.state_pool import FIRST_ROWS, Captured, StateStore
-from tests.rollout.conftest import tiny_engine_over, write_tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def test_states_are_right_in_the_engines_of_gpus(
 ) -> None:
     """A step that is scheduled while the one before runs, which vLLM's CPU platform turns off; and two ranks of one
     model, of which the first keeps the states. Before and after a weight sync."""
-    folder = write_tiny_policy(tmp_path, seed=1)
+    folder = engines.write_tiny_policy(tmp_path, seed=1)
     other = Blip3oNextForCausalLM.from_pretrained(folder).eval()
     scales = [0, 1, 0, 2, 0]
-    with tiny_engine_over(tiny_policy_folder, async_scheduling, ranks) as engine:
+    with engines.tiny_engine(tiny_policy_folder, async_scheduling, ranks) as engine:
         assert engine.collective_rpc("schedules_asynchronously") == [async_scheduling] * ranks
         for name, weights in (("before", policy), ("after", other)):
             asked = [sampling_params(layout, scale, f"{name}{i}") for i, scale in enumerate(scales)]

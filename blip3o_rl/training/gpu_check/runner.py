@@ -2,7 +2,7 @@
 
 The result is `<out>/<device>.json`: versions, and per stage its status, seconds, largest memory in use on the GPU, and
 what it measured. It is written again after every stage, so that an interrupted check leaves what it has found, and a
-later one with the same versions adds to it: where a GPU is lent for minutes, a few stages run at a time.
+later one with the same versions adds to it: a few stages at a time, where a GPU is at hand for minutes.
 """
 
 from __future__ import annotations
