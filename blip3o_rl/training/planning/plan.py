@@ -39,10 +39,8 @@ ENGINE_GIB = 1.5
 """Activations and graphs that vLLM takes from its share, besides weights and cache."""
 USABLE = 0.95
 """Share of the memory that allocators can use before fragmentation ends a run."""
-COMPUTE, BANDWIDTH = 0.4, 0.7
-"""Shares of the peak rates that stages are assumed to reach."""
-RENDERING = 0.2
-"""Share of the peak rate that rendering reaches, measured on one H100 (203 of 989 TFLOP/s; docs/the_3b.md)."""
+COMPUTE, BANDWIDTH, RENDERING = 0.4, 0.7, 0.2
+"""Shares of the peak rates that stages reach: assumed, but that of rendering, measured on an H100 (docs/the_3b.md)."""
 REWARD_GIB = {
     "geneval": 1.5, "aesthetic": 1.5, "clipscore": 2.0, "pickscore": 4.5, "hpsv2": 4.5, "imagereward": 2.5,
 }  # fmt: skip
