@@ -11,6 +11,7 @@ themselves are tested without a GPU. What is compared has to agree, or the stage
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -80,6 +81,7 @@ def model(folder: Path, size: str) -> dict[str, Any]:
 def generate(folder: Path, size: str) -> dict[str, Any]:
     """`blip3o-rl generate` with vLLM's engine next to the renderer."""
     chosen = SIZES[size]
+    shutil.rmtree(folder / "images", ignore_errors=True)  # of an earlier check
     words = ["generate", PROMPT, f"--n={chosen.images}", f"--model={_model(folder)}", f"--out={folder / 'images'}"]
     words += [f"--steps={chosen.steps}", f"--scale={chosen.scale}", f"--batch-size={chosen.images}", "--backend=vllm"]
     seconds = _command(words, folder / "generate.log")
@@ -152,6 +154,7 @@ def train(folder: Path, size: str, name: str, images: int, steps: int, *override
     from blip3o_rl.training.planning.gpus import Gpu
 
     chosen, run = SIZES[size], folder / "runs" / name
+    shutil.rmtree(run, ignore_errors=True)  # of an earlier check
     (recipe := folder / "recipe").mkdir(exist_ok=True)
     (reward := folder / "reward.py").write_text(REWARD)
     text = RECIPE.format(

@@ -73,6 +73,8 @@ def test_a_later_check_adds_its_stages_and_makes_no_second_model(
     monkeypatch.setattr(runner, "run_stage", run_stage)
     assert check("render") == {"model": 1, "render": 2}
     assert check("capture", "render") == {"model": 1, "render": 4, "capture": 3}
+    monkeypatch.setitem(runner.EXPECTED_S, "render", 10**6)  # no time: what was measured stays
+    assert check("render") == {"model": 1, "render": 4, "capture": 3}
     monkeypatch.setattr(runner, "PACKAGES", ("verl",))  # other versions: what they measured is not mixed
     assert check("capture") == {"capture": 5}
 
