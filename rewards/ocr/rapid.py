@@ -2,7 +2,8 @@
 
 Orientation classification is off, as in the original reward: text upside down or on its side is read badly and earns
 less. Detection runs at the image's own size; RapidOCR's own setting enlarges every small image to 736 pixels, which
-costs several times as much and reads no better.
+costs several times as much and reads no better. A letter that touches the image's border is often missed (of words of
+block letters in a corner of a 64 px image, one in five), so every image gets a margin in the color of its border.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.ocr.reader import TextLine, text_lines
+
+MARGIN = 4
+"""Pixels on each side."""
 
 
 class RapidReader:
@@ -35,10 +39,11 @@ class RapidReader:
         self._ocr = RapidOCR(
             params={
                 "Global.use_cls": False,
+                "Global.max_side_len": 2**16,  # otherwise images above 2,000 pixels are reduced, narrow ones to nothing
                 "Global.text_score": 0.0,
                 "Global.log_level": "error",
                 "Det.limit_type": "max",
-                "Det.limit_side_len": longest_side,
+                "Det.limit_side_len": longest_side + 2 * MARGIN,
                 "EngineConfig.onnxruntime.intra_op_num_threads": threads,
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
@@ -49,9 +54,19 @@ class RapidReader:
         return [self._read(image) for image in images]
 
     def _read(self, image: np.ndarray) -> list[TextLine]:
-        result: Any = self._ocr(np.ascontiguousarray(image[:, :, ::-1]))  # RapidOCR takes BGR
+        result: Any = self._ocr(np.ascontiguousarray(_with_margin(image)[:, :, ::-1]))  # RapidOCR takes BGR
         if result.boxes is None:
             return []
         if result.txts is None:
             raise RuntimeError("RapidOCR found text but its recognizer gave nothing back")
-        return text_lines(result.txts, result.scores, result.boxes)
+        corners = np.clip(np.asarray(result.boxes) - MARGIN, 0, (image.shape[1], image.shape[0]))
+        return text_lines(result.txts, result.scores, corners)
+
+
+def _with_margin(image: np.ndarray) -> np.ndarray:
+    border = np.concatenate([image[[0, -1]].reshape(-1, 3), image[:, [0, -1]].reshape(-1, 3)])
+    height, width, _ = image.shape
+    wider = np.empty((height + 2 * MARGIN, width + 2 * MARGIN, 3), np.uint8)
+    wider[:] = np.median(border, axis=0)
+    wider[MARGIN:-MARGIN, MARGIN:-MARGIN] = image
+    return wider

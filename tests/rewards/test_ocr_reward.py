@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from blip3o_rl.data.synthetic import words
 from blip3o_rl.errors import UserError
 from blip3o_rl.rewards.ocr.rapid import RapidReader
 from blip3o_rl.rewards.ocr.reward import OCRReward
@@ -64,9 +65,19 @@ def test_blank_and_noise_have_no_text(reader):
     assert reader.read([np.zeros((64, 64, 3), np.uint8), noise]) == [[], []]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (1, 500), (2000, 8)])
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (1, 500), (2000, 8), (3000, 8)])
 def test_odd_sizes_are_read(reader, shape):
     assert reader.read([np.zeros((*shape, 3), np.uint8)]) == [[]]
+
+
+def test_letters_that_touch_the_border_are_read_and_stay_in_the_image(reader):
+    places = [(0, 0), (2, 0), (0, 4), (2, 4)]
+    texts = ["HE", "CU", "FA", "TJ"]
+    images = [words.Writing(text, *place).draw() for text in texts for place in places]
+    found = reader.read(images)
+    assert [[line.text for line in lines] for lines in found] == [[text] for text in texts for _ in places]
+    corners = np.concatenate([line.polygon for lines in found for line in lines])
+    assert corners.min() == 0 and corners.max() == 64
 
 
 def test_batch_gives_each_image_its_own_lines(reader):
