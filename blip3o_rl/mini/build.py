@@ -12,6 +12,10 @@ Stages, in this order; each one resumes from its own checkpoint in the work fold
     words   the same again, with more words
     letters once more, with still more words
     designs the policy alone, mostly edits and layouts
+    render  both together, a part of each world
+    spell   the policy alone, mostly words and layouts
+    settle  both together, a part of each world
+    repeat  the policy alone, mostly scenes and edits
     last    both together, a part of each world
     save    the model folder, in float16
 """
@@ -77,7 +81,7 @@ COMMON: dict[str, Any] = {
 class Phase:
     """A part of the supervised training: steps, the kinds they choose from evenly, changes of `COMMON`.
 
-    Kinds are those of the data, and `words` and `layouts`, the images of text that are of these worlds.
+    Kinds are those of the data, and worlds.
     """
 
     steps: int
@@ -94,7 +98,11 @@ PHASES = {
     "words": Phase(1050, ("words", "words", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
     "letters": Phase(700, ("words",) * 3 + ("text", "edit"), {"policy_lr": 6e-4, "renderer_lr": 5e-4}),
     "designs": Phase(2600, ("edit",) * 3 + ("layouts",) * 2 + ("words", "text"), {"diffusion_weight": 0.0}),
-    "last": Phase(500, ("words", "words", "layouts", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
+    "render": Phase(500, ("words", "words", "layouts", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
+    "spell": Phase(2400, ("words", "layouts", "edit") * 2 + ("text",), {"diffusion_weight": 0.0}),
+    "settle": Phase(500, ("words", "words", "layouts", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
+    "repeat": Phase(900, ("scenes", "edit") * 2 + ("words", "layouts", "text"), {"diffusion_weight": 0.0}),
+    "last": Phase(350, ("words", "layouts", "scenes", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
 }
 """Each starts from the weights of those before it."""
 STAGES = ("vae", "tatok", "data", *PHASES, "save")
@@ -110,12 +118,11 @@ class PairBatches:
         kinds: those to choose from evenly.
         """
         self.data, self.tokenizer, self.layout, self.kinds = data, tokenizer, layout, kinds
-        prompts = data["text"]["prompts"]
-        of_words = {line["prompt"] for line in words.split()[0]}
-        spelled = torch.tensor([prompt in of_words for prompt in prompts])
-        written = torch.tensor(['"' in prompt for prompt in prompts])
         self.rows = {kind: torch.arange(len(data[kind]["prompts"])) for kind in data}
-        self.rows |= {"words": spelled.nonzero()[:, 0], "layouts": (written & ~spelled).nonzero()[:, 0]}
+        self.rows |= {
+            world: torch.tensor([row for row, of in enumerate(data["text"]["worlds"]) if of == world])
+            for world in set(kinds) - set(data)
+        }
 
     def prompt(self, kind: str, row: int, scale: int) -> list[int]:
         """Token ids of a row's prompt, its reference included."""
@@ -214,7 +221,7 @@ def build(
     more_edits: int = 34_560,
     phase_steps: Mapping[str, int] = PHASE_STEPS,
 ) -> Path:
-    """Builds the mini model; about six hours on two CPU cores.
+    """Builds the mini model; about seven hours on two CPU cores.
 
     Args:
         out: the model folder to write.

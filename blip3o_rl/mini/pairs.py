@@ -24,7 +24,7 @@ DATA = "data.pt"
 KINDS = ("text", "edit")
 SEED = 10**7
 CHUNK = 64
-SHARE_OF_SCALE = {2: 1.0, 1: 0.4, 0: 0.15}
+SHARE_OF_SCALE = {2: 1.0, 1: 0.25, 0: 0.1}
 """Share of the images that is tokenized at each scale."""
 
 
@@ -34,21 +34,24 @@ def prepare_data(work: Path, images: int, edits: int) -> None:
     `images` are of all worlds, `edits` are further edits: a policy that sees the same ones again and again learns them
     by heart instead of reading the instruction.
 
+    worlds: of each row.
     tokens: scale -> codebook indices [N, n] of the first N rows.
     references: indices of the images to edit at scale 2, [N, 81].
     """
     tokenizer = TATok.from_pretrained(work / "tatok" / "model").eval()
     vae = AutoencoderDC.from_pretrained(work / "vae" / "model").eval()
-    found: dict[str, dict[str, Any]] = {kind: {"prompts": [], "latents": []} for kind in KINDS}
+    found: dict[str, dict[str, Any]] = {kind: {"worlds": [], "prompts": [], "latents": []} for kind in KINDS}
     tokens: dict[tuple[str, int], list[torch.Tensor]] = {}
     references: list[torch.Tensor] = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for number in track(range((images + edits) // CHUNK), "tokens and latents"):
             seed = SEED + number
             of_all = number < images // CHUNK
-            pairs = worlds.chunk(number, CHUNK, seed) if of_all else worlds.pairs_of("edits", CHUNK, seed)
+            world = worlds.turn(number) if of_all else "edits"
+            pairs = worlds.pairs_of(world, CHUNK, seed)
             drawn = [pair.reference for pair in pairs if pair.reference]
             kind = KINDS[bool(drawn)]
+            found[kind]["worlds"] += [world] * CHUNK
             found[kind]["prompts"] += [pair.prompt for pair in pairs]
             latents = vae.encode(_stack([pair.draw for pair in pairs], parts.IMAGE_SIZE)).latent
             found[kind]["latents"].append((latents * vae.config.scaling_factor).half())

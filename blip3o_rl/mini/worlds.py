@@ -57,8 +57,8 @@ def _layouts(n: int, seed: int) -> Iterator[Pair]:
 def _shelves(n: int, seed: int) -> Iterator[Pair]:
     rng = np.random.default_rng(seed)
     for number in range(n):
-        line = shelves.train_plan(rng, 2 + (number % 3 == 2))
-        yield Pair(f"{line['tag']}-{number % 3 == 2}", line["prompt"], _placed(shelves.draw, line["planogram"], rng))
+        line = shelves.train_plan(rng, 2 + number % 2)
+        yield Pair(f"{line['tag']}-{2 + number % 2}", line["prompt"], _placed(shelves.draw, line["planogram"], rng))
 
 
 def _edits(n: int, seed: int) -> Iterator[Pair]:
@@ -84,9 +84,9 @@ class World:
 
 
 WORLDS = {
-    "scenes": World(7, _scenes),
-    "words": World(2, _words),
-    "layouts": World(4, _layouts),
+    "scenes": World(5, _scenes),
+    "words": World(3, _words),
+    "layouts": World(5, _layouts),
     "shelves": World(3, _shelves),
     "edits": World(4, _edits),
 }
@@ -101,14 +101,14 @@ def pairs_of(world: str, n: int, seed: int) -> list[Pair]:
     return list(WORLDS[world].pairs(n, seed))
 
 
-def chunk(number: int, n: int, seed: int) -> list[Pair]:
-    """`n` pairs of one world, that of chunk `number`."""
-    return pairs_of(TURNS[number * STRIDE % len(TURNS)], n, seed)
+def turn(number: int) -> str:
+    """The world of image or chunk `number`."""
+    return TURNS[number * STRIDE % len(TURNS)]
 
 
 def random_images(n: int, sides: tuple[int, ...], seed: int) -> list[torch.Tensor]:
     """`n` images of all worlds, at each of `sides`: [n, 3, side, side] in [-1, 1]."""
-    counts = Counter(TURNS[number * STRIDE % len(TURNS)] for number in range(n))
+    counts = Counter(map(turn, range(n)))
     drawn = [pair.draw for name, count in counts.items() for pair in WORLDS[name].pairs(count, seed)]
     return [to_pixels(np.stack([draw(side) for draw in drawn])) for side in sides]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import autoencoders, parts
 from blip3o_rl.mini import build as mini
-from blip3o_rl.mini.worlds import TURNS, WORLDS, chunk, random_images
+from blip3o_rl.mini.worlds import TURNS, WORLDS, pairs_of, random_images, turn
 from blip3o_rl.model import folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
@@ -25,10 +25,10 @@ def test_random_images_follow_their_seed_and_show_every_world() -> None:
 
 def test_every_world_has_its_share_of_the_chunks() -> None:
     assert len(TURNS) == 20
-    kinds = [chunk(number, 6, seed=number) for number in range(20)]
+    kinds = [pairs_of(turn(number), 6, seed=number) for number in range(20)]
     assert sum(pairs[0].reference is not None for pairs in kinds) == WORLDS["edits"].share
     tags = {pair.tag for pairs in kinds for pair in pairs}
-    assert tags >= {"position", "text", "panel", "planogram-True", "edit add", "edit move"}
+    assert tags >= {"position", "text", "panel", "planogram-3", "edit add", "edit move"}
 
 
 def test_a_pair_shows_the_same_scene_at_every_side() -> None:

@@ -45,22 +45,24 @@ Product = tuple[str, str]
 
 @dataclass(frozen=True)
 class Assortment:
-    """The products of a store, which rows of them are held out: (training, held out), and how many rows a plan has."""
+    """The products of a store, which rows of them are held out: (training, held out), and how many rows training plans
+    have, in turn. A model that is trained on plans of one height puts as many shelves into every other plan.
+    """
 
     pairs: tuple[Sequence[tuple[Product, Product]], Sequence[tuple[Product, Product]]]
     threes: tuple[Sequence[Product], Sequence[Product]]
-    rows: int
+    rows: Sequence[int]
 
     @classmethod
-    def of(cls, products: Sequence[Product], rows: int) -> Assortment:
+    def of(cls, products: Sequence[Product], rows: Sequence[int]) -> Assortment:
         """A fifth of the ordered pairs and of the products is held out."""
         pairs = [*permutations(products, 2)]
         of_pairs = splits.split(pairs, len(pairs) // 5, SPLIT_SEED)
         return cls(of_pairs, splits.split(products, len(products) // 5, SPLIT_SEED), rows)
 
 
-SHAPE_STORE = Assortment.of([*product(COLORS, SHAPES)], rows=3)
-OBJECT_STORE = Assortment.of([*product(COLORS, ("bottle", "cup", "bowl", "vase", "book", "teddy bear"))], rows=2)
+SHAPE_STORE = Assortment.of([*product(COLORS, SHAPES)], rows=(3, 3, 3, 2))
+OBJECT_STORE = Assortment.of([*product(COLORS, ("bottle", "cup", "bowl", "vase", "book", "teddy bear"))], rows=(2,))
 """For the 3B model: objects that COCO's detectors know."""
 
 Row = list[tuple[tuple[str, str], int]]
@@ -89,7 +91,7 @@ def plan(rows: Sequence[Row], tag: str = "planogram", template: int = 0) -> Meta
 def train_prompts(n: int, seed: int = 0, store: Assortment = SHAPE_STORE) -> list[Metadata]:
     """`n` random training prompts."""
     rng = np.random.default_rng(seed)
-    return [train_plan(rng, store.rows, store) for _ in range(n)]
+    return [train_plan(rng, store.rows[number % len(store.rows)], store) for number in range(n)]
 
 
 def train_plan(rng: np.random.Generator, rows: int, store: Assortment = SHAPE_STORE) -> Metadata:
@@ -98,13 +100,14 @@ def train_plan(rng: np.random.Generator, rows: int, store: Assortment = SHAPE_ST
 
 
 def held_out_prompts(n: int = HELD_OUT, store: Assortment = SHAPE_STORE) -> list[Metadata]:
-    """The first `n` held-out prompts, all different, with one held-out row; in turn of the tags pairs and threes."""
+    """The first `n` held-out prompts, all different, of the greatest height, with one held-out row; in turn of the
+    tags pairs and threes."""
     rng = np.random.default_rng(SPLIT_SEED)
     found: dict[str, Metadata] = {}
     while len(found) < HELD_OUT:
-        tag = ("pairs", "threes")[len(found) % 2]
-        rows = [_row(rng, store) for _ in range(store.rows - 1)]
-        rows.insert(int(rng.integers(store.rows)), _row(rng, store, tag))
+        tag, height = ("pairs", "threes")[len(found) % 2], max(store.rows)
+        rows = [_row(rng, store) for _ in range(height - 1)]
+        rows.insert(int(rng.integers(height)), _row(rng, store, tag))
         line = plan(rows, tag)
         found.setdefault(line["prompt"], line)
     return list(found.values())[:n]

@@ -32,6 +32,13 @@ def test_no_training_plan_has_a_held_out_row_and_each_held_out_plan_has_one(stor
         assert len(new) == 1 and (new[0] in store.threes[1]) == (line["tag"] == "threes")
 
 
+def test_training_plans_have_two_and_three_shelves_and_each_suite_one_of_them():
+    heights = [[len(line["planogram"]["shelves"]) for line in made(48)]
+               for made in (shelves.train_prompts, shelves.held_out_prompts, shelves.held_out_pairs)]  # fmt: skip
+    assert sorted(heights[0]) == [2] * 12 + [3] * 36
+    assert set(heights[1]) == {3} and set(heights[2]) == {2}
+
+
 PLAN = {
     "count_from": "top", "slots": 3,
     "products": {"A": {"class": "circle", "color": "red"}, "B": {"class": "cross", "color": "orange"},

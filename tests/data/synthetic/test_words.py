@@ -9,7 +9,7 @@ from blip3o_rl.scoring.api import Sample
 
 def test_the_split_trains_every_letter_in_both_places_and_no_held_out_word() -> None:
     training, held_out = words.split()
-    assert len(training) + len(held_out) == 110
+    assert len(training) + len(held_out) == 369
     assert not {line["text"] for line in training} & {line["text"] for line in held_out}
     for place in range(words.LENGTH):
         assert {line["text"][place] for line in training} == set(words.LETTERS)
@@ -37,4 +37,4 @@ def test_words_can_be_read() -> None:
         Sample(line["text"], line["prompt"], words.write(rng, line).draw(), line) for line in lines for _ in range(2)
     ]
     exact = [score.components["exact"] for score in OCRReward().score(samples)]
-    assert np.mean(exact) > 0.8
+    assert np.mean(exact) > 0.9
