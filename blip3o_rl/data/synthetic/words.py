@@ -2,8 +2,8 @@
 
 A letter is three cells wide and five high on the raster of the scenes, in the scenes' black on their background. So it
 consists of cell contents that image tokenizer and autoencoder know from the shapes. Words are the 369 pairs that
-RapidOCR reads right at 64 px: in each of five places, and as titles of `layouts` in all but one of six. Letters that
-look like another one in a block font are missing (S and 5, Z and 2, K and H). There are so many words because a policy
+RapidOCR reads right at 64 px: in each of five places, and as titles of `layouts` in at least five of six. What it
+takes for something else in this font is missing (S for 5, Z for 2, K for H). There are so many words because a policy
 that has seen few of them learns each by heart instead of its letters. Words are split once into training and held-out
 ones; every letter is trained in both places.
 """
