@@ -57,7 +57,7 @@ test-engines: install  ## the tests with vLLM, Ray and verl at work
 
 # Processes with one thread each: the models are small, and threads that wait for each other lose where cores are shared.
 test-unit: install  ## the tests without them
-	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist worksteal -m "not long and not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile -m "not long and not slow"
 
 test-long: install  ## the tests that take longer than `make test` allows
 	$(PYTEST) -m long
