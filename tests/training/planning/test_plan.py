@@ -26,7 +26,7 @@ def totals(found: Plan) -> dict[str, float]:
     return {name: sum(parts.values()) for name, parts in found.phases().items()}
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("h100", 1), ("h100", 8), ("a100-40", 1), ("4090", 1)])
+@pytest.mark.parametrize(("name", "gpus"), [("h200", 1), ("h100", 1), ("h100", 8), ("a100-40", 1), ("4090", 1)])
 def test_the_text_recipe_can_be_made_to_fit(name: str, gpus: int) -> None:
     found = fit(planned(GPUS[name], gpus))
     assert all(size <= 0.95 * GPUS[name].memory_gib for size in totals(found).values())
