@@ -89,20 +89,23 @@ class Phase:
     changes: dict[str, Any]
 
 
+ALONE = {"diffusion_weight": 0.0}
+"""The policy without the renderer."""
+GENTLE = {"policy_lr": 4e-4, "renderer_lr": 5e-4}
 PHASES = {
     "sft": Phase(1700, ("text", "text", "text", "edit"), {"align_batches": 300}),
-    "policy": Phase(3000, ("text", "text", "text", "edit"), {"diffusion_weight": 0.0}),
-    "more": Phase(3000, ("text", "text", "edit"), {"diffusion_weight": 0.0}),
+    "policy": Phase(3000, ("text", "text", "text", "edit"), ALONE),
+    "more": Phase(3000, ("text", "text", "edit"), ALONE),
     "finish": Phase(500, ("text", "text", "edit"), {"policy_lr": 4e-4}),
     "edits": Phase(900, ("text", "edit"), {"policy_lr": 6e-4, "renderer_lr": 5e-4}),
-    "words": Phase(1050, ("words", "words", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
+    "words": Phase(1050, ("words", "words", "text", "edit"), GENTLE),
     "letters": Phase(700, ("words",) * 3 + ("text", "edit"), {"policy_lr": 6e-4, "renderer_lr": 5e-4}),
-    "designs": Phase(2600, ("edit",) * 3 + ("layouts",) * 2 + ("words", "text"), {"diffusion_weight": 0.0}),
-    "render": Phase(500, ("words", "words", "layouts", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
-    "spell": Phase(2400, ("words", "layouts", "edit") * 2 + ("text",), {"diffusion_weight": 0.0}),
-    "settle": Phase(500, ("words", "words", "layouts", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
-    "repeat": Phase(900, ("scenes", "edit") * 2 + ("words", "layouts", "text"), {"diffusion_weight": 0.0}),
-    "last": Phase(350, ("words", "layouts", "scenes", "text", "edit"), {"policy_lr": 4e-4, "renderer_lr": 5e-4}),
+    "designs": Phase(2600, ("edit",) * 3 + ("layouts",) * 2 + ("words", "text"), ALONE),
+    "render": Phase(500, ("words", "words", "layouts", "text", "edit"), GENTLE),
+    "spell": Phase(2400, ("words", "layouts", "edit") * 2 + ("text",), ALONE),
+    "settle": Phase(500, ("words", "words", "layouts", "text", "edit"), GENTLE),
+    "repeat": Phase(900, ("scenes", "edit") * 2 + ("words", "layouts", "text"), ALONE),
+    "last": Phase(350, ("words", "layouts", "scenes", "text", "edit"), GENTLE),
 }
 """Each starts from the weights of those before it."""
 STAGES = ("vae", "tatok", "data", *PHASES, "save")

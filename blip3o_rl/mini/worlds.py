@@ -57,8 +57,9 @@ def _layouts(n: int, seed: int) -> Iterator[Pair]:
 def _shelves(n: int, seed: int) -> Iterator[Pair]:
     rng = np.random.default_rng(seed)
     for number in range(n):
-        line = shelves.train_plan(rng, 2 + number % 2)
-        yield Pair(f"{line['tag']}-{2 + number % 2}", line["prompt"], _placed(shelves.draw, line["planogram"], rng))
+        height = 2 + number % 2
+        line = shelves.train_plan(rng, height)
+        yield Pair(f"{line['tag']}-{height}", line["prompt"], _placed(shelves.draw, line["planogram"], rng))
 
 
 def _edits(n: int, seed: int) -> Iterator[Pair]:

@@ -66,7 +66,6 @@ class RapidReader:
 def _with_margin(image: np.ndarray) -> np.ndarray:
     border = np.concatenate([image[[0, -1]].reshape(-1, 3), image[:, [0, -1]].reshape(-1, 3)])
     height, width, _ = image.shape
-    wider = np.empty((height + 2 * MARGIN, width + 2 * MARGIN, 3), np.uint8)
-    wider[:] = np.median(border, axis=0)
+    wider = np.full((height + 2 * MARGIN, width + 2 * MARGIN, 3), np.median(border, axis=0), np.uint8)
     wider[MARGIN:-MARGIN, MARGIN:-MARGIN] = image
     return wider
