@@ -13,10 +13,12 @@ from blip3o_rl.config.base import Strict
 class DriftLimits(Strict):
     """Per statistic, how far it may be from its baseline; null: any distance."""
 
+    renamed = {"colour_entropy": "color_entropy"}
+
     dark_share: float | None = Field(None, ge=0, description="share of the pixels that are nearly black")
     flat_share: float | None = Field(None, ge=0, description="share of the pixels without detail around them")
     edge_density: float | None = Field(None, ge=0, description="share of the pixels on an edge")
-    colour_entropy: float | None = Field(None, ge=0, description="share of the largest possible entropy of the colors")
+    color_entropy: float | None = Field(None, ge=0, description="share of the largest possible entropy of the colors")
     near_duplicate_share: float | None = Field(None, ge=0, description="share of the pairs in a group")
     pixel_distance: float | None = Field(None, ge=0, description="mean distance of the images in a group")
     text_area: float | None = Field(None, ge=0, description="share of the pixels, where an OCR reward measures it")
@@ -42,7 +44,7 @@ class MonitorSettings(Strict):
         dark_share=0.15,
         flat_share=0.15,
         edge_density=0.03,
-        colour_entropy=0.06,
+        color_entropy=0.06,
         near_duplicate_share=0.25,
         pixel_distance=0.05,
         text_area=0.15,

@@ -31,7 +31,7 @@ WATCHED: dict[str, tuple[str, str]] = {
     "dark_share": ("images go dark", "images get brighter"),
     "flat_share": ("surfaces go flat", "surfaces fill with texture"),
     "edge_density": ("edges multiply", "edges vanish"),
-    "colour_entropy": ("colors multiply", "colors vanish"),
+    "color_entropy": ("colors multiply", "colors vanish"),
     "near_duplicate_share": ("the images of a prompt become copies", ""),
     "pixel_distance": ("", "the images of a prompt become alike"),
     "text_area": ("writing covers the images", ""),

@@ -35,7 +35,7 @@ def image_statistics(image: np.ndarray) -> dict[str, float]:
 
     Returns:
         dark_share, flat_share (without local contrast) and edge_density: shares of the pixels.
-        colour_entropy: entropy of the 8x8x8 color histogram over its largest possible value, 0 (one color) .. 1.
+        color_entropy: entropy of the 8x8x8 color histogram over its largest possible value, 0 (one color) .. 1.
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     mean = cv2.blur(gray, (3, 3))
@@ -48,7 +48,7 @@ def image_statistics(image: np.ndarray) -> dict[str, float]:
         "dark_share": float((gray < DARK_BELOW).mean()),
         "flat_share": float((variance < FLAT_BELOW**2).mean()),
         "edge_density": float((gradient > 8 * EDGE_ABOVE).mean()),
-        "colour_entropy": max(entropy, 0.0),
+        "color_entropy": max(entropy, 0.0),
     }
 
 

@@ -20,7 +20,7 @@ from blip3o_rl.scoring.api import RewardError, Score
 AXES = ("Alignment", "Coherence", "Style")
 QUESTIONS = {
     "1.5": """Rate a generated image against the caption it was generated from. Two things count: whether objects, \
-their attributes and their relations are as the caption says, and whether the image is clear, detailed, well coloured \
+their attributes and their relations are as the caption says, and whether the image is clear, detailed, well colored \
 and pleasing to look at.
 Give one score from 1 to 5 after 'Final Score:'.
 Text Caption: [{prompt}]""",

@@ -140,13 +140,13 @@ def test_a_monitor_built_from_the_metrics_goes_on_where_the_first_one_stopped():
 
 
 def test_images_that_go_dark_lose_their_edges_and_colors():
-    watch = DriftMonitor(MonitorSettings(warn={"dark_share": 0.3, "edge_density": 0.03, "colour_entropy": 0.05}))
+    watch = DriftMonitor(MonitorSettings(warn={"dark_share": 0.3, "edge_density": 0.03, "color_entropy": 0.05}))
     found = []
     for step in range(1, 21):
         light = 1.0 if step <= 8 else max(0.0, 1 - (step - 8) / 6)
         statistics = image_statistics((SCENE * light).astype(np.uint8))
         found += watch.add(step, {f"monitor/{name}": value for name, value in statistics.items()})
-    assert {drift.statistic for drift in found} == {"dark_share", "edge_density", "colour_entropy"}
+    assert {drift.statistic for drift in found} == {"dark_share", "edge_density", "color_entropy"}
     assert min(drift.step for drift in found) > 8
     assert "images go dark" in next(d.text for d in found if d.statistic == "dark_share")
 
@@ -155,8 +155,8 @@ def test_images_that_go_dark_lose_their_edges_and_colors():
 def test_the_shipped_limits_tell_a_published_case_of_hacking_from_an_ordinary_run(hacked):
     """Levels and noise of an ordinary run of the mini model; dark share, edges and colors moved over 40 steps as in
     UniRL's report of an OCR reward without KL (+0.475, -60 %, -54 %)."""
-    ordinary = {"dark_share": (0.026, 0.006), "edge_density": (0.069, 0.008), "colour_entropy": (0.14, 0.015)}
-    change = {"dark_share": 0.475, "edge_density": -0.6 * 0.069, "colour_entropy": -0.54 * 0.14}
+    ordinary = {"dark_share": (0.026, 0.006), "edge_density": (0.069, 0.008), "color_entropy": (0.14, 0.015)}
+    change = {"dark_share": 0.475, "edge_density": -0.6 * 0.069, "color_entropy": -0.54 * 0.14}
     seen = []
     for seed in range(20):
         rng, watch, reported = np.random.default_rng(seed), DriftMonitor(MonitorSettings()), set()
@@ -212,7 +212,8 @@ def test_metric_names():
     ("change", "words"),
     [
         ({"warn": {"dark_shar": 0.1}}, "monitors.warn.dark_shar: there is no such key; did you mean 'dark_share'?"),
-        ({"stop": {"colour": -1}}, "monitors.stop.colour"),
+        ({"stop": {"color": -1}}, "monitors.stop.color"),
+        ({"warn": {"colour_entropy": 1}}, "monitors.warn.colour_entropy: was renamed; write color_entropy"),
         ({"stop": {"dark_share": -1}}, "monitors.stop.dark_share=-1: must be greater than or equal to 0"),
         ({"warn": 0.1}, "monitors.warn=0.1: is not a mapping"),
         ({"baseline_steps": 1}, "monitors.baseline_steps=1"),

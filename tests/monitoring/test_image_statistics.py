@@ -25,12 +25,12 @@ def test_bounds(image):
 
 def test_blank_noise_and_scene():
     black = image_statistics(np.zeros((64, 64, 3), np.uint8))
-    assert black == {"dark_share": 1.0, "flat_share": 1.0, "edge_density": 0.0, "colour_entropy": 0.0}
+    assert black == {"dark_share": 1.0, "flat_share": 1.0, "edge_density": 0.0, "color_entropy": 0.0}
     noise = image_statistics(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    assert noise["flat_share"] < 0.05 and noise["colour_entropy"] > 0.9 and noise["edge_density"] > 0.2
+    assert noise["flat_share"] < 0.05 and noise["color_entropy"] > 0.9 and noise["edge_density"] > 0.2
     scene = image_statistics(SCENE)
     assert scene["dark_share"] == 0 and 0.5 < scene["flat_share"] < 0.95
-    assert 0.02 < scene["edge_density"] < 0.2 and 0.05 < scene["colour_entropy"] < 0.5
+    assert 0.02 < scene["edge_density"] < 0.2 and 0.05 < scene["color_entropy"] < 0.5
 
 
 @settings(max_examples=50)
@@ -41,7 +41,7 @@ def test_the_statistics_are_what_they_say(image):
     levels = (image.astype(int) // 32) @ [64, 8, 1]
     share = np.bincount(levels.ravel()) / levels.size
     entropy = -sum(p * np.log(p) for p in share if p > 0) / np.log(512)
-    assert found["colour_entropy"] == pytest.approx(entropy, abs=1e-9)
+    assert found["color_entropy"] == pytest.approx(entropy, abs=1e-9)
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(float)
     gradient = np.hypot(ndimage.sobel(gray, 0, mode="mirror"), ndimage.sobel(gray, 1, mode="mirror")) / 8
     assert found["edge_density"] == (gradient > 20).mean()
