@@ -1,9 +1,10 @@
 """Design layouts: briefs (the metadata field `layout`, see the reward of that name), their prompts and images.
 
-Three tags, each a stage of what a small model can learn: `logo` (a title of two letters and a logo), `band` (and a
-band along an edge) and `panel` (the title on a panel). Three things are held out, so that copying and composing can be
-told apart: words, pairs of title and logo cell, and logos (color and shape). A held-out brief has one of them, a
-training brief none.
+Four tags: `logo` (a title of two letters and a logo), `row` (the same, but the title's column is left to the model),
+`band` (title, logo and a band along an edge) and `panel` (the title on a panel). The packaged model has seen images of
+all but `row`; that is what reinforcement learning adds, so that it need not learn each letter in each column. Three
+things are held out, so that copying and composing can be told apart: words, pairs of title and logo cell, and logos
+(color and shape). A held-out brief has one of them, a training brief none.
 
 Places are in cells of the scenes' raster. Letters have strokes of 2/3 of a cell: the smallest that survive the mini
 model's autoencoder, and small enough to leave room for a logo of three cells.
@@ -35,8 +36,10 @@ from blip3o_rl.data.synthetic.scenes import (
 )
 from blip3o_rl.data.synthetic.splits import Metadata
 
-TRAINED = ("logo", "logo", "band")
-"""Tags of the training prompts, in turn. Text on panels needs an autoencoder that has seen some."""
+TRAINED = ("row", "row", "logo")
+"""Tags of the training prompts, in turn."""
+HELD_OUT = {"words": "row", "cells": "logo", "logos": "row"}
+"""Held out -> tag of these prompts."""
 COLUMNS, ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
 LOGO, STROKE = 3, 2 / 3
 MARGIN = 0.03
@@ -92,15 +95,17 @@ def brief(
     logo is a clause of GenEval's as well (`include`).
 
     Args:
-        tag: logo, band or panel.
+        tag: logo, row, band or panel.
         held_out: which of `sides` comes from the held-out side; the others are from the training side.
     """
     text, (row, column, other), (color, shape) = (_pick(rng, sides[name][name == held_out]) for name in sides)
     title = {"id": "title", "class": "text", "text": text, "color": "black", "region": f"{ROWS[row]} {column}"}
     logo = {"id": "logo", "class": shape, "color": color, "region": f"{ROWS[2 - row]} {other}"}
     layout: dict[str, Any] = {}
-    if tag == "logo":
+    if tag in ("logo", "row"):
         elements = [title, logo]
+        if tag == "row":
+            title["region"] = ROWS[row]
     elif tag == "band":
         near, far = (
             ("left", "right") if column == "left" or (column == "center" and other != "left") else ("right", "left")
@@ -138,22 +143,27 @@ def train_prompts(n: int, seed: int = 0, sides: Mapping[str, Any] = MappingProxy
     return [brief(rng, TRAINED[number % len(TRAINED)], sides=sides) for number in range(n)]
 
 
-def held_out_prompts(n: int = 3 * EACH, sides: Mapping[str, Any] = MappingProxyType(SIDES)) -> list[Metadata]:
+def held_out_prompts(
+    n: int = 3 * EACH,
+    sides: Mapping[str, Any] = MappingProxyType(SIDES),
+    tags: Mapping[str, str] = MappingProxyType(HELD_OUT),
+) -> list[Metadata]:
     """The first `n` held-out prompts: words, cells and logos in turn, all different."""
     rng = np.random.default_rng(SPLIT_SEED)
     found: dict[str, Metadata] = {}
     while len(found) < len(sides) * EACH:
-        line = brief(rng, "logo", list(sides)[len(found) % len(sides)], sides)
+        held_out = list(sides)[len(found) % len(sides)]
+        line = brief(rng, tags[held_out], held_out, sides)
         found.setdefault(line["prompt"], line)
     return list(found.values())[:n]
 
 
 def held_out_pairs(n: int = 2 * EACH) -> list[Metadata]:
-    """The first `n` held-out prompts, and after each one that differs in the text, the logo's color or shape, or the
-    title's column; the tag says in which. All pairs are counterparts (`evaluation.counterfactual`)."""
+    """The first `n` held-out prompts with the title's column, and after each one that differs in the text, the logo's
+    color or shape, or that column; the tag says in which. All pairs are counterparts (`evaluation.counterfactual`)."""
     rng = np.random.default_rng(SPLIT_SEED)
     lines: list[Metadata] = []
-    for number, line in enumerate(held_out_prompts(EACH)):
+    for number, line in enumerate(held_out_prompts(EACH, tags=dict.fromkeys(SIDES, "logo"))):
         title, logo = sorted(line["layout"]["elements"], key=lambda element: element["class"] != "text")
         row, column = title["region"].split()
         texts, color, shape = SIDES["words"][0], logo["color"], logo["class"]
