@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 
@@ -95,18 +96,30 @@ class Observer:
     ):
         self.detector, self.colors, self.reader, self.min_confidence = detector, colors, reader, min_confidence
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Observation] = OrderedDict()
+        self._kept: OrderedDict[str, Future[Observation]] = OrderedDict()
 
     def observe(self, images: Sequence[np.ndarray]) -> list[Observation]:
-        """One Observation per image, uint8 [H, W, 3], RGB."""
+        """One Observation per image, uint8 [H, W, 3], RGB. Calls may come at the same time: who asks for an image that
+        another call observes waits for that."""
         keys = [pixels_sha256(image) for image in images]
-        with self._lock:  # the second reward of a batch waits for the first one's observations
+        with self._lock:
             new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._kept}
-            self._kept.update(zip(new, self._observe(list(new.values())), strict=True))
+            self._kept.update({key: Future() for key in new})
             found = [self._kept[key] for key in keys]
+            own = {key: self._kept[key] for key in new}
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return found
+        try:
+            observations = self._observe(list(new.values()))
+        except BaseException as error:
+            with self._lock:
+                for key, future in own.items():
+                    self._kept.pop(key, None)  # the next call observes it again
+                    future.set_exception(error)
+            raise
+        for future, seen in zip(own.values(), observations, strict=True):
+            future.set_result(seen)
+        return [future.result() for future in found]
 
     def _observe(self, images: Sequence[np.ndarray]) -> list[Observation]:
         detected = self.detector.detect(images) if images else []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
@@ -73,6 +76,36 @@ def test_an_image_is_observed_once_and_the_same_alone_and_in_a_batch(monkeypatch
     assert observer.observe(images[:1]) == together[:1] and detector.calls == 4  # the oldest was given up
     assert observer.observe([images[0][:16]]) and detector.calls == 5
     assert open_observer(read=False) is open_observer(read=False) is not open_observer()
+
+
+def test_calls_at_the_same_time_share_an_observation_and_a_failed_one_is_made_again():
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        classes, calls = ("circle",), 0
+
+        def detect(self, images):
+            self.calls += 1
+            began.set()
+            assert go_on.wait(20)
+            if self.calls == 1:
+                raise RuntimeError("no")
+            return [[] for _ in images]
+
+    observer = Observer(Slow(), NearestColors(), None)
+    image, other = (np.full((32, 32, 3), value, np.uint8) for value in (0, 80))
+    go_on.set()
+    with pytest.raises(RuntimeError, match="no"):
+        observer.observe([image])
+    began.clear()
+    go_on.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(observer.observe, [image])
+        assert began.wait(20)
+        second = pool.submit(observer.observe, [image])
+        go_on.set()
+        assert first.result() == second.result() and observer.detector.calls == 2
+    assert observer.observe([other, image]) and observer.detector.calls == 3
 
 
 def test_noise_is_read_without_an_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def written(*texts: str, side: int = 128, size: int = 20, ink: str = "black", ba
 
 def score(reward: OCRReward, image: np.ndarray, prompt: str = PROMPT, **metadata):
     return reward.score([Sample("s", prompt, image, {"prompt": prompt, **metadata})])[0]
+
+
+def test_calls_at_the_same_time_read_what_they_read_alone(reader: RapidReader) -> None:
+    rng = np.random.default_rng(0)
+    images = [words.write(rng, line).draw() for line in words.held_out_words(12)]
+    alone = reader.read(images)
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda image: reader.read([image])[0], images))
+    assert [[line.text for line in lines] for lines in together] == [[line.text for line in lines] for lines in alone]
+    assert any(alone)
 
 
 @pytest.mark.parametrize(("side", "size"), [(64, 14), (128, 20), (256, 30)])
