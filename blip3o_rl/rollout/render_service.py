@@ -40,6 +40,9 @@ SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
 ATTEMPTS, PAUSE_S = 3, 1.0
 """Of a call whose replica dies."""
+ONGOING = 16_384
+"""Calls that a replica takes at a time: more than a step has. A caller whose replicas are full asks Serve for the length
+of their queues, which a busy replica answers too late; then it pauses, and rollouts stood still for 5 to 15 s."""
 Answer = TypeVar("Answer")
 
 
@@ -135,7 +138,7 @@ def start(
     deployment = deployment.options(
         num_replicas=replicas,
         max_replicas_per_node=math.ceil(replicas / nodes) if on_gpus else None,
-        max_ongoing_requests=4 * settings.max_batch_size,
+        max_ongoing_requests=ONGOING,
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus, "runtime_env": runtime_env},
     )
     serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})

@@ -104,7 +104,7 @@ def _deployment(service: DeployedService, environment: Mapping[str, str]) -> Any
     deployment: Any = RewardReplica
     return deployment.options(
         num_replicas=service.replicas,
-        max_ongoing_requests=256,
+        max_ongoing_requests=16_384,  # never full: Serve's callers would pause (`rollout.render_service.ONGOING`)
         health_check_period_s=5.0,
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": service.num_cpus, "num_gpus": service.num_gpus, "runtime_env": runtime_env},
