@@ -57,7 +57,7 @@ def test_text_has_an_evaluation(blank, capsys):
             "eval unquoted.txt: is a file; who scores its prompts? eval RECIPE eval.prompts=unquoted.txt",
         ),
         (["text_3b"], "model folder models/blip3o-next: no such folder"),
-        (["words", "--prompts", "73"], "--prompts 73: words has 72 held-out prompts"),
+        (["words", "--prompts", "57"], "--prompts 57: words has 56 held-out prompts"),
         (["words", "--out", "."], "--out .: is a folder"),
         (["words", "--out", "mine/e"], "--out mine/e: names no JSON file; call it mine/e.json"),
         (["words", "--out", "e.png"], "--out e.png: names no JSON file; call it e.json"),

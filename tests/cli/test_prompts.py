@@ -34,7 +34,7 @@ def test_a_source_is_written_to_a_file_that_can_be_trained_on(home, capsys):
     ("arguments", "says"),
     [
         (["make", "genevel"], "prompts make genevel: there is no such source of prompts; did you mean 'geneval'"),
-        (["make", "words", "--held-out", "-n", "73"], "--prompts 73: words has 72 held-out prompts"),
+        (["make", "words", "--held-out", "-n", "57"], "--prompts 57: words has 56 held-out prompts"),
         (["import", "gone.jsonl"], "gone.jsonl: there is no such file, and no folder or owner/name of a data set"),
         (["import", "plan.psa"], "prompts import plan.psa: a planogram needs --classes map.csv"),
         (["import", "p.txt", "--split", "train"], "prompts import p.txt: is a file, which has no --split"),

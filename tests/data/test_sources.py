@@ -67,5 +67,5 @@ def test_an_unknown_source_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("count", [0, 10**6])
 def test_more_held_out_prompts_than_there_are_are_refused(count):
-    with pytest.raises(UserError, match=f"--prompts {count}: words has 72 "):
+    with pytest.raises(UserError, match=f"--prompts {count}: words has 56 "):
         held_out_rows("words", count, f"--prompts {count}")
