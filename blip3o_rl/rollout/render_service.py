@@ -41,8 +41,8 @@ SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 ATTEMPTS, PAUSE_S = 3, 1.0
 """Of a call whose replica dies."""
 ONGOING = 16_384
-"""Calls that a replica takes at a time: more than a step has. If replicas are full, a caller asks Serve for the length of
-their queues, which a busy replica answers too late; then it pauses, and rollouts stood still for 5 to 20 s."""
+"""Calls that a replica takes at a time: more than a step has. If replicas are full, a caller asks Serve for the length
+of their queues, which a busy replica answers too late; then it pauses, and rollouts stood still for 5 to 20 s."""
 Answer = TypeVar("Answer")
 
 
