@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = (
     "cli", "benchmarks", "training", "mini", "sft", "rollout", "evaluation", "rewards", "monitoring", "scoring",
-    "checkpoint", "report", "config", "data", "model", "http_server", "terminal", "machine", "io", "errors",
+    "checkpoint", "report", "config", "data", "model", "http_server", "terminal", "machine", "stores", "io", "errors",
 )  # fmt: skip
 """From the top down; a package imports only what stands below it."""
 DISTRIBUTIONS = {

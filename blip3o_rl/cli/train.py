@@ -23,7 +23,10 @@ def train(arguments: runs.Arguments = None, resume: runs.Resume = None) -> None:
             path = launch.resume(resume, runs.with_files(arguments or []), output)
     from blip3o_rl.report import page, summary
     from blip3o_rl.report.run_folder import RunFolder
+    from blip3o_rl.training import stored
 
     folder = RunFolder.open(path)
     Console().print(summary.table(summary.write(folder)))
     print(f"report: {page.write(folder)}")
+    if copy := stored.uploaded(folder):
+        print(f"copied to {copy}")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.stores import is_address
 
 Model = TypeVar("Model", bound="Settings")
 _PATH = "path"
@@ -62,15 +63,15 @@ def refuse(wrong: Callable[[Any], bool], text: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+InputText = Annotated[str, _PATH]
+"""A path, or the address of something to read in a store (`blip3o_rl.stores`), as text. An override's value is taken as
+it is, whatever its characters mean to Hydra."""
 PathText = Annotated[
     str,
     _PATH,
-    refuse(
-        lambda text: "://" in text,
-        "is {!r}, an address; give a path: mount the store, or copy to and from a disk that all nodes see",
-    ),
+    refuse(is_address, "is {!r}, an address; give a path: mount the store, or copy to a disk that all nodes see"),
 ]
-"""A path, as text. An override's value is taken as it is, whatever its characters mean to Hydra."""
+"""A path alone, as text."""
 
 
 def address(example: str, secret: str) -> AfterValidator:
@@ -92,7 +93,7 @@ def address(example: str, secret: str) -> AfterValidator:
 
 
 def path_fields(model: type[Settings], prefix: str = "") -> set[str]:
-    """The full keys of a settings model whose type is `PathText`, or holds it."""
+    """The full keys of a settings model whose type is `InputText` or `PathText`, or holds one."""
     found = set()
     for name, field in model.model_fields.items():
         if _PATH in field.metadata or _PATH in str(field.annotation):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from blip3o_rl.config.base import PathText, Settings
+from blip3o_rl.config.base import InputText, PathText, Settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import GenerationConfig
 
@@ -22,6 +22,7 @@ class RunSettings(Settings):
 
     recipe: str | None = Field(None, description="the recipe's name; set by the launcher")
     folder: PathText | None = Field(None, description="null: `runs/<recipe>-<time>`")
+    upload: str | None = Field(None, description="where the run folder is copied when the run has ended: s3://...")
     seed: int = Field(1, ge=0, description="of prompts, tokens and noise")
     images_every: int = Field(5, ge=1, description="steps between image grids")
     evaluate: bool = Field(True, description="score the held-out prompts before, during and after, see `eval`")
@@ -33,7 +34,7 @@ class RunSettings(Settings):
 class ModelSettings(Settings):
     """The model and the number of tokens per image."""
 
-    folder: PathText = Field("mini", description="a model folder, or `mini`, the packaged one")
+    folder: InputText = Field("mini", description="a model folder or its address, or `mini`, the packaged one")
     scale: int = Field(0, ge=0, le=2, description="0, 1, 2 for 729, 169, 81 tokens per image")
     layout_fields: dict[str, Any] | None = Field(None, description="the policy's token layout; set by the launcher")
 
@@ -86,7 +87,7 @@ class EvalSettings(Settings):
     """The held-out evaluation of a run, before, during and after training: prompts, a rubric, seeds."""
 
     every: int | None = Field(None, ge=0, description="steps between evaluations; null or 0: only before and after")
-    prompts: PathText | None = Field(
+    prompts: InputText | None = Field(
         None,
         description="a prompt file, or a source's name for its held-out side; null: the held-out side of "
         "prompts.source, or with prompts.file a share of that file, which is then not trained on",
@@ -113,4 +114,4 @@ class PromptSettings(Settings):
         description="shapes, edits, geneval: how many prompts of a tag come in a round, where it differs from the "
         "source's: one of each in shapes, one keep to two of each operation in edits, Flow-GRPO's ratio in geneval",
     )
-    file: PathText | None = Field(None, description="a prompt file of your own in place of the source")
+    file: InputText | None = Field(None, description="a prompt file of your own in place of the source")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from blip3o_rl.config.base import PathText, Settings
+from blip3o_rl.config.base import InputText, PathText, Settings
 from blip3o_rl.config.composition import Kind
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,7 +46,7 @@ class SystemPromptSettings(Settings):
 class ModelSettings(Settings):
     """What is trained."""
 
-    folder: PathText = Field("mini", description="model folder to start from")
+    folder: InputText = Field("mini", description="model folder to start from, or its address")
     scales: list[Literal[0, 1, 2]] = Field(
         [0], min_length=1, description="0, 1, 2 for 729, 169, 81 tokens; of several, each step picks one at random"
     )

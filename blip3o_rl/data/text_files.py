@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError, did_you_mean
-from blip3o_rl.io import user_path, whole_characters
+from blip3o_rl.io import whole_characters
+from blip3o_rl.stores import local
 
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -112,7 +113,7 @@ def read_records(
     Raises:
         UserError: naming file and line, what is there and what is wanted.
     """
-    path = user_path(path)
+    path = local(path)
     with _opened(path) as file:
         if file.read(len(_PARQUET)) == _PARQUET:
             return _parquet(path, field, images)

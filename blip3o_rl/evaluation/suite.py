@@ -19,9 +19,9 @@ from blip3o_rl.data.prompts import PromptRow, read_prompts
 from blip3o_rl.data.references import prompt_key
 from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of, training_rows
 from blip3o_rl.errors import UserError, did_you_mean
-from blip3o_rl.io import user_path
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
+from blip3o_rl.stores import local
 
 _WEIGHTS = ("checkpoint", "clip", "device", "service")
 """Keys of a reward that has a detector, which say where its networks are."""
@@ -106,7 +106,7 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
         held_out = held_out_rows(source, chosen.limit, f"eval.limit={chosen.limit}")
     elif source is None:
         rows, held_out = _split(rows, chosen.held_out_share, f"prompts.file={prompts.file}")
-    elif user_path(source).is_file():
+    elif local(source).is_file():
         held_out = read_prompts(source)
     else:
         hint = did_you_mean(source, SOURCES)

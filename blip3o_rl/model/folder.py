@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from blip3o_rl import __version__
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json, user_path, write_json
+from blip3o_rl.io import read_json, write_json
 from blip3o_rl.machine import float32_gib
 from blip3o_rl.model.token_layout import MAX_REFERENCES, TokenLayout, check_tokenizer
+from blip3o_rl.stores import local
 
 if TYPE_CHECKING:  # torch, transformers and diffusers are imported when a part is loaded
     import torch
@@ -44,10 +45,10 @@ _EDITING = f"renderer/{REFERENCE_CONNECTOR}"
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The existing folder for a path, or for the name of the packaged model (`mini`)."""
+    """The existing folder for a path, an address in a store, or the name of the packaged model (`mini`)."""
     if str(name_or_path) == MINI:
         return Path(__file__).parents[1] / "mini" / "weights"
-    path = user_path(name_or_path)
+    path = local(name_or_path)
     if not path.is_dir():
         raise UserError(f"model folder {path}: no such folder; give a model folder, or '{MINI}' for the packaged one")
     return path.resolve()

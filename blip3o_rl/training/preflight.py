@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from blip3o_rl import machine
+from blip3o_rl import machine, stores
 from blip3o_rl.checkpoint.staging import folder_size
 from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data.prompts import PromptRow, check_editing
@@ -63,6 +63,8 @@ def check(config: DictConfig) -> Checked:
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
     trackers.check(settings.trainer.logger)
+    if settings.run.upload is not None:
+        stores.check_writable(settings.run.upload)
     from blip3o_rl.rollout.offline import platform  # imports torch
 
     if settings.trainer.device == "cpu" and platform() == "cuda":
