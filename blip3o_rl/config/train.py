@@ -53,6 +53,16 @@ class TrainSettings(OwnSettings, VerlSettings):
 
     reward: RewardSettings
 
+    @model_validator(mode="after")
+    def _difference_is_measured(self) -> TrainSettings:
+        stop = self.monitors.stop
+        if self.algorithm.rollout_correction.bypass_mode and stop is not None and stop.probs_diff is not None:
+            raise ValueError(
+                "algorithm.rollout_correction.bypass_mode=true leaves out what monitors.stop.probs_diff needs; "
+                "set one of them back"
+            )
+        return self
+
 
 TRAIN = Kind(
     command="train",

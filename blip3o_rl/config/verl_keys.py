@@ -39,6 +39,9 @@ class RolloutCorrection(VerlKeys):
     rollout_is_threshold: float | str = Field(2.0, description="largest weight, or `lower_upper`")
     rollout_rs: str | None = Field(None, description="leaves out tokens or images that differ too much: verl's names")
     rollout_rs_threshold: float | str | None = Field(None, description="what too much is")
+    bypass_mode: bool = Field(
+        False, description="true: one pass less, the sampler's log-probs are the old ones; see docs/speed.md"
+    )
 
 
 class Algorithm(VerlKeys):

@@ -55,6 +55,10 @@ def test_device_profile_is_chosen_or_taken() -> None:
         (["render.dtype=float99"], "render.dtype=float99: must be 'auto'"),
         (["render.max_batch_size=0"], "render.max_batch_size=0: must be"),
         (["run.resume=true"], "run.resume: was renamed; write blip3o-rl train --resume RUN"),
+        (
+            ["algorithm.rollout_correction.bypass_mode=true", "monitors.stop.probs_diff=0.1"],
+            "algorithm.rollout_correction.bypass_mode=true leaves out what monitors.stop.probs_diff needs",
+        ),
         (["guards.window=2"], "override 'guards.window=2': guards was renamed; write monitors.window"),
         (["fast"], "override 'fast': not of the form key=value"),
         (["device=tpu"], "device/tpu"),

@@ -50,7 +50,7 @@ MICRO, LOG_PROB_MICRO = f"{ACTOR}ppo_micro_batch_size_per_gpu", f"{ROLLOUT}log_p
 CHECKPOINTING = "actor_rollout_ref.model.enable_gradient_checkpointing"
 PARAM_OFFLOAD, OPTIMIZER_OFFLOAD = f"{ACTOR}fsdp_config.param_offload", f"{ACTOR}fsdp_config.optimizer_offload"
 UTILIZATION, LORA = f"{ROLLOUT}gpu_memory_utilization", "actor_rollout_ref.model.lora_rank"
-RENDER_BATCH = "render.max_batch_size"
+RENDER_BATCH, BYPASS = "render.max_batch_size", "algorithm.rollout_correction.bypass_mode"
 MAX_CHANGES = 40
 
 
@@ -224,7 +224,7 @@ class Plan:
         return {
             "sample": math.ceil(self.samples / at_once) * self.image_tokens * token,
             "render": images * image / (RENDERING * self.gpu.tflops * 1e12),
-            "log-probs (policy and reference)": 2 * self.samples * log_probs / rate,
+            "log-probs (policy and reference)": (2 - self.get(BYPASS)) * self.samples * log_probs / rate,
             "update": self.samples * self._update_cost().flops / self.get(MICRO) / rate,
         }
 

@@ -96,6 +96,9 @@ def test_more_guidance_steps_and_images_take_longer() -> None:
     assert 0.5 * base["render"] < some["render"] < 0.9 * base["render"]
     assert planned(gpu, 1, "data.train_batch_size=16").seconds()["update"] == pytest.approx(2 * base["update"])
     assert planned(GPUS["a100"]).seconds()["render"] > 2 * base["render"]
+    log_probs = "log-probs (policy and reference)"
+    bypass = planned(gpu, 1, "algorithm.rollout_correction.bypass_mode=true").seconds()
+    assert bypass[log_probs] == base[log_probs] / 2 and bypass["update"] == base["update"]
 
 
 @pytest.mark.parametrize(("gpus", "samples"), [(1, 32), (8, 16), (16, 8)])
