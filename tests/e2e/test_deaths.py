@@ -112,6 +112,17 @@ class Run:
         assert self.step > before, self.output.read_text()[-3000:]
         return f"{name}: {how}; the next step is there after {time.monotonic() - began:.0f} s"
 
+    def pause(self, name: str, seconds: float) -> str:
+        """Stops a process of the run for so long; the run makes another step."""
+        (victim, *_) = [process for process in self.members() if is_called(process, PROCESSES[name])]
+        began, before = time.monotonic(), self.step
+        victim.suspend()
+        time.sleep(seconds)
+        victim.resume()
+        self.wait(steps=1)
+        assert not self.ended and self.step > before, self.output.read_text()[-3000:]
+        return f"{name}, silent for {seconds:.0f} s: the next step is there after {time.monotonic() - began:.0f} s"
+
     def check_end(self, name: str) -> str:
         """How a run ended whose process was killed: with one line that names its folder."""
         said = self.output.read_text()
@@ -178,6 +189,14 @@ def test_killed_processes_cost_a_step_each(victims: list[str], run: Run) -> None
     for name in victims:
         time.sleep(random.uniform(0, 5))
         print(run.kill(name), flush=True)
+    run.finish()
+
+
+def test_processes_that_do_not_answer_for_a_while_cost_only_time(run: Run) -> None:
+    """As behind a network that is lost for 20 s."""
+    run.wait(steps=1)
+    for name in ("raylet", "vLLM engine", "renderer", "queue", "recorder"):
+        print(run.pause(name, 20), flush=True)
     run.finish()
 
 
