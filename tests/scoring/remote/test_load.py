@@ -61,10 +61,7 @@ def test_two_runs_with_200_requests_in_flight_get_every_score_of_their_own(
     with contextlib.ExitStack() as stack:
         for number in range(50):
             bad = stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
-            half = (
-                b"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 900000\r\n\r\n--X"
-            )
-            bad.sendall(half if number % 2 else bytes(range(256)))
+            bad.sendall(HALF if number % 2 else bytes(range(256)))
 
         async def both() -> list[list[RubricScore]]:
             runs = (rubric_of(served.url, token_env="A_TOKEN") for _ in range(2))
