@@ -33,7 +33,7 @@ $(GPU_STAMP): pyproject.toml requirements/gpu.txt requirements/install.sh
 	@VENV=$(GPU_VENV) STACK=gpu PYTHON="$(PYTHON)" requirements/install.sh
 	@touch $@
 
-quickstart: ARGS ?= trainer.total_training_steps=40
+quickstart: ARGS ?= trainer.total_training_steps=20
 quickstart: install  ## train the packaged small model to fill shelves, and see the images before and after
 	@$(BIN)/blip3o-rl train $(RECIPE) $(ARGS)
 

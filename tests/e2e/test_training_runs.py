@@ -187,6 +187,7 @@ def test_a_killed_run_of_a_goal_of_ones_own_resumes(scale: int, tmp_path: Path) 
         *("trainer.total_training_steps=3", "trainer.save_freq=1", "eval.every=1"),
         *("prompts.file=prompts.txt", "~reward.rewards.geneval", "reward.rewards.mine.path=mine.py:redness"),
         *("eval.limit=null", "eval.images_per_prompt=2", "render.steps=3", "render.rollout_steps=1"),
+        *("algorithm.rollout_correction.bypass_mode=true", f"run.upload=file://{tmp_path}/store"),
     ]
     with (tmp_path / "output.txt").open("w") as output:
         process = subprocess.Popen(
@@ -219,6 +220,9 @@ def test_a_killed_run_of_a_goal_of_ones_own_resumes(scale: int, tmp_path: Path) 
 
     folder = RunFolder.open(target)
     assert [line["step"] for line in folder.read_metrics()] == [0, 1, 2, 3]
+    for line in folder.read_metrics()[1:]:
+        assert "rollout/probs_diff" not in line and abs(line["actor/ppo_kl"]) < 1e-5, "sampler and trainer disagree"
+    assert RunFolder.open(tmp_path / "store" / "run").page.is_file()
     results = [read_json(folder.evaluation(step, last=3)) for step in range(4)]
     assert not (target / "checkpoints" / "global_step_1").exists(), "two are kept, those of the killed process included"
     best = checkpoints.best(target / "checkpoints")

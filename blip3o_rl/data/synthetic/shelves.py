@@ -2,7 +2,7 @@
 
 A product is a shape of a color, two cells wide on the scenes' raster; a row has three facings of at most two products.
 Held out are ordered pairs of neighbors and rows of one product, split once: a training plan has no held-out row, a
-held-out plan has one. Tokens go row by row, so the order of the prompt is the order of the image.
+held-out plan has no other. Tokens go row by row, so the order of the prompt is the order of the image.
 """
 
 from __future__ import annotations
@@ -100,15 +100,13 @@ def train_plan(rng: np.random.Generator, rows: int, store: Assortment = SHAPE_ST
 
 
 def held_out_prompts(n: int = HELD_OUT, store: Assortment = SHAPE_STORE) -> list[Metadata]:
-    """The first `n` held-out prompts, all different, of the greatest height, with one held-out row; in turn of the
-    tags pairs and threes."""
+    """The first `n` held-out prompts, all different, of the greatest height, with rows of pairs and of threes
+    in turn, as the tag says."""
     rng = np.random.default_rng(SPLIT_SEED)
     found: dict[str, Metadata] = {}
     while len(found) < HELD_OUT:
-        tag, height = ("pairs", "threes")[len(found) % 2], max(store.rows)
-        rows = [_row(rng, store) for _ in range(height - 1)]
-        rows.insert(int(rng.integers(height)), _row(rng, store, tag))
-        line = plan(rows, tag)
+        tag = ("pairs", "threes")[len(found) % 2]
+        line = plan([_row(rng, store, tag) for _ in range(max(store.rows))], tag)
         found.setdefault(line["prompt"], line)
     return list(found.values())[:n]
 
