@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,7 +43,7 @@ def local(text: str | Path) -> Path:
     files, root = _open(address)
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
     copy = folder / PurePosixPath(root).name
-    try:
+    with _one_line(address, "read"):
         found = {os.path.relpath(file, root): file for file in sorted(files.find(root) or [files.info(root)["name"]])}
         stamps = {name: str(files.ukey(file)) for name, file in found.items()}
         copied = read_json(folder / STAMPS) if (folder / STAMPS).is_file() else {}
@@ -53,10 +54,6 @@ def local(text: str | Path) -> Path:
         for name in wanted:
             with replacing(copy / name) as temporary:
                 files.get_file(found[name], str(temporary))
-    except FileNotFoundError as error:
-        raise UserError(f"{address}: cannot be found; give the address of a file, or of a folder with files") from error
-    except Exception as error:  # each store has errors of its own
-        raise _failed(address, "read", error) from error
     for name in copied.keys() - found.keys():
         (copy / name).unlink(missing_ok=True)
     write_json(folder / STAMPS, stamps)
@@ -67,12 +64,10 @@ def check_writable(address: str) -> None:
     """Raises `UserError` where nothing can be written at an address."""
     files, root = _open(address)
     probe = f"{root}/.blip3o-rl-{os.getpid()}"
-    try:
+    with _one_line(address, "written"):
         files.makedirs(root, exist_ok=True)
         files.pipe_file(probe, b"")
         files.rm_file(probe)
-    except Exception as error:  # each store has errors of its own
-        raise _failed(address, "written", error) from error
 
 
 def upload(folder: Path, address: str) -> str:
@@ -82,15 +77,8 @@ def upload(folder: Path, address: str) -> str:
         UserError: a file cannot be written; the folder itself stays.
     """
     files, root = _open(address)
-    target = f"{root.rstrip('/')}/{folder.name}"
-    try:
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            place = f"{target}/{file.relative_to(folder).as_posix()}"
-            with suppress(NotImplementedError):  # stores without folders
-                files.makedirs(place.rpartition("/")[0], exist_ok=True)
-            files.put_file(str(file), place)
-    except Exception as error:  # each store has errors of its own
-        raise UserError(f"{_failed(address, 'written', error)}; the run is complete in {folder}") from error
+    with _one_line(address, "written", f"; the run is complete in {folder}"):
+        files.put(f"{folder}/", f"{root}/{folder.name}", recursive=True)
     return f"{address.rstrip('/')}/{folder.name}"
 
 
@@ -102,12 +90,18 @@ def _open(address: str) -> tuple[Any, str]:
         files, root = fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise UserError(f"{address}: {error}; install what the store needs, such as s3fs or gcsfs") from error
-    except Exception as error:  # each store has errors of its own
-        raise _failed(address, "read", error) from error
     files.invalidate_cache()
     return files, root.rstrip("/")
 
 
-def _failed(address: str, what: str, error: Exception) -> UserError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(f"{address}: cannot be {what} ({lines[0][:200]}); check the address and its credentials")
+@contextmanager
+def _one_line(address: str, what: str, rest: str = "") -> Iterator[None]:
+    """Turns what a store raises, each errors of its own, into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{address}: cannot be found; give the address of a file, or of a folder with files") from error
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = f"{address}: cannot be {what} ({lines[0][:200]}); check the address and its credentials{rest}"
+        raise UserError(text) from error

@@ -13,7 +13,7 @@ from rich.table import Table
 from blip3o_rl.cli.output import table
 from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import user_path
+from blip3o_rl.stores import local
 
 if TYPE_CHECKING:
     from blip3o_rl.training.planning.plan import Plan
@@ -39,7 +39,7 @@ def plan(
     if apply is not None and apply.exists():
         raise UserError(f"--apply {apply}: exists already; name a new folder")
     config = compose_recipe(recipe, [*overrides, *([f"trainer.n_gpus_per_node={gpus}"] if gpus else [])], "gpu")
-    there = config.model.folder == "mini" or user_path(config.model.folder).exists()
+    there = config.model.folder == "mini" or local(config.model.folder).exists()
     model = planning.of_folder(config.model.folder) if there else planning.published()
     wanted = planning.Plan(config, model, kind)
     console = Console()

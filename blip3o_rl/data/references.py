@@ -23,6 +23,7 @@ from blip3o_rl.data.images import pixels_sha256, read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 from blip3o_rl.model.pixels import MAX_ASPECT
+from blip3o_rl.stores import is_address
 
 MIN_SIDE = 16
 MAX_PIXELS = 16 * 2**20
@@ -66,7 +67,7 @@ def read_reference(text: str, folder: Path, where: str, what: str = "reference")
         UserError: it is not readable as one image, or too small, too large or too narrow.
     """
     uri = _is_uri(text)
-    if not uri and "://" in text:
+    if not uri and is_address(text):
         raise UserError(f"{where}: {what} {text[:80]!r} is an address; download the image and give its path")
     try:
         source = text if uri else os.path.abspath(folder / user_path(text))

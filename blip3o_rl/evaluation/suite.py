@@ -106,8 +106,8 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
         held_out = held_out_rows(source, chosen.limit, f"eval.limit={chosen.limit}")
     elif source is None:
         rows, held_out = _split(rows, chosen.held_out_share, f"prompts.file={prompts.file}")
-    elif local(source).is_file():
-        held_out = read_prompts(source)
+    elif (file := local(source)).is_file():
+        held_out = read_prompts(file)
     else:
         hint = did_you_mean(source, SOURCES)
         raise UserError(f"eval.prompts={source}: is no file and no suite{hint}; suites: {', '.join(SOURCES)}")

@@ -71,9 +71,9 @@ def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
 def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
     """Continues a run from its last complete checkpoint, with its own configuration and the overrides on top."""
     folder = RunFolder.open(path)
+    changed = stored.changed_inputs(folder)
     config = stored.resumed(folder, overrides)
     checked = preflight.check(config)
-    changed = stored.changed_inputs(folder)  # after the check, which copies what has changed in a store
     step, steps = checkpoints.latest_step(folder.checkpoints), checked.settings.trainer.total_training_steps
     if step > steps or (step == steps and folder.summary_json.exists()):
         raise UserError(f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it")

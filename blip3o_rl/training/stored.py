@@ -14,25 +14,25 @@ from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.config.train import compose_run
 from blip3o_rl.data.sources import SOURCES
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json, sha256, user_path, write_json, write_text
+from blip3o_rl.io import read_json, sha256, write_json, write_text
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.stores import is_address, local, upload
+from blip3o_rl.stores import local, upload
 from blip3o_rl.training import given_cluster
 
 INPUTS = "inputs.json"
 
 
 def store(config: DictConfig, folder: RunFolder) -> None:
-    """Writes the configuration down, with its paths made absolute in place; addresses stay."""
+    """Writes the configuration down, with its paths made absolute in place; of an address, its copy is the run's."""
     config.run.folder = str(folder.path)
-    if config.model.folder != model_folder.MINI and not is_address(config.model.folder):
+    if config.model.folder != model_folder.MINI:
         config.model.folder = str(model_folder.resolve(config.model.folder))
     inputs = []
     for group, key in (("prompts", "file"), ("eval", "prompts")):
         if config[group][key] is not None and config[group][key] not in SOURCES:
-            inputs.append(_kept(local(config[group][key])))
-            config[group][key] = config[group][key] if is_address(config[group][key]) else str(inputs[-1])
+            inputs.append(_kept(config[group][key]))
+            config[group][key] = str(inputs[-1])
     for entry in (*config.reward.rewards.values(), *config.eval.rewards.values()):
         if entry and entry.get("path") is not None:
             file, _, function = str(entry.path).rpartition(":")
@@ -69,8 +69,8 @@ def changed_inputs(folder: RunFolder) -> list[str]:
     return [path for path, digest in stored.items() if Path(path).is_file() and sha256(Path(path)) != digest]
 
 
-def _kept(path: str | Path) -> Path:
+def _kept(path: str) -> Path:
     """The absolute path; in a Ray job what travelled with it keeps its path in the working directory, which the next
     job of the run has elsewhere."""
-    absolute, here = user_path(path).resolve(), Path.cwd().resolve()
+    absolute, here = local(path).resolve(), Path.cwd().resolve()
     return absolute.relative_to(here) if given_cluster.in_job() and absolute.is_relative_to(here) else absolute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from omegaconf import OmegaConf
 
 import blip3o_rl
 from blip3o_rl.config.train import compose_recipe
+from blip3o_rl.data.prompts import read_prompts
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.folder import GENERATING, MINI, ModelFolder, resolve
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import stored
+from blip3o_rl.training import export, stored
 
 
 @pytest.fixture
@@ -96,3 +99,20 @@ def test_a_run_of_another_kind_is_refused(run: RunFolder) -> None:
     run.config.write_text("run: {}\ntrain: {}\n")
     with pytest.raises(UserError, match="is of no run of blip3o-rl train"):
         stored.resumed(run, [])
+
+
+def test_a_run_keeps_to_the_copies_of_what_was_at_addresses(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also its export, which starts from the model of the run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(resolve(MINI), tmp_path / "store" / "model")
+    prompts = tmp_path / "store" / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a circle"}\n')
+    words = [f"model.folder=file://{tmp_path}/store/model", f"prompts.file=file://{prompts}"]
+    stored.store(compose_recipe("shapes", words), run)
+    shutil.rmtree(tmp_path / "store")
+    config = stored.resumed(run, [])
+    assert read_prompts(config.prompts.file)[0].prompt == "a circle" and stored.changed_inputs(run) == []
+    assert ModelFolder(export._base(run.path), *GENERATING).path == Path(config.model.folder)
+    assert Path(config.model.folder).is_relative_to(tmp_path / "cache")
