@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,13 +56,14 @@ def tune_render(
 
     others = [dtype for dtype in dict.fromkeys((torch.float32, fast)) if dtype != own]
     tried = tuning.settings_to_try(settings.render, others)
-    with interruptible(), ExitStack() as stack, Console(stderr=True).status("sampling") as shown:
+    with interruptible(), ExitStack() as stack, _progress() as show:
         pipe = place.load_pipeline(settings.model.folder, stack, settings.render.max_batch_size, found.editing)
+        show("sampling")
         rollouts = tuning.sample(pipe, found, prompts, seed)
         renderers: dict[torch.dtype | None, Renderer] = {None: pipe.renderer.to(own)}
         renderers |= {dtype: found.folder.load_renderer(dtype, place.device) for dtype in others}
         measured = tuning.measure(
-            renderers, found, rollouts, tried, lambda stage, done, total: shown.update(f"{stage} {done}/{total}")
+            renderers, found, rollouts, tried, lambda stage, done, total: show(f"{stage} {done}/{total}")
         )
     chosen = tuning.cheapest(measured, agreement)
     Console().print(_table(measured))
@@ -79,6 +81,20 @@ def tune_render(
     print(no if chosen is measured[0] else f"chosen: {header.removeprefix('# ')}")
     print(folder / RESULT, folder / PLOT)
     print(f"use it: {shlex.join(['blip3o-rl', 'train', recipe, *overrides, f'@{file}'])}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows on standard error what is being done: one line that changes in a terminal, else a line each."""
+    console = Console(stderr=True)
+    with console.status("loading") as status:
+
+        def show(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(text, highlight=False)
+
+        yield show
 
 
 def _table(measured: list[Measured]) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def test_tune_render_writes_what_train_takes(
     folder, out = recipe(tmp_path, untrained.folder), tmp_path / "out"
     words = ["tune", "render", str(folder), "--prompts=2", "--agreement=0.5", "--backend=transformers", f"--out={out}"]
     assert cli.run(words) == 0
-    assert "full, other noise" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "full, other noise" in printed.out
+    assert re.search(r"^sampling\n(rendering \d+/\d+\n)+(scoring \d+/\d+\n)+", printed.err, re.M), "says what it is at"
     found = json.loads((out / "tune_render.json").read_text())
     full, other = found["settings"][:2]
     assert (full["name"], full["cost"], full["ranking"], full["correlation"]) == ("full", 1, 1, pytest.approx(1))
