@@ -36,7 +36,7 @@ def evaluate(
             metavar="SUITE [REWARD.KEY=VALUE]... | RECIPE [KEY=VALUE]... | compare A.json B.json ...",
             help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR, "
             "layout, layout-pairs (texts and logos in their places), planogram, planogram-pairs (products on shelves), "
-            "edits (of scenes) or geneval (the 553 prompts), "
+            "edits, edits-unseen (of scenes) or geneval (the 553 prompts), "
             "with keys of the suite's judge, such as geneval.checkpoint=FOLDER; "
             "or the folder of a recipe with Hydra overrides of it, for its own evaluation",
         ),

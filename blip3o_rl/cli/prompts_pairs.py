@@ -75,7 +75,7 @@ def _edits(out: Path, side: int, count: int, seed: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     lines = []
     for number in range(count):
-        edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)])
+        edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)], "supervised")
         said = {"instruction": edit.metadata["prompt"]} | ({"task": "keep"} if edit.before == edit.after else {})
         for key, scene in (("input_image", edit.before), ("output_image", edit.after)):
             said[key] = save_png(scenes.draw(scene, side), out / f"{number:06d}-{key}.png", {}).name

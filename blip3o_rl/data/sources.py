@@ -94,6 +94,14 @@ SOURCES: dict[str, Source] = {
         "edit/exact",
         shares=edits.SHARES,
     ),
+    "edits-unseen": Source(
+        edits.train_edits,
+        edits.unseen_edits,
+        edits.EACH * len(edits.CHANGING),
+        {"edit": {}},
+        "edit/exact",
+        shares=edits.SHARES,
+    ),
 }
 
 

@@ -192,7 +192,7 @@ def samples(folder: Path, policy: Any, renderer: Renderer, batches: PairBatches)
         grid += [renderer.decode(data["latents"][:COLUMNS].float()).numpy(), forced]
     prompts = [line["prompt"] for held_out in HELD_OUT for line in held_out(COLUMNS)]
     rng = np.random.default_rng(0)
-    asked = [edits.sample(rng, operation, held_out=True) for operation in (*edits.OPERATIONS * 3,)[:COLUMNS]]
+    asked = [edits.sample(rng, operation, "held_out") for operation in (*edits.OPERATIONS * 3,)[:COLUMNS]]
     given = [scenes.draw(edit.before, parts.IMAGE_SIZE) for edit in asked]
     references = [None] * len(prompts) + [[image] for image in given]
     prompts += [edit.metadata["prompt"] for edit in asked]

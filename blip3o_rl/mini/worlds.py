@@ -65,7 +65,7 @@ def _shelves(n: int, seed: int) -> Iterator[Pair]:
 def _edits(n: int, seed: int) -> Iterator[Pair]:
     rng = np.random.default_rng(seed)
     for number in range(n):
-        edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)])
+        edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)], "supervised")
         images = (partial(scenes.draw, scene) for scene in (edit.after, edit.before))
         yield Pair(f"edit {edit.metadata['tag']}", edit.metadata["prompt"], *images)
 

@@ -17,7 +17,7 @@ from blip3o_rl.rewards.edit.rules import COMBINATIONS
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 from blip3o_rl.scoring.build import build_rubric
 
-CHANGING = edits.OPERATIONS[:-1]
+CHANGING = edits.CHANGING
 EDITS, RENDERED = 80, 30
 EMPTY = np.full((64, 64, 3), scenes.BACKGROUND, np.uint8)
 
@@ -25,7 +25,7 @@ EMPTY = np.full((64, 64, 3), scenes.BACKGROUND, np.uint8)
 @pytest.fixture(scope="module")
 def cases():
     rng = np.random.default_rng(11)
-    return [edits.sample(rng, CHANGING[number % len(CHANGING)]) for number in range(EDITS)]
+    return [edits.sample(rng, CHANGING[number % len(CHANGING)], "supervised") for number in range(EDITS)]
 
 
 def scores(cases, images, **options):
@@ -155,7 +155,7 @@ def test_min_and_gate_do_not_see_that_the_better_part_changes():
 @pytest.mark.parametrize("operation", ["keep", "impossible"])
 def test_where_nothing_is_asked_a_copy_is_right(operation):
     rng = np.random.default_rng(2)
-    cases = [edits.sample(rng, operation) for _ in range(10)]
+    cases = [edits.sample(rng, operation, "supervised") for _ in range(10)]
     assert mean(cases, [scenes.draw(edit.after) for edit in cases]) == 1
     assert mean(cases, [regenerated(edit) for edit in cases]) < 0.25
     assert mean(cases, [EMPTY for _ in cases]) == 0
@@ -190,7 +190,7 @@ def changed(edit, **how):
 
 def test_hacks_of_a_removal_earn_little():
     rng = np.random.default_rng(4)
-    cases = [edits.sample(rng, "remove") for _ in range(20)]
+    cases = [edits.sample(rng, "remove", "supervised") for _ in range(20)]
 
     def free(edit, name, values):
         return next(v for v in values if v not in [getattr(item, name) for item in edit.before.objects])
@@ -216,7 +216,7 @@ def smudge(edit):
 def test_hacks_of_an_addition_earn_little():
     rng = np.random.default_rng(5)
     cases, twice = [], []
-    for edit in (edits.sample(rng, "add") for _ in range(160)):
+    for edit in (edits.sample(rng, "add", "supervised") for _ in range(160)):
         new = edit.after.objects[-1]
         other = replace(new, x=1 - new.x, y=1 - new.y)
         if not _related(edit) and all(_apart(other, item) for item in edit.after.objects):
@@ -266,7 +266,7 @@ def test_a_rubric_checks_itself_and_logs_copies_per_operation():
 
 def test_every_reference_leaves_something_to_gain():
     rng = np.random.default_rng(6)
-    cases = [edits.sample(rng, operation) for operation in (*CHANGING, "compose") for _ in range(25)]
+    cases = [edits.sample(rng, operation, "supervised") for operation in (*CHANGING, "compose") for _ in range(25)]
     found = scores(cases, [scenes.draw(edit.after) for edit in cases])
     assert all(isinstance(score, Score) and score.value > 0.99 and score.components["exact"] for score in found)
 

@@ -33,7 +33,7 @@ def kept(measure, reference, output, outside=None):
 
 
 def scene(seed=0):
-    return edits.sample(np.random.default_rng(seed), "remove")
+    return edits.sample(np.random.default_rng(seed), "remove", "supervised")
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -2,8 +2,10 @@
 
 A scene has two or three objects, all shapes and colors different, so that "the red circle", "the circle" and "the red
 one" each name one object. Two things are held out together: combinations (operation, shape, color) and scenes (sets of
-objects). A held-out edit has both new, a training edit neither. Two kinds of edits are never trained on: `compose` (two
-changes at once) and `impossible` (the named object is not there, so nothing may change).
+objects). A held-out edit has both new, a training edit neither. The packaged model's supervised training had the
+held-out combinations and lacks those that are `unseen`: what it was never shown it hardly ever samples, and RL can only
+strengthen what is sampled. Scenes are held out of both. Two kinds of edits are never trained on: `compose` (two changes
+at once) and `impossible` (the named object is not there, so nothing may change).
 
 The metadata field `edit` says what the instruction asks for (clauses like GenEval's) and where the edited objects were;
 the reward `edit` reads it. Its places are fractions of the image. Boxes in here are in cells of the scenes' raster.
@@ -15,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations, product
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,7 +26,8 @@ from blip3o_rl.data.synthetic import scenes, splits
 from blip3o_rl.data.synthetic.scenes import COLORS, RASTER, SHAPES, Box, Scene
 from blip3o_rl.data.synthetic.splits import Metadata
 
-OPERATIONS = ("add", "remove", "recolor", "replace", "move", "keep")
+CHANGING = ("add", "remove", "recolor", "replace", "move")
+OPERATIONS = (*CHANGING, "keep")
 """Those that are trained."""
 KINDS = (*OPERATIONS, "compose", "impossible")
 """Those that are evaluated."""
@@ -38,13 +41,21 @@ EACH = 12
 """Held-out prompts of each kind."""
 SPLIT_SEED = 20251127
 
+Side = Literal["training", "held_out", "unseen", "supervised"]
+"""Of RL, of its evaluation, of neither and of no supervised training; `supervised` is training and held out."""
+SIDES: tuple[Side, ...] = get_args(Side)
 Look = tuple[str, str]
 """Shape and color."""
-COMBINATIONS: dict[str, tuple[Sequence[Look], Sequence[Look]]] = {
-    operation: splits.split([*product(SHAPES, COLORS)], 4, SPLIT_SEED + number)
-    for number, operation in enumerate(OPERATIONS[:-1])
-}
-"""Operation -> (training, held out): what an edit adds, removes, moves, or changes an object into."""
+
+
+def _sides(seed: int) -> dict[Side, Sequence[Look]]:
+    supervised, unseen = splits.split([*product(SHAPES, COLORS)], 4, seed)
+    training, held_out = splits.split(supervised, 4, seed)
+    return {"training": training, "held_out": held_out, "unseen": unseen, "supervised": supervised}
+
+
+COMBINATIONS = {operation: _sides(SPLIT_SEED + number) for number, operation in enumerate(CHANGING)}
+"""Operation -> the combinations of each side: what an edit adds, removes, moves, or changes an object into."""
 SETS: dict[int, tuple[Sequence[tuple[Look, ...]], Sequence[tuple[Look, ...]]]] = {
     count: splits.split(
         [tuple(zip(some, c, strict=True)) for some in combinations(SHAPES, count) for c in permutations(COLORS, count)],
@@ -98,19 +109,20 @@ class _Change:
     """An anchor's clause, if there is one, and the new item's."""
 
 
-def sample(rng: np.random.Generator, operation: str, held_out: bool = False) -> Edit:
+def sample(rng: np.random.Generator, operation: str, side: Side = "training") -> Edit:
     """A random edit of one of KINDS.
 
     Args:
-        held_out: from the held-out side, with the evaluation's instruction; `compose` and `impossible` always are.
+        side: held out and unseen edits have held-out scenes and the evaluation's instruction; `compose` and
+            `impossible` always have those, and any combination.
     """
-    held_out = held_out or operation not in OPERATIONS
-    side = {"add": (2,), "compose": (3,)}.get(operation, (2, 3))
+    evaluated = side in ("held_out", "unseen") or operation not in OPERATIONS
+    counts = {"add": (2,), "compose": (3,)}.get(operation, (2, 3))
     while True:
-        items = _items(rng, _pick(rng, SETS[_pick(rng, side)][held_out]))
+        items = _items(rng, _pick(rng, SETS[_pick(rng, counts)][evaluated]))
         changes = _changes(rng, operation, items) if items else None
-        if items and changes is not None and all(_on_side(change, held_out, operation) for change in changes):
-            return _edit(rng, operation, items, changes, held_out)
+        if items and changes is not None and all(_on_side(change, side, operation) for change in changes):
+            return _edit(rng, operation, items, changes, evaluated)
 
 
 def train_edits(n: int, seed: int = 0, shares: Mapping[str, int] | None = None) -> list[Metadata]:
@@ -122,15 +134,20 @@ def train_edits(n: int, seed: int = 0, shares: Mapping[str, int] | None = None) 
 
 def held_out_edits(n: int = EACH * len(KINDS)) -> list[Metadata]:
     """The first `n` held-out prompts, all KINDS in turn, all different."""
-    return list(_held_out()[:n])
+    return list(_evaluated(KINDS, "held_out")[:n])
+
+
+def unseen_edits(n: int = EACH * len(CHANGING)) -> list[Metadata]:
+    """The first `n` prompts of unseen combinations, all operations that change anything in turn, all different."""
+    return list(_evaluated(CHANGING, "unseen")[:n])
 
 
 @cache
-def _held_out() -> tuple[Metadata, ...]:
+def _evaluated(kinds: Sequence[str], side: Side) -> tuple[Metadata, ...]:
     rng = np.random.default_rng(SPLIT_SEED)
     found: dict[tuple[str, str], Metadata] = {}
-    while len(found) < EACH * len(KINDS):
-        line = sample(rng, KINDS[len(found) % len(KINDS)], held_out=True).metadata
+    while len(found) < EACH * len(kinds):
+        line = sample(rng, kinds[len(found) % len(kinds)], side).metadata
         found.setdefault((line["prompt"], line["references"][0]), line)
     return tuple(found.values())
 
@@ -144,10 +161,10 @@ def _items(rng: np.random.Generator, looks: Sequence[Look]) -> list[_Item] | Non
     return [_Item(*look, box) for look, box in zip(looks, boxes, strict=True)] if boxes else None
 
 
-def _on_side(change: _Change, held_out: bool, operation: str) -> bool:
+def _on_side(change: _Change, side: Side, operation: str) -> bool:
     """Whether the combination is of the wanted side; the kinds that are never trained may have any."""
     item = change.new or change.old
-    return operation not in OPERATIONS or item is None or item.look in COMBINATIONS[change.operation][held_out]
+    return operation not in OPERATIONS or item is None or item.look in COMBINATIONS[change.operation][side]
 
 
 def _changes(rng: np.random.Generator, operation: str, items: list[_Item]) -> list[_Change] | None:
@@ -233,7 +250,7 @@ def _room(rng: np.random.Generator, boxes: Sequence[Box], sizes: tuple[int, int]
 
 
 def _edit(
-    rng: np.random.Generator, operation: str, items: Sequence[_Item], changes: Sequence[_Change], held_out: bool
+    rng: np.random.Generator, operation: str, items: Sequence[_Item], changes: Sequence[_Change], evaluated: bool
 ) -> Edit:
     after = list(items)
     include: list[Metadata] = []
@@ -255,7 +272,7 @@ def _edit(
     before = _scene(items)
     metadata = {
         "tag": operation,
-        "prompt": _instruction(rng, operation, items, changes, held_out),
+        "prompt": _instruction(rng, operation, items, changes, evaluated),
         "references": [png_uri(scenes.draw(before, SIDE))],
         "edit": {"operation": operation, "include": include, "exclude": exclude, "boxes": boxes},
     }
@@ -263,14 +280,14 @@ def _edit(
 
 
 def _instruction(
-    rng: np.random.Generator, operation: str, items: Sequence[_Item], changes: Sequence[_Change], held_out: bool
+    rng: np.random.Generator, operation: str, items: Sequence[_Item], changes: Sequence[_Change], evaluated: bool
 ) -> str:
     def named(item: _Item) -> str:
         forms = (f"the {item.color} {item.shape}", f"the {item.shape}", f"the {item.color} one")
-        return forms[0] if held_out else _pick(rng, forms)
+        return forms[0] if evaluated else _pick(rng, forms)
 
     def said(name: str, **parts: str) -> str:
-        return (TEMPLATES[name][0] if held_out else _pick(rng, TEMPLATES[name])).format(**parts)
+        return (TEMPLATES[name][0] if evaluated else _pick(rng, TEMPLATES[name])).format(**parts)
 
     if operation == "keep":
         return said("keep")

@@ -32,9 +32,9 @@ def box(item):
 
 
 @settings(max_examples=150)
-@given(seed=SEEDS, operation=st.sampled_from(edits.KINDS), held_out=st.booleans())
-def test_the_scene_after_is_the_scene_before_with_the_change_alone(seed, operation, held_out):
-    edit = edits.sample(np.random.default_rng(seed), operation, held_out)
+@given(seed=SEEDS, operation=st.sampled_from(edits.KINDS), side=st.sampled_from(edits.SIDES))
+def test_the_scene_after_is_the_scene_before_with_the_change_alone(seed, operation, side):
+    edit = edits.sample(np.random.default_rng(seed), operation, side)
     gone, new = parts(edit)
     expected = {"add": (0, 1), "remove": (1, 0), "keep": (0, 0), "impossible": (0, 0)}.get(operation, (1, 1))
     if operation == "compose":
@@ -92,27 +92,35 @@ def test_the_clauses_hold_after_and_not_before(seed, operation):
     for clause in brief["exclude"]:
         assert (clause["class"], clause["color"]) not in looks(edit.after)
         assert (clause["class"], clause["color"]) in looks(edit.before)
-    if operation in edits.OPERATIONS[:-1]:
+    if operation in edits.CHANGING:
         wanted = {item.shape: item for item in edit.before.objects}
         made = brief["include"][-1] if brief["include"] else None
         assert made is None or before.get(made["class"]) != after[made["class"]]
         assert made or set(wanted) != set(after)
 
 
-def test_what_is_held_out_is_never_trained_on():
+@pytest.mark.parametrize("side", edits.SIDES)
+def test_what_is_held_out_is_never_trained_on(side):
     rng = np.random.default_rng(5)
+    evaluated = side in ("held_out", "unseen")
     for operation in edits.OPERATIONS:
-        for held_out in (False, True):
-            for _ in range(40):
-                edit = edits.sample(rng, operation, held_out)
-                objects = frozenset(looks(edit.before))
-                sides = [{frozenset(some) for some in side} for side in edits.SETS[len(objects)]]
-                assert objects in sides[held_out] and objects not in sides[not held_out]
-                gone, new = parts(edit)
-                for item in new or gone:
-                    look = (item.shape, item.color)
-                    assert look in edits.COMBINATIONS[operation][held_out]
-                    assert look not in edits.COMBINATIONS[operation][not held_out]
+        for _ in range(40):
+            edit = edits.sample(rng, operation, side)
+            objects = frozenset(looks(edit.before))
+            trained, held_out = ({frozenset(some) for some in those} for those in edits.SETS[len(objects)])
+            assert (objects in held_out, objects in trained) == (evaluated, not evaluated)
+            gone, new = parts(edit)
+            for item in new or gone:
+                assert (item.shape, item.color) in edits.COMBINATIONS[operation][side]
+
+
+@pytest.mark.parametrize("operation", edits.CHANGING)
+def test_supervised_training_has_the_combinations_that_rl_and_its_evaluation_share_out(operation):
+    of = {side: set(looks) for side, looks in edits.COMBINATIONS[operation].items()}
+    assert of["supervised"] == of["training"] | of["held_out"]
+    parts = [of["training"], of["held_out"], of["unseen"]]
+    assert [len(part) for part in parts] == [12, 4, 4]
+    assert len(set.union(*parts)) == len(scenes.SHAPES) * len(scenes.COLORS)
 
 
 def test_an_impossible_edit_names_what_is_not_there():
@@ -143,12 +151,15 @@ def test_training_prompts_follow_shares_and_seed_and_have_every_form():
     assert any(prompt.startswith("delete the red ") for prompt in removed)
 
 
-def test_held_out_prompts_are_of_all_kinds_in_turn_and_of_the_first_form():
-    lines = edits.held_out_edits()
-    assert len(lines) == edits.EACH * len(edits.KINDS)
-    assert [line["tag"] for line in lines[: len(edits.KINDS)]] == list(edits.KINDS)
+@pytest.mark.parametrize(
+    ("prompts", "kinds"), [(edits.held_out_edits, edits.KINDS), (edits.unseen_edits, edits.CHANGING)]
+)
+def test_evaluated_prompts_are_of_all_kinds_in_turn_and_of_the_first_form(prompts, kinds):
+    lines = prompts()
+    assert len(lines) == edits.EACH * len(kinds)
+    assert [line["tag"] for line in lines[: len(kinds)]] == list(kinds)
     assert len({(line["prompt"], *line["references"]) for line in lines}) == len(lines)
-    assert edits.held_out_edits(5) == lines[:5]
+    assert prompts(5) == lines[:5]
     first = {"add": "add a ", "remove": "remove the ", "recolor": "make the ", "replace": "replace the "}
     for line in lines:
         assert line["prompt"].startswith(first.get(line["tag"], ""))
