@@ -108,7 +108,7 @@ class PromptSettings(Settings):
         "shapes",
         description="a built-in source: shapes, words, text, layout, planogram, posters, store, edits, geneval",
     )
-    train: int = Field(512, ge=1, description="prompts that the source makes")
+    train: int = Field(4096, ge=1, description="prompts that the source makes; a small number is learned by heart")
     shares: dict[str, NonNegativeInt] = Field(
         {},
         description="shapes, edits, geneval: how many prompts of a tag come in a round, where it differs from the "

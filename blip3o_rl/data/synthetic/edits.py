@@ -2,10 +2,10 @@
 
 A scene has two or three objects, all shapes and colors different, so that "the red circle", "the circle" and "the red
 one" each name one object. Two things are held out together: combinations (operation, shape, color) and scenes (sets of
-objects). A held-out edit has both new, a training edit neither. The packaged model's supervised training had the
-held-out combinations and lacks those that are `unseen`: what it was never shown it hardly ever samples, and RL can only
-strengthen what is sampled. Scenes are held out of both. Two kinds of edits are never trained on: `compose` (two changes
-at once) and `impossible` (the named object is not there, so nothing may change).
+objects). A held-out edit has both new, a training edit neither. The mini model's supervised training had the held-out
+combinations and lacks `unseen` ones: what it was never shown it hardly samples, and RL strengthens what is sampled. Two
+kinds of edits are never trained on: `compose` (two changes at once) and `impossible` (the named object is not there, so
+nothing may change).
 
 The metadata field `edit` says what the instruction asks for (clauses like GenEval's) and where the edited objects were;
 the reward `edit` reads it. Its places are fractions of the image. Boxes in here are in cells of the scenes' raster.
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations, product
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,7 +43,6 @@ SPLIT_SEED = 20251127
 
 Side = Literal["training", "held_out", "unseen", "supervised"]
 """Of RL, of its evaluation, of neither and of no supervised training; `supervised` is training and held out."""
-SIDES: tuple[Side, ...] = get_args(Side)
 Look = tuple[str, str]
 """Shape and color."""
 
@@ -110,12 +109,8 @@ class _Change:
 
 
 def sample(rng: np.random.Generator, operation: str, side: Side = "training") -> Edit:
-    """A random edit of one of KINDS.
-
-    Args:
-        side: held out and unseen edits have held-out scenes and the evaluation's instruction; `compose` and
-            `impossible` always have those, and any combination.
-    """
+    """A random edit of one of KINDS. Held-out and unseen edits have held-out scenes and the evaluation's instruction;
+    `compose` and `impossible` always do, with any combination."""
     evaluated = side in ("held_out", "unseen") or operation not in OPERATIONS
     counts = {"add": (2,), "compose": (3,)}.get(operation, (2, 3))
     while True:
