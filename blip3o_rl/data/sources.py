@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -55,12 +55,6 @@ SOURCES: dict[str, Source] = {
     "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, "ocr/exact"),
     "text": Source(text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, "ocr/exact"),
     "layout": Source(layouts.train_prompts, layouts.held_out_prompts, 3 * layouts.EACH, {"layout": {}}, "layout/exact"),
-    "layout-pairs": Source(
-        layouts.train_prompts, layouts.held_out_pairs, 2 * layouts.EACH, {"layout": {}}, "layout/exact"
-    ),
-    "planogram-pairs": Source(
-        shelves.train_prompts, shelves.held_out_pairs, shelves.HELD_OUT, {"planogram": {}}, "planogram/exact"
-    ),
     "posters": Source(
         partial(layouts.train_prompts, sides=layouts.POSTERS),
         partial(layouts.held_out_prompts, sides=layouts.POSTERS),
@@ -94,14 +88,11 @@ SOURCES: dict[str, Source] = {
         "edit/exact",
         shares=edits.SHARES,
     ),
-    "edits-unseen": Source(
-        edits.train_edits,
-        edits.unseen_edits,
-        edits.EACH * len(edits.CHANGING),
-        {"edit": {}},
-        "edit/exact",
-        shares=edits.SHARES,
-    ),
+}
+SOURCES |= {
+    "layout-pairs": replace(SOURCES["layout"], held_out=layouts.held_out_pairs, size=2 * layouts.EACH),
+    "planogram-pairs": replace(SOURCES["planogram"], held_out=shelves.held_out_pairs),
+    "edits-unseen": replace(SOURCES["edits"], held_out=edits.unseen_edits, size=edits.EACH * len(edits.CHANGING)),
 }
 
 
