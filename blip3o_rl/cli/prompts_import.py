@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,6 +36,9 @@ def import_prompts(
         list[str] | None,
         typer.Option(metavar=FORM, help="leave out what this reward cannot score; repeat for several and for keys"),
     ] = None,
+    tag: Annotated[
+        str | None, typer.Option(help="of prompts that have none, for rewards that are for some prompts (only_for)")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="of a data set")] = None,
     subset: Annotated[str | None, typer.Option(help="configuration of a data set that has several")] = None,
     classes: Annotated[
@@ -53,6 +57,8 @@ def import_prompts(
         _planograms(Path(source), classes, count_from, out or Path("outputs/planograms.jsonl"))
         return
     rows, problems = _rows(source, split, subset)
+    if tag is not None:
+        rows = [replace(row, metadata={"tag": tag, **row.metadata}) for row in rows]
     if reward:
         rows, refused = _scorable(rows, reward)
         problems += refused

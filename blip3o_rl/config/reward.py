@@ -5,6 +5,7 @@
       rewards:
         geneval:    {weight: 1.0}
         aesthetic:  {weight: 0.2, only_if: {geneval: 0.5}}
+        ocr:        {only_for: [text]}
         mine:       {path: my_reward.py:brightness, target: 0.4}
         hpsv2:      {held_out: true, service: {url: "http://gpu7:18085"}}
         detector:   {service: {replicas: 2, num_gpus: 0.25, python: /envs/mmdet/bin/python}}
@@ -130,6 +131,13 @@ class RewardEntry(Strict):
         description="other reward -> min value; the reward counts, and is asked, only where all of them are reached",
     )
     otherwise: float = Field(0.0, description="the value where `only_if` is not met")
+    only_for: Annotated[
+        list[str] | None,
+        refuse(lambda tags: tags == [], "is empty; write [tag], or null for all prompts"),
+    ] = Field(
+        None,
+        description="tags of the prompts whose images the reward scores; to others it adds nothing; null: all prompts",
+    )
     on_error: Literal["retry", "skip_sample", "stop"] = Field(
         "retry",
         description="what a failure means. retry: more calls, then as skip_sample; skip_sample: the sample leaves its "
@@ -173,7 +181,7 @@ class RewardEntry(Strict):
         return not self.held_out and self.weight != 0
 
 
-CALLER_KEYS = ("weight", "on_error", "retries", "held_out", "only_if", "otherwise", "service")
+CALLER_KEYS = ("weight", "on_error", "retries", "held_out", "only_if", "otherwise", "only_for", "service")
 """Keys of an entry that concern the run alone, and not the process that computes the reward."""
 
 

@@ -15,7 +15,16 @@ from typing import Any
 
 from blip3o_rl.data import geneval
 from blip3o_rl.data.prompts import PromptRow, check_row, read_prompts
-from blip3o_rl.data.synthetic import edits, layouts, scene_prompts, scenes, shelves, text_prompts, words
+from blip3o_rl.data.synthetic import (
+    edits,
+    layouts,
+    scene_prompts,
+    scenes,
+    scenes_and_words,
+    shelves,
+    text_prompts,
+    words,
+)
 from blip3o_rl.data.synthetic.splits import Metadata
 from blip3o_rl.errors import UserError, check_names, did_you_mean
 
@@ -30,7 +39,7 @@ class Source:
         size: held-out prompts of an evaluation by default.
         judge: reward name -> entry, as in `reward.rewards`; scores the held-out images, however a run was trained.
             A run or a command may say that its detector lies elsewhere.
-        correct: the judge's component that is 1 where all of an image is right.
+        correct: the judge's components that are 1 where all of an image is right; a prompt's images have one of them.
         shares: tag -> how many prompts of it come in a round, which `prompts.shares` changes.
     """
 
@@ -38,7 +47,7 @@ class Source:
     held_out: Callable[[int], list[Metadata]]
     size: int
     judge: Mapping[str, Any]
-    correct: str
+    correct: tuple[str, ...]
     shares: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -49,35 +58,50 @@ SOURCES: dict[str, Source] = {
         scene_prompts.held_out_prompts,
         size=64,
         judge={"geneval": {"mode": "partial", "detector": "scenes"}},
-        correct="geneval/correct",
+        correct=("geneval/correct",),
         shares=dict.fromkeys(scenes.TAGS, 1),
     ),
-    "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, "ocr/exact"),
-    "text": Source(text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, "ocr/exact"),
-    "layout": Source(layouts.train_prompts, layouts.held_out_prompts, 3 * layouts.EACH, {"layout": {}}, "layout/exact"),
+    "words": Source(words.train_words, words.held_out_words, words.HELD_OUT, {"ocr": {}}, ("ocr/exact",)),
+    "text": Source(
+        text_prompts.train_text_prompts, text_prompts.held_out_text_prompts, 64, {"ocr": {}}, ("ocr/exact",)
+    ),
+    "shapes-and-words": Source(
+        scenes_and_words.train_prompts,
+        scenes_and_words.held_out_prompts,
+        scenes_and_words.HELD_OUT,
+        judge={
+            "geneval": {"mode": "partial", "detector": "scenes", "only_for": [*scenes.TAGS]},
+            "ocr": {"only_for": [words.TAG]},
+        },
+        correct=("geneval/correct", "ocr/exact"),
+        shares=scenes_and_words.SHARES,
+    ),
+    "layout": Source(
+        layouts.train_prompts, layouts.held_out_prompts, 3 * layouts.EACH, {"layout": {}}, ("layout/exact",)
+    ),
     "posters": Source(
         partial(layouts.train_prompts, sides=layouts.POSTERS),
         partial(layouts.held_out_prompts, sides=layouts.POSTERS),
         3 * layouts.EACH,
         {"layout": {"observer": PHOTOGRAPHS}},
-        "layout/exact",
+        ("layout/exact",),
     ),
     "store": Source(
         partial(shelves.train_prompts, store=shelves.OBJECT_STORE),
         partial(shelves.held_out_prompts, store=shelves.OBJECT_STORE),
         shelves.HELD_OUT,
         {"planogram": {"observer": PHOTOGRAPHS}},
-        "planogram/exact",
+        ("planogram/exact",),
     ),
     "planogram": Source(
-        shelves.train_prompts, shelves.held_out_prompts, shelves.HELD_OUT, {"planogram": {}}, "planogram/exact"
+        shelves.train_prompts, shelves.held_out_prompts, shelves.HELD_OUT, {"planogram": {}}, ("planogram/exact",)
     ),
     "geneval": Source(
         geneval.train_prompts,
         geneval.benchmark_prompts,
         size=553,
         judge={"geneval": {"mode": "partial", **PHOTOGRAPHS}},
-        correct="geneval/correct",
+        correct=("geneval/correct",),
         shares=geneval.SHARES,
     ),
     "edits": Source(
@@ -85,7 +109,7 @@ SOURCES: dict[str, Source] = {
         edits.held_out_edits,
         edits.EACH * len(edits.KINDS),
         {"edit": {}},
-        "edit/exact",
+        ("edit/exact",),
         shares=edits.SHARES,
     ),
 }

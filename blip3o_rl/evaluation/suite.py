@@ -34,14 +34,14 @@ class Suite:
     Attributes:
         rows: the held-out prompts.
         rewards: the rubric that gives the score, as in `reward.rewards`.
-        correct: its component that is 1 where all of an image is right; None if it has none.
+        correct: its components that are 1 where all of an image is right, of which a prompt's images have one.
         reported: further rewards, those of a run, that are scored as well and do not change the score.
     """
 
     name: str
     rows: Sequence[PromptRow]
     rewards: Mapping[str, Any]
-    correct: str | None = None
+    correct: tuple[str, ...] = ()
     reported: Mapping[str, Any] = field(default_factory=dict)
 
     def asks(self, rewards: Mapping[str, Any]) -> bool:
@@ -140,12 +140,10 @@ def _weights_of(source: str, rewards: Mapping[str, Any]) -> dict[str, dict[str, 
     return found
 
 
-def _correct(source: str | None, rewards: Mapping[str, Any]) -> str | None:
-    """The component of a source's judge, where the given rewards have it, too."""
-    if source not in SOURCES:
-        return None
-    reward = SOURCES[source].correct.split("/")[0]
-    return SOURCES[source].correct if "path" not in (rewards.get(reward, {"path": None}) or {}) else None
+def _correct(source: str | None, rewards: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components of a source's judge that the given rewards have, too."""
+    known = SOURCES[source].correct if source in SOURCES else ()
+    return tuple(name for name in known if "path" not in (rewards.get(name.split("/")[0], {"path": None}) or {}))
 
 
 def _key(row: PromptRow) -> str:

@@ -103,7 +103,7 @@ def judged(
     row: PromptRow,
     images: Sequence[Made],
     scores: Sequence[Sequence[RubricScore]],
-    correct: str | None,
+    correct: tuple[str, ...],
     output: Path,
     known: Iterable[int] = (),
 ) -> list[JudgedImage]:
@@ -132,7 +132,7 @@ def judged(
                 tag=row.metadata.get("tag", ""),
                 seed=image.seed,
                 partial=None if verdict.failed else verdict.value,
-                correct=verdict.components.get(correct) == 1 if correct else None,
+                correct=any(verdict.components.get(name) == 1 for name in correct) if correct else None,
                 reason=verdict.reason,
                 components=dict(verdict.components),
                 reward=next((score.value for score in reported if not score.failed), None),

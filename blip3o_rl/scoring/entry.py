@@ -20,7 +20,7 @@ import itertools
 import random
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -83,6 +83,10 @@ class RubricEntry:
     @property
     def log_name(self) -> str:
         return f"held_out/{self.name}" if self.settings.held_out else self.name
+
+    def is_for(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether it scores images of this prompt (`only_for`)."""
+        return self.settings.only_for is None or metadata.get("tag", "") in self.settings.only_for
 
     @property
     def available(self) -> bool:

@@ -4,7 +4,8 @@ The value is the weighted sum, not divided by the weights (Flow-GRPO's `multi_sc
 others' scale alone. The single values are kept for GDPO, which normalizes each within its group (`training.advantage`).
 A held-out reward is scored and logged under `held_out/<name>`, but enters neither value nor values, and its failure is
 logged (`held_out/<name>/failed`) without taking the sample from training. Single rewards and their failures are in
-`entry`, rewards that wait for others in `gates`.
+`entry`, rewards that wait for others in `gates`. Where prompts of several goals are mixed, a reward may be for some of
+them only (`only_for`, by tag): it adds 0 to the others' images, which moves nothing since a group has one prompt.
 """
 
 from __future__ import annotations
@@ -114,6 +115,10 @@ class Rubric:
         found: list[Found] = []
         for entry in self.entries:
             outcome = outcomes[entry.name]
+            if not entry.is_for(sample.metadata):
+                if entry.settings.trained:
+                    values[entry.name] = 0.0
+                continue
             if entry.settings.gates:
                 components[f"{entry.log_name}/open"] = float(outcome is not None)
             if entry.settings.held_out and outcome is not None:
@@ -144,7 +149,7 @@ class Rubric:
         """
         remarks = []
         for entry in self._available():
-            samples, known = _blank_samples(entry.reward, rows)
+            samples, known = _blank_samples(entry.reward, [row for row in rows if entry.is_for(row.metadata)])
             failures = [found for found in sync.run(entry.attempt(samples)) if isinstance(found, RewardError)]
             if not failures:
                 continue
@@ -157,28 +162,50 @@ class Rubric:
         return remarks
 
     def check_prompts(self, rows: Iterable[PromptRow]) -> None:
-        """Checks that each row has what each reward needs; a reward that is yet to be deployed is left out.
+        """Checks that each row has what each of its rewards needs; a reward that is yet to be deployed is left out.
 
         Raises:
             UserError: naming file, line, field and reward.
         """
         rows = list(rows)
+        trained = [entry for entry in self.entries if entry.settings.trained]
+        for row in rows:
+            if trained and not any(entry.is_for(row.metadata) for entry in trained):
+                tag = row.metadata.get("tag", "")
+                raise UserError(
+                    f"{row.where}: no reward is for tag '{tag}'; add the tag to {KEY}.{trained[0].name}.only_for, "
+                    "or leave such prompts out"
+                )
         rewards = [entry.reward for entry in self._available()]
         for row in rows:
             field, meant = misspelt_metadata(rewards, row.metadata)
             if field:
                 raise UserError(f"{row.where}: no reward reads the field '{field}'; did you mean '{meant}'? Rename it")
         for entry in self._available():
-            for row in rows:
+            own = [row for row in rows if entry.is_for(row.metadata)]
+            for row in own:
                 missing = missing_metadata(entry.reward, row.metadata)
                 if missing:
                     raise UserError(
-                        f"{row.where}: field '{missing}' is missing, but reward '{entry.name}' needs it; "
-                        f"add it to the line or remove reward.rewards.{entry.name}"
+                        f"{row.where}: field '{missing}' is missing, but reward '{entry.name}' needs it; add it to the "
+                        f"line, say which tags the reward is for ({KEY}.{entry.name}.only_for), or remove the reward"
                     )
-            for row, problem in zip(rows, metadata_problems(entry.reward, [r.metadata for r in rows]), strict=True):
+            for row, problem in zip(own, metadata_problems(entry.reward, [r.metadata for r in own]), strict=True):
                 if problem:
                     raise UserError(f"{row.where}: reward '{entry.name}' cannot score this prompt: {problem}")
+
+    def check_tags(self, rows: Iterable[PromptRow]) -> None:
+        """Checks that each reward is for some of the prompts.
+
+        Raises:
+            UserError: naming the reward and its tags.
+        """
+        there = sorted({str(row.metadata.get("tag", "")) for row in rows})
+        for entry in self.entries:
+            tags = entry.settings.only_for
+            if tags and not set(tags) & set(there):
+                given = f"{KEY}.{entry.name}.only_for=[{', '.join(tags)}]"
+                raise UserError(f"{given}: no prompt has such a tag; there are {', '.join(map(repr, there))}")
 
     def _available(self) -> list[RubricEntry]:
         return [entry for entry in self.entries if entry.available]
@@ -202,12 +229,15 @@ def _blank_samples(reward: Reward, rows: Sequence[PromptRow]) -> tuple[list[Samp
 
 
 Column: TypeAlias = "asyncio.Task[list[Outcome | None]]"
-"""One reward's outcome for each sample; None where its gate is closed."""
+"""One reward's outcome for each sample; None where its gate is closed, or the prompt is not one of its own."""
 
 
 async def _column(entry: RubricEntry, samples: Sequence[Sample], columns: Mapping[str, Column]) -> list[Outcome | None]:
     gates = {gate: await columns[gate] for gate in entry.settings.gates}
-    asked = [is_open(entry, {gate: column[row] for gate, column in gates.items()}) for row in range(len(samples))]
+    asked = [
+        entry.is_for(sample.metadata) and is_open(entry, {gate: column[row] for gate, column in gates.items()})
+        for row, sample in enumerate(samples)
+    ]
     outcomes = iter(await entry.score(list(itertools.compress(samples, asked))))
     return [next(outcomes) if open_ else None for open_ in asked]
 

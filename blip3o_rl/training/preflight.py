@@ -87,6 +87,7 @@ def check(config: DictConfig) -> Checked:
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
     rubric = build_rubric(rewards)
     rubric.check_prompts([*rows, *held_out])
+    rubric.check_tags(rows)
     rubric.self_check(rows)
     if chosen and chosen.rewards != rewards:
         chosen.rubric()

@@ -9,6 +9,7 @@ import pytest
 
 from blip3o_rl.cli.main import run
 from blip3o_rl.data.prompts import read_prompts
+from blip3o_rl.scoring.build import build_rubric
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,11 @@ def test_flow_grpos_files_are_imported_and_what_is_wrong_is_said_line_by_line(ho
     assert run(["prompts", "import", "train.txt", "--reward", "ocr", "--reward", "ocr.mode=original"]) == 1
     assert "train.txt:2: reward 'ocr' cannot score this prompt: it names no text" in capsys.readouterr().out
     assert lines_of(home / "outputs" / "prompts.jsonl") == [{"prompt": 'A sign that says "Slow"'}]
+
+    assert run(["prompts", "import", "train.txt", "--reward", "ocr", "--tag", "text", "-o", "t.jsonl"]) == 1
+    (home / "both.jsonl").write_text((home / "p.jsonl").read_text() + (home / "t.jsonl").read_text())
+    rewards = {"geneval": {"only_for": ["counting"], "detector": "scenes"}, "ocr": {"only_for": ["text"]}}
+    build_rubric(rewards).check_prompts(read_prompts(home / "both.jsonl"))
 
 
 def test_tables_are_imported_line_by_line(home, capsys):

@@ -22,6 +22,7 @@ from blip3o_rl.errors import UserError
         ({"only_if": {"geneval": "high"}}, [".only_if.geneval", "number"]),
         ({"only_if": {"geneval": math.nan}}, [".only_if.geneval", "number"]),
         ({"otherwise": 1.0}, [".otherwise", "no only_if"]),
+        ({"only_for": []}, [".only_for", "write [tag]"]),
         ({"only_if": {"geneval": 1}, "otherwise": None}, [".otherwise=null", "number"]),
         ({"weight": None}, [".weight=null", "number"]),
         ({"weight": "0.5"}, [".weight=0.5", "number"]),

@@ -35,8 +35,10 @@ def test_a_draw_follows_its_seed_and_the_held_out_side_is_fixed(name):
 def test_the_judge_can_score_every_prompt_and_has_the_component_of_all_right(name, coco_names):
     source = SOURCES[name]
     judge = build_rubric(source.judge)
-    judge.check_prompts([*training_rows(settings(source=name), 1), *held_out_rows(name, None, "x")])
-    assert source.correct.split("/")[0] in judge.names
+    rows = [*training_rows(settings(source=name), 1), *held_out_rows(name, None, "x")]
+    judge.check_prompts(rows)
+    judge.check_tags(rows)
+    assert [component.split("/")[0] for component in source.correct] == judge.names
 
 
 def test_shares_change_what_the_source_has_and_cannot_all_be_0():
@@ -52,6 +54,18 @@ def test_shares_change_what_the_source_has_and_cannot_all_be_0():
     for tag in ("recolour", "compose"):
         with pytest.raises(UserError, match=rf"prompts\.shares\.{tag}: there is no such tag of edits"):
             training_rows(settings(source="edits", shares={tag: 1}), 1)
+
+
+def test_shapes_and_words_have_the_sides_of_either_world_and_as_many_of_one_as_of_the_other():
+    train = training_rows(settings(source="shapes-and-words", train=1200), 1)
+    held_out = held_out_rows("shapes-and-words", None, "x")
+    for rows in (train, held_out):
+        assert sum(row.metadata["tag"] == "text" for row in rows) == len(rows) / 2
+    for name in ("shapes", "words"):
+        own = {row.prompt for row in held_out_rows(name, None, "x") if row.metadata["tag"] != "single_object"}
+        assert not own & {row.prompt for row in train} and own & {row.prompt for row in held_out}
+    words = training_rows(settings(source="shapes-and-words", train=12, shares={"text": 0}), 1)
+    assert all(row.metadata["tag"] != "text" for row in words)
 
 
 def test_a_file_takes_the_place_of_a_source(tmp_path):

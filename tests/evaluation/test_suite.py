@@ -38,7 +38,7 @@ def test_a_share_of_the_users_file_is_held_out_by_a_hash_of_the_prompt():
     trained, suite = sides(f"prompts.file={write('p.jsonl', PROMPTS)}")
     held_out = {row.prompt for row in suite.rows}
     assert 2 <= len(held_out) <= 10 and held_out.isdisjoint(trained) and held_out | set(trained) == set(PROMPTS)
-    assert suite.rewards == REWARDS and suite.name == "p" and suite.correct is None
+    assert suite.rewards == REWARDS and suite.name == "p" and not suite.correct
 
     longer = [*PROMPTS, *(f"{prompt} and a  CROSS" for prompt in PROMPTS), PROMPTS[0], PROMPTS[1].upper()]
     random.Random(0).shuffle(longer)
@@ -70,14 +70,14 @@ def test_a_file_of_held_out_prompts_that_are_trained_on_is_refused_with_their_co
 
 def test_a_source_keeps_its_judge_and_reports_the_runs_rewards():
     _, suite = sides("eval.limit=5")
-    assert (suite.name, suite.correct, len(suite.rows), suite.reported) == ("shapes", "geneval/correct", 5, REWARDS)
+    assert (suite.name, suite.correct, len(suite.rows), suite.reported) == ("shapes", ("geneval/correct",), 5, REWARDS)
     _, other = sides("eval.prompts=words")
     assert (other.name, set(other.rewards), other.reported) == ("words", {"ocr"}, {})
 
 
 def test_rewards_of_the_evaluation_take_the_place_of_the_judge_and_are_checked():
     _, suite = sides("eval.limit=2", *(f"eval.rewards.{name}.path=mine.py:score" for name in "ab"))
-    assert suite.rewards == dict.fromkeys("ab", {"path": "mine.py:score"}) and suite.correct is None
+    assert suite.rewards == dict.fromkeys("ab", {"path": "mine.py:score"}) and not suite.correct
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from blip3o_rl.scoring.build import build_rubric
 TRAINED = {
     "geneval_3b": {"geneval": 1},
     "text_3b": {"ocr": 1},
-    "multi": {"geneval": 0.5, "ocr": 0.5},
+    "multi": {"geneval": 1, "ocr": 1},
     "multi_3b": {"geneval": 1, "ocr": 1, "pickscore": 0.5},
     "layout": {"layout": 1},
     "layout_3b": {"layout": 1},
@@ -39,6 +39,7 @@ def test_a_recipe_can_score_its_prompts(name: str, coco_names: None) -> None:
     prompts = config["prompts"]
     rows = [*training_rows(prompts, 1), *held_out_rows(prompts["source"], None, "x")]
     rubric.check_prompts(rows)
+    rubric.check_tags(rows)
     if config["eval"]["rewards"]:
         build_rubric(config["eval"]["rewards"]).check_prompts(rows)
     assert config["actor_rollout_ref"]["rollout"]["n"] >= 8

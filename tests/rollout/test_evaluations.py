@@ -25,7 +25,7 @@ from blip3o_rl.scoring.rubric import RubricScore
 
 ROWS = [PromptRow(f"prompt {n}", {"prompt": f"prompt {n}", "tag": "ab"[n % 2]}, f"p:{n}") for n in range(8)]
 IMAGES = 3
-SUITE = Suite("mine", ROWS, {"judge": {}}, "judge/right", {"own": {}})
+SUITE = Suite("mine", ROWS, {"judge": {}}, ("judge/right",), {"own": {}})
 
 
 def schedule(folder: Path, every: int | None = 2, last: int = 4) -> Schedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import threading
 import time
@@ -106,6 +107,41 @@ def test_a_gate_that_failed_is_closed_and_the_sample_fails():
     late = entry(ones, "late", only_if={"made": 0.0})
     results = Rubric([entry(explode, on_error="skip_sample"), late]).score(samples(2))
     assert all(r.failed and math.isnan(r.value) and r.values == () for r in results) and late.reward.calls == 0
+
+
+def tagged(*tags: str) -> list[PromptRow]:
+    return [PromptRow("x", {"prompt": "x", "tag": tag}, f"p.jsonl:{line}") for line, tag in enumerate(tags, 1)]
+
+
+def test_a_reward_of_other_prompts_is_not_asked_and_adds_nothing():
+    seen = []
+    letters = entry(lambda b: [seen.append(s.id) or 0.5 for s in b], "letters", weight=2.0, only_for=["text", "sign"])
+    rubric = Rubric([letters, entry(level, "objects", only_for=["scene"]), entry(ones, "looks")])
+    tags = ["text", "scene", "sign", ""]
+    results = rubric.score(
+        [dataclasses.replace(s, metadata={"i": 4, "tag": t}) for s, t in zip(samples(4), tags, strict=True)]
+    )
+    assert seen == ["s0", "s2"]
+    assert [r.values for r in results] == [(0.5, 0.0, 1.0), (0.0, 4.0, 1.0), (0.5, 0.0, 1.0), (0.0, 0.0, 1.0)]
+    assert [r.value for r in results] == [2.0, 5.0, 2.0, 1.0]
+    assert ["letters" in r.components for r in results] == [True, False, True, False]
+
+
+def test_prompts_are_checked_for_their_own_rewards():
+    objects = entry(ones, "objects", only_for=["scene"])
+    objects.reward.required_metadata = ("include",)
+    rubric = Rubric([objects, entry(ones, "letters", only_for=["text"]), entry(ones, "looks", held_out=True)])
+    rubric.check_prompts(tagged("text"))
+    with pytest.raises(
+        UserError, match=r"p\.jsonl:2: field 'include' is missing, .*reward\.rewards\.objects\.only_for"
+    ):
+        rubric.check_prompts(tagged("text", "scene"))
+    with pytest.raises(
+        UserError, match=r"p\.jsonl:2: no reward is for tag 'txt'; add the tag to reward\.rewards\.objects"
+    ):
+        rubric.check_prompts(tagged("text", "txt"))
+    with pytest.raises(UserError, match=r"letters\.only_for=\[text\]: no prompt has such a tag; there are 'scene'"):
+        rubric.check_tags(tagged("scene", "scene"))
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ def test_gdpo_sets_verls_estimator_with_every_reward(model: Path) -> None:
         ("+prompts.shares.poems=1", "prompts.shares.poems: there is no such tag of shapes; known: single_object"),
         ("reward.aggregation=mean", "reward.aggregation=mean: must be 'weighted_sum' or 'gdpo'"),
         ("reward.rewards.geneval.only_if.beauty=0.5", "there is no such reward"),
+        ("reward.rewards.geneval.only_for=[text]", "no reward is for tag 'single_object'"),
         ("reward.rewards.geneval.held_out=true", "never trained on"),
         ("reward.rewards.geneval.service.replica=2", "did you mean 'replicas'"),
         ("prompts.train=4", "4 prompts are fewer than data.train_batch_size=8"),

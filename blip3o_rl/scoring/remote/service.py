@@ -22,6 +22,7 @@ from starlette.formparsers import MultiPartParser
 
 from blip3o_rl import __version__, http_server
 from blip3o_rl.config.reward import read_rewards
+from blip3o_rl.io import whole_characters
 from blip3o_rl.scoring.api import RewardError, Sample
 from blip3o_rl.scoring.registry import local_reward
 from blip3o_rl.scoring.remote import wire
@@ -55,7 +56,7 @@ class RewardService:
         tolerant = {name: entry.model_copy(update={"on_error": "skip_sample"}) for name, entry in entries.items()}
         rubric = Rubric([RubricEntry(name, local_reward(name, entry), entry) for name, entry in tolerant.items()])
         for remark in rubric.self_check(rows):
-            log.warning("%s", remark)
+            log.warning("%s", whole_characters(remark))
         self.queues = {entry.name: BatchQueue(entry, batch) for entry in rubric.entries}
         self.infos = [_describe(entry) for entry in rubric.entries]
 
@@ -70,7 +71,7 @@ class RewardService:
         columns = await asyncio.gather(*(queue.score(samples) for queue in queues.values()))
         for outcome in itertools.chain(*columns):
             if isinstance(outcome, RewardError):
-                log.warning("%s", outcome)
+                log.warning("%s", whole_characters(str(outcome)))
         return wire.ScoreResponse(scores=dict(zip(queues, map(wire.encode_outcomes, columns), strict=True)))
 
     async def check(self, rewards: list[str] | None, metadatas: Sequence[Mapping[str, Any]]) -> wire.CheckResponse:
