@@ -34,15 +34,13 @@ from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.report.run_folder import run_id
 from blip3o_rl.rollout.placement import renderer_device
 from blip3o_rl.rollout.state_capture import states_tensor
+from blip3o_rl.scoring.remote.deployment import ONGOING
 
 APP = "blip3o-renderer"
 SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
 ATTEMPTS, PAUSE_S = 3, 1.0
 """Of a call whose replica dies."""
-ONGOING = 16_384
-"""Calls that a replica takes at a time: more than a step has. If replicas are full, a caller asks Serve for the length
-of their queues, which a busy replica answers too late; then it pauses, and rollouts stood still for 5 to 20 s."""
 Answer = TypeVar("Answer")
 
 

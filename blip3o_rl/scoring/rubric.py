@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import itertools
 import math
 import re
@@ -25,7 +24,7 @@ import numpy as np
 
 from blip3o_rl.config.reward import KEY
 from blip3o_rl.errors import UserError
-from blip3o_rl.scoring import sync
+from blip3o_rl.scoring import prompt_checks, sync
 from blip3o_rl.scoring.api import Found, Reward, RewardError, Sample, Score
 from blip3o_rl.scoring.entry import Outcome, RubricEntry
 from blip3o_rl.scoring.gates import is_open, order
@@ -168,31 +167,8 @@ class Rubric:
             UserError: naming file, line, field and reward.
         """
         rows = list(rows)
-        trained = [entry for entry in self.entries if entry.settings.trained]
-        for row in rows:
-            if trained and not any(entry.is_for(row.metadata) for entry in trained):
-                tag = row.metadata.get("tag", "")
-                raise UserError(
-                    f"{row.where}: no reward is for tag '{tag}'; add the tag to {KEY}.{trained[0].name}.only_for, "
-                    "or leave such prompts out"
-                )
-        rewards = [entry.reward for entry in self._available()]
-        for row in rows:
-            field, meant = misspelt_metadata(rewards, row.metadata)
-            if field:
-                raise UserError(f"{row.where}: no reward reads the field '{field}'; did you mean '{meant}'? Rename it")
-        for entry in self._available():
-            own = [row for row in rows if entry.is_for(row.metadata)]
-            for row in own:
-                missing = missing_metadata(entry.reward, row.metadata)
-                if missing:
-                    raise UserError(
-                        f"{row.where}: field '{missing}' is missing, but reward '{entry.name}' needs it; add it to the "
-                        f"line, say which tags the reward is for ({KEY}.{entry.name}.only_for), or remove the reward"
-                    )
-            for row, problem in zip(own, metadata_problems(entry.reward, [r.metadata for r in own]), strict=True):
-                if problem:
-                    raise UserError(f"{row.where}: reward '{entry.name}' cannot score this prompt: {problem}")
+        prompt_checks.check_tags_of_rows(rows, [entry for entry in self.entries if entry.settings.trained])
+        prompt_checks.check_fields(rows, self._available())
 
     def check_tags(self, rows: Iterable[PromptRow]) -> None:
         """Checks that each reward is for some of the prompts.
@@ -200,12 +176,7 @@ class Rubric:
         Raises:
             UserError: naming the reward and its tags.
         """
-        there = sorted({str(row.metadata.get("tag", "")) for row in rows})
-        for entry in self.entries:
-            tags = entry.settings.only_for
-            if tags and not set(tags) & set(there):
-                given = f"{KEY}.{entry.name}.only_for=[{', '.join(tags)}]"
-                raise UserError(f"{given}: no prompt has such a tag; there are {', '.join(map(repr, there))}")
+        prompt_checks.check_tags_of_rewards(list(rows), self.entries)
 
     def _available(self) -> list[RubricEntry]:
         return [entry for entry in self.entries if entry.available]
@@ -240,38 +211,6 @@ async def _column(entry: RubricEntry, samples: Sequence[Sample], columns: Mappin
     ]
     outcomes = iter(await entry.score(list(itertools.compress(samples, asked))))
     return [next(outcomes) if open_ else None for open_ in asked]
-
-
-def missing_metadata(reward: Reward, metadata: Mapping[str, Any]) -> str:
-    """The first field that the reward needs and the metadata do not have, or ""."""
-    return next((name for name in reward.required_metadata if metadata.get(name) in (None, "", [], {})), "")
-
-
-def metadata_problem(reward: Reward, metadata: Mapping[str, Any]) -> str:
-    """What is wrong with one prompt's metadata for the reward, "" for nothing."""
-    missing = missing_metadata(reward, metadata)
-    return f"the metadata field '{missing}' is missing" if missing else metadata_problems(reward, [metadata])[0]
-
-
-def misspelt_metadata(rewards: Sequence[Reward], metadata: Mapping[str, Any]) -> tuple[str, str]:
-    """A field that no reward declares, and the absent declared one that it nearly is; or ("", ""). A misspelt optional
-    field would be a demand that nobody reads, so that a wrong image scores 1."""
-    declared = {name for r in rewards for name in (*r.required_metadata, *getattr(r, "optional_metadata", ()))}
-    absent = sorted(declared - metadata.keys())
-    for field in sorted(metadata.keys() - declared - {"prompt", "tag", "id", "image", "references"}):
-        near = difflib.get_close_matches(field.lower(), absent, n=1, cutoff=0.8)
-        if near:
-            return field, near[0]
-    return "", ""
-
-
-def metadata_problems(reward: Reward, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the reward says is wrong with each prompt's metadata, "" for nothing. A reward may look at one
-    (`check_metadata`), or at all of them in one go (`check_metadatas`), as a service in another process does."""
-    if hasattr(reward, "check_metadatas"):
-        return reward.check_metadatas(metadatas)
-    single = getattr(reward, "check_metadata", lambda metadata: "")
-    return [single(metadata) or "" for metadata in metadatas]
 
 
 def _logged(name: str, score: Score, metadata: Mapping[str, Any]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from blip3o_rl.data.synthetic import scenes
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.entry import RubricEntry
-from blip3o_rl.scoring.rubric import metadata_problem
+from blip3o_rl.scoring.prompt_checks import metadata_problem
 
 SIDE = 256
 NAMES = ("blank", "noise", "scene", "lettering")

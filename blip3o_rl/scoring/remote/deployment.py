@@ -17,6 +17,10 @@ from ray import serve
 from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, process_environment, read_rewards
 from blip3o_rl.errors import UserError
 
+ONGOING = 16_384
+"""Calls that a replica takes at a time: more than a step has. If replicas are full, a caller asks Serve for the length
+of their queues, which a busy replica answers too late; then it pauses, and rollouts stood still for 5 to 20 s."""
+
 
 @serve.deployment
 class RewardReplica:
@@ -104,7 +108,7 @@ def _deployment(service: DeployedService, environment: Mapping[str, str]) -> Any
     deployment: Any = RewardReplica
     return deployment.options(
         num_replicas=service.replicas,
-        max_ongoing_requests=16_384,  # never full: Serve's callers would pause (`rollout.render_service.ONGOING`)
+        max_ongoing_requests=ONGOING,
         health_check_period_s=5.0,
         max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": service.num_cpus, "num_gpus": service.num_gpus, "runtime_env": runtime_env},

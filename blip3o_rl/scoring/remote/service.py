@@ -24,11 +24,12 @@ from blip3o_rl import __version__, http_server
 from blip3o_rl.config.reward import read_rewards
 from blip3o_rl.io import whole_characters
 from blip3o_rl.scoring.api import RewardError, Sample
+from blip3o_rl.scoring.prompt_checks import metadata_problem
 from blip3o_rl.scoring.registry import local_reward
 from blip3o_rl.scoring.remote import wire
 from blip3o_rl.scoring.remote.admission import Admission, RequestLimits
 from blip3o_rl.scoring.remote.batching import BatchQueue
-from blip3o_rl.scoring.rubric import Rubric, RubricEntry, metadata_problem
+from blip3o_rl.scoring.rubric import Rubric, RubricEntry
 
 if TYPE_CHECKING:
     from blip3o_rl.data.prompts import PromptRow
