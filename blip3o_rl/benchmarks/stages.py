@@ -111,8 +111,11 @@ def sampling(
         Procedure("sample", "transformers, states kept", lambda: sampler(prompts, seeds, config), len(prompts)),
     ]
     if engine is not None:
-        for name, states in (("vLLM, states kept", True), ("vLLM without states", False)):
-            call = partial(engine if states else engine.tokens, prompts, seeds, config)
+        for name, call in (
+            ("vLLM, states kept: rollouts", partial(engine.rollouts, prompts, config)),
+            ("vLLM without states", partial(engine.tokens, prompts, config)),
+            ("vLLM, states kept, a seed per image", partial(engine, prompts, seeds, config)),
+        ):
             found.append(Procedure("sample", name, call, len(prompts), counted=False))
     return found
 

@@ -22,6 +22,7 @@ from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.rendering import render
 from blip3o_rl.model.sampling import pad_left
+from blip3o_rl.rollout.offline import OfflineSampler
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.rubric import Rubric
 from blip3o_rl.training.log_probs import entropies, log_probs
@@ -51,6 +52,12 @@ def procedures(
     def theirs() -> None:
         original.hidden_states(policy, original.generate(policy, prompts, pad, count), count)
 
+    def sampled() -> None:
+        if isinstance(pipe.sampler, OfflineSampler):
+            pipe.sampler.rollouts(prompts, sampling)
+        else:
+            pipe.sampler(prompts, seeds, sampling)
+
     def rendered(one: Callable[..., Any], config: GenerationConfig) -> Callable[[], None]:
         def call() -> None:
             for first in range(0, images, batch):
@@ -73,9 +80,7 @@ def procedures(
     }
     return [
         Procedure("sample", ORIGINAL, theirs, images),
-        Procedure(
-            "sample", SAME, lambda: pipe.sampler(prompts, seeds, sampling), images, counted=pipe.policy is not None
-        ),
+        Procedure("sample", SAME, sampled, images, counted=pipe.policy is not None),
         Procedure("render", ORIGINAL, rendered(partial(original.render, pipe.renderer), DEFAULTS), images),
         Procedure("render", SAME, rendered(ours, DEFAULTS), images),
         Procedure("render", RECIPE, rendered(ours, settings.render.generation(full=False)), images),

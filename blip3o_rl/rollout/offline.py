@@ -95,6 +95,16 @@ class OfflineSampler:
         self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and states of one image per prompt, on the CPU; see `model.sampling.Sampler`."""
+        return self._with_states(prompts, seeds, config, progress)
+
+    def rollouts(self, prompts: list[list[int]], config: GenerationConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as training samples them: all images from one random stream. With a stream of its own per image,
+        vLLM makes the random numbers of each token image by image."""
+        return self._with_states(prompts, [None] * len(prompts), config, silent)
+
+    def _with_states(
+        self, prompts: list[list[int]], seeds: Sequence[int | None], config: GenerationConfig, progress: Progress
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         names = [f"offline{self._request + number}" for number in range(len(prompts))]
         self._request += len(prompts)
         self._engine.collective_rpc("start_capture", args=(len(prompts),))
@@ -102,14 +112,15 @@ class OfflineSampler:
         states = [states_tensor(unpack_states(self._engine.collective_rpc("take_states", args=(n,)))) for n in names]
         return tokens, torch.stack(states)
 
-    def tokens(self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig) -> torch.Tensor:
-        """The tokens alone, as plain vLLM samples them: what keeping the states is compared with."""
-        return self._sample(prompts, seeds, config, [None] * len(prompts), silent)
+    def tokens(self, prompts: list[list[int]], config: GenerationConfig) -> torch.Tensor:
+        """The tokens of rollouts alone, as plain vLLM samples them: what keeping the states is compared with."""
+        nothing = [None] * len(prompts)
+        return self._sample(prompts, nothing, config, nothing, silent)
 
     def _sample(
         self,
         prompts: list[list[int]],
-        seeds: list[int],
+        seeds: Sequence[int | None],
         config: GenerationConfig,
         names: Sequence[str | None],
         progress: Progress,

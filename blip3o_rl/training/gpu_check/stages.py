@@ -102,7 +102,7 @@ def capture(folder: Path, size: str) -> dict[str, Any]:
     prompts = [encode_prompt(tokenizer, PROMPT, chosen.scale, parts.layout)] * chosen.images
     with OfflineSampler(path, dtype, max_num_seqs=chosen.images) as sampler:
         start = time.perf_counter()
-        tokens, states = sampler(prompts, list(range(chosen.images)), GenerationConfig(scale=chosen.scale))
+        tokens, states = sampler.rollouts(prompts, GenerationConfig(scale=chosen.scale))
         seconds = time.perf_counter() - start
     policy = parts.load_policy(dtype, _device())
     expected = PolicySampler(policy, tokenizer.pad_token_id).hidden_states(prompts, tokens, chosen.scale).cpu().float()
