@@ -20,6 +20,7 @@ from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.api import RewardError, Sample, Unreachable
 from blip3o_rl.scoring.build import build_rubric
+from blip3o_rl.scoring.remote import service
 from blip3o_rl.scoring.remote.admission import RequestLimits
 from blip3o_rl.scoring.remote.client import RemoteReward
 from blip3o_rl.scoring.remote.endpoints import Endpoint, endpoint_of
@@ -139,14 +140,16 @@ def test_one_refused_sample_does_not_take_its_neighbors_along(app, make_samples)
     assert isinstance(outcomes[2], RewardError) and "not lower case" in str(outcomes[2])
 
 
-def test_the_rewards_own_failure_comes_back_in_its_place(app, caplog) -> None:
+def test_the_rewards_own_failure_comes_back_in_its_place(app, monkeypatch) -> None:
+    logged = []
+    monkeypatch.setattr(service.log, "warning", lambda _, text: logged.append(text))
     image = np.zeros((4, 4, 3), np.uint8)
     samples = [Sample(str(i), prompt, image) for i, prompt in enumerate(("good", "bad", "nan"))]
     reward = remote(app, "picky")
     results = Rubric([RubricEntry("picky", reward, RewardEntry(on_error="skip_sample"))]).score(samples)
     assert [r.failed for r in results] == [False, True, True]
     assert "ValueError: cannot judge" in results[1].reason and "nan" in results[2].reason
-    assert "cannot judge \ufffd this" in caplog.text, "a log file holds no half surrogate pair"
+    assert "cannot judge \ufffd this" in logged[0], "a log file holds no half surrogate pair"
     assert sent(reward) == ["/score"]
 
 
