@@ -106,12 +106,14 @@ class PromptSettings(Settings):
 
     source: str = Field(
         "shapes",
-        description="a built-in source: shapes, words, text, layout, planogram, posters, store, edits, geneval",
+        description="a built-in source: shapes, words, shapes-and-words, text, layout, planogram, posters, store, "
+        "edits, geneval",
     )
-    train: int = Field(4096, ge=1, description="prompts that the source makes; a small number is learned by heart")
+    train: int = Field(4096, ge=1, description="prompts that the source makes; a small number may be learned by heart")
     shares: dict[str, NonNegativeInt] = Field(
         {},
-        description="shapes, edits, geneval: how many prompts of a tag come in a round, where it differs from the "
-        "source's: one of each in shapes, one keep to two of each operation in edits, Flow-GRPO's ratio in geneval",
+        description="shapes, shapes-and-words, edits, geneval: how many prompts of a tag come in a round, where it "
+        "differs from the source's: one of each in shapes, besides six words in shapes-and-words, one keep to two of "
+        "each operation in edits, Flow-GRPO's ratio in geneval",
     )
     file: InputText | None = Field(None, description="a prompt file of your own in place of the source")

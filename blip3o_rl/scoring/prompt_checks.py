@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blip3o_rl.config.reward import KEY
@@ -30,7 +30,7 @@ def check_tags_of_rows(rows: Sequence[PromptRow], trained: Sequence[RubricEntry]
             )
 
 
-def check_tags_of_rewards(rows: Sequence[PromptRow], entries: Sequence[RubricEntry]) -> None:
+def check_tags_of_rewards(rows: Iterable[PromptRow], entries: Sequence[RubricEntry]) -> None:
     """Each reward needs a prompt that it is for.
 
     Raises:

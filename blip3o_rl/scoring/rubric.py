@@ -176,7 +176,7 @@ class Rubric:
         Raises:
             UserError: naming the reward and its tags.
         """
-        prompt_checks.check_tags_of_rewards(list(rows), self.entries)
+        prompt_checks.check_tags_of_rewards(rows, self.entries)
 
     def _available(self) -> list[RubricEntry]:
         return [entry for entry in self.entries if entry.available]

@@ -144,7 +144,7 @@ def test_words_are_judged_by_what_can_be_read() -> None:
 
 
 def test_an_unknown_suite_is_refused() -> None:
-    with pytest.raises(UserError, match="eval poems: .*known: shapes, words, "):
+    with pytest.raises(UserError, match="eval poems: .*known: shapes, words, text"):
         evaluate(pipeline(right), PROMPTS, "poems")
 
 

@@ -38,7 +38,7 @@ def test_a_share_of_the_users_file_is_held_out_by_a_hash_of_the_prompt():
     trained, suite = sides(f"prompts.file={write('p.jsonl', PROMPTS)}")
     held_out = {row.prompt for row in suite.rows}
     assert 2 <= len(held_out) <= 10 and held_out.isdisjoint(trained) and held_out | set(trained) == set(PROMPTS)
-    assert suite.rewards == REWARDS and suite.name == "p" and not suite.correct
+    assert suite.rewards == REWARDS and suite.name == "p" and suite.correct == ()
 
     longer = [*PROMPTS, *(f"{prompt} and a  CROSS" for prompt in PROMPTS), PROMPTS[0], PROMPTS[1].upper()]
     random.Random(0).shuffle(longer)
@@ -77,7 +77,7 @@ def test_a_source_keeps_its_judge_and_reports_the_runs_rewards():
 
 def test_rewards_of_the_evaluation_take_the_place_of_the_judge_and_are_checked():
     _, suite = sides("eval.limit=2", *(f"eval.rewards.{name}.path=mine.py:score" for name in "ab"))
-    assert suite.rewards == dict.fromkeys("ab", {"path": "mine.py:score"}) and not suite.correct
+    assert suite.rewards == dict.fromkeys("ab", {"path": "mine.py:score"}) and suite.correct == ()
 
 
 @pytest.mark.parametrize(

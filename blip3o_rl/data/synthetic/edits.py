@@ -123,7 +123,7 @@ def sample(rng: np.random.Generator, operation: str, side: Side = "training") ->
 def train_edits(n: int, seed: int = 0, shares: Mapping[str, int] | None = None) -> list[Metadata]:
     """`n` training prompts; `shares` says how often each operation comes in a round (SHARES when None)."""
     rng = np.random.default_rng(seed)
-    turns = [operation for operation, share in (SHARES if shares is None else shares).items() for _ in range(share)]
+    turns = splits.turns(SHARES if shares is None else shares)
     return [sample(rng, turns[number % len(turns)]).metadata for number in range(n)]
 
 

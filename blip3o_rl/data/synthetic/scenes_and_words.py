@@ -18,9 +18,9 @@ HELD_OUT = 96
 
 
 def train_prompts(n: int, seed: int = 0, shares: Mapping[str, int] | None = None) -> list[Metadata]:
-    """`n` training prompts, drawn with replacement; `shares` says how often each tag comes in a round."""
-    turns = [tag for tag, share in (SHARES if shares is None else shares).items() for _ in range(share)]
-    pools = [words.split()[0] if tag == words.TAG else scene_prompts.split(tag)[0] for tag in turns]
+    """`n` training prompts with replacement; `shares` says how often each tag comes in a round (SHARES when None)."""
+    tags = splits.turns(SHARES if shares is None else shares)
+    pools = [words.split()[0] if tag == words.TAG else scene_prompts.split(tag)[0] for tag in tags]
     return splits.draw_prompts(pools, n, seed)
 
 

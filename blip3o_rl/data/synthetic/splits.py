@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any, TypeVar
 
@@ -23,6 +23,11 @@ def split(items: Sequence[Item], held_out: int, seed: int) -> tuple[tuple[Item, 
 def counterparts(one: Metadata, other: Metadata, brief: str) -> list[Metadata]:
     """Two rows that differ in one thing, each with what the other's field `brief` asks for."""
     return [{**one, COUNTERFACTUAL: {brief: other[brief]}}, {**other, COUNTERFACTUAL: {brief: one[brief]}}]
+
+
+def turns(shares: Mapping[str, int]) -> list[str]:
+    """The tags of a round of prompts, each as often as its share says."""
+    return [tag for tag, share in shares.items() for _ in range(share)]
 
 
 def draw_prompts(pools: Sequence[Sequence[Metadata]], n: int, seed: int) -> list[Metadata]:
