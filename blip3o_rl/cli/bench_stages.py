@@ -78,7 +78,7 @@ def bench_sample(
         if place.backend == "vllm":
             from blip3o_rl.rollout.offline import OfflineSampler
 
-            engine = stack.enter_context(OfflineSampler(model, place.dtype, images))
+            engine = stack.enter_context(OfflineSampler(model, place.dtype, images, graphs=True))
         procedures = stages.sampling(policy, tokenizer.pad_token_id, prompts, GenerationConfig(scale), engine)
         report.timings = measure.interleaved(procedures, repetitions, place.device)
     weights = sum(parameter.nbytes for parameter in policy.parameters())

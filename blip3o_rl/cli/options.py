@@ -66,6 +66,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     backend: str  # vllm or transformers
+    many: bool = False  # images: worth a longer start of vLLM's engine
 
     @classmethod
     def of(
@@ -75,7 +76,7 @@ class Placement:
         from blip3o_rl.model.devices import device_of, dtype_of
 
         place = device_of(device, "--device")
-        return cls(place, dtype_of(dtype, place, "--dtype"), _backend(backend, place.type, many))
+        return cls(place, dtype_of(dtype, place, "--dtype"), _backend(backend, place.type, many), many)
 
     def settings(self) -> dict[str, str]:
         """For the text chunks of an image."""
@@ -95,7 +96,7 @@ class Placement:
             from blip3o_rl.rollout.offline import EDITING_LENGTH, MAX_LENGTH, OfflineSampler
 
             room = EDITING_LENGTH if editing else MAX_LENGTH
-            sampler = stack.enter_context(OfflineSampler(model, self.dtype, batch_size, room))
+            sampler = stack.enter_context(OfflineSampler(model, self.dtype, batch_size, room, self.many))
         return Blip3oPipeline.from_pretrained(model, self.dtype, self.device, sampler, editing)
 
 

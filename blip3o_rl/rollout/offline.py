@@ -7,7 +7,8 @@ the pipeline; `blip3o-rl generate --backend vllm` uses it.
   tokens in transformers.
 - Prompts are not prefilled in chunks: vLLM rewinds a seeded request's random stream after a chunk, which on a CPU is an
   error and on a GPU only nearly right.
-- Nothing is compiled and no CUDA graph is captured: a few images do not earn that back.
+- For a few images nothing is compiled and no CUDA graph is captured; `graphs` does both, as training does, where there
+  are many. A token step of 16 images of the 3B took 29 ms without them (H100) and 2.7 ms with them (H200, in training).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class OfflineSampler:
         dtype: of the policy in the engine.
         max_num_seqs: images sampled at a time; more are queued.
         max_model_len: longest prompt plus its image tokens, in tokens; at most the policy's positions.
+        graphs: compile the policy and capture CUDA graphs, where vLLM samples on a GPU.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class OfflineSampler:
         dtype: torch.dtype = torch.float32,
         max_num_seqs: int = 32,
         max_model_len: int = MAX_LENGTH,
+        graphs: bool = False,
     ):
         if platform() is None:
             raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")
@@ -85,7 +88,7 @@ class OfflineSampler:
             enable_chunked_prefill=False,
             kv_cache_memory_bytes=kv_cache_bytes(config, dtype, self.max_model_len, max_num_seqs),
             gpu_memory_utilization=GPU_SHARE,
-            enforce_eager=True,
+            enforce_eager=not (graphs and platform() == "cuda"),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             worker_extension_cls="blip3o_rl.rollout.state_capture.StateCapture",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import psutil
@@ -209,6 +210,19 @@ def test_the_engine_is_spawned(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RuntimeError, match="enough"):
         made([[1, 2]], [7], GenerationConfig(scale=2, top_k=1200, top_p=0.95))
     assert seen == ["spawn", (1200, 0.95, 7)]
+
+
+@pytest.mark.parametrize(("vllm", "graphs", "eager"), [
+    ("cuda", True, False), ("cuda", False, True), ("cpu", True, True),
+])  # fmt: skip
+def test_cuda_graphs_are_captured_on_a_gpu_for_many_images(
+    folder: Path, vllm: str, graphs: bool, eager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = MagicMock()
+    monkeypatch.setattr(offline, "platform", lambda: vllm)
+    monkeypatch.setattr("vllm.LLM", engine)
+    OfflineSampler(folder, graphs=graphs)
+    assert engine.call_args.kwargs["enforce_eager"] is eager
 
 
 def test_the_upstream_policys_cache_stays_within_its_limit() -> None:
