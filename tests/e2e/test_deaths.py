@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import clusters
 import psutil
@@ -161,6 +162,24 @@ def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
+def usage(processes: list[psutil.Process]) -> tuple[float, int]:
+    """GiB of memory, shared pages once, and open files of the processes together."""
+    memory, files = 0.0, 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            memory += process.memory_full_info().pss / 2**30
+            files += process.num_fds()
+    return memory, files
+
+
+def assert_flat(values: list[float], name: str) -> None:
+    """The last third of them is no more than a tenth above the first third, by their medians."""
+    third = max(1, len(values) // 3)
+    first, last = median(values[:third]), median(values[-third:])
+    print(f"{name}: median {first:.2f} in the first third, {last:.2f} in the last", flush=True)
+    assert last <= 1.1 * first
+
+
 def left_in_shared_memory() -> set[str]:
     """What torch and multiprocessing put there and no process has mapped."""
     files = {str(file) for pattern in ("psm_*", "torch_*") for file in SHARED.glob(pattern)}
@@ -233,14 +252,17 @@ def test_a_full_disk_costs_the_checkpoint_that_was_being_written_and_not_the_bes
 @pytest.mark.skipif("SOAK_HOURS" not in os.environ, reason="make soak: hours of random kills")
 def test_soak(run: Run) -> None:
     """Random processes at random moments, of a run that is starting, too."""
-    until, moments, kills = time.monotonic() + 3600 * float(os.environ["SOAK_HOURS"]), random.Random(1), 0
+    until, moments, used = time.monotonic() + 3600 * float(os.environ["SOAK_HOURS"]), random.Random(1), []
     while time.monotonic() < until:
         time.sleep(moments.uniform(0, 60))
         if not run.ended:
             name = moments.choice(
                 [name for name in PROCESSES if any(is_called(p, PROCESSES[name]) for p in run.members())]
             )
-            kills += 1
-            print(f"{kills}, at step {run.step}: {run.kill(name)}", flush=True)
+            step, told = run.step, run.kill(name)
+            used.append(usage(run.members()))
+            print(f"{len(used)}, at step {step}: {told}; {used[-1][0]:.2f} GiB, {used[-1][1]} files", flush=True)
     run.finish()
-    print(f"{run.step} steps, {kills} kills")
+    assert_flat([memory for memory, _ in used], "GiB of memory")
+    assert_flat([files for _, files in used], "open files")
+    print(f"{run.step} steps, {len(used)} kills")
