@@ -62,7 +62,7 @@ class Progress:
         """Leaves the terminal as it was."""
 
     def phase(self, text: str) -> None:
-        """What is going on before or between the steps, for example "loading the model"."""
+        """What is going on before or between the steps, for example "loading the model"; "" for nothing."""
         if text != self.text:
             self.text, self.phase_begun = text, self.clock()
 
@@ -106,7 +106,7 @@ class PlainProgress(Progress):
         return self
 
     def phase(self, text: str) -> None:
-        if text != self.text:
+        if text and text != self.text:
             self.note(f"[{duration(self.elapsed())}] {text}")
         super().phase(text)
 

@@ -7,13 +7,12 @@ validation (`rollout.evaluations`). Output of verl, vLLM and Ray goes to the run
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -31,15 +30,11 @@ from blip3o_rl.report.follower import MetricsFollower, new_source, recover
 from blip3o_rl.report.progress import Progress, progress
 from blip3o_rl.report.run_folder import DEFAULT_ROOT, RunFolder
 from blip3o_rl.terminal import Redirected, goes_on_with, is_sigterm
-from blip3o_rl.training import capacity, cluster, given_cluster, preflight, stored
+from blip3o_rl.training import capacity, cluster, given_cluster, preflight, stored, waiting
 
 if TYPE_CHECKING:
     from blip3o_rl.evaluation.schedule import Schedule
 
-POLL_S = 0.5
-NEEDED = (capacity.AGENT_LOOP, "TransferQueueController")
-"""Names of the actors without which verl's trainer would wait for samples for ever."""
-END_S = 30.0
 JOB_RUNS = Path("~/blip3o-rl-runs")
 """Where a Ray job's runs go when `run.folder` is not given: Ray deletes the job's own working directory."""
 
@@ -188,7 +183,7 @@ def _train(
         render_service.start(config.run.folder, str(checked.model), render, nodes, gpus, checked.editing)
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
         keeper = evaluations.start(schedule) if schedule else None
-        shown.phase("starting verl and vLLM")
+        shown.phase("starting verl")
 
         def more(step: int, numbers: Mapping[str, float | None]) -> dict[str, float]:
             diff = {drift.PROBS_DIFF: numbers[series.PROBS_DIFF]} if series.PROBS_DIFF in numbers else {}
@@ -198,48 +193,10 @@ def _train(
         with MetricsFollower(metrics_file, folder, shown.update, more=more):
             done = task.run.remote(config)
             try:
-                _wait(done, record, keeper, turn, folder, shown)
+                waiting.wait(done, record, keeper, turn, folder, shown)
             except KeyboardInterrupt as error:
                 if is_sigterm(error) and (grace := checked.settings.run.grace_s):
                     shown.note(f"SIGTERM: saving after this step, which may take {grace:g} s (run.grace_s)")
                     record.end_after_step.remote()
                     ray.wait([done], timeout=grace)
                 raise
-
-
-def _wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, shown: Progress) -> None:
-    """Waits for verl's trainer and shows warnings and evaluations; ends it when a reward or a monitor says stop."""
-    import ray
-
-    needed: set[str] = set()
-    again = f"logs in {folder.logs}; go on with {shlex.join(['blip3o-rl', 'train', '--resume', str(folder.path)])}"
-    while True:
-        ready, _ = ray.wait([done], timeout=POLL_S)
-        names = set(ray.util.list_named_actors())
-        needed |= {name for name in names if name.startswith(NEEDED)}
-        turn = capacity.pass_on(turn, names)
-        if not ready and (lost := needed - names):
-            ready, _ = ray.wait([done], timeout=END_S)  # verl ends them, too, when it has ended
-            if not ready:
-                raise UserError(f"{', '.join(sorted(lost))} died; {again}")
-        try:
-            failure, warnings = ray.get([record.failure.remote(), record.warnings.remote()])  # with a failure's warning
-            text, failed = ray.get(keeper.state.remote()) if keeper else ("", "")
-        except ray.exceptions.RayError as error:
-            raise UserError(f"the recorder of rollouts or evaluations died; {again}") from error
-        for warning in warnings:
-            shown.note(warning)
-        shown.phase(text or shown.text)
-        failure = failure or failed
-        if failure:
-            raise UserError(f"the run was ended: {failure}; logs and images of failed rewards in {folder.path}")
-        if ready:
-            try:
-                ray.get(done)
-            except UserError as error:  # the trainer's own, in Ray's wrapping
-                raise UserError(f"the run was ended: {error.args[0]}; {again}") from error
-            except ray.exceptions.RayError as error:
-                write_text(folder.logs / "trainer_error.txt", str(error))
-                last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-                raise UserError(f"the trainer stopped: {last}; see trainer_error.txt; {again}") from error
-            return

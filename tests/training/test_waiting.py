@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayError
 
 from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import launch
+from blip3o_rl.training import waiting
 
 LOOP, QUEUE, OTHER = "agent_loop_worker_0_1a2b3c4d", "TransferQueueController", "WorkerDict_0:0"
 
@@ -38,12 +38,12 @@ class Ray:
 
 @pytest.fixture
 def wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def call(ray: Ray) -> None:
+    def call(ray: Ray, shown: Any = None) -> None:
         for name in ("wait", "get"):
             monkeypatch.setattr(f"ray.{name}", getattr(ray, name))
         monkeypatch.setattr("ray.util.list_named_actors", lambda: list(ray.next(ray.actors)))
         folder = RunFolder.create("shapes", path=tmp_path / "run")
-        launch._wait("done", MagicMock(), None, None, folder, MagicMock())
+        waiting.wait("done", MagicMock(), None, None, folder, shown or MagicMock())
 
     return call
 
@@ -53,6 +53,16 @@ def test_an_agent_loop_or_a_queue_that_is_gone_ends_the_run_and_others_do_not(wa
         with pytest.raises(UserError, match=rf"^{lost} died; logs in .*blip3o-rl train --resume .*/run$"):
             wait(Ray([False], [set(), {LOOP, QUEUE, OTHER}, {LOOP, QUEUE} - {lost}]))
     wait(Ray([False, False, True], [{LOOP, QUEUE, OTHER}, {LOOP, QUEUE}]))
+
+
+def test_what_is_being_started_is_shown_once_and_nothing_after_the_first_step(wait: Any) -> None:
+    shown = MagicMock(step=0)
+    shown.phase.side_effect = lambda text: setattr(shown, "step", int("first step" in text))
+    engine = {OTHER, "blip3o_server_0_0"}
+    wait(Ray([False] * 6 + [True], [set(), {OTHER}, {OTHER}, engine, {*engine, LOOP}]), shown)
+    assert [call.args[0] for call in shown.phase.call_args_list] == [
+        "loading policy and reference", "starting vLLM", "starting agent loops and the first step", "",
+    ]  # fmt: skip
 
 
 def test_a_trainer_that_ends_takes_its_actors_along(wait: Any) -> None:
