@@ -54,6 +54,11 @@ def import_prompts(
     if source.lower().endswith(".psa") and classes is None:
         raise UserError(f"prompts import {source}: a planogram needs --classes map.csv, see docs/prompts.md")
     if classes is not None:
+        given = {"--reward": reward, "--tag": tag, "--split": split, "--subset": subset}
+        if ignored := [name for name, value in given.items() if value]:
+            raise UserError(
+                f"prompts import {source}: {', '.join(ignored)} and --classes: a planogram has no use for them"
+            )
         _planograms(Path(source), classes, count_from, out or Path("outputs/planograms.jsonl"))
         return
     rows, problems = _rows(source, split, subset)

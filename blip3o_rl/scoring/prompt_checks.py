@@ -25,8 +25,8 @@ def check_tags_of_rows(rows: Sequence[PromptRow], trained: Sequence[RubricEntry]
         if trained and not any(entry.is_for(row.metadata) for entry in trained):
             tag = row.metadata.get("tag", "")
             raise UserError(
-                f"{row.where}: no reward is for tag '{tag}'; add the tag to {KEY}.{trained[0].name}.only_for, "
-                "or leave such prompts out"
+                f"{row.where}: no reward is for tag '{tag}'; add the tag to {KEY}.{trained[0].name}.only_for, or "
+                "choose other prompts (prompts.source or prompts.file; eval.prompts for evaluations)"
             )
 
 

@@ -301,3 +301,11 @@ def test_a_plan_that_no_detector_can_count_is_refused(tmp_path, capsys):
     assert run(["prompts", "import", str(plan), "--classes", str(classes), "-o", str(tmp_path / "p.jsonl")]) == 2
     assert "planogram 'Drinks': shelves: 17 facings of class circle" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_options_that_a_plan_has_no_use_for_are_refused(tmp_path, capsys):
+    plan, classes = write(tmp_path, [*HEAD, *PRODUCTS, *PLAN])
+    words = ["prompts", "import", str(plan), f"--classes={classes}", "--tag=shelf", "--split=train"]
+    assert run(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--tag, --split and --classes: a planogram has no use for them" in said
