@@ -69,7 +69,7 @@ def check(
 
 
 def run_stage(name: str, size: str, work: Path, limit_s: float) -> dict[str, Any]:
-    """Status, seconds and peak memory of one stage, and what it measured, be it ended by its limit."""
+    """Status, seconds and peak memory of one stage, and what it measured, also if its limit ended it."""
     result, log, run = work / f"{name}.json", work / f"{name}.txt", work / "runs" / name
     result.unlink(missing_ok=True)
     shutil.rmtree(run, ignore_errors=True)  # of an earlier check
