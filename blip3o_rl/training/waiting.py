@@ -1,7 +1,7 @@
-"""Waits for verl's trainer: shows what is going on meanwhile, and ends with one line whatever ends it.
+"""Waits for verl's trainer, shows what is going on meanwhile, and says in one line why a run has ended.
 
-verl says nothing before its first step is whole, minutes on a GPU, and waits for ever for samples of an actor that has
-died. What it has started is seen by the names of its Ray actors, so both are found out from them.
+verl says nothing until its first step has ended, which takes minutes on a GPU, and waits for ever for the samples of an
+actor that has died. The names of its Ray actors show what it has started and who is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STARTING = {
     "blip3o_server": "starting vLLM",
     capacity.AGENT_LOOP: "starting agent loops and the first step",
 }
-"""Part of an actor's name -> what its being there means; in the order in which verl 0.9.1 starts them."""
+"""Part of an actor's name -> the phase that begins with it, in the order in which verl 0.9.1 starts them."""
 
 
 def wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, shown: Progress) -> None:
@@ -73,7 +73,7 @@ def wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, show
 
 
 def _newly_begun(names: Iterable[str], begun: set[str]) -> str:
-    """The last phase of starting that the actors show and that is not in `begun`, where it is put; "" for none."""
+    """The newest phase that the actors show and `begun` lacks, "" for none; adds it to `begun`."""
     new = [text for part, text in STARTING.items() if text not in begun and any(part in name for name in names)]
     begun.update(new)
     return new[-1] if new else ""
