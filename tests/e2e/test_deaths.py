@@ -96,12 +96,12 @@ class Run:
         return [root, *root.children(recursive=True)]
 
     def kill(self, name: str) -> str:
-        """Kills a process of the run, and says what became of the run: until it has made another step."""
+        """Kills a process of the run, and says what became of the run: until it has made a step that began later."""
         members = self.members()
         (victim, *_) = [process for process in members if is_called(process, PROCESSES[name])]
         began, before = time.monotonic(), self.step
         victim.kill()
-        self.wait(steps=1)
+        self.wait(steps=2)  # the first may have been nearly done
         how = "goes on"
         if self.ended:
             how = self.check_end(name)
@@ -110,8 +110,8 @@ class Run:
             self.resume()
             self.wait(steps=1)
             how = f"ends after {gone:.0f} s, {how}"
-        assert self.step > before, self.output.read_text()[-3000:]
-        return f"{name}: {how}; the next step is there after {time.monotonic() - began:.0f} s"
+        assert self.step > before + (how == "goes on"), self.output.read_text()[-3000:]
+        return f"{name}: {how}; a new step is there after {time.monotonic() - began:.0f} s"
 
     def pause(self, name: str, seconds: float) -> str:
         """Stops a process of the run for so long; the run makes another step."""
