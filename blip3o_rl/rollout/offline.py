@@ -66,7 +66,7 @@ class OfflineSampler:
         max_model_len: int = MAX_LENGTH,
         graphs: bool = False,
     ):
-        if platform() is None:
+        if (samples_on := platform()) is None:
             raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")
         model = ModelFolder(folder, "policy")
         config, self.layout = model.policy_config, model.layout
@@ -88,32 +88,34 @@ class OfflineSampler:
             enable_chunked_prefill=False,
             kv_cache_memory_bytes=kv_cache_bytes(config, dtype, self.max_model_len, max_num_seqs),
             gpu_memory_utilization=GPU_SHARE,
-            enforce_eager=not (graphs and platform() == "cuda"),
+            enforce_eager=not (graphs and samples_on == "cuda"),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             worker_extension_cls="blip3o_rl.rollout.state_capture.StateCapture",
         )
 
     def __call__(
-        self, prompts: list[list[int]], seeds: list[int], config: GenerationConfig, progress: Progress = silent
+        self,
+        prompts: list[list[int]],
+        seeds: Sequence[int | None],
+        config: GenerationConfig,
+        progress: Progress = silent,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and states of one image per prompt, on the CPU; see `model.sampling.Sampler`."""
-        return self._with_states(prompts, seeds, config, progress)
+        """Tokens and states of one image per prompt, on the CPU; see `model.sampling.Sampler`.
 
-    def rollouts(self, prompts: list[list[int]], config: GenerationConfig) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as training samples them: all images from one random stream. With a stream of its own per image,
-        vLLM makes the random numbers of each token image by image."""
-        return self._with_states(prompts, [None] * len(prompts), config, silent)
-
-    def _with_states(
-        self, prompts: list[list[int]], seeds: Sequence[int | None], config: GenerationConfig, progress: Progress
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        Images whose seed is None share one random stream.
+        """
         names = [f"offline{self._request + number}" for number in range(len(prompts))]
         self._request += len(prompts)
         self._engine.collective_rpc("start_capture", args=(len(prompts),))
         tokens = self._sample(prompts, seeds, config, names, progress)
         states = [states_tensor(unpack_states(self._engine.collective_rpc("take_states", args=(n,)))) for n in names]
         return tokens, torch.stack(states)
+
+    def rollouts(self, prompts: list[list[int]], config: GenerationConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as training samples them: all images from one random stream. With a stream of its own per image,
+        vLLM makes the random numbers of each token image by image."""
+        return self(prompts, [None] * len(prompts), config)
 
     def tokens(self, prompts: list[list[int]], config: GenerationConfig) -> torch.Tensor:
         """The tokens of rollouts alone, as plain vLLM samples them: what keeping the states is compared with."""

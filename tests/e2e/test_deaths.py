@@ -259,9 +259,9 @@ def test_soak(run: Run) -> None:
             name = moments.choice(
                 [name for name in PROCESSES if any(is_called(p, PROCESSES[name]) for p in run.members())]
             )
-            step, told = run.step, run.kill(name)
+            step, outcome = run.step, run.kill(name)
             used.append(usage(run.members()))
-            print(f"{len(used)}, at step {step}: {told}; {used[-1][0]:.2f} GiB, {used[-1][1]} files", flush=True)
+            print(f"{len(used)}, at step {step}: {outcome}; {used[-1][0]:.2f} GiB, {used[-1][1]} files", flush=True)
     run.finish()
     assert_flat([memory for memory, _ in used], "GiB of memory")
     assert_flat([files for _, files in used], "open files")
