@@ -1,4 +1,4 @@
-"""`blip3o-rl bench render | sample | step | logprob | startup`: how fast the stages of a step are."""
+"""`blip3o-rl bench render | sample | step | scaling | logprob | startup`: how fast the stages of a step are."""
 
 from __future__ import annotations
 
@@ -115,6 +115,37 @@ def bench_step(
     _finish(report, out)
 
 
+def bench_scaling(
+    model: options.Model = "mini",
+    scale: options.Scale = 2,
+    images: Annotated[list[int] | None, typer.Option(min=1, help="may be repeated; by default 16, 64, 256")] = None,
+    batch_size: options.BatchSize = 16,
+    steps: options.Steps = 8,
+    guidance: options.Guidance = DEFAULTS.guidance,
+    repetitions: Repetitions = 3,
+    backend: options.ManyBackend = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    out: Result = None,
+) -> None:
+    """Times sampling and rendering of several numbers of images, and of the fewest at every scale, and draws them."""
+    config, images = GenerationConfig(scale, steps, guidance, batch_size=batch_size), images or [16, 64, 256]
+    from blip3o_rl.model.folder import GENERATING, ModelFolder
+
+    layout = ModelFolder(model, *GENERATING).layout
+    tokens = {each: layout.tokens_per_image(each) for each in range(3)}
+    from blip3o_rl.benchmarks import bounds, measure, scaling
+
+    place, wanted = options.Placement.of(dtype, device, backend, many=True), scaling.sizes(images, min(images), scale)
+    report = measure.Report("bench scaling", _settings(locals()), [], bounds.measure(place.device, place.dtype))
+    with ExitStack() as stack:
+        pipe = place.load_pipeline(model, stack, max(images))
+        report.timings = measure.interleaved(
+            scaling.procedures(pipe, PROMPT, wanted, config), repetitions, place.device
+        )
+    scaling.plot(report.timings, wanted, tokens, _finish(report, out).with_suffix(".png"))
+
+
 def bench_logprob(
     vocabulary: Annotated[int, typer.Option(min=1, help="token ids in all")] = 217_210,
     image_tokens: Annotated[int, typer.Option(min=1, help="of them image tokens")] = 65_536,
@@ -158,17 +189,19 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _finish(report: Report, out: Path | None) -> None:
+def _finish(report: Report, out: Path | None) -> Path:
+    """Prints the table, and returns the file that holds the numbers."""
     known = dict.fromkeys(name for timing in report.timings for name in timing.notes)
     rows = table(
         "", "s", "from - to", "images/s", "times", "TFLOP", "of matmul", *(name.replace("_", " ") for name in known)
     )
     for timing in report.timings:
         rows.add_row(*_cells(report, timing), *(number(timing.notes.get(name)) for name in known))
-    _write(report, rows, out)
+    file = _write(report, rows, out)
     if bound := report.bounds:
         rates = f"{bound.flops_per_s / 1e12:.3g} TFLOP/s, {bound.bytes_per_s / 1e9:.3g} GB/s"
         print(f"bounds, measured now: {rates} ({bound.device}, {bound.dtype})")
+    return file
 
 
 def _cells(report: Report, timing: Timing) -> tuple[str, ...]:
@@ -184,7 +217,7 @@ def _cells(report: Report, timing: Timing) -> tuple[str, ...]:
     )
 
 
-def _write(report: Report, rows: Any, out: Path | None) -> None:
+def _write(report: Report, rows: Any, out: Path | None) -> Path:
     from blip3o_rl.io import free_path, write_json
 
     Console().print(rows)
@@ -195,3 +228,4 @@ def _write(report: Report, rows: Any, out: Path | None) -> None:
     target = free_path(out or Path("outputs") / f"{report.command.replace(' ', '_')}.json")
     write_json(target, found)
     print(target)
+    return target

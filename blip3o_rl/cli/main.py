@@ -89,6 +89,7 @@ COMMANDS = (
     ("bench", "sample", bench_stages.bench_sample),
     ("bench", "logprob", bench_stages.bench_logprob),
     ("bench", "step", bench_stages.bench_step),
+    ("bench", "scaling", bench_stages.bench_scaling),
     ("bench", "startup", bench_stages.bench_startup),
     ("bench", "gpu", bench.bench_gpu),
     ("tune", "render", tune.tune_render),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from blip3o_rl.benchmarks import bounds, measure, original, stages, startup, step
+from blip3o_rl.benchmarks import bounds, measure, original, scaling, stages, startup, step
 from blip3o_rl.benchmarks.measure import Procedure, Report, Timing, interleaved
 from blip3o_rl.cli import main as cli
 from blip3o_rl.model.generation import GenerationConfig
@@ -133,6 +133,16 @@ def test_startup_runs_each_in_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatc
     command, process = startup.measure(2)
     assert len(command.seconds) == len(process.seconds) == 2
     assert command.notes["heavy"] == [] and process.notes["modules"] > 50
+
+
+def test_scaling_makes_every_number_of_images_and_every_scale(untrained: Any, tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    words = ["--backend=transformers", "--images=2", "--images=1", "--steps=1", "--repetitions=1"]
+    assert cli.run(["bench", "scaling", "--model", str(untrained.folder), *words, f"--out={target}"]) == 0
+    rows = json.loads(target.read_text())["rows"]
+    sizes = ["2 images of 81 tokens", "1 images of 81 tokens", "1 images of 169 tokens", "1 images of 729 tokens"]
+    assert [(row["stage"], row["procedure"]) for row in rows] == [(s, size) for size in sizes for s in scaling.STAGES]
+    assert target.with_suffix(".png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
