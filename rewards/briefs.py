@@ -138,9 +138,6 @@ class BriefReward:
         """Compares; knows the brief and no pixels."""
         raise NotImplementedError
 
-    def unseen(self, where: str, kind: str, color: str | None, others: Sequence[str] = ()) -> str:
-        return unseen(self.observer, where, kind, color, others)
-
 
 def unseen(observer: Observer, where: str, kind: str, color: str | None, others: Sequence[str] = ()) -> str:
     """Why an observer cannot find a class of a color; empty if it can."""

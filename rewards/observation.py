@@ -148,7 +148,9 @@ class Observer:
         bare = without(image, [item for item in objects if item.class_name != PANEL])
         sheets = [(without(bare, panels), 0, 0)]
         for left, top, right, bottom in ((int(edge) for edge in panel.box) for panel in panels):
-            sheets.append((bare[top + 1 : bottom - 1, left + 1 : right - 1], left + 1, top + 1))
+            sheet = bare[top + 1 : bottom - 1, left + 1 : right - 1]
+            if sheet.size:  # a line has no inside
+                sheets.append((sheet, left + 1, top + 1))
         pad = min(image.shape[:2]) // 8
         found = {}
         read = self.reader.read([frame(sheet, pad) for sheet, _, _ in sheets])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -27,6 +28,11 @@ def area(box: Box) -> float:
 def intersection(a: Box, b: Box) -> float:
     """The area that two boxes share."""
     return area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+
+
+def covers(a: Box | Sequence[float], b: Box) -> bool:
+    """Whether box `a` hides more than half of box `b`."""
+    return intersection((a[0], a[1], a[2], a[3]), b) > area(b) / 2
 
 
 def iou(a: Box, b: Box) -> float:
@@ -71,6 +77,8 @@ def with_panels(image: np.ndarray, detections: Sequence[Detection]) -> list[Dete
     sure = [found.box for found in detections if found.score >= SURE]
     panels = []
     for contour in cv2.findContours(far.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
+        if math.prod(cv2.boundingRect(contour)[2:]) < PANEL_AREA * far.size:
+            continue
         mask = cv2.drawContours(np.zeros(far.shape, np.uint8), [contour], -1, 1, -1) > 0
         box = tight_box(mask)
         full = mask.sum() >= max(PANEL_FILL * area(box), PANEL_AREA * far.size)

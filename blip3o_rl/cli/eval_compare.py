@@ -67,6 +67,5 @@ def _table(title: str) -> PlainTable:
 
 def _add(rows: PlainTable, label: str, found: Comparison, part: str) -> None:
     before, after, gain = found.rows[part]
-    interval = f"{gain[1]:+.3f} to {gain[2]:+.3f}"
     outcome = map(str, found.outcomes[part])
-    rows.add_row(label, number(before[0]), number(after[0]), f"{gain[0]:+.3f}", interval, *outcome)
+    rows.add_row(label, number(before.mean), number(after.mean), f"{gain.mean:+.3f}", gain.ends, *outcome)

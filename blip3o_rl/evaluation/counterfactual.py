@@ -24,7 +24,7 @@ COMPONENT = "counterfactual"
 def with_counterfactuals(rubric: Rubric, samples: Sequence[Sample], scores: Sequence[RubricScore]) -> list[RubricScore]:
     """The scores, with `COMPONENT` where the sample's row has a counterpart and both could be scored."""
     found = list(scores)
-    asked = [place for place, sample in enumerate(samples) if COUNTERFACTUAL in sample.metadata]
+    asked = [place for place, sample in enumerate(samples) if sample.metadata.get(COUNTERFACTUAL)]
     if not asked:
         return found
     for place, other in zip(asked, rubric.score([_counterpart(samples[place]) for place in asked]), strict=True):
@@ -37,4 +37,5 @@ def with_counterfactuals(rubric: Rubric, samples: Sequence[Sample], scores: Sequ
 
 def _counterpart(sample: Sample) -> Sample:
     metadata = {**sample.metadata, **sample.metadata[COUNTERFACTUAL]}
-    return replace(sample, id=f"{sample.id}/{COUNTERFACTUAL}", metadata=metadata)
+    prompt = metadata.get("prompt", sample.prompt)
+    return replace(sample, id=f"{sample.id}/{COUNTERFACTUAL}", prompt=prompt, metadata=metadata)

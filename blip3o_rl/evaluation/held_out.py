@@ -187,5 +187,7 @@ def _what_scores(rewards: Mapping[str, Any]) -> dict[str, Any]:
         if kept.get("path") is not None:
             file, _, function = str(kept["path"]).rpartition(":")
             kept["path"] = [sha256(user_path(file)), function]
+        if kept.get("question_file") is not None:
+            kept["question_file"] = sha256(user_path(kept["question_file"]))
         found[name] = kept
     return found

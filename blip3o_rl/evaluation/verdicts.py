@@ -132,7 +132,7 @@ def judged(
                 tag=row.metadata.get("tag", ""),
                 seed=image.seed,
                 partial=None if verdict.failed else verdict.value,
-                correct=any(verdict.components.get(name) == 1 for name in correct) if correct else None,
+                correct=_is_correct(verdict, correct),
                 reason=verdict.reason,
                 components=dict(verdict.components),
                 reward=next((score.value for score in reported if not score.failed), None),
@@ -147,6 +147,12 @@ def judged(
             )
         )
     return found
+
+
+def _is_correct(verdict: RubricScore, names: Sequence[str]) -> bool | None:
+    """Whether one of these components is 1; None where the image has none of them, or a reward failed."""
+    found = [verdict.components[name] for name in names if name in verdict.components]
+    return any(value == 1 for value in found) if found and not verdict.failed else None
 
 
 def _kept(reference: ReferenceImage, output: Path) -> str:

@@ -8,11 +8,12 @@ the same files give the same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +31,19 @@ SHOWN = 12
 SAMPLES = 2000
 _DIGESTS = ("prompts_sha256", "rewards_sha256", "judge_sha256")
 """Settings that older evaluations do not have."""
-Interval = tuple[float, float, float]
-"""Mean, and the low and high end of its 95 % interval."""
+
+
+class Interval(NamedTuple):
+    """A mean, and the ends of its 95 % interval, NaN where there is one prompt only."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def ends(self) -> str:
+        """For a table of differences."""
+        return "-" if math.isnan(self.low) else f"{self.low:+.3f} to {self.high:+.3f}"
 
 
 @dataclass(frozen=True)
@@ -143,10 +155,12 @@ def intervals(values: np.ndarray, prompts: Sequence[str]) -> list[Interval]:
     groups = np.array([place[prompt] for prompt in prompts])
     sums = np.stack([np.bincount(groups, column) for column in values.T], axis=1)
     counts = np.bincount(groups)
+    if len(counts) < 2:
+        return [Interval(float(mean), math.nan, math.nan) for mean in values.mean(0)]
     drawn = np.random.default_rng(0).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), SAMPLES)
     means = (drawn @ sums) / (drawn @ counts)[:, None]
     low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    return [(float(m), float(a), float(b)) for m, a, b in zip(values.mean(0), low, high, strict=True)]
+    return [Interval(float(m), float(a), float(b)) for m, a, b in zip(values.mean(0), low, high, strict=True)]
 
 
 def compare(folder: RunFolder) -> Comparison | None:

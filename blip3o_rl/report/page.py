@@ -8,6 +8,7 @@ evenly between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def _figure(image: PairedImage, middle: Sequence[Between] = (), reason: str = ""
 def _chosen(found: Comparison | None) -> list[tuple[str, list[PairedImage]]]:
     """The held-out images that changed most, and the worst ones; nothing if there are no others than the pairs."""
     images = [image for image in found.images if image.files] if found else []
-    if not found or len(images) <= len(found.pairs):
+    if not found or len(images) <= len(found.shown):
         return []
     by_gain = sorted(images, key=lambda image: image.gain)
     groups = {
@@ -164,7 +165,9 @@ def _score(found: Comparison | None, middle: Sequence[Between], lines: Sequence[
     before, after, _ = found.rows["overall"]
     last = max((line["step"] for line in lines), default=0) or 1
     points = [(0, before), *((one.step, one.score) for one in middle), (last, after)]
-    line = charts.Line("score", [(step, mean[0]) for step, mean in points], band=[mean[1:] for _, mean in points])
+    known = not math.isnan(before.low)
+    band = [(score.low, score.high) for _, score in points] if known else ()
+    line = charts.Line("score", [(step, score.mean) for step, score in points], band=band)
     return _chart("held-out score", "Same prompts and seeds. The band is the 95 % interval over prompts.", line)
 
 

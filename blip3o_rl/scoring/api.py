@@ -106,7 +106,7 @@ def _outcome(value: Any) -> Score | RewardError:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) or (hasattr(value, "item") and getattr(value, "size", None) == 1)
+    return isinstance(value, Real) or (hasattr(value, "item") and math.prod(value.shape) == 1)
 
 
 def _number(value: Any, what: str) -> float:

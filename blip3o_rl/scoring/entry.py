@@ -52,6 +52,33 @@ class Once:
                 self.done = True
 
 
+class _Calls:
+    """The calls of a reward in one event loop, at most `limit` at a time. A synchronous call that was given up goes on
+    in its thread, so the next one waits for it."""
+
+    def __init__(self, limit: int):
+        self.turn, self.limit = asyncio.Semaphore(limit), limit
+        self._given_up: set[asyncio.Future[Any]] = set()
+
+    async def make(self, function: Any, samples: list[Sample]) -> Any:
+        if sync.is_async(function):
+            return await sync.call(function, samples)
+        while len(self._given_up) >= self.limit:
+            await asyncio.wait(self._given_up, return_when=asyncio.FIRST_COMPLETED)
+        call = asyncio.ensure_future(sync.call(function, samples))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            self._given_up.add(call)
+            call.add_done_callback(self._ended)
+            raise
+
+    def _ended(self, call: asyncio.Future[Any]) -> None:
+        self._given_up.discard(call)
+        if not call.cancelled():
+            call.exception()  # nobody else asks for it
+
+
 @dataclass
 class RubricEntry:
     """One reward with its settings."""
@@ -59,7 +86,7 @@ class RubricEntry:
     name: str
     reward: Reward
     settings: RewardEntry = RewardEntry()
-    _turns: Any = field(default_factory=weakref.WeakKeyDictionary, repr=False)
+    _calls: Any = field(default_factory=weakref.WeakKeyDictionary, repr=False)
 
     def __post_init__(self) -> None:
         setup: Any = getattr(self.reward, "setup", None)
@@ -121,10 +148,11 @@ class RubricEntry:
             return []
         limit: asyncio.Timeout | None = None
         try:
-            async with self._turn():
+            calls = self._own_calls()
+            async with calls.turn:
                 await self._set_up()
                 async with asyncio.timeout(self.settings.timeout_s) as limit:
-                    values = await sync.call(self.reward.score, list(samples))
+                    values = await calls.make(self.reward.score, list(samples))
             outcomes = as_scores(values, len(samples))
         except RewardError as error:
             outcomes = [error] * len(samples)
@@ -150,10 +178,9 @@ class RubricEntry:
         own = self.settings.retries
         return DEFAULT_RETRIES[self.settings.on_error] if own is None else own
 
-    def _turn(self) -> asyncio.Semaphore:
-        """The semaphore that limits concurrent calls, one per event loop."""
+    def _own_calls(self) -> _Calls:
         limit = self.settings.concurrency or (ASYNC_CONCURRENCY if self.is_async else SYNC_CONCURRENCY)
-        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(limit))
+        return self._calls.setdefault(asyncio.get_running_loop(), _Calls(limit))
 
     async def _set_up(self) -> None:
         setup = getattr(self.reward, "setup", None)

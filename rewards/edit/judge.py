@@ -81,26 +81,28 @@ class EditJudge(VlmJudge):
         if not self.settings.gain:
             return outcomes
         edits = [sample for sample in samples if sample.references]
-        new = {_key(edit): replace(edit, image=edit.references[0]) for edit in edits if _key(edit) not in self._own}
-        failed: dict[tuple[str, str], RewardError] = {}
-        for key, own in zip(new, await super().score(list(new.values())), strict=True):
-            if isinstance(own, RewardError):
-                failed[key] = own
-            else:
-                self._own[key] = own.value
-        found = [
-            failed.get(_key(sample)) or self._gained(sample, outcome) if isinstance(outcome, Score) else outcome
-            for sample, outcome in zip(samples, outcomes, strict=True)
-        ]
+        known = {key: self._own[key] for edit in edits if (key := _key(edit)) in self._own}
+        new = {_key(edit): replace(edit, image=edit.references[0]) for edit in edits if _key(edit) not in known}
+        own: dict[tuple[str, str], float | RewardError] = {**known}
+        for key, outcome in zip(new, await super().score(list(new.values())), strict=True):
+            own[key] = outcome.value if isinstance(outcome, Score) else outcome
+            if isinstance(outcome, Score):
+                self._own[key] = outcome.value
         while len(self._own) > KEPT:
             self._own.popitem(last=False)
-        return found
+        return [
+            _gained(outcome, own[_key(sample)]) if isinstance(outcome, Score) else outcome
+            for sample, outcome in zip(samples, outcomes, strict=True)
+        ]
 
-    def _gained(self, sample: Sample, score: Score) -> Score | RewardError:
-        own = self._own[_key(sample)]
-        if own >= 1:
-            return RewardError("the judge gives the reference itself full marks, so that no edit could gain")
-        return replace(score, value=between(score.value, own, 1.0))
+
+def _gained(score: Score, own: float | RewardError) -> Score | RewardError:
+    """The gain over the reference's own value."""
+    if isinstance(own, RewardError):
+        return own
+    if own >= 1:
+        return RewardError("the judge gives the reference itself full marks, so that no edit could gain")
+    return replace(score, value=between(score.value, own, 1.0))
 
 
 def _key(sample: Sample) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from blip3o_rl.rewards.edit import consistency, rules
 from blip3o_rl.rewards.edit.brief import KEEPING, OPERATIONS, Clause, EditBrief
 from blip3o_rl.rewards.edit.consistency import Measure, Pair
 from blip3o_rl.rewards.observation import Observation, Observer
+from blip3o_rl.rewards.pixels import covers
 from blip3o_rl.scoring.api import Found, RewardError, Sample, Score
 
 MEASURES: dict[str, tuple[float, float]] = {"pixels": (0.09, 0.99), "structure": (0.1, 0.96), "dinov2": (0.0, 1.0)}
@@ -151,7 +152,9 @@ class _Edit:
         cleared = [consistency.cleared(self.image, reference, clause.box) for clause in brief.exclude]
         self.terms_before = rules.terms(brief, before.objects, [1.0 for _ in brief.exclude])
         self.terms_after = rules.terms(brief, after.objects, cleared)
-        self.new = [thing.box for thing in rules.changed(brief, self.terms_before, after.objects)]
+        made = rules.changed(brief, self.terms_before, after.objects)
+        stays = rules.staying(brief, before.objects)
+        self.new = [thing.box for thing in made if not any(covers(thing.box, other.box) for other in stays)]
 
     def pair(self) -> Pair:
         """Reference and output, and where they are to agree."""

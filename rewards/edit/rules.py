@@ -26,6 +26,7 @@ from blip3o_rl.rewards.color import matches
 from blip3o_rl.rewards.edit.brief import Clause, EditBrief, Include
 from blip3o_rl.rewards.geneval.rules import relation_degree
 from blip3o_rl.rewards.observation import Thing
+from blip3o_rl.rewards.pixels import covers
 
 KEPT, REGENERATED = 0.8, 0.2
 """K+ above which the rest is kept, and below which the image is a new one."""
@@ -66,6 +67,15 @@ def changed(brief: EditBrief, before: Sequence[Sequence[float]], things: Sequenc
     """The things that the instruction made: of the include clauses that the reference did not fulfil."""
     clauses = zip(brief.include, before, strict=False)
     return [thing for clause, own in clauses if min(own) < DONE for thing in _matching(clause, things)]
+
+
+def staying(brief: EditBrief, before: Sequence[Thing]) -> list[Thing]:
+    """The reference's things that the brief neither names nor marks as edited. What was made on top of one of them is
+    damage. A brief that does not say what it changes, and adds nothing, says nothing of them."""
+    if brief.operation != "add" and not brief.boxes and not brief.exclude:
+        return []
+    named = [thing for clause in (*brief.include, *brief.exclude) for thing in _matching(clause, before)]
+    return [thing for thing in before if thing not in named and not any(covers(box, thing.box) for box in brief.boxes)]
 
 
 def _matching(clause: Clause, things: Sequence[Thing]) -> list[Thing]:

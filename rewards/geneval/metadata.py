@@ -14,6 +14,7 @@ from pydantic import Field, StrictInt
 from blip3o_rl.config.base import Settings, validate
 from blip3o_rl.data.synthetic.scenes import TAGS
 from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.rewards.geneval.rules import MAX_OBJECTS
 
 RELATIONS = Literal["left of", "right of", "above", "below"]
 
@@ -39,6 +40,7 @@ def fault(metadata: Mapping[str, Any], classes: Sequence[str], colors: Sequence[
         return f"field 'tag' is {tag!r}; write one of {', '.join(TAGS)}, or a name of your own"
     if tag not in TAGS and (hint := did_you_mean(tag, TAGS)):
         return f"unknown tag '{tag}'{hint}; known: {', '.join(TAGS)}; a name of your own must not be so near"
+    asked: dict[str, int] = {}
     for field, model in (("include", Include), ("exclude", Exclude)):
         clauses = metadata.get(field) or []
         if not isinstance(clauses, list) or not all(isinstance(clause, Mapping) for clause in clauses):
@@ -51,9 +53,17 @@ def fault(metadata: Mapping[str, Any], classes: Sequence[str], colors: Sequence[
                 return str(error)
             if problem := unknown(where, clause["class"], clause.get("color"), classes, colors):
                 return problem
+            if clause["count"] > MAX_OBJECTS:
+                return f"{where}.count: is {clause['count']}; at most {MAX_OBJECTS} things of a class are counted"
+            if clause["class"] in [other["class"] for other in clauses[:number]]:
+                return f"{where}.class: '{clause['class']}' is there twice, and all of a class are counted; keep one"
+            if clause["count"] <= asked.get(clause["class"], 0):
+                least = asked[clause["class"]] + 1
+                return f"{where}.count: excludes as many '{clause['class']}' as include asks for; give {least} or more"
             position = clause.get("position")
             if position and not 0 <= position[1] < number:
                 return f"{where}.position refers to clause {position[1]}; it must be an earlier one, counted from 0"
+        asked = {clause["class"]: clause["count"] for clause in clauses}
     return ""
 
 

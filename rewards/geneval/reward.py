@@ -41,8 +41,8 @@ class GenEvalReward:
         checkpoint, clip, device: of mask2former (a folder) and mmdet (a file), which name colors with CLIP.
         nms: overlap from which the weaker of two objects of a class is dropped, (0, 1]; 1, upstream's default: none is.
 
-    Ranges: partial, official, strict in [0, 1]; flow_grpo in (-14, 1]. Components: correct (the benchmark's verdict, 0
-    or 1), tag_<tag> (the value), and in the mode partial the means of the terms count, color and position.
+    Ranges: partial, official, strict in [0, 1]; flow_grpo in [-14, 1]. Components: correct (the benchmark's verdict, 0
+    or 1), and in the mode partial the means of the terms count, color and position.
     """
 
     required_metadata: tuple[str, ...] = ("tag", "include")
@@ -109,7 +109,7 @@ class GenEvalReward:
             verdict, exact = rules.flow_grpo(sample.metadata, objects, color_of)
             if self.mode == "strict":
                 verdict = rules.Verdict(float(exact), verdict.reason)
-        components = {"correct": correct.score, f"tag_{sample.metadata['tag']}": verdict.score, **verdict.terms}
+        components = {"correct": correct.score, **verdict.terms}
         height, width = sample.image.shape[:2]
         found = tuple(item.found(height, width) for own in objects.values() for item in own)
         return Score(verdict.score, components, verdict.reason, found)

@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A score and why; `terms` holds the mean of each kind of term (partial and flow_grpo)."""
+    """A score and why; `terms` holds the mean of each kind of term (partial)."""
 
     score: float
     reason: str = ""
@@ -155,7 +155,7 @@ def _joined(reasons: Iterable[str]) -> str:
 
 
 def flow_grpo(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) -> tuple[Verdict, bool]:
-    """Flow-GRPO's partial credit, in (-14, 1], and whether every clause holds with exactly the asked number.
+    """Flow-GRPO's partial credit, in [-14, 1], and whether every clause holds with exactly the asked number.
 
     The mean over these terms; n = *all* detections of the clause's class, k = those of the asked color:
         1 - |count - n| / count                           every clause; below 0 when n > 2 * count
@@ -229,16 +229,3 @@ def partial(metadata: Mapping[str, Any], objects: Objects, color_of: ColorOf) ->
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0
-
-
-def overall(verdicts: Iterable[tuple[str, float]]) -> tuple[float, dict[str, float]]:
-    """The benchmark's number, the unweighted mean of the per-tag means (not the mean over images), and those means.
-
-    Args:
-        verdicts: (tag, score) per image; without any, the answer is (nan, {}).
-    """
-    by_tag: dict[str, list[float]] = {}
-    for tag, value in verdicts:
-        by_tag.setdefault(tag, []).append(value)
-    means = {tag: float(np.mean(values)) for tag, values in sorted(by_tag.items())}
-    return (float(np.mean(list(means.values()))) if means else float("nan")), means

@@ -23,8 +23,8 @@ FOREGROUND_DISTANCE = 70.0
 """RGB distance (Euclidean, of 255) from the background that makes a pixel part of an object."""
 MIN_SIZE = 0.12
 """Regions with less mass than a square of this side (fraction of the image's) are specks and not reported."""
-MAX_REGIONS = 24
-"""Regions looked at in one image, largest first; bounds the time for noise."""
+MAX_REGIONS = 72
+"""Regions looked at in one image, largest first: no more of the smallest size have room. Bounds the time for noise."""
 FRAME = 48
 """Side of the frame in which regions are compared with drawings."""
 FRAME_SPAN = 1.3
@@ -102,13 +102,14 @@ class SceneDetector:
         sizes = stats[1:, cv2.CC_STAT_AREA]
         order = [int(i) + 1 for i in np.argsort(-sizes, kind="stable")[:MAX_REGIONS]]
         smallest = (MIN_SIZE * side) ** 2
-        found = [self._measure(pixels, background, labels, label, stats[label], side) for label in order]
+        measured = [self._measure(pixels, background, labels, label, stats[label], side) for label in order]
+        found = [one for one in measured if one is not None]
         return [detection for mass, detection in found if mass >= smallest and detection.score > 0]
 
     def _measure(
         self, pixels: np.ndarray, background: np.ndarray, labels: np.ndarray, label: int, stat: np.ndarray, side: int
-    ) -> tuple[float, Detection]:
-        """(mass in pixels, detection) of one region."""
+    ) -> tuple[float, Detection] | None:
+        """(mass in pixels, detection) of one region; None for one whose median color is the background's."""
         pad = max(2, side // 24)
         left, top, width, height, _ = stat
         place = slice(max(top - pad, 0), top + height + pad), slice(max(left - pad, 0), left + width + pad)
@@ -119,6 +120,8 @@ class SceneDetector:
 
         away = color - background
         coverage = np.clip((colors - background) @ away / max(float(away @ away), 1.0), 0, 1).astype(np.float32) * reach
+        if not coverage.any():
+            return None
         mass, x, y = _mass_and_center(coverage)
         root = float(np.sqrt(mass))
         form, margin, shape = self._best_shape(_in_frame(coverage, x, y, root), root)

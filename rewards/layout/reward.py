@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.rewards.briefs import BriefReward, Verdict
+from blip3o_rl.rewards.briefs import BriefReward, Verdict, unseen
 from blip3o_rl.rewards.layout import rules
 from blip3o_rl.rewards.layout.brief import LayoutBrief
 from blip3o_rl.rewards.observation import TEXT, Observation, Observer
@@ -53,7 +53,7 @@ class LayoutReward(BriefReward):
         if self.observer.reader is None and any(element.kind == TEXT for element in brief.elements):
             return "layout.elements: has a text, and the observer does not read; set observer.read: true"
         places = ((f"layout.elements.{n}", element) for n, element in enumerate(brief.elements) if element.kind != TEXT)
-        return next(filter(None, (self.unseen(w, e.kind, e.color, (TEXT, PANEL)) for w, e in places)), "")
+        return next(filter(None, (unseen(self.observer, w, e.kind, e.color, (TEXT, PANEL)) for w, e in places)), "")
 
     def judge(self, brief: LayoutBrief, seen: Observation) -> Verdict:
         terms = rules.terms(brief, seen, self.reach)

@@ -1,8 +1,9 @@
 """The layout rules: from a brief and what an image shows to terms in [0, 1]. They know no image and no detector.
 
 Required terms, s = how nearly an asked element was found (text: 1 - edit distance / longer length; others: half for
-the class, half for the color, times the detector's score up to 0.9 and times how nearly its size is in range):
-    text       the reward `ocr`'s strict score over all asked texts: surplus text costs
+the class, half for the color, times the detector's score up to 0.9), times how nearly its size is in range:
+    text       the reward `ocr`'s strict score over all asked texts: surplus text costs; times how nearly the sizes of
+               those that were found are in range
     presence   sum of s over the best assignment / max(asked, found), other elements than texts
     region     mean of s x (1 while the center is in the asked region, falling to 0 at a distance of `reach`);
                for an asked box s x intersection over union / 0.9, up to 1
@@ -11,9 +12,9 @@ Aesthetic terms, which count only as far as what was asked for is there (x cover
 texts and objects without panels:
     overlap    1 - mean over pairs of E of intersection / smaller area
     margin     mean over E of distance to the border / margin, up to 1
-    contrast   mean over texts of (WCAG ratio - 1) / (4.5 - 1), up to 1
+    contrast   mean over texts of (WCAG ratio of the faintest line - 1) / (4.5 - 1), up to 1
     palette    mean over asked colors of 1 up to CIEDE2000 6, falling to 0 at 20
-    hierarchy  mean over pairs of ranks of (ink height ratio) / 1.3, up to 1
+    hierarchy  mean over pairs of ranks of (ratio of their highest lines' ink) / 1.3, up to 1
     order      share of the pairs of `order` in reading order
     align      mean over pairs of 1 - distance / 0.05, from 0
     under      mean over pairs of the element's share that lies on the panel
@@ -46,10 +47,12 @@ SURE_SCORE, SURE_IOU, FAR_ALIGN, TALLER, JUST_VISIBLE, AA = 0.9, 0.9, 0.05, 1.3,
 
 @dataclass(frozen=True)
 class Found:
-    """What stands for an asked element: the thing, if any, and how nearly it is the asked one, 0..1."""
+    """What stands for an asked element: the thing, if any, how nearly it is the asked one, 0..1, and the height of a
+    text's highest line."""
 
     thing: Thing | None
     s: float
+    line_height: float = 0.0
 
 
 def terms(brief: LayoutBrief, seen: Observation, reach: float = REACH) -> dict[str, float]:
@@ -65,7 +68,9 @@ def terms(brief: LayoutBrief, seen: Observation, reach: float = REACH) -> dict[s
     named = sum(found[element.id].s for element in others)
     result = {}
     if texts:
-        result["text"] = strict([element.text or "" for element in texts], [_line(thing) for thing in lines])
+        sizes = [_in_range(element, thing) for element in texts if (thing := found[element.id].thing)]
+        read = strict([element.text or "" for element in texts], [_line(thing) for thing in lines])
+        result["text"] = read * (_mean(sizes) if sizes else 1.0)
     if others:
         result["presence"] = named / max(len(others), len(things) if surplus else 0)
     result.setdefault("text", result.get("presence", 0.0) / (1 + surplus * len(lines)))
@@ -107,7 +112,9 @@ def _optional(brief: LayoutBrief, found: dict[str, Found]) -> dict[str, float]:
             for name, color in colored.items()
         )
     if ranked:
-        result["hierarchy"] = mean(ranked, lambda a, b: min(a.height / max(b.height, 1e-9) / TALLER, 1))
+        ratios = [found[a].line_height / max(found[b].line_height, 1e-9) for a, b in ranked]
+        there = [a in things and b in things for a, b in ranked]
+        result["hierarchy"] = _mean(both * min(ratio / TALLER, 1) for both, ratio in zip(there, ratios, strict=True))
     if len(brief.order) > 1:
         ordered = [_line(thing, name) for name, thing in things.items()]
         rank = {line.text: number for number, line in enumerate(reading_order(ordered))}
@@ -136,8 +143,10 @@ def _texts(asked: Sequence[Element], lines: Sequence[Thing]) -> dict[str, Found]
 def _joined(element: Element, lines: Sequence[Thing]) -> Found:
     boxes = np.array([line.box for line in lines])
     box = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
-    thing = replace(lines[0], box=box, text="".join(line.text for line in lines))
-    return Found(thing, similar(thing.text, element.text or "") * _in_range(element, thing))
+    faintest = min(line.contrast for line in lines)
+    thing = replace(lines[0], box=box, text="".join(line.text for line in lines), contrast=faintest)
+    s = similar(thing.text, element.text or "") * _in_range(element, thing)
+    return Found(thing, s, max(line.height for line in lines))
 
 
 def _fit(read: str, asked: str) -> float:

@@ -5,8 +5,9 @@ Two scorings, because one is in use and can be hacked:
               quoted span; s = all recognized text, t = the span, both in lower case without blanks; d = 0 if t occurs
               anywhere in s, else min(Levenshtein(s, t), |t|); score = 1 - d / |t|.
     strict    the default. R = all recognized text in reading order, T = all wanted texts in whichever order fits
-              best, both as characters after NFKC, case folding and removal of white space; d = the cheapest way to turn
-              R into T, an extra, a missing or a wrong character costs 1; score = 1 - d / max(|R|, |T|).
+              best, both as characters after NFKC and case folding, with plain quotes and dashes and without what is
+              invisible; d = the cheapest way to turn R into T, an extra, a missing or a wrong character costs 1;
+              score = 1 - d / max(|R|, |T|).
 In `strict` an image with n times as much text as was asked for scores at most 1/n, because d >= |R| - |T|. Dividing by
 the longer side keeps the score in [0, 1] without cutting it off, so nearly right beats far off at every length. With
 confidence weighting (strict only) a right character read with confidence c costs 1 - c instead of 0.
@@ -26,6 +27,8 @@ from blip3o_rl.rewards.ocr.reader import TextLine
 MODES = ("strict", "original")
 MAX_TEXTS = 6
 """Maximum per prompt; the search for the best order takes time in 2 to this power."""
+TYPOGRAPHIC = str.maketrans("‘’‚“”„‐‑‒–—−", "'''\"\"\"------")
+"""Quotes and dashes, which a font draws nearly alike, as the plain ones."""
 QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
 
 
@@ -56,8 +59,9 @@ def wanted_texts(prompt: str, metadata: Mapping[str, Any], mode: str) -> list[st
 
 
 def folded(text: str) -> str:
-    """The characters that `strict` compares: NFKC form, case folded, no white space."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """The characters that `strict` compares: NFKC form, case folded, plain quotes and dashes, nothing invisible."""
+    plain = unicodedata.normalize("NFKC", text).translate(TYPOGRAPHIC).casefold()
+    return "".join(c for c in plain if not c.isspace() and unicodedata.category(c) != "Cf")
 
 
 def original(wanted: str, read: Sequence[str]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from blip3o_rl.rewards.briefs import BriefReward, Verdict
+from blip3o_rl.rewards.briefs import BriefReward, Verdict, unseen
 from blip3o_rl.rewards.observation import Observation
 from blip3o_rl.rewards.planogram import rules
 from blip3o_rl.rewards.planogram.brief import PlanogramBrief
@@ -35,8 +35,13 @@ class PlanogramReward(BriefReward):
     def unknown(self, brief: PlanogramBrief) -> str:
         if brief.prices and self.observer.reader is None:
             return "planogram.prices: the observer does not read; set observer.read: true, or remove prices"
+        if any(item.empty for row in brief.rows for item in row) and not rules.is_readable(brief):
+            return (
+                "planogram.shelves: no image can show these empty slots; put products on every shelf, one at each end "
+                "of some shelf, and two side by side, or leave out the empty slots"
+            )
         places = ((f"planogram.products.{key}", product) for key, product in brief.products.items())
-        return next(filter(None, (self.unseen(where, p.kind, p.color) for where, p in places)), "")
+        return next(filter(None, (unseen(self.observer, where, p.kind, p.color) for where, p in places)), "")
 
     def judge(self, brief: PlanogramBrief, seen: Observation) -> Verdict:
         terms, components = rules.terms(brief, seen)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from blip3o_rl.data.synthetic.scenes import rgb
 from blip3o_rl.rewards.briefs import similar
 from blip3o_rl.rewards.color import matches
 from blip3o_rl.rewards.observation import Observation, Thing
@@ -45,9 +46,7 @@ Row = list[Facing]
 
 def terms(brief: PlanogramBrief, seen: Observation) -> tuple[dict[str, float], dict[str, float]]:
     """The terms, each in [0, 1], and further numbers for the log: `kpi_*` are the rates that shop audits report."""
-    asked = [
-        [Facing(item.product or "", None, item.high) for item in row for _ in range(item.wide)] for row in brief.rows
-    ]
+    asked = _asked(brief)
     rows = read_rows(brief, seen.objects)
     sides = [rows] if brief.mirror == "forbid" else [rows, [row[::-1] for row in rows]]
     sequence, in_place, rows = max(
@@ -95,6 +94,34 @@ def read_rows(brief: PlanogramBrief, things: Sequence[Thing]) -> list[Row]:
     rows = [sorted(row, key=lambda facing: _thing(facing).center[0]) for row in rows]
     planned = any(item.empty for row in brief.rows for item in row)
     return _with_gaps(rows, planned) if planned or brief.empty == "forbid" else rows
+
+
+def is_readable(brief: PlanogramBrief) -> bool:
+    """Whether an image that is exactly as planned is read as the plan. One cannot show an empty shelf, a slot that is
+    empty at the same end of every shelf, or how far apart the slots are where no two facings stand side by side."""
+    asked = _asked(brief)
+    return sequence_of(brief, asked, read_rows(brief, list(_planned(brief))))[0] == 1
+
+
+def _asked(brief: PlanogramBrief) -> list[Row]:
+    return [
+        [Facing(item.product or "", None, item.high) for item in row for _ in range(item.wide)] for row in brief.rows
+    ]
+
+
+def _planned(brief: PlanogramBrief) -> Iterator[Thing]:
+    """The things of an image that is exactly as planned: two thirds of its slot wide, half of its shelf high."""
+    width, height = 1 / max(sum(item.wide for item in row) for row in brief.rows), 1 / len(brief.rows)
+    for shelf, row in enumerate(_asked(brief), start=1):
+        for slot, facing in enumerate(row):
+            if not facing.product:
+                continue
+            product, high = brief.products[facing.product], height / 2 / facing.high
+            name = product.color or ""
+            for level in range(facing.high):
+                bottom = shelf * height - level * high
+                box = (slot * width, bottom - high, (slot + 2 / 3) * width, bottom)
+                yield Thing(product.kind, box, rgb(name) if name else (0, 0, 0), name)
 
 
 def _with_gaps(rows: list[Row], at_the_ends: bool) -> list[Row]:

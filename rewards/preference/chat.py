@@ -15,7 +15,7 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import openai
@@ -67,6 +67,8 @@ class ChatJudge:
     """
 
     required_metadata: tuple[str, ...] = ()
+    PLACE: ClassVar[str] = "{prompt}"
+    """Where the question says what the image is judged by."""
 
     def __init__(
         self,
@@ -81,6 +83,8 @@ class ChatJudge:
                 question = read_text(user_path(settings.question_file))
             except UserError as error:
                 raise UserError(f"question_file: {error}") from error
+        if self.PLACE not in question:
+            raise UserError(f"question_file: has no {self.PLACE} in it; write it where the {self.PLACE[1:-1]} goes")
         for name, value in (values or {}).items():
             question = question.replace(f"{{{name}}}", value)
         self.question = question

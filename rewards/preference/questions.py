@@ -55,6 +55,7 @@ class QuestionsReward(ChatJudge):
     """
 
     name = "questions"
+    PLACE = "{question}"
     required_metadata: tuple[str, ...] = ("questions",)
     example_metadata: Mapping[str, Any] = {
         "prompt": "a red ball",
@@ -63,8 +64,6 @@ class QuestionsReward(ChatJudge):
 
     def __init__(self, **options: Any):
         super().__init__(validate(ChatSettings, options, ""), QUESTION)
-        if "{question}" not in self.question:
-            raise UserError("question_file: has no {question} in it; write where the question goes")
 
     def check_metadata(self, metadata: Mapping[str, Any]) -> str:
         """Why this prompt cannot be scored; empty if it can."""

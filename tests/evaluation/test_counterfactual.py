@@ -63,3 +63,19 @@ def test_a_row_without_a_counterpart_has_no_such_component() -> None:
 
     scores = [RubricScore(0.5)]
     assert with_counterfactuals(Unasked(), [Sample("a", "a", np.zeros((8, 8, 3), np.uint8))], scores) == scores
+
+
+def test_the_counterpart_has_its_own_prompt_if_its_fields_have_one() -> None:
+    class Reads:
+        def score(self, samples):
+            return [RubricScore(float(sample.prompt == "open"), {}) for sample in samples]
+
+    sample = Sample("1", "open", np.zeros((2, 2, 3), np.uint8), {"counterfactual": {"prompt": "shut"}})
+    (found,) = with_counterfactuals(Reads(), [sample], [RubricScore(1.0, {})])
+    assert found.components == {"counterfactual": 1}
+
+
+@pytest.mark.parametrize("value", [None, {}])
+def test_an_empty_counterpart_is_none(value) -> None:
+    sample = Sample("1", "open", np.zeros((2, 2, 3), np.uint8), {"counterfactual": value})
+    assert with_counterfactuals(None, [sample], [RubricScore(1.0, {})]) == [RubricScore(1.0, {})]

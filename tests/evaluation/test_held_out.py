@@ -247,3 +247,29 @@ def test_edits_are_scored_with_their_references(tmp_path):
     other = [rows[0], rows[1], edit_row(tmp_path, "x", 3)]
     again = held_out.score(pipe, Suite("mine", other, judge), tmp_path / "f.json", images_per_prompt=2)
     assert again.settings["prompts_sha256"] != result.settings["prompts_sha256"]
+
+
+def test_an_image_that_could_not_be_scored_is_neither_right_nor_wrong(tmp_path):
+    (tmp_path / "r.py").write_text(
+        "from blip3o_rl.scoring.api import Score\n"
+        "def f(image, sample):\n"
+        "    return Score(float('nan') if sample.id.endswith('/1') else 1.0, {'correct': 1.0})\n"
+    )
+    rewards = {"f": {"path": f"{tmp_path / 'r.py'}:f", "on_error": "skip_sample"}}
+    suite = Suite("mine", [check_row({"prompt": "a thing"}, "mine:1")], rewards, ("f/correct",))
+    blank = pipeline(lambda p, s: np.full((64, 64, 3), 238, np.uint8))
+    result = held_out.score(blank, suite, tmp_path / "e.json", 2)
+    assert [image.correct for image in result.images] == [True, None] and result.official == 1
+
+
+def test_the_text_of_a_question_file_decides_whether_results_can_be_compared(tmp_path):
+    file = tmp_path / "q.txt"
+
+    def judge():
+        suite = Suite("mine", [], {"vlm": {"model": "m", "question_file": str(file)}})
+        return held_out._what_scores(suite.rewards)
+
+    file.write_text("Good? {prompt}")
+    first = judge()
+    file.write_text("Bad? {prompt}")
+    assert judge() != first

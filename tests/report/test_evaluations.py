@@ -204,3 +204,8 @@ def test_evaluations_in_between_stand_next_to_the_ends_if_they_are_alike(tmp_pat
     text = page.write(folder).read_text()
     assert "0.25 → 0.10 → 0.20 → 0.25" in text and "not chosen: before, step 10, step 20, after" in text
     assert text.count('alt="step 10"') == 1 and text.count("data:image/png") == 4 and "step 30" not in text
+
+
+def test_one_prompt_has_no_interval():
+    (found,) = intervals(np.array([[0.2], [0.8]]), ["a", "a"])
+    assert found.mean == 0.5 and np.isnan(found.low) and found.ends == "-"

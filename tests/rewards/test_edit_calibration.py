@@ -279,3 +279,17 @@ def test_what_cannot_be_scored_is_an_error_and_no_0(cases):
     found = EditReward().score([alone, right, done])
     assert [type(score) for score in found] == [RewardError, Score, RewardError]
     assert "has no reference image" in str(found[0]) and "already is what add asks for" in str(found[2])
+
+
+def test_an_addition_on_top_of_another_object_is_damage():
+    rng = np.random.default_rng(7)
+    cases = [edit for edit in (edits.sample(rng, "add", "supervised") for _ in range(120)) if not _related(edit)][:40]
+    covering = []
+    for edit in cases:
+        new, old = edit.after.objects[-1], edit.before.objects[0]
+        over = replace(new, x=old.x, y=old.y, size=1.3 * old.size)
+        covering.append(scenes.draw(scenes.Scene((*edit.before.objects, over))))
+    assert len(cases) >= 30
+    assert mean(cases, [scenes.draw(edit.after) for edit in cases]) > 0.99
+    assert mean(cases, covering) < 0.35
+    assert mean(cases, covering, "exact") < 0.05

@@ -319,12 +319,3 @@ def test_the_order_of_detections_does_not_matter(metadata, found, random):
     random.shuffle(shuffled)
     before = partial(metadata, list(distinct.values()), by_place).score
     assert partial(metadata, shuffled, by_place).score == pytest.approx(before)
-
-
-# ---- overall
-
-
-def test_overall_is_the_mean_of_the_tags_not_of_the_images():
-    value, tags = rules.overall([("a", 1.0), ("a", 1.0), ("a", 1.0), ("b", 0.0)])
-    assert value == 0.5
-    assert tags == {"a": 1.0, "b": 0.0}

@@ -165,7 +165,7 @@ def test_parts_and_modes():
     assert score(metadata, two, "partial").value == 0
     assert score(metadata, two, "flow_grpo").value == 0
     result = score(metadata, two)
-    assert result.components == {"correct": 1.0, "tag_single_object": 0.0, "count": 0.0}
+    assert result.components == {"correct": 1.0, "count": 0.0}
     assert "circle==1" in result.reason
 
 
@@ -265,3 +265,15 @@ def test_what_is_no_object_is_not_seen(paint):
     image = canvas()
     paint(image)
     assert all(d.score < 0.3 for d in DETECTOR.detect([image])[0])
+
+
+def test_a_region_whose_colors_cancel_out_is_nothing():
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[20:30, 20:40], image[30:40, 20:40] = 228, 28
+    assert SceneDetector().detect([image]) == [[]]
+
+
+def test_as_many_small_objects_are_seen_as_have_room():
+    corners = [(0.02 + 0.16 * x, 0.02 + 0.16 * y) for x in range(6) for y in range(6)]
+    objects = tuple(SceneObject("square", "red", x + 0.07, y + 0.07, 0.13) for x, y in corners)
+    assert len(SceneDetector().detect([draw(Scene(objects), 256)])[0]) == 36

@@ -223,3 +223,21 @@ def test_separate_entries_and_sharpness():
     asked, found = brief(TITLE, LOGO), Observation((TRUE_TITLE, replace(TRUE_LOGO, box=(0.4, 0.7, 0.7, 0.95))))
     assert only._score_of(asked, found).value == pytest.approx(rules.terms(asked, found)["region"])
     assert sharp._score_of(asked, found).value == pytest.approx(REWARD._score_of(asked, found).value ** 2)
+
+
+def test_a_text_out_of_its_size_is_worth_less_even_without_a_place():
+    asked = brief({"class": "text", "text": "HELLO", "size": [0.2, 0.4]})
+    terms = [rules.terms(asked, Observation((text("HELLO", (0.05, 0.1, right, 0.3)),))) for right in (0.4, 0.95)]
+    assert terms[0]["text"] == 1
+    assert terms[1]["text"] == pytest.approx(0.4 / 0.9)
+
+
+def test_a_text_over_two_lines_is_as_high_as_its_highest_line_and_as_clear_as_its_faintest():
+    asked = brief(
+        {"class": "text", "text": "HELLO", "rank": 1}, {"class": "text", "text": "SALE", "rank": 2}, contrast=True
+    )
+    small = text("SALE", (0.1, 0.7, 0.4, 0.8))
+    broken = (text("HEL", (0.1, 0.1, 0.4, 0.2)), text("LO", (0.1, 0.22, 0.3, 0.32), contrast=1.0))
+    terms = rules.terms(asked, Observation((*broken, small)))
+    assert terms["hierarchy"] == pytest.approx(1 / rules.TALLER)
+    assert terms["contrast"] == pytest.approx(0.5)

@@ -173,3 +173,10 @@ def test_an_open_vocabulary_is_asked_one_class_a_call(monkeypatch):
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         open_observer(read=False, **options)
+
+
+def test_a_line_across_the_image_is_a_panel_without_an_inside():
+    image = np.full((64, 64, 3), 238, np.uint8)
+    image[30:32] = (40, 70, 210)
+    (seen,) = open_observer().observe([image])
+    assert [thing.kind for thing in seen.things] == ["panel"]

@@ -246,3 +246,11 @@ def test_text_area_is_a_share_that_grows_with_every_line(boxes):
     areas = [text_area([line("x", polygon=polygon) for polygon in boxes[:n]], 64, 64) for n in range(len(boxes) + 1)]
     assert areas == sorted(areas) and areas[0] == 0 and areas[-1] <= 1
     assert all(math.isfinite(area) for area in areas)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "read"), [("OPEN\u200b", "OPEN"), ("DON’T", "DON'T"), ("“A”", '"A"'), ("9–5", "9-5"), ("−5", "-5")]
+)
+def test_strict_ignores_what_fonts_draw_alike_or_not_at_all(wanted, read):
+    assert rules.strict([wanted], [line(read)]) == 1
+    assert rules.folded("\u200b") == ""

@@ -115,3 +115,27 @@ BAD = [
 def test_a_plan_that_cannot_be_judged_is_one_line_with_its_field(plan, message):
     found = fault(plan)
     assert message in found and "\n" not in found and found.startswith("planogram")
+
+
+GAP, ONE, TWO = {"empty": 1}, {"product": "A"}, {"product": "B", "facings": 2}
+
+
+@pytest.mark.parametrize(
+    "shelves",
+    [
+        [[TWO, ONE], [{"empty": 2}]],  # an empty shelf
+        [[ONE, GAP], [GAP, {"product": "B"}]],  # nothing says how far apart slots are
+        [[GAP, TWO], [GAP, ONE, ONE]],  # the same end everywhere
+        [[TWO, GAP], [ONE, ONE, GAP]],
+    ],
+)
+def test_empty_slots_that_no_image_can_show_are_refused(shelves):
+    assert "no image can show these empty slots" in fault({**GOOD, "shelves": shelves})
+
+
+@pytest.mark.parametrize(
+    "shelves",
+    [[[TWO, GAP], [ONE, ONE, ONE]], [[ONE, GAP, ONE], [TWO, ONE]], [[GAP, ONE, {"product": "B"}], [ONE, TWO]]],
+)
+def test_empty_slots_next_to_products_are_asked_for(shelves):
+    assert fault({**GOOD, "shelves": shelves}) == ""

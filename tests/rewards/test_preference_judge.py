@@ -332,6 +332,7 @@ def test_calibration_orders_good_bad_and_hacked(endpoint, kind):
         (lambda: VlmJudge(model="m", max_requests=0), "max_requests=0: "),
         (lambda: VlmJudge(model="m", max_request=1), "max_request: there is no such key; did you mean 'max_requests'"),
         (lambda: VlmJudge(model="m", question_file="/no/such/file"), "question_file: /no/such/file: there is no"),
+        (lambda: VlmJudge(model="m", question_file=__file__.replace("judge", "clip")), "has no {prompt} in it"),
         (lambda: UnifiedReward(version="3"), "version=3: .* '1.5' or '2.0'"),
     ],
 )

@@ -60,6 +60,9 @@ def test_a_right_line_passes_with_what_tables_add():
         (changed(position=["left of", 1]), "refers to clause 1"),
         ({**TWO, "include": {"class": "circle", "count": 1}}, "field 'include' is not a list of clauses"),
         ({**TWO, "include": ["circle"]}, "field 'include' is not a list of clauses"),
+        (changed(**{"class": "square"}), "include[1].class: 'square' is there twice"),
+        (changed(count=17), "include[1].count: is 17; at most 16 things of a class are counted"),
+        ({**TWO, "exclude": [{"class": "square", "count": 1}]}, "exclude[0].count: excludes as many 'square'"),
     ],
 )
 def test_a_demand_that_nobody_would_read_is_refused(line, message):

@@ -466,3 +466,20 @@ def test_numbers_of_all_kinds_are_scores(value):
 def test_verl_mapping_keeps_numbers_as_components():
     score = as_score({"score": 0.5, "accuracy": 1, "text": "abc", "reason": "because"})
     assert (score.value, score.components, score.reason) == (0.5, {"accuracy": 1.0}, "because")
+
+
+def test_a_call_that_was_given_up_ends_before_the_next_one_begins():
+    """A synchronous reward need not be thread-safe."""
+    at_once, most, calls = 0, 0, 0
+
+    def slow(batch):
+        nonlocal at_once, most, calls
+        at_once, calls = at_once + 1, calls + 1
+        most = max(most, at_once)
+        time.sleep(0.3)
+        at_once -= 1
+        return ones(batch)
+
+    result = Rubric([entry(slow, on_error="retry", retries=3, timeout_s=0.2)]).score(samples(1))[0]
+    assert most == 1 and calls >= 2
+    assert result.failed and "0.2 s" in result.reason

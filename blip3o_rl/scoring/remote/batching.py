@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from math import ceil
 
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.entry import Outcome, RubricEntry
@@ -32,14 +33,14 @@ class BatchQueue:
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Outcome]] = [loop.create_future() for _ in samples]
         self._waiting.extend(zip(samples, futures, strict=True))
-        if len(self._workers) < (self.entry.settings.concurrency or 1):
+        needed = min(self.entry.settings.concurrency or 1, ceil(len(self._waiting) / self.max_batch))
+        while len(self._workers) < needed:
             self._workers.add(loop.create_task(self._work()))
         return await asyncio.gather(*futures)
 
     async def _work(self) -> None:
         try:
-            while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
+            while batch := self._next_batch():
                 outcomes = await self.entry.attempt([sample for sample, _ in batch])
                 for (_, future), outcome in zip(batch, outcomes, strict=True):
                     if not future.done():
@@ -47,3 +48,12 @@ class BatchQueue:
         finally:
             # Not in a callback, which runs a turn of the loop later and would lose a request that comes in between.
             self._workers.discard(asyncio.current_task())  # type: ignore[arg-type]
+
+    def _next_batch(self) -> list[tuple[Sample, asyncio.Future[Outcome]]]:
+        """The samples that wait longest, without those whose request was given up."""
+        batch: list[tuple[Sample, asyncio.Future[Outcome]]] = []
+        while self._waiting and len(batch) < self.max_batch:
+            sample, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((sample, future))
+        return batch

@@ -10,9 +10,10 @@ that checks, before a run, that the service is there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -24,10 +25,9 @@ from blip3o_rl.scoring.remote import wire
 from blip3o_rl.scoring.remote.admission import MIB, RequestLimits
 from blip3o_rl.scoring.remote.endpoints import Endpoint
 
+Item = TypeVar("Item")
 REQUEST_BYTES = 48 * MIB
 """Pixels per request."""
-CHECKED_AT_ONCE = 1000
-"""Prompts per request for a check."""
 ANSWER_BYTES = 64 * MIB
 TRANSIENT = (408, 425, 429)
 """With every 5xx the statuses that may be different the next time."""
@@ -61,15 +61,17 @@ class RemoteReward:
     def check_metadatas(self, metadatas: Sequence[Mapping[str, Any]]) -> list[str]:
         """What the service's reward says is wrong with each prompt, "" for nothing; UserError without an answer."""
         problems: list[str] = []
-        for start in range(0, len(metadatas), CHECKED_AT_ONCE):
-            asked = {"rewards": [self.remote], "metadata": [*map(dict, metadatas[start : start + CHECKED_AT_ONCE])]}
+        sized = [(metadata, len(json.dumps(dict(metadata)))) for metadata in metadatas]
+        for chunk in _chunks(sized, RequestLimits.check_bytes // 2):  # the rest is for what stands around them
+            asked = {"rewards": [self.remote], "metadata": [*map(dict, chunk)]}
             problems += self._ask("POST", "/check", wire.CheckResponse, json=asked).problems[self.remote]
         return problems
 
     async def score(self, samples: list[Sample]) -> list[Score | RewardError]:
         """One Score or RewardError per sample, in order; Unreachable without an answer, RewardError if it refuses."""
         outcomes: list[Score | RewardError] = []
-        for chunk in _chunks(samples):
+        sized = [(sample, sum(image.nbytes for image in (sample.image, *sample.references))) for sample in samples]
+        for chunk in _chunks(sized, REQUEST_BYTES, RequestLimits.samples):
             outcomes += await self._score(chunk)
         return outcomes
 
@@ -131,18 +133,19 @@ class RemoteReward:
         return answer.status_code, bytes(received)
 
 
-def _chunks(samples: list[Sample]) -> list[list[Sample]]:
-    """The samples in requests that every service takes."""
-    chunks: list[list[Sample]] = []
+def _chunks(sized: Sequence[tuple[Item, int]], most: int, count: int = 1000) -> Iterator[list[Item]]:
+    """Items, each with its bytes, in requests that every service takes: of at most so many bytes and items, but of one
+    item however large it is."""
+    chunk: list[Item] = []
     size = 0
-    for sample in samples:
-        own = sum(image.nbytes for image in (sample.image, *sample.references))
-        if not chunks or len(chunks[-1]) == RequestLimits.samples or size + own > REQUEST_BYTES:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(sample)
+    for item, own in sized:
+        if chunk and (len(chunk) == count or size + own > most):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
         size += own
-    return chunks
+    if chunk:
+        yield chunk
 
 
 def _reason(status: int, body: bytes | bytearray) -> str:

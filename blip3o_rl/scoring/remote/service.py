@@ -11,12 +11,14 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Form, HTTPException, Request, UploadFile
+from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import Json
 from starlette.formparsers import MultiPartParser
 
@@ -89,11 +91,30 @@ class RewardService:
         return {name: self.queues[name] for name in names or self.queues}
 
 
+class _Request(Request):
+    """A request whose fields may be as large as its body, which `Admission` bounds: metadata may hold images as data
+    URIs. Starlette refuses fields above 1 MB."""
+
+    def form(self, **limits: Any) -> Any:
+        return super().form(**limits | {"max_part_size": sys.maxsize})
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return answer
+
+
 def create_app(service: RewardService, token: str | None = None, limits: RequestLimits | None = None) -> FastAPI:
     """The ASGI app: /score and /check, /rewards, /health and /ready, /openapi.json; `Admission` asks for the token."""
     limits = limits or RequestLimits()
     app = FastAPI(title="blip3o-rl rewards", version=__version__, description=wire.__doc__ or "", docs_url=None)
     app.add_middleware(Admission, limits=limits, token=token)
+    app.router.route_class = _Route
     MultiPartParser.spool_max_size = limits.score_bytes  # images never go through the disk, which may be full
 
     @app.exception_handler(RequestValidationError)

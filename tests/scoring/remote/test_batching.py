@@ -64,3 +64,40 @@ def test_a_request_in_the_turn_in_which_the_worker_ends_is_not_forgotten() -> No
         return [*await first, *await asyncio.wait_for(late, timeout=5)]
 
     assert [outcome.value for outcome in asyncio.run(main())] == [1, 2]
+
+
+def test_samples_of_a_request_that_was_given_up_are_not_scored() -> None:
+    async def main() -> tuple[list[Any], list[int]]:
+        entry = Gated()
+        queue = BatchQueue(cast(RubricEntry, entry), max_batch=2)
+        first = asyncio.create_task(queue.score([sample(1)]))
+        while not entry.sizes:
+            await asyncio.sleep(0)
+        abandoned = asyncio.create_task(queue.score([sample(n) for n in range(2, 8)]))
+        last = asyncio.create_task(queue.score([sample(9)]))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+        await asyncio.sleep(0)
+        entry.gate.set()
+        return [*await first, *await last], entry.sizes
+
+    outcomes, sizes = asyncio.run(main())
+    assert [outcome.value for outcome in outcomes] == [1, 9] and sizes == [1, 1]
+
+
+def test_one_large_request_uses_all_batches_at_a_time() -> None:
+    class Several(Gated):
+        settings = RewardEntry(concurrency=3)
+
+    async def main() -> list[int]:
+        entry = Several()
+        queue = BatchQueue(cast(RubricEntry, entry), max_batch=2)
+        request = asyncio.create_task(queue.score([sample(n) for n in range(8)]))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        at_once = list(entry.sizes)
+        entry.gate.set()
+        await request
+        return at_once
+
+    assert asyncio.run(main()) == [2, 2, 2]

@@ -262,3 +262,12 @@ def test_the_answer_of_a_service_cannot_flood_the_client(app, make_samples) -> N
     with pytest.raises(RewardError) as caught:
         asyncio.run(remote(app, "brightness", httpx.Response(422, content=long)).score(make_samples(1)))
     assert len(str(caught.value)) < 500
+
+
+def test_long_metadata_are_checked_in_pieces_and_scored(app) -> None:
+    reward = remote(app, "target")
+    assert reward.check_metadatas([{"target": "a" * 20_000}] * 300) == [""] * 300
+    assert len(sent(reward)) == 3
+    samples = [Sample("1", "p", np.zeros((8, 8, 3), np.uint8), {"target": "a" * 3_000_000})]
+    (outcome,) = asyncio.run(remote(app, "target").score(samples))
+    assert not isinstance(outcome, RewardError), outcome
