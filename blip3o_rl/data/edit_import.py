@@ -1,14 +1,13 @@
 """Published editing data sets -> prompt rows with `references`, for reinforcement learning.
 
 Images that are bytes in a table become files next to the prompt file, each once; paths are written relative to it. A
-row that cannot be used is a line of the report and is left out, up to a limit. Every image is opened.
+row that cannot be used is a line of the report and is left out, up to a limit. Every row is checked like a prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,9 +18,11 @@ from PIL import Image as PillowImage
 
 from blip3o_rl.data.edit_rows import Image, read_edit
 from blip3o_rl.data.images import read_image
+from blip3o_rl.data.prompts import check_row, prompt_line
+from blip3o_rl.data.references import check_size
 from blip3o_rl.data.text_files import open_lines, parse_json, read_records
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import user_path
+from blip3o_rl.io import replacing
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ def import_edits(source: Path, out: Path, max_bad: int) -> Imported:
     found = Imported([], [])
     for where, value in _records(source):
         try:
-            found.rows.append(_row(value, source, out))
+            found.rows.append(_row(value, where, source, out))
         except (ValueError, UserError) as error:
-            found.report.append(f"{where}: {error}")
+            found.report.append(str(error) if isinstance(error, UserError) else f"{where}: {error}")
             if len(found.report) > max_bad:
                 raise UserError(
                     f"{found.report[-1]}; with it {len(found.report)} rows are bad and --max-bad={max_bad} may be left "
@@ -62,34 +63,33 @@ def _records(source: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{source}:{number}", line) for number, line in open_lines(source))
 
 
-def _row(value: Any, source: Path, out: Path) -> dict[str, Any]:
-    data = parse_json(value) if isinstance(value, str) else value
+def _row(value: Any, where: str, source: Path, out: Path) -> dict[str, Any]:
+    data = parse_json(value, finite=True) if isinstance(value, str) else value
     if not isinstance(data, dict):
         raise ValueError(f"is {type(data).__name__}, not a JSON object")
     edit = read_edit(data)
     row: dict[str, Any] = {"prompt": edit.instruction}
-    row["references"] = [_stored(image, "reference", source, out) for image in edit.references]
+    row["references"] = [_stored(image, f"{where}: reference image", out) for image in edit.references]
     if edit.output is not None:
-        row["target"] = _stored(edit.output, "output", source, out)
+        row["target"] = _stored(edit.output, f"{where}: output image", out)
     if "task" in data:
         row["task"] = edit.task
     row |= {name: value for name, value in edit.others.items() if name not in row}
     for name, value in row.items():
         if isinstance(value, bytes):
             raise ValueError(f"field '{name}' holds bytes, which are neither references nor target; leave it out")
-    return json.loads(json.dumps(row, default=str))  # dates and decimals of a parquet file
+    plain = json.loads(json.dumps(row, default=str))  # dates and decimals of a parquet file
+    return prompt_line(check_row(plain, where, source.parent), out)
 
 
-def _stored(image: Image, name: str, source: Path, out: Path) -> str:
-    """The image's path relative to the prompt file."""
+def _stored(image: Image, name: str, out: Path) -> str:
+    """The path of an image; its bytes are written next to the prompt file."""
     if isinstance(image, str):
-        path = source.parent / user_path(image)
-        read_image(path)
-        return os.path.relpath(path, out.parent)
-    read_image(image, f"{name} image")
+        return image
+    check_size(read_image(image, name), name)
     kind = str(PillowImage.open(BytesIO(image)).format).lower()
-    path = out.parent / f"{out.stem}-images" / f"{hashlib.sha256(image).hexdigest()[:16]}.{kind}"
+    path = (out.parent / f"{out.stem}-images" / f"{hashlib.sha256(image).hexdigest()[:16]}.{kind}").absolute()
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image)
-    return os.path.relpath(path, out.parent)
+        with replacing(path) as temporary:
+            temporary.write_bytes(image)
+    return str(path)

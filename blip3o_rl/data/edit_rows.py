@@ -15,7 +15,9 @@ the row's field `task`, or follows from the instruction. Other fields are kept f
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +27,8 @@ from blip3o_rl.model.token_layout import MAX_REFERENCES, TASKS, Task, task_of
 INSTRUCTION = ("instruction", "input_prompt", "prompt")
 REFERENCES = ("references", "input_images", "input_image", "images", "image", "media")
 OUTPUT = ("output_image", "target")
+EDITING = ("references", "input_images", "input_image")
+"""Fields that only a row of editing data has."""
 _EDITING_TASKS = tuple(task for task in TASKS if task != "text_to_image")
 _HELD_AS = ("bytes", "path", "uri", "url")
 _IMAGE_TAG = "<image>"
@@ -46,8 +50,8 @@ class EditRow:
 
 
 def names_edit(data: Mapping[str, Any]) -> bool:
-    """Whether an object has a field that only a row of editing data has."""
-    return any(data.get(name) is not None for name in ("references", "input_images", "input_image"))
+    """Whether an object has one of `EDITING`."""
+    return any(data.get(name) is not None for name in EDITING)
 
 
 def read_edit(data: Mapping[str, Any]) -> EditRow:
@@ -66,8 +70,8 @@ def read_edit(data: Mapping[str, Any]) -> EditRow:
     output = None if output_field is None else _one_image(data[output_field], output_field)
     used = {text_field, images_field, output_field, "task", "metadata"}
     others = {name: value for name, value in data.items() if name not in used}
-    inner = data.get("metadata")
-    return EditRow(instruction, references, output, read_task(data, instruction), others | dict(inner or {}))
+    others |= _object(data.get("metadata"), "metadata")
+    return EditRow(instruction, references, output, read_task(data, instruction), others)
 
 
 def read_task(data: Mapping[str, Any], instruction: str) -> Task:
@@ -86,6 +90,16 @@ def _field(data: Mapping[str, Any], names: tuple[str, ...], what: str) -> str:
         if data.get(name) is not None:
             return name
     raise ValueError(f"no field for {what} ({', '.join(names)}); there is {', '.join(map(str, data)) or 'nothing'}")
+
+
+def _object(value: Any, field: str) -> dict[str, Any]:
+    """An object, or the text of one, as tables have it; of nothing an empty one."""
+    if isinstance(value, str) and value.strip():
+        with suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value or {}, Mapping):
+        raise ValueError(f"field '{field}' is {type(value).__name__} and no JSON object; write one, or leave it out")
+    return dict(value or {})
 
 
 def _text(value: Any, field: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from blip3o_rl.data.synthetic.splits import Metadata
+from blip3o_rl.data.synthetic.splits import Metadata, turns, with_article
 from blip3o_rl.errors import UserError
 
 CLASSES: tuple[str, ...] = (
@@ -43,10 +43,6 @@ SHARES: Mapping[str, int] = {
     **{"single_object": 0, "two_object": 1, "counting": 5, "colors": 1, "position": 7, "color_attr": 3}
 }
 """Flow-GRPO's ratio of training prompts. `single_object` has one prompt per class, all of them in the benchmark."""
-
-
-def with_article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:
@@ -171,12 +167,12 @@ def train_prompts(n: int, seed: int = 0, shares: Mapping[str, int] = SHARES) -> 
     if shares.get("single_object"):
         raise UserError("prompts.shares.single_object: geneval trains on none, all are in the benchmark; set it to 0")
     rng, excluded = np.random.default_rng(seed), _excluded()
-    turns = [tag for tag in DRAWS for _ in range(shares.get(tag, 0))]
+    tags = turns(shares)
     found: list[Metadata] = []
     while len(found) < n:
-        for turn in rng.permutation(len(turns)):
-            line = DRAWS[turns[turn]](rng)
+        for turn in rng.permutation(len(tags)):
+            line = DRAWS[tags[turn]](rng)
             while line["prompt"] in excluded:
-                line = DRAWS[turns[turn]](rng)
+                line = DRAWS[tags[turn]](rng)
             found.append(line)
     return found[:n]

@@ -10,7 +10,8 @@ import json
 from functools import partial
 from typing import Any
 
-from blip3o_rl.data.text_files import Record, prompt_columns, without_nulls
+from blip3o_rl.data.columns import prompt_columns, refuse_editing, without_nulls
+from blip3o_rl.data.text_files import Record
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 
@@ -28,6 +29,7 @@ def read_dataset(name: str, split: str | None = None, subset: str | None = None)
     """
     table = _opened(name, split, subset)
     media = [column for column, feature in table.features.items() if hasattr(feature, "decode_example")]
+    refuse_editing(name, media)
     table = table.remove_columns(media)
     names = prompt_columns(name, table.column_names, "prompt")
     rows = []
@@ -50,13 +52,18 @@ def _opened(name: str, split: str | None, subset: str | None) -> Any:
 
     datasets.disable_progress_bars()
     folder = user_path(name)
+    given = str(folder) if folder.is_dir() else name
     saved = any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+    if saved and subset is not None:
+        raise UserError(f"--subset {subset}: {name} was saved without subsets; leave it out")
     try:
-        found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(name, subset)
+        found = datasets.load_from_disk(given) if saved else datasets.load_dataset(given, subset)
     except Exception as error:  # of many kinds: network, formats, missing configurations
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: cannot be opened as a data set ({type(error).__name__}: {reason})") from error
     if not isinstance(found, datasets.DatasetDict):
+        if split is not None:
+            raise UserError(f"--split {split}: {name} was saved without splits; leave it out")
         return found
     if split is None and len(found) > 1:
         raise UserError(f"{name}: has the splits {', '.join(found)}; choose one with --split")

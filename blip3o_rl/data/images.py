@@ -50,6 +50,14 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
             return np.array(to_rgb(image))
 
 
+def is_transparent(source: str | bytes) -> bool:
+    """Whether anything shows through an image that `read_image` reads."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else user_path(source)) as image:
+        if not image.has_transparency_data or image.mode.startswith("I"):
+            return image.has_transparency_data
+        return _with_alpha(image).getchannel("A").getextrema() != (255, 255)
+
+
 def read_cutouts(folder: Path) -> dict[str, Image.Image]:
     """The PNG files of a folder with their transparency, by name: an underscore stands for a space.
 
@@ -104,10 +112,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if upright.mode in ("I", "F") or ";" in upright.mode:
         raise ValueError(f"pixels of mode {upright.mode}, whose white is not defined")
     if upright.has_transparency_data:
-        premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(upright.mode)
-        colored = (upright.convert(premultiplied) if premultiplied else upright).convert("RGBA")
+        colored = _with_alpha(upright)
         return Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored).convert("RGB")
     return upright.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
+    return (image.convert(premultiplied) if premultiplied else image).convert("RGBA")
 
 
 @contextmanager

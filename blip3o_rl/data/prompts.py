@@ -7,17 +7,19 @@ field `references` it is an instruction to edit these images. Every message star
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blip3o_rl.data.edit_rows import read_task
-from blip3o_rl.data.references import ReferenceImage, prompt_key, read_reference, with_images
+from blip3o_rl.data.references import ReferenceImage, is_uri, prompt_key, read_reference, with_images
 from blip3o_rl.data.text_files import read_records
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.token_layout import MAX_REFERENCES, Task
+from blip3o_rl.stores import local
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class PromptRow:
 
     @property
     def id(self) -> str:
-        return str(self.metadata.get("id", self.where.rsplit("/", 1)[-1]))
+        given = self.metadata.get("id")
+        return self.where.rsplit("/", 1)[-1] if given is None else str(given)
 
     @property
     def key(self) -> str:
@@ -51,13 +54,34 @@ def read_prompts(path: str | Path) -> list[PromptRow]:
     """The checked rows of a prompt file of any kind that `text_files` reads.
 
     Raises:
-        UserError: no such file, no prompt in it, not readable, a missing field or one of the wrong type.
+        UserError: no such file, no prompt in it, not readable, a missing field or one of the wrong type, or two prompts
+            with one id.
     """
-    folder = Path(path).parent
-    rows = [check_row(record.value, record.where, folder) for record in read_records(path)]
+    file = local(path)
+    rows = [check_row(record.value, record.where, file.parent) for record in read_records(file)]
     if not rows:
         raise UserError(f'{path}: has no prompts; add one JSON object per line, such as {{"prompt": "a circle"}}')
+    named: dict[str, PromptRow] = {}
+    for row in rows:
+        if named.setdefault(row.id, row).key != row.key:
+            raise UserError(f"{row.where}: has the id {row.id!r} of {named[row.id].where}; give each prompt its own")
     return rows
+
+
+def prompt_line(row: PromptRow, file: Path) -> dict[str, Any]:
+    """A row as the line of a prompt file: images as data URIs, or as paths relative to the file."""
+
+    def told(source: str) -> str:
+        return source if is_uri(source) else os.path.relpath(source, file.parent)
+
+    line = dict(row.metadata)
+    if row.references:
+        line["references"] = [told(reference.source) for reference in row.references]
+        if isinstance(line.get("target"), str):
+            line["target"] = told(line["target"])
+        if isinstance(edit := line.get("edit"), Mapping) and isinstance(edit.get("mask"), str):
+            line["edit"] = {**edit, "mask": told(edit["mask"])}
+    return line
 
 
 def check_row(data: Any, where: str, folder: Path = Path()) -> PromptRow:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from blip3o_rl.data.images import pixels_sha256, read_image
+from blip3o_rl.data.images import is_transparent, pixels_sha256, read_image
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 from blip3o_rl.model.pixels import MAX_ASPECT
@@ -66,7 +66,7 @@ def read_reference(text: str, folder: Path, where: str, what: str = "reference")
     Raises:
         UserError: it is not readable as one image, or too small, too large or too narrow.
     """
-    uri = _is_uri(text)
+    uri = is_uri(text)
     if not uri and is_address(text):
         raise UserError(f"{where}: {what} {text[:80]!r} is an address; download the image and give its path")
     try:
@@ -75,6 +75,13 @@ def read_reference(text: str, folder: Path, where: str, what: str = "reference")
         raise UserError(f"{where}: {what} {error}") from error
     name = f"{where}: {what} {text[:40] + '...' if uri else source!r}"
     image = _read(source, name)
+    check_size(image, name)
+    digest = pixels_sha256(image)
+    return ReferenceImage(source, f"data:{digest[:16]}" if uri else text, digest)
+
+
+def check_size(image: np.ndarray, name: str) -> None:
+    """Raises `UserError`, which begins with `name`, for an image that is too small, too large or too narrow."""
     height, width, _ = image.shape
     if min(height, width) < MIN_SIDE:
         raise UserError(f"{name}: {width} x {height} px, a side is shorter than {MIN_SIDE} px; give a larger image")
@@ -84,8 +91,6 @@ def read_reference(text: str, folder: Path, where: str, what: str = "reference")
     if height * width > MAX_PIXELS:
         limit = f"more than {MAX_PIXELS / 2**20:g} megapixels"
         raise UserError(f"{name}: {width} x {height} px, {limit}; reduce it, the model takes 1024 px at most")
-    digest = pixels_sha256(image)
-    return ReferenceImage(source, f"data:{digest[:16]}" if uri else text, digest)
 
 
 def with_images(
@@ -108,6 +113,9 @@ def with_images(
         row["target"] = target.source
     if isinstance(edit, Mapping) and isinstance(edit.get("mask"), str):
         mask = read_reference(edit["mask"], folder, where, "edit.mask")
+        if is_transparent(_content(mask.source, mask.name)):
+            text = "is transparent in places; make it white where the image may change, and black elsewhere"
+            raise UserError(f"{where}: edit.mask {mask.name!r} {text}")
         pixels, shape = mask.load(), reference.load().shape
         if pixels.shape != shape:
             sizes = " and ".join(f"{width} x {height} px" for height, width, _ in (pixels.shape, shape))
@@ -120,7 +128,7 @@ def with_images(
 
 def load_image(source: str) -> np.ndarray:
     """The image of an absolute path or a data URI that `with_images` gave."""
-    return _read(source, "image" if _is_uri(source) else source)
+    return _read(source, "image" if is_uri(source) else source)
 
 
 def prompt_key(prompt: str, references: Iterable[str] = ()) -> str:
@@ -129,18 +137,23 @@ def prompt_key(prompt: str, references: Iterable[str] = ()) -> str:
     return "\n".join([prompt, *references])
 
 
-def _is_uri(text: str) -> bool:
+def is_uri(text: str) -> bool:
+    """Whether it is a data URI and no path."""
     return text.lstrip().lower().startswith("data:")
 
 
 def _read(source: str, name: str) -> np.ndarray:
-    if not _is_uri(source):
-        return read_image(source, name)
+    return read_image(_content(source, name), name)
+
+
+def _content(source: str, name: str) -> str | bytes:
+    """What `data.images` reads: the path itself, or the bytes of a data URI."""
+    if not is_uri(source):
+        return source
     head = _DATA_URI.match(source)
     if head is None:
         raise UserError(f"{name}: is no data URI of an image; begin it with data:image/png;base64, (or image/jpeg)")
     try:
-        content = base64.b64decode(source[head.end() :], validate=True)
+        return base64.b64decode(source[head.end() :], validate=True)
     except ValueError as error:
         raise UserError(f"{name}: is not base64 ({error}); encode the file again") from error
-    return read_image(content, name)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.data.prompts import PromptRow
+from blip3o_rl.data.prompts import PromptRow, prompt_line
 from blip3o_rl.io import append_line, read_lines
 
 INSTRUCTION = """Rewrite this prompt of a text-to-image model as one or two richer sentences, 60 words at most.
@@ -49,7 +49,7 @@ async def rewrite(
     ask: Ask,
     instruction: str,
     model: str,
-    cache: Path,
+    out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rewritten:
     """Rewrites each different prompt once.
@@ -58,12 +58,13 @@ async def rewrite(
         ask: asks the model; it limits how many questions are open at a time.
         instruction: the question, with {prompt} in it.
         model: its name; answers of another model or to another instruction are not taken from the cache.
-        cache: JSON lines, made if it is not there.
+        out: the new prompt file, which the caller writes; its cache is next to it.
         progress: called with the number of prompts done and in all.
 
     Raises:
         Exception: what `ask` raises but a ValueError ends the step; the answers so far are in the cache.
     """
+    cache = out.with_suffix(".cache.jsonl")
     keys = {row.prompt: _key(model, instruction, row.prompt) for row in rows}
     kept = {line["key"]: str(line["rewritten"]) for line in read_lines(cache) if {"key", "rewritten"} <= line.keys()}
     answers = {prompt: kept[key] for prompt, key in keys.items() if key in kept}
@@ -89,7 +90,7 @@ async def rewrite(
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0]  # noqa: B904 (it has a cause of its own)
     for row in rows:
-        line = dict(row.metadata)
+        line = prompt_line(row, out)
         if row.prompt in answers:
             line = {**line, "prompt": answers[row.prompt], ORIGINAL: line.get(ORIGINAL, row.prompt)}
         else:

@@ -136,22 +136,24 @@ def training_rows(prompts: Mapping[str, Any], seed: int) -> list[PromptRow]:
     """The training prompts of a run.
 
     Args:
-        prompts: the configuration's group: source, train (how many), shares, file.
+        prompts: the configuration's group: source, train (how many), shares, file. A recipe's shares are of no use to a
+            file and to a source without tags, and are then only checked for misspelt ones.
         seed: of the draw.
 
     Raises:
         UserError: naming the key or the file and line.
     """
-    if prompts["file"] is not None:
-        return read_prompts(prompts["file"])
-    name = prompts["source"]
-    source = source_of(name, f"prompts.source={name}")
-    shares = {"shares": {**source.shares, **prompts["shares"]}} if source.shares else {}
-    if source.shares:
-        check_names(prompts["shares"], source.shares, "prompts.shares", f"tag of {name}")
-        if not any(shares["shares"].values()):
-            raise UserError(f"prompts.shares: all shares of {name} are 0; give at least one tag a share")
-    return _rows(source.train(prompts["train"], seed, **shares), name)
+    name, shares = prompts["source"], prompts["shares"]
+    source = source_of(name, f"prompts.source={name}") if prompts["file"] is None else None
+    if source is None or not source.shares:
+        tags = dict.fromkeys(tag for other in SOURCES.values() for tag in other.shares)
+        check_names(shares, tags, "prompts.shares", "tag of a source")
+        return read_prompts(prompts["file"]) if source is None else _rows(source.train(prompts["train"], seed), name)
+    check_names(shares, source.shares, "prompts.shares", f"tag of {name}")
+    shares = {**source.shares, **shares}
+    if not any(shares.values()):
+        raise UserError(f"prompts.shares: all shares of {name} are 0; give at least one tag a share")
+    return _rows(source.train(prompts["train"], seed, shares=shares), name)
 
 
 def held_out_rows(name: str, count: int | None, given: str) -> list[PromptRow]:

@@ -2,8 +2,9 @@
 
 All ways in which people save text are read here, and what cannot be read is refused by what it is. Encodings are UTF-8
 (with or without byte order mark) and UTF-16/32 with one; gzip, bzip2 and xz are unpacked. A line ends at LF, CRLF or CR
-and nowhere else: separators such as U+2028 are legal inside JSON strings. `read_records` reads a whole file of objects
-or a plain list; `open_lines` streams files that may be larger than memory.
+and nowhere else: separators such as U+2028 are legal inside JSON strings. A byte order mark at the start of a line, as
+joined files have it, is no part of the text. `read_records` reads a whole file of objects or a plain list; `open_lines`
+streams files that may be larger than memory.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ import gzip
 import io
 import json
 import lzma
+import math
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.data.columns import prompt_columns, read_parquet
+from blip3o_rl.errors import UserError
 from blip3o_rl.io import whole_characters
 from blip3o_rl.stores import local
 
@@ -47,9 +49,13 @@ _REFUSED = {
 _LISTS = (".txt", ".list", ".lst", ".prompts", "")
 _GAP = re.compile(r"[ \t\n,]*")
 """Between two elements of a JSON array."""
-_BYTES = re.compile(r"binary(_view)?\b(?!:)")
-"""In the name of a parquet column's type."""
 _TABLES = (".csv", ".tsv")
+SUFFIXES = (".json", ".jsonl", ".parquet", *_TABLES, *filter(None, _LISTS), ".gz", ".bz2", ".xz")
+"""Of files, and of no name on a hub."""
+_ABOVE_HEADER = re.compile(r'(?:[ \t,;]*\n)*(?:"?sep=(.)"?[ \t,;]*\n)?', re.IGNORECASE)
+"""Rows without text, and Excel's line that names the separator."""
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of a byte that is no UTF-8."""
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -66,32 +72,39 @@ def decode(data: bytes, where: str) -> str:
     return "".join(line for _, line in _lines(io.BytesIO(data), where))
 
 
-def read_text(path: Path) -> str:
-    """The whole text of a file. Raises UserError like `open_lines`."""
+def read_text(path: Path, fallback: str | None = None) -> str:
+    """The whole text of a file. Arguments and errors are those of `open_lines`."""
     with _opened(path) as file:
-        return "".join(line for _, line in _lines(file, str(path)))
+        return "".join(line for _, line in _lines(file, str(path), fallback))
 
 
-def open_lines(path: Path) -> Iterator[tuple[int, str]]:
+def open_lines(path: Path, fallback: str | None = None) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a text file, blank lines left out, read as it is consumed.
+
+    Args:
+        fallback: the encoding of a line that is not UTF-8; without it such a line raises.
 
     Raises:
         UserError: the file is missing, damaged or no text.
     """
     with _opened(path) as file:
-        for number, line in _lines(file, str(path)):
+        for number, line in _lines(file, str(path), fallback):
             if line.strip():
                 yield number, line.removesuffix("\n")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, finite: bool = False) -> Any:
     """A JSON value. Half a surrogate pair, which no encoding can hold, becomes U+FFFD.
+
+    Args:
+        finite: refuse a number that is none (NaN) or too large, which Python's own reader takes.
 
     Raises:
         ValueError: what is wrong and at which column; also for an object with two fields of one name.
     """
+    number = _finite if finite else None
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_float=number, parse_constant=number)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON ({error.msg} at column {error.colno}); fix the line") from error
     except RecursionError as error:
@@ -100,7 +113,11 @@ def parse_json(text: str) -> Any:
 
 
 def read_records(
-    path: str | Path, field: str = "prompt", images: bool = False, problems: list[str] | None = None
+    path: str | Path,
+    field: str = "prompt",
+    images: bool = False,
+    problems: list[str] | None = None,
+    fallback: str | None = None,
 ) -> list[Record]:
     """All values of a file: objects, or whatever else a line of JSON holds.
 
@@ -109,6 +126,7 @@ def read_records(
         field: the column that a table must have, and the field that a line of a plain list becomes.
         images: keep what JSON cannot hold: a parquet file's columns with bytes, and its dates.
         problems: gets a message for each line that cannot be read, which is then left out; without it the first raises.
+        fallback: see `open_lines`.
 
     Raises:
         UserError: naming file and line, what is there and what is wanted.
@@ -116,13 +134,14 @@ def read_records(
     path = local(path)
     with _opened(path) as file:
         if file.read(len(_PARQUET)) == _PARQUET:
-            return _parquet(path, field, images)
+            rows = read_parquet(path, field, images)
+            return [Record(f"{path}:row {number}", row) for number, row in enumerate(rows, start=1)]
     suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz")), "")
     if suffix in _TABLES:
-        return _table(path, field, problems)
-    lines = list(open_lines(path))
+        return _table(path, field, problems, fallback)
+    lines = list(open_lines(path, fallback))
     first = lines[0][1].lstrip() if lines else ""
-    if first.startswith("[") and (found := _array(path, lines)) is not None:
+    if first.startswith("[") and (found := _array(path, lines, suffix not in _LISTS, problems)) is not None:
         return found
     if first.startswith("{") or (suffix not in _LISTS and first.startswith(("[", '"'))):
         return _json_lines(path, lines, problems)
@@ -154,17 +173,22 @@ def _opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _lines(file: Any, where: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a binary file, each with its LF."""
+def _lines(file: Any, where: str, fallback: str | None = None) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a binary file, each with its LF; see `open_lines`."""
     number = 0
     try:
         start = file.read(4)
         file.seek(0)
         encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
-        for number, line in enumerate(io.TextIOWrapper(file, encoding, newline=None), start=1):
+        for number, line in enumerate(io.TextIOWrapper(file, encoding, "surrogateescape", newline=None), start=1):
             if "\0" in line:
                 raise UserError(f"{where}:{number}: holds NUL characters, so it is no text; save it as UTF-8")
-            yield number, line
+            if wrong := _NO_UTF8.search(line):
+                if fallback is None:
+                    byte = f"0x{ord(wrong[0]) - 0xDC00:x} is character {wrong.start() + 1}"
+                    raise UserError(f"{where}:{number}: is not UTF-8 text ({byte}); save it as UTF-8")
+                line = line.encode("utf-8", "surrogateescape").decode(fallback, "replace")
+            yield number, line.removeprefix("\ufeff")
     except UnicodeError as error:
         raise UserError(f"{where}: is not UTF-8 text after line {number} ({error}); save it as UTF-8") from error
     except _UNREADABLE as error:
@@ -179,6 +203,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"holds {text}, which is no number of JSON; write a finite number or null")
+    return value
+
+
 def _report(text: str, problems: list[str] | None, cause: Exception | None = None) -> None:
     if problems is None:
         raise UserError(text) from cause
@@ -189,7 +219,7 @@ def _json_lines(path: Path, lines: list[tuple[int, str]], problems: list[str] | 
     found = []
     for number, line in lines:
         try:
-            found.append(Record(f"{path}:{number}", parse_json(line)))
+            found.append(Record(f"{path}:{number}", parse_json(line, finite=True)))
         except ValueError as error:
             spread = len(lines) > 1 and lines[0][1].strip() in ("{", "[")
             says = "is JSON over several lines; write one object per line or one array" if spread else error
@@ -197,27 +227,40 @@ def _json_lines(path: Path, lines: list[tuple[int, str]], problems: list[str] | 
     return found
 
 
-def _array(path: Path, lines: list[tuple[int, str]]) -> list[Record] | None:
-    """The elements of a JSON array with the lines they begin at; None if the file is no single array."""
+def _array(path: Path, lines: list[tuple[int, str]], is_json: bool, problems: list[str] | None) -> list[Record] | None:
+    """The elements of a JSON array with the lines they begin at; None if the file is no single array.
+
+    Raises:
+        UserError: it is one over several lines of a file that `is_json`, and is broken.
+    """
     text = "\n".join(line for _, line in lines)
     try:
-        if not isinstance(parse_json(text), list):
-            return None
-    except ValueError:
+        json.loads(text)
+    except RecursionError:
+        return None
+    except json.JSONDecodeError as error:
+        first = lines[0][1].strip()
+        if is_json and (first == "[" or first.endswith(",")):
+            where = f"{path}:{lines[error.lineno - 1][0]}"
+            raise UserError(f"{where}: is not JSON ({error.msg} at column {error.colno}); fix the array") from error
         return None
     found: list[Record] = []
     end, line = text.index("[") + 1, 0
     while text[at := _GAP.match(text, end).end()] != "]":  # type: ignore[union-attr]
         line += text.count("\n", end, at)
         _, end = json.JSONDecoder().raw_decode(text, at)
-        found.append(Record(f"{path}:{lines[line][0]}", parse_json(text[at:end])))
+        where = f"{path}:{lines[line][0]}"
+        try:
+            found.append(Record(where, parse_json(text[at:end], finite=True)))
+        except ValueError as error:
+            _report(f"{where}: {error}", problems, error)
         line += text.count("\n", at, end)
     return found
 
 
-def _table(path: Path, field: str, problems: list[str] | None) -> list[Record]:
+def _table(path: Path, field: str, problems: list[str] | None, fallback: str | None) -> list[Record]:
     """Rows of a CSV or TSV file by its header. Empty cells are absent; a cell may hold a JSON object or list."""
-    rows = csv_rows(read_text(path), str(path))
+    rows = csv_rows(read_text(path, fallback), str(path))
     names = prompt_columns(path, [name.strip() for name in next(rows, ("", []))[1]], field)
     found = []
     for where, row in rows:
@@ -234,61 +277,21 @@ def csv_rows(text: str, where: str) -> Iterator[tuple[str, list[str]]]:
     Raises:
         UserError: the text is not CSV; starts with `where`, the file.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count))
+    top: Any = _ABOVE_HEADER.match(text)
+    above, text = text.count("\n", 0, top.end()), text[top.end() :]
+    separator = top[1] or max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    number = above + 1
     try:
-        while (number := reader.line_num + 1) and (row := next(reader, None)) is not None:
+        while (row := next(reader, None)) is not None:
             yield f"{where}:{number}", row
+            number = above + reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{where}:{reader.line_num}: is not CSV ({error}); fix the line") from error
+        remedy = "put a cell with quotation marks into quotation marks, and double those in it"
+        raise UserError(f"{where}:{number}: is not CSV ({error}); {remedy}") from error
 
 
 def _cell(text: str) -> Any:
     with suppress(ValueError):
-        return parse_json(text) if text.lstrip().startswith(("{", "[")) else text
+        return parse_json(text, finite=True) if text.lstrip().startswith(("{", "[")) else text
     return text
-
-
-def _parquet(path: Path, field: str, images: bool) -> list[Record]:
-    """Rows of a parquet file; but for `images` as JSON has them, a date as text, and without columns of bytes.
-
-    Nulls are absent: a struct column gives every row the union of all rows' fields.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        columns = pq.read_schema(path)
-        header = [column.name for column in columns if images or not _BYTES.search(str(column.type))]
-        names = prompt_columns(path, header, field)
-        rows = pq.read_table(path, columns=header).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is not readable as parquet ({reason}); make the file again") from error
-    if not images:
-        rows = json.loads(json.dumps(rows, default=_as_json))
-    values = [without_nulls(dict(zip(names, row.values(), strict=True))) for row in rows]
-    return [Record(f"{path}:row {number}", value) for number, value in enumerate(values, start=1)]
-
-
-def _as_json(value: Any) -> Any:
-    return float(value) if isinstance(value, Decimal) else str(value)
-
-
-def prompt_columns(path: str | Path, header: list[str], field: str) -> list[str]:
-    """The columns' names, with `Prompt` or `Prompts` (as PartiPrompts and DrawBench have it) read as `prompt`."""
-    if twice := next((name for name in header if header.count(name) > 1), ""):
-        raise UserError(f"{path}: has two columns named '{twice}'; rename one")
-    if field in header:
-        return header
-    same = [name for name in header if name.lower() in (field, f"{field}s")]
-    if len(same) != 1:
-        hint = did_you_mean(field, header)
-        raise UserError(f"{path}: has the columns {', '.join(header) or '(none)'}; one must be '{field}'{hint}")
-    return [field if name == same[0] else name for name in header]
-
-
-def without_nulls(value: Any) -> Any:
-    """A value without the fields that are null, at any depth."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value

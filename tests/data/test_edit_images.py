@@ -11,7 +11,7 @@ from editing import encoded, photo, write_rows
 from PIL import Image
 
 from blip3o_rl.data.images import png_uri
-from blip3o_rl.data.prompts import PromptRow, read_prompts
+from blip3o_rl.data.prompts import PromptRow, prompt_line, read_prompts
 from blip3o_rl.data.references import load_image
 from blip3o_rl.errors import UserError
 
@@ -20,7 +20,9 @@ HALF[:, 32:] = 255
 
 
 def read(folder: Path, **fields: Any) -> PromptRow:
-    for name, image in {"a": photo(0), "b": photo(1), "half": HALF, "white": HALF | 255, "small": HALF[:32]}.items():
+    images = {"a": photo(0), "b": photo(1), "half": HALF, "white": HALF | 255, "small": HALF[:32]}
+    images["alpha"] = np.concatenate([HALF, HALF[..., :1]], axis=2)
+    for name, image in images.items():
         (folder / f"{name}.png").write_bytes(encoded(image))
     (folder / "cut.png").write_bytes(encoded(photo(2))[:900])
     (row,) = read_prompts(write_rows(folder / "p.jsonl", {"prompt": "make it red", "references": ["a.png"], **fields}))
@@ -38,6 +40,21 @@ def test_paths_become_absolute_and_data_uris_stay(tmp_path: Path) -> None:
         assert np.array_equal(load_image(source), photo(1))
 
 
+def test_a_mask_may_have_an_alpha_channel_through_which_nothing_shows(tmp_path: Path) -> None:
+    (tmp_path / "opaque.png").write_bytes(encoded(np.concatenate([HALF, HALF[..., :1] | 255], axis=2)))
+    assert read(tmp_path, edit={"mask": "opaque.png"}).metadata["edit"]["mask"] == str(tmp_path / "opaque.png")
+
+
+def test_the_line_of_a_row_finds_its_images_from_another_folder(tmp_path: Path) -> None:
+    row = read(tmp_path, target="b.png", edit={"mask": png_uri(HALF)}, tag="x")
+    line = prompt_line(row, tmp_path / "out" / "q.jsonl")
+    expected = {"prompt": row.prompt, "references": ["../a.png"], "target": "../b.png", "tag": "x"}
+    assert line == {**expected, "edit": {"mask": png_uri(HALF)}}
+    (tmp_path / "out").mkdir()
+    (again,) = read_prompts(write_rows(tmp_path / "out" / "q.jsonl", line))
+    assert again.key == row.key and again.metadata["target"] == row.metadata["target"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -49,6 +66,7 @@ def test_paths_become_absolute_and_data_uris_stay(tmp_path: Path) -> None:
         ({"edit": {"mask": "gone.png"}}, "edit.mask .*gone.png.: no such file"),
         ({"edit": {"mask": "data:image/png;base64,%"}}, "edit.mask .* is not base64"),
         ({"edit": {"mask": "small.png"}}, "edit.mask 'small.png' and the reference are 64 x 32 px and 64 x 64 px"),
+        ({"edit": {"mask": "alpha.png"}}, "edit.mask 'alpha.png' is transparent in places; make it white where"),
         ({"edit": {"mask": "white.png"}}, "edit.mask 'white.png' is all white; leave black what is to stay"),
     ],
 )

@@ -21,7 +21,7 @@ from blip3o_rl.io import read_lines
 
 def png(level: int) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (8, 8), (level, 0, 0)).save(file, "PNG")
+    Image.new("RGB", (16, 16), (level, 0, 0)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -45,6 +45,10 @@ FORMS: dict[str, tuple[dict[str, Any], EditRow]] = {
     "unirl": (
         {"prompt": "a", "metadata": {"id": 3}, "media": [
             {"modality": "image", "role": "condition", "uri": "1.png"}, {"role": "target", "uri": "9.png"}]},
+        EditRow("a", ("1.png",), None, "edit", {"id": 3}),
+    ),
+    "unirl, metadata as a table has them": (
+        {"prompt": "a", "metadata": '{"id": 3}', "image": "1.png"},
         EditRow("a", ("1.png",), None, "edit", {"id": 3}),
     ),
     "verl-omni": (
@@ -78,6 +82,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "images": [{"bytes": None}]}, "'images' holds no path or bytes"),
     ({"prompt": "a", "image": "1.png", "task": "subejct"}, "'task' is 'subejct'.*did you mean 'subject'"),
     ({"prompt": "a", "image": "data:image/png;base64,?"}, "'image' holds a damaged data URI"),
+    *(
+        ({"prompt": "a", "image": "1.png", "metadata": wrong}, f"'metadata' is {kind} and no JSON object")
+        for wrong, kind in ((5, "int"), (["ab"], "list"), ("ab", "str"), ('["ab"]', "list"))
+    ),
     ({"prompt": "a", "image": "1.png", "target": 5}, "'target' holds no path"),
 ]
 
@@ -102,6 +110,22 @@ def test_images_in_a_table_become_files_once_and_bad_rows_are_reported(tmp_path:
     assert found.report[1].startswith(f"{tmp_path / 'rl.parquet'}:row 5: no field for the reference images")
     with pytest.raises(UserError, match=r"row 5: .*2 rows are bad and --max-bad=1 may"):
         import_edits(tmp_path / "rl.parquet", tmp_path / "out" / "edits.jsonl", 1)
+
+
+def test_a_row_that_would_be_refused_later_is_reported_now(tmp_path: Path) -> None:
+    for name, size in (("ok", (64, 64)), ("tiny", (8, 8)), ("long", (4000, 40))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    Image.new("L", (64, 64)).save(tmp_path / "mask.png")
+    images = ["ok.png", "tiny.png", "long.png", "https://x.org/a.png"]
+    lines: list[dict[str, Any]] = [{"prompt": "a", "image": image, "edit": {"mask": "mask.png"}} for image in images]
+    lines.append({"prompt": "a", "image": "ok.png", "tag": 5})
+    source = tmp_path / "train.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = import_edits(source, tmp_path / "out" / "edits.jsonl", 5)
+    assert found.rows == [{"prompt": "a", "references": ["../ok.png"], "edit": {"mask": "../mask.png"}}]
+    says = ["8 x 8 px, a side is shorter", "4000 x 40 px, the longer", "'https://x.org/a.png' is an address", "'tag'"]
+    for number, (line, words) in enumerate(zip(found.report, says, strict=True), start=2):
+        assert line.startswith(f"{source}:{number}: ") and line.count(str(source)) == 1 and words in line
 
 
 def test_paths_are_relative_to_the_prompt_file_and_other_fields_are_kept(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from blip3o_rl.cli.main import run
@@ -119,6 +121,9 @@ def test_shelves_of_equal_height_in_two_segments_are_one_row(tmp_path):
 def test_several_planograms_of_a_file_are_several_lines(tmp_path):
     found = import_plan(*write(tmp_path, [*HEAD, *PRODUCTS, *PLAN, *PLAN, record("Planogram", 262, _1="Empty")]))
     assert [line["id"] for line in found.lines] == ["Drinks", "Drinks 2"]
+    named = [[record("Planogram", 262, _1=name), *PLAN[1:]] for name in ("B 3", "B", "B", "B")]
+    found = import_plan(*write(tmp_path, [*HEAD, *PRODUCTS, *itertools.chain(*named)]))
+    assert [line["id"] for line in found.lines] == ["B 3", "B", "B 2", "B 4"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +185,37 @@ def test_a_csv_export(tmp_path, end):
     assert import_plan(plan, classes, "bottom").lines[0]["prompt"].endswith("three green triangles")
 
 
+def test_columns_that_are_not_read_are_reported(tmp_path):
+    found = import_plan(*write(tmp_path, ["upc,shelf,position,Facing,Brand", f"{A},1,1,3,X"], "plan.csv"), "top")
+    assert found.report == [f"{tmp_path}/plan.csv:1: not read: Facing; docs/prompts.md says what columns are called"]
+
+
+def test_planograms_of_a_table_are_told_apart_and_bays_stand_next_to_each_other(tmp_path):
+    rows = [f"{A},P,1,2,1", f"{B},P,1,1,2", f"{C},P,1,1,1", f"{A},Q,1,1,1"]
+    found = import_plan(*write(tmp_path, ["upc,planogram name,shelf,bay,position", *rows], "plan.csv"), "top")
+    assert [line["id"] for line in found.lines] == ["P", "Q"]
+    assert [[item["product"] for item in row] for row in found.lines[0]["planogram"]["shelves"]] == [[C, B, A]]
+
+
+def test_a_class_map_is_read_whatever_the_case_of_its_columns_and_like_the_plan(tmp_path):
+    plan, classes = write(tmp_path, [*HEAD, *PRODUCTS, *PLAN])
+    classes.write_bytes(f"UPC,Class,Color,Name\n{A},circle,red,Caf\u00e9\n".encode("cp1252"))
+    product = import_plan(plan, classes).lines[0]["planogram"]["products"][A]
+    assert product["name"] == "Caf\u00e9" and product["color"] == "red"
+    json_map = tmp_path / "map.json"
+    json_map.write_text('[["0500000000002", "circle"]]')
+    with pytest.raises(UserError, match="map.json:1: is no object; write one with the fields upc, class, color, name"):
+        import_plan(plan, json_map)
+
+
+@pytest.mark.parametrize("name", ["plan.csv", "plan.psa"])
+def test_a_workbook_is_refused_by_what_it_is(tmp_path, name):
+    plan, classes = write(tmp_path, [], name)
+    plan.write_bytes(b"PK\x03\x04\x14\0")
+    with pytest.raises(UserError, match=f"{name}: is a zip archive or an Office document; save it as UTF-8 text"):
+        import_plan(plan, classes, "top" if name == "plan.csv" else None)
+
+
 def cut(number, cells):
     lines = [*HEAD, *PRODUCTS, *PLAN]
     lines[number] = ",".join(lines[number].split(",")[:cells])
@@ -189,7 +225,7 @@ def cut(number, cells):
 BAD_PSA = [
     ([], "plan.psa:1: is no Space Planning file"),
     (["x"], "plan.psa:1: is no Space Planning file"),
-    (["<html>"], "plan.psa:1: is no Space Planning file"),
+    (["<html>"], "plan.psa: is a web page; save it as UTF-8 text"),
     (HEAD, "plan.psa: has no Position on a shelf"),
     ([*HEAD, *PRODUCTS], "plan.psa: has no Position on a shelf"),
     ([*HEAD, *PRODUCTS, PLAN[0]], "plan.psa: has no Position on a shelf"),
@@ -197,6 +233,8 @@ BAD_PSA = [
     ([*HEAD, *PRODUCTS, position(A, 0)], "plan.psa:8: Position stands before any Planogram and Fixture"),
     ([*HEAD, *PRODUCTS, PLAN[0], position(A, 0)], "plan.psa:9: Position stands before any Planogram and Fixture"),
     ([*HEAD, *PRODUCTS, PLAN[0], fixture(0), position("9", 0)], "plan.psa: planogram 'Drinks' has no product that"),
+    ([*HEAD, *PRODUCTS, *PLAN[:3], position("", 0)], "plan.psa:11: Position has neither upc nor id; fill one in"),
+    ([*HEAD, product(A, 1, "n", width=-5), *PLAN], "plan.psa:5: width is '-5'; a number is due from 0 on"),
     (cut(3, 5), "plan.psa:4: Project has 5 columns, measurement is number 12"),
     (cut(4, 6), "plan.psa:5: Product has 6 columns, height is number 6"),
     (cut(7, 1), "plan.psa:8: Planogram has 1 columns, name is number 1"),
@@ -213,6 +251,8 @@ BAD_PSA = [
         ("high", 0, "facings are 1 wide and 0 high"),
         ("deep", "?", "facings deep is '?'"),
         ("deep", "nan", "facings deep is 'nan'"),
+        ("deep", 2.7, "facings are 1 wide and 1 high, 2.7 deep"),
+        ("deep", -3, "facings are 1 wide and 1 high, -3 deep"),
     ]],),
     ([*HEAD, *PRODUCTS, *PLAN[:3], position(A, "left")], "plan.psa:11: x is 'left'; a number is due"),
     ([*HEAD, product(A, 1, "n", width="wide"), *PLAN], "plan.psa:5: width is 'wide'; a number is due"),
@@ -228,7 +268,16 @@ BAD_CSV = [
     ("shelf,position\n1,1", "plan.csv:1: no column is the upc"),
     ("upc,position\n1,1", "plan.csv:1: no column is the shelf"),
     ("upc,shelf\n1,1", "plan.csv:1: no column is the order; call one position"),
-    (HEADER, "plan.csv: planogram 'plan' has no product that"),
+    (HEADER, "plan.csv: has no positions; export it again"),
+    (f"{HEADER}\n0500000000002,1,,2", "plan.csv:2: position is empty; fill it in"),
+    (f"{HEADER},POG\n{ROW},", "plan.csv:2: planogram is empty; fill it in"),
+    (f"upc,EAN,shelf,position\n{ROW}", "plan.csv:1: 'upc' and 'EAN' both are the upc; remove one"),
+    (f"{HEADER},Location ID\n{ROW},1", "plan.csv:1: 'position' and 'Location ID' both are the order; remove one"),
+    (f'{HEADER}\n{ROW}\n2,1,2,"Big,1\n{ROW}', "plan.csv:3: is not CSV"),
+    (f"{HEADER}\n0500000000002,1,1,2,1", "plan.csv:2: has 5 cells under 4 columns; quote the commas"),
+    (f'{HEADER},width\n{ROW},"1,200"', "plan.csv:2: width is '1,200', which may be read in two ways"),
+    (f"{HEADER},width\n{ROW},1_0", "plan.csv:2: width is '1_0'; a number is due"),
+    (f"{HEADER},width,height\n{ROW},-5,2", "plan.csv:2: width is '-5'; a number is due from 0 on"),
     (f"{HEADER}\n9,1,1,1", "plan.csv: planogram 'plan' has no product that"),
     (f"{HEADER}\n,1,1,2", "plan.csv:2: upc is empty"),
     (f"{HEADER}\n{ROW}\n0500000000019,,1,2", "plan.csv:3: shelf is empty"),
@@ -262,6 +311,9 @@ def test_a_malformed_csv_file_is_one_line_with_its_place(tmp_path, text, message
     ("classes", "message"),
     [
         ("product,class\n1,circle\n", "map.csv: has the columns product, class; one must be 'upc'"),
+        ("upc,class,colour\n1,circle,red\n", "map.csv: has a column 'colour'; did you mean 'color'"),
+        ("upc,class\n1,circle\n1,square\n", "map.csv:3: upc 1 stands in an earlier line, too; keep one"),
+        ("upc,class\n1,circle\n,square\n", "map.csv:3: field 'upc' is missing"),
         ("upc,class,color\n0500000000002,,red\n", "map.csv:2: field 'class' is missing"),
         ("upc,color\n0500000000002,red\n", "map.csv:2: field 'class' is missing"),
     ],
@@ -301,6 +353,30 @@ def test_a_plan_that_no_detector_can_count_is_refused(tmp_path, capsys):
     assert run(["prompts", "import", str(plan), "--classes", str(classes), "-o", str(tmp_path / "p.jsonl")]) == 2
     assert "planogram 'Drinks': shelves: 17 facings of class circle" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_what_is_left_out_is_said_and_the_others_are_written(tmp_path, capsys):
+    bad = [record("Planogram", 262, _1="Full"), fixture(10), position(A, 0, 17)]
+    unknown = [record("Planogram", 262, _1="Other"), fixture(10), position("9", 0)]
+    plan, classes = write(tmp_path, [*HEAD, *PRODUCTS, *PLAN, *bad, *unknown])
+    out = tmp_path / "p.jsonl"
+    assert run(["prompts", "import", str(plan), "--classes", str(classes), "-o", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert "planogram 'Full': shelves: 17 facings of class circle" in printed
+    assert "product 9 is not in" in printed and "planogram 'Other' has no product that" in printed
+    assert "1 planograms, 4 positions read, 3 left out" in printed
+    assert [row.id for row in read_prompts(out)] == ["Drinks"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["plan.psa", "--classes", "map.csv"], "leave out --count-from"), (["p.txt"], "--count-from is for a planogram")],
+)
+def test_where_shelf_1_is_is_said_of_a_table_only(tmp_path, monkeypatch, capsys, words, says):
+    write(tmp_path, [*HEAD, *PRODUCTS, *PLAN])
+    monkeypatch.chdir(tmp_path)
+    assert run(["prompts", "import", *words, "--count-from", "top"]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_options_that_a_plan_has_no_use_for_are_refused(tmp_path, capsys):

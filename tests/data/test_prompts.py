@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from editing import encoded, photo
 
 from blip3o_rl.data.prompts import read_prompts
 from blip3o_rl.errors import UserError
@@ -28,6 +29,23 @@ def test_rows_know_where_they_come_from(tmp_path):
     assert [row.where for row in rows] == [f"{path}:1", f"{path}:3"]
     assert rows[1].metadata["target"] == "abc"
     assert [row.id for row in rows] == ["prompts.jsonl:1", "mine"]
+
+
+def test_an_id_names_one_prompt(tmp_path):
+    named = {"prompt": "a", "id": "x"}
+    rows = read_prompts(write(tmp_path, {"prompt": "a", "id": None}, named, named))
+    assert [row.id for row in rows] == ["prompts.jsonl:1", "x", "x"]
+    path = write(tmp_path, named, {"prompt": "b", "id": "x"})
+    with pytest.raises(UserError, match=f"{path}:2: has the id 'x' of {path}:1; give each prompt its own"):
+        read_prompts(path)
+
+
+def test_references_are_found_next_to_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.png").write_bytes(encoded(photo(0)))
+    write(tmp_path, {"prompt": "make it red", "references": ["a.png"]})
+    (row,) = read_prompts("~/prompts.jsonl")
+    assert row.references[0].source == str(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

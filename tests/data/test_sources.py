@@ -56,6 +56,14 @@ def test_shares_change_what_the_source_has_and_cannot_all_be_0():
             training_rows(settings(source="edits", shares={tag: 1}), 1)
 
 
+def test_shares_are_checked_and_not_used_where_there_are_no_tags(tmp_path):
+    (tmp_path / "mine.txt").write_text("a red circle\n")
+    for chosen in ({"source": "words"}, {"file": str(tmp_path / "mine.txt")}):
+        assert training_rows(settings(shares={"position": 2}, **chosen), 1) == training_rows(settings(**chosen), 1)
+        with pytest.raises(UserError, match=r"prompts\.shares\.positon: .*; did you mean 'position'"):
+            training_rows(settings(shares={"positon": 2}, **chosen), 1)
+
+
 def test_shapes_and_words_have_the_sides_of_either_world_and_as_many_of_one_as_of_the_other():
     train = training_rows(settings(source="shapes-and-words", train=1200), 1)
     held_out = held_out_rows("shapes-and-words", None, "x")

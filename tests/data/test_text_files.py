@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 from datetime import date
 from decimal import Decimal
@@ -49,6 +50,8 @@ def as_parquet(columns=None, **options) -> bytes:
         ("a.xz", lzma.compress(JSONL.encode())),
         ("a.csv", f"id,prompt\na,eine Straße\nb,{LINES[1]['prompt']}\n".encode("utf-8-sig")),
         ("a.csv", f"id;prompt\r\na;eine Straße\r\nb;{LINES[1]['prompt']}\r\n".encode("utf-8-sig")),
+        ("a.csv", f" \n;;\nsep=;\nid;prompt\na;eine Straße\nb;{LINES[1]['prompt']}\n".encode()),
+        ("a.jsonl", "".join(f"\ufeff{line}\n" for line in JSONL.split("\n")).encode()),
         ("a.tsv", f"Prompt\tid\neine Straße\ta\n{LINES[1]['prompt']}\tb\n".encode()),
     ],
 )
@@ -71,6 +74,26 @@ def test_parquet_columns_are_read_as_json_has_them_and_those_with_bytes_left_out
     columns = {"prompt": ["a"], "day": [date(2026, 1, 2)], "price": [Decimal("1.50")], "image": image, "raw": [b"a"]}
     (tmp_path / "a.parquet").write_bytes(as_parquet(columns))
     assert read_records(tmp_path / "a.parquet")[0].value == {"prompt": "a", "day": "2026-01-02", "price": 1.5}
+
+
+@pytest.mark.parametrize("name", ["references", "input_image", "output_image", "target"])
+def test_parquet_columns_with_the_images_of_edits_are_not_left_out(tmp_path, name):
+    (tmp_path / "a.parquet").write_bytes(as_parquet({"prompt": ["a"], name: [b"\x89PNG"]}))
+    with pytest.raises(UserError, match=f"a.parquet: column '{name}' holds images; .* prompts import-edits"):
+        read_records(tmp_path / "a.parquet")
+    assert read_records(tmp_path / "a.parquet", images=True)[0].value[name] == b"\x89PNG"
+
+
+def test_a_missing_number_of_a_table_is_absent(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(as_parquet({"prompt": ["a", "b"], "level": [1.5, float("nan")]}))
+    found = read_records(tmp_path / "a.parquet")
+    assert [record.value for record in found] == [{"prompt": "a", "level": 1.5}, {"prompt": "b"}]
+
+
+def test_a_line_that_is_not_utf_8_may_be_of_another_encoding(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Caf\u00e9\n".encode("cp1252") + "Gr\u00fcn\n".encode())
+    found = read_records(tmp_path / "a.txt", fallback="cp1252")
+    assert [record.value["prompt"] for record in found] == ["Caf\u00e9", "Gr\u00fcn"]
 
 
 def test_a_plain_list_has_one_prompt_per_line(tmp_path):
@@ -97,7 +120,17 @@ def test_where_is_the_line_also_in_an_array_and_a_table(tmp_path):
         ("a.jsonl", b'{"prompt": "a"}\nb\n', [":2: is not JSON", "column 1"]),
         ("a.jsonl", b'{\n "prompt": "a"\n}\n', ["over several lines", "one object per line"]),
         ("a.jsonl", b'{"prompt": "a", "prompt": "b"}\n', [":1: field 'prompt' stands twice"]),
-        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', ["not UTF-8"]),
+        (
+            "a.jsonl",
+            b'{"prompt": "a"}\n' * 50 + b'{"prompt": "caf\xe9"}\n',
+            [":51: is not UTF-8 text (0xe9 is character 16)"],
+        ),
+        ("a.jsonl", b'{"prompt": "a", "x": NaN}\n', [":1: holds NaN, which is no number of JSON"]),
+        ("a.jsonl", b'{"prompt": "a", "x": -1e999}\n', [":1: holds -1e999, which is no number of JSON"]),
+        ("a.json", b'[{"prompt": "a"},\n\n{"prompt": "b"},\n]\n', [":4: is not JSON", "fix the array"]),
+        ("a.json", b'[\n{"prompt": "a"},\n{"prompt": "b", "x": NaN}\n]\n', [":3: holds NaN"]),
+        ("a.json", b'[\n{"prompt": "a"},\n{"id": 1, "id": 2}\n]\n', [":3: field 'id' stands twice"]),
+        ("a.json", b'[\n{"prompt": "a"},\n{"prompt": "b"', [":3: is not JSON", "fix the array"]),
         ("a.txt", "red circle\n".encode("utf-16-le"), [":1: holds NUL", "UTF-8"]),
         ("a.xlsx", b"PK\x03\x04\x14\0", ["zip archive or an Office document"]),
         ("a.pdf", b"%PDF-1.7", ["PDF"]),
@@ -112,6 +145,12 @@ def test_where_is_the_line_also_in_an_array_and_a_table(tmp_path):
         ("a.parquet", as_parquet([pa.array(["a"]), pa.array(["b"])], names=["x", "x"]), ["two columns named 'x'"]),
         ("a.csv", b"text,id\na,1\n", ["columns text, id", "'prompt'"]),
         ("a.csv", b"prompt,id,prompt\na,1,b\n", ["two columns named 'prompt'"]),
+        (
+            "a.csv",
+            b'prompt,id\nb,2\n"a red circle,1\nc,3\n',
+            [":3: is not CSV (unexpected end of data)", "quotation marks"],
+        ),
+        ("a.csv", b'\n\nprompt,id\n"FRESH BREAD" on a sign,1\n', [":4: is not CSV (',' expected after"]),
         ("a.csv", b"prompt,id\nred, round circle,1\n", [":2: has 3 cells under 2 columns"]),
     ],
 )
@@ -134,6 +173,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
 
 def test_half_an_emoji_becomes_the_replacement_character_and_a_whole_one_stays(tmp_path):
     assert parse_json(r'{"prompt": "a \ud83d b \ud83d\ude00"}') == {"prompt": "a \ufffd b 😀"}
+    assert math.isnan(parse_json('{"x": NaN}')["x"]), "a row may have what nobody reads"
     (tmp_path / "a.json").write_text(r'[{"prompt": "\ud83d"}]')
     assert read_records(tmp_path / "a.json")[0].value == {"prompt": "\ufffd"}
 
@@ -146,5 +186,5 @@ def test_lines_are_streamed_with_their_numbers(tmp_path):
 def test_captions_are_decoded_by_their_mark():
     assert decode("Straße\n".encode("utf-16"), "x") == "Straße\n"
     assert decode(b"\xef\xbb\xbfa\r\nb", "x") == "a\nb"
-    with pytest.raises(UserError, match="x: is not UTF-8"):
+    with pytest.raises(UserError, match="x:1: is not UTF-8"):
         decode(b"caf\xe9", "x")

@@ -24,7 +24,7 @@ import numpy as np
 from blip3o_rl.data.images import png_uri
 from blip3o_rl.data.synthetic import scenes, splits
 from blip3o_rl.data.synthetic.scenes import COLORS, RASTER, SHAPES, Box, Scene
-from blip3o_rl.data.synthetic.splits import Metadata
+from blip3o_rl.data.synthetic.splits import Metadata, pick
 
 CHANGING = ("add", "remove", "recolor", "replace", "move")
 OPERATIONS = (*CHANGING, "keep")
@@ -114,7 +114,7 @@ def sample(rng: np.random.Generator, operation: str, side: Side = "training") ->
     evaluated = side in ("held_out", "unseen") or operation not in OPERATIONS
     counts = {"add": (2,), "compose": (3,)}.get(operation, (2, 3))
     while True:
-        items = _items(rng, _pick(rng, SETS[_pick(rng, counts)][evaluated]))
+        items = _items(rng, pick(rng, SETS[pick(rng, counts)][evaluated]))
         changes = _changes(rng, operation, items) if items else None
         if items and changes is not None and all(_on_side(change, side, operation) for change in changes):
             return _edit(rng, operation, items, changes, evaluated)
@@ -147,10 +147,6 @@ def _evaluated(kinds: Sequence[str], side: Side) -> tuple[Metadata, ...]:
     return tuple(found.values())
 
 
-def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-    return items[int(rng.integers(len(items)))]
-
-
 def _items(rng: np.random.Generator, looks: Sequence[Look]) -> list[_Item] | None:
     boxes = scenes.place(rng, len(looks))
     return [_Item(*look, box) for look, box in zip(looks, boxes, strict=True)] if boxes else None
@@ -170,7 +166,7 @@ def _changes(rng: np.random.Generator, operation: str, items: list[_Item]) -> li
     item, others = items[index], items[:index] + items[index + 1 :]
     if operation == "compose":
         one, two = rng.permutation(["remove", "recolor", "replace"])[:2]
-        return [_change(rng, str(one), item, items), _change(rng, str(two), _pick(rng, others), items)]
+        return [_change(rng, str(one), item, items), _change(rng, str(two), pick(rng, others), items)]
     if operation == "add":
         added = _added(rng, items)
         return [added] if added else None
@@ -186,16 +182,16 @@ def _change(rng: np.random.Generator, operation: str, item: _Item, items: Sequen
         return _Change(operation, item, None)
     shape, color = item.look
     if operation == "recolor":
-        color = _pick(rng, [other for other in COLORS if other not in [item.color for item in items]])
+        color = pick(rng, [other for other in COLORS if other not in [item.color for item in items]])
     else:
-        shape = _pick(rng, [other for other in SHAPES if other not in [item.shape for item in items]])
+        shape = pick(rng, [other for other in SHAPES if other not in [item.shape for item in items]])
     new = _Item(shape, color, item.box)
     return _Change(operation, item, new, clauses=(_clause(new, box=_fractions(new.box)),))
 
 
 def _added(rng: np.random.Generator, items: Sequence[_Item]) -> _Change | None:
     shape, color = (
-        _pick(rng, [value for value in values if value not in [getattr(item, name) for item in items]])
+        pick(rng, [value for value in values if value not in [getattr(item, name) for item in items]])
         for name, values in (("shape", SHAPES), ("color", list(COLORS)))
     )
     box = _room(rng, [item.box for item in items], scenes.CELLS[len(items) + 1])
@@ -205,7 +201,7 @@ def _added(rng: np.random.Generator, items: Sequence[_Item]) -> _Change | None:
     said = [(anchor, name) for anchor in items for name in scenes.RELATIONS if scenes.holds(name, box, anchor.box)]
     if not said or rng.random() < 0.5:
         return _Change("add", None, new, clauses=(_clause(new),))
-    anchor, relation = _pick(rng, said)
+    anchor, relation = pick(rng, said)
     clauses = (_clause(anchor), _clause(new, position=[relation, 0]))
     return _Change("add", None, new, f" {relation} {{{anchor.shape}}}", clauses)
 
@@ -214,7 +210,7 @@ def _moved(rng: np.random.Generator, item: _Item, others: Sequence[_Item]) -> _C
     boxes = [other.box for other in others]
     left, top, size = item.box
     if rng.random() < 0.5:
-        direction = _pick(rng, list(STEPS))
+        direction = pick(rng, list(STEPS))
         box = (left + STEPS[direction][0], top + STEPS[direction][1], size)
         inside = all(0 <= low <= RASTER - size for low in box[:2])
         if not inside or not all(scenes.apart(box, other) for other in boxes):
@@ -222,7 +218,7 @@ def _moved(rng: np.random.Generator, item: _Item, others: Sequence[_Item]) -> _C
         new = _Item(*item.look, box)
         return _Change("move", item, new, f"one step {direction}", (_clause(new, box=_fractions(box)),))
     free = _room(rng, boxes, (size, size))
-    anchor, relation = _pick(rng, others), _pick(rng, scenes.RELATIONS)
+    anchor, relation = pick(rng, others), pick(rng, scenes.RELATIONS)
     if free is None or not scenes.holds(relation, free, anchor.box) or _is_towards(relation, item.box, anchor.box):
         return None
     new, to = _Item(*item.look, free), "to the " if relation.endswith("of") else ""
@@ -241,7 +237,7 @@ def _room(rng: np.random.Generator, boxes: Sequence[Box], sizes: tuple[int, int]
     size = int(rng.integers(sizes[0], sizes[1] + 1))
     spots = [(left, top, size) for left, top in product(range(RASTER - size + 1), repeat=2)]
     free = [spot for spot in spots if all(scenes.apart(spot, box) for box in boxes)]
-    return _pick(rng, free) if free else None
+    return pick(rng, free) if free else None
 
 
 def _edit(
@@ -279,18 +275,18 @@ def _instruction(
 ) -> str:
     def named(item: _Item) -> str:
         forms = (f"the {item.color} {item.shape}", f"the {item.shape}", f"the {item.color} one")
-        return forms[0] if evaluated else _pick(rng, forms)
+        return forms[0] if evaluated else pick(rng, forms)
 
     def said(name: str, **parts: str) -> str:
-        return (TEMPLATES[name][0] if evaluated else _pick(rng, TEMPLATES[name])).format(**parts)
+        return (TEMPLATES[name][0] if evaluated else pick(rng, TEMPLATES[name])).format(**parts)
 
     if operation == "keep":
         return said("keep")
     if operation == "impossible":
         looks = [item.look for item in items]
-        shape, color = _pick(rng, [look for look in product(SHAPES, COLORS) if look not in looks])
-        other = _pick(rng, [name for name in COLORS if name != color])
-        return said(_pick(rng, ("remove", "recolor")), it=f"the {color} {shape}", what=other)
+        shape, color = pick(rng, [look for look in product(SHAPES, COLORS) if look not in looks])
+        other = pick(rng, [name for name in COLORS if name != color])
+        return said(pick(rng, ("remove", "recolor")), it=f"the {color} {shape}", what=other)
     names = {item.shape: named(item) for item in items}
     parts = []
     for change in changes:

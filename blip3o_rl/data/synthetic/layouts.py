@@ -29,12 +29,13 @@ from blip3o_rl.data.synthetic.scenes import (
     RASTER,
     SHAPES,
     SUPERSAMPLING,
+    draw_box,
     draw_named,
     load_font,
     paste,
     rgb,
 )
-from blip3o_rl.data.synthetic.splits import Metadata
+from blip3o_rl.data.synthetic.splits import Metadata, pick, with_article
 
 TRAINED = ("row", "row", "logo")
 """Tags of the training prompts, in turn."""
@@ -98,7 +99,7 @@ def brief(
         tag: logo, row, band or panel.
         held_out: which of `sides` comes from the held-out side; the others are from the training side.
     """
-    text, (row, column, other), (color, shape) = (_pick(rng, sides[name][name == held_out]) for name in sides)
+    text, (row, column, other), (color, shape) = (pick(rng, sides[name][name == held_out]) for name in sides)
     title = {"id": "title", "class": "text", "text": text, "color": "black", "region": f"{ROWS[row]} {column}"}
     logo = {"id": "logo", "class": shape, "color": color, "region": f"{ROWS[2 - row]} {other}"}
     layout: dict[str, Any] = {}
@@ -113,7 +114,7 @@ def brief(
         title["region"] = f"{ROWS[row]} {near}"
         logo["region"] = f"{'middle' if other == 'center' else ROWS[row]} {far}"
         edge = [0.0, 0.0, 1.0, 2 / RASTER] if row == 2 else [0.0, 1 - 2 / RASTER, 1.0, 1.0]
-        band = {"id": "band", "class": "panel", "color": _pick(rng, [c for c in COLORS if c != color]), "box": edge}
+        band = {"id": "band", "class": "panel", "color": pick(rng, [c for c in COLORS if c != color]), "box": edge}
         elements, layout = [title, logo, band], {"margin": 0.01}
     else:
         top = 0 if row == 0 else 4
@@ -126,10 +127,6 @@ def brief(
     chosen = 0 if held_out else int(rng.integers(3))
     include = [{"class": shape, "count": 1, "color": color}]
     return {"tag": held_out or tag, "prompt": prompt(layout, chosen), "layout": layout, "include": include}
-
-
-def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-    return items[int(rng.integers(len(items)))]
 
 
 def _reading(element: Mapping[str, Any]) -> tuple[float, float]:
@@ -168,10 +165,10 @@ def held_out_pairs(n: int = 2 * EACH) -> list[Metadata]:
         row, column = title["region"].split()
         texts, color, shape = SIDES["words"][0], logo["color"], logo["class"]
         changed, element, key, value = (
-            ("text", title, "text", _pick(rng, [text for text in texts if text != title["text"]])),
-            ("color", logo, "color", _pick(rng, [other for other in COLORS if other != color])),
-            ("shape", logo, "class", _pick(rng, [other for other in SHAPES if other != shape])),
-            ("column", title, "region", f"{row} {_pick(rng, [other for other in COLUMNS if other != column])}"),
+            ("text", title, "text", pick(rng, [text for text in texts if text != title["text"]])),
+            ("color", logo, "color", pick(rng, [other for other in COLORS if other != color])),
+            ("shape", logo, "class", pick(rng, [other for other in SHAPES if other != shape])),
+            ("column", title, "region", f"{row} {pick(rng, [other for other in COLUMNS if other != column])}"),
         )[number % 4]
         elements = [old | {key: value} if old is element else old for old in line["layout"]["elements"]]
         layout = {**line["layout"], "elements": elements}
@@ -189,9 +186,11 @@ def prompt(layout: Mapping[str, Any], template: int = 0) -> str:
         if element["id"] in panels:
             continue
         kind = "band" if element["class"] == "panel" else element["class"]
-        what = f'the text "{element["text"]}"' if kind == "text" else _article(f"{element.get('color') or ''} {kind}")
+        what = (
+            f'the text "{element["text"]}"' if kind == "text" else with_article(f"{element.get('color') or ''} {kind}")
+        )
         for panel in (by_id[panel] for panel, text in panels.items() if text == element["id"]):
-            what += " on " + _article(f"{panel.get('color') or ''} panel")
+            what += " on " + with_article(f"{panel.get('color') or ''} panel")
         parts.append((what, _place(element)))
     if template == 1:
         turned = [
@@ -202,11 +201,6 @@ def prompt(layout: Mapping[str, Any], template: int = 0) -> str:
     if template == 2:
         return ", ".join(said).replace("the text ", "") + ", on a light gray background"
     return "a photo of a design with " + " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
-
-
-def _article(name: str) -> str:
-    name = name.strip()
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _place(element: Mapping[str, Any]) -> str:
@@ -239,7 +233,7 @@ def draw(
         color, unit = element.get("color") or "black", large / RASTER
         box = (left * unit, top * unit, (left + width) * unit, (top + height) * unit)
         if element["class"] == "panel":
-            pen.rectangle((*box[:2], max(box[0], box[2] - 1), max(box[1], box[3] - 1)), fill=rgb(color))
+            draw_box(pen, box, rgb(color))
         elif element["class"] in cutouts:
             paste(image, cutouts[element["class"]], box)
         elif element["class"] != "text":

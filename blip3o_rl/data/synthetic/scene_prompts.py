@@ -35,5 +35,5 @@ def held_out_prompts(n: int = 64) -> list[Metadata]:
 
 def train_prompts(n: int, seed: int = 0, shares: Mapping[str, int] | None = None) -> list[Metadata]:
     """`n` training prompts with replacement; `shares` says how often each tag comes in a round (once when None)."""
-    turns = [tag for tag in TAGS for _ in range(1 if shares is None else shares.get(tag, 0))]
+    turns = splits.turns(dict.fromkeys(TAGS, 1) if shares is None else shares)
     return splits.draw_prompts([split(tag)[0] for tag in turns], n, seed)

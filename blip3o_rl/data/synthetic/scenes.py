@@ -108,14 +108,21 @@ def draw_named(pen: ImageDraw.ImageDraw, kind: str, color: str, box: tuple[float
         item = SceneObject(kind, color, (left + right) / 2, (top + bottom) / 2, fill * min(right - left, bottom - top))
         draw_object(pen, item, 1)
         return
-    pen.rectangle((left, top, right - 1, bottom - 1), fill=rgb(color), outline=(90, 90, 90))
-    font = ImageFont.load_default(min((right - left) / max(len(kind), 1) * 1.6, (bottom - top) / 3))
+    draw_box(pen, box, rgb(color), outline=(90, 90, 90))
+    font = load_font(None, min((right - left) / max(len(kind), 1) * 1.6, (bottom - top) / 3))
     ink = (255, 255, 255) if sum(rgb(color)) < 380 else (0, 0, 0)
     pen.text(((left + right) / 2, (top + bottom) / 2), kind, ink, font, anchor="mm")
 
 
+def draw_box(pen: ImageDraw.ImageDraw, box: tuple[float, ...], fill: Any, outline: Any = None) -> None:
+    """Draws a box in pixels, however small: its right and lower edges are beyond its last pixels."""
+    left, top, right, bottom = box
+    pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), fill=fill, outline=outline)
+
+
 def load_font(file: str | None, size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A TrueType font of a size in pixels; Pillow's own without a file."""
+    """A TrueType font of a size in pixels, of one at least; Pillow's own without a file."""
+    size = max(size, 1.0)
     return ImageFont.truetype(file, size) if file else ImageFont.load_default(size)
 
 

@@ -30,7 +30,7 @@ from blip3o_rl.data.synthetic.scenes import (
     load_font,
     paste,
 )
-from blip3o_rl.data.synthetic.splits import Metadata
+from blip3o_rl.data.synthetic.splits import Metadata, pick, with_article
 
 SLOTS = 3
 THREES_SHARE = 0.25
@@ -73,9 +73,9 @@ def _row(rng: np.random.Generator, store: Assortment, held_out: str = "") -> Row
     """A row of the training side, or of what `held_out` names, pairs or threes."""
     if held_out == "threes" or (not held_out and rng.random() < THREES_SHARE):
         side = store.threes[held_out != ""]
-        return [(side[int(rng.integers(len(side)))], SLOTS)]
+        return [(pick(rng, side), SLOTS)]
     pairs, first = store.pairs[held_out != ""], int(rng.integers(1, SLOTS))
-    one, other = pairs[int(rng.integers(len(pairs)))]
+    one, other = pick(rng, pairs)
     return [(one, first), (other, SLOTS - first)]
 
 
@@ -120,7 +120,7 @@ def held_out_pairs(n: int = HELD_OUT) -> list[Metadata]:
     while len(lines) < HELD_OUT:
         row, three = _row(rng, SHAPE_STORE, "pairs"), _row(rng, SHAPE_STORE, "threes")
         (one, count), (other, rest) = row
-        new = SHAPE_STORE.threes[0][int(rng.integers(len(SHAPE_STORE.threes[0])))]
+        new = pick(rng, SHAPE_STORE.threes[0])
         if len({one, other, new, three[0][0]}) < 4:
             continue
         changed, rows = (
@@ -155,7 +155,7 @@ def _said(item: Mapping[str, Any], products: Mapping[str, Any]) -> str:
     name = asked.get("name") or f"{asked.get('color') or ''} {asked['class']}".strip()
     count = wide_and_high(item)[0] * wide_and_high(item)[1]
     if count == 1:
-        return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+        return with_article(name)
     rest, _, last = name.rpartition(" ")
     plural = PLURALS.get(last) or last + ("es" if last.endswith(("s", "x", "sh", "ch")) else "s")
     return f"{_number(count)} {rest} {plural}".replace("  ", " ")

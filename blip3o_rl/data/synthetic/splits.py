@@ -1,4 +1,4 @@
-"""How every synthetic source divides and draws its prompts: one fixed split, one way of drawing from a seed."""
+"""How every source divides, draws and words its prompts: one fixed split, one way of drawing from a seed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def counterparts(one: Metadata, other: Metadata, brief: str) -> list[Metadata]:
     return [{**one, COUNTERFACTUAL: {brief: other[brief]}}, {**other, COUNTERFACTUAL: {brief: one[brief]}}]
 
 
+def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    """One of the items, each as likely."""
+    return items[int(rng.integers(len(items)))]
+
+
+def with_article(noun: str) -> str:
+    """A noun with a or an before it, and without spaces around it."""
+    noun = noun.strip()
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def turns(shares: Mapping[str, int]) -> list[str]:
     """The tags of a round of prompts, each as often as its share says."""
     return [tag for tag, share in shares.items() for _ in range(share)]
@@ -33,4 +44,4 @@ def turns(shares: Mapping[str, int]) -> list[str]:
 def draw_prompts(pools: Sequence[Sequence[Metadata]], n: int, seed: int) -> list[Metadata]:
     """`n` prompts with replacement, one from each pool in turn. The same arguments give the same list."""
     rng = np.random.default_rng(seed)
-    return [pool[int(rng.integers(len(pool)))] for pool in islice(cycle(pools), n)]
+    return [pick(rng, pool) for pool in islice(cycle(pools), n)]

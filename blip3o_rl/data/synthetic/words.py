@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from blip3o_rl.data.synthetic import splits
-from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, RASTER, SUPERSAMPLING
+from blip3o_rl.data.synthetic.scenes import BACKGROUND, COLORS, RASTER, SUPERSAMPLING, draw_box
 from blip3o_rl.data.synthetic.splits import Metadata
 
 TAG = "text"
@@ -71,7 +71,6 @@ SECOND: dict[str, str] = {
 }
 """First letter -> those that may follow it."""
 WIDTH, HEIGHT = 3, 5  # of a letter, in cells
-LENGTH = 2  # letters of a word
 _HELD_OUT = frozenset(
     [
         "26",
@@ -161,7 +160,7 @@ def draw_letters(
         for x, mark in enumerate(".".join(lines)):
             if mark == "#":
                 at = (left + x * cell, top + y * cell)
-                pen.rectangle((*at, at[0] + cell - 1, at[1] + cell - 1), fill=color)
+                draw_box(pen, (*at, at[0] + cell, at[1] + cell), color)
 
 
 @cache

@@ -84,6 +84,14 @@ def test_what_is_drawn_lies_in_its_region_and_apart(seed, tag):
         assert top - 0.6 <= (ys.min() + ys.max() + 1) / 2 <= bottom + 0.6
 
 
+@pytest.mark.parametrize("kind", ["cup", "circle", "cross", "panel", "text"])
+@pytest.mark.parametrize("text", ["SALE", "FACE"])
+@pytest.mark.parametrize("box", [[0.1, 0.1, 0.1004, 0.5], [0.1, 0.1, 0.5, 0.1004]])
+def test_an_element_may_be_smaller_than_a_pixel(kind, text, box):
+    element = {"id": "a", "class": kind, "text": text, "box": box, "size": [0.0001, 0.0002]}
+    assert layouts.draw({"elements": [element]}).shape == (64, 64, 3)
+
+
 def test_other_words_and_classes_are_drawn_for_the_preview():
     layout = {
         "background": "white",

@@ -70,6 +70,18 @@ def test_a_draw_stands_on_the_raster_and_a_generator_moves_it_by_whole_cells():
     assert shelves.draw(PLAN, 256).shape == (256, 256, 3)
 
 
+@pytest.mark.parametrize("kind", ["cup", "circle"])
+def test_a_shelf_may_have_more_slots_than_an_image_has_pixels(kind):
+    shelf = [{"empty": 3000}, {"product": "A"}]
+    plan = {
+        "count_from": "top",
+        "prices": True,
+        "products": {"A": {"class": kind, "price": "1.99"}},
+        "shelves": [shelf],
+    }
+    assert shelves.draw(plan).shape == (64, 64, 3)
+
+
 def test_what_a_brief_leaves_out_is_drawn_and_said_as_its_default():
     one = {**PLAN, "shelves": [[{"product": "A", "facings": 1}, {"empty": 1}]]}
     short = {**PLAN, "shelves": [[{"product": "A", "empty": None}, {"product": None, "empty": 1}]]}
