@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from blip3o_rl import machine
-from blip3o_rl.config.reward import KEY, is_deployed
+from blip3o_rl.config.reward import refuse_deployed
 from blip3o_rl.config.train import TrainSettings, compose_recipe, read_settings
 from blip3o_rl.data.prompts import PromptRow, check_editing
 from blip3o_rl.data.sources import training_rows
@@ -51,9 +51,7 @@ def read(recipe: str | Path, overrides: list[str]) -> Recipe:
     folder = ModelFolder(settings.model.folder, *GENERATING)
     folder.layout.tokens_per_image(settings.model.scale)
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
-    for name, entry in rewards.items():
-        if is_deployed(entry):
-            raise UserError(f"{KEY}.{name}.service: is deployed by a run only; give the url of a service")
+    refuse_deployed(rewards)
     rows = training_rows(settings.prompts.model_dump(), settings.run.seed)
     editing, rubric = check_editing(rows, folder), build_rubric(rewards)
     rubric.check_prompts(rows)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from blip3o_rl.cli.output import table
+from blip3o_rl.cli.output import output_file, table
 from blip3o_rl.cli.reward_arguments import FORM, Metadata, Side, read_metadata, reward_config
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -44,6 +44,7 @@ def bench_rewards(
     from blip3o_rl.scoring.build import build_rubric
     from blip3o_rl.scoring.registry import known_rewards
 
+    output_file(out, "rewards.json")
     config = reward_config(rewards, "bench rewards") if rewards else {name: {} for name in sorted(known_rewards())}
     measured: list[Throughput] = []
     absent: dict[str, str] = {}

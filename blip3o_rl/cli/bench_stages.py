@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from blip3o_rl.cli import options
-from blip3o_rl.cli.output import number, table
+from blip3o_rl.cli.output import number, output_file, table
 from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 Images = Annotated[int, typer.Option(min=1, help="images per repetition")]
 Repetitions = Annotated[int, typer.Option(min=1, help="rounds, each with every procedure once; the median counts")]
-Result = Annotated[Path | None, typer.Option(help="the result, JSON; by default outputs/bench_<stage>.json")]
+Result = Annotated[
+    Path | None,
+    typer.Option(
+        callback=lambda path: path and output_file(path, "bench.json"),
+        help="the result, JSON; by default outputs/bench_<stage>.json",
+    ),
+]
 PROMPT = "a photo of a red circle left of a blue square"
 
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.eval_compare import compare
-from blip3o_rl.cli.output import number, output_folder, slug, table
+from blip3o_rl.cli.output import number, output_file, output_folder, slug, table
 from blip3o_rl.cli.reward_arguments import reward_config
 from blip3o_rl.cli.runs import interruptible
 from blip3o_rl.errors import UserError
@@ -30,13 +30,15 @@ SHOWN = 32
 
 
 def evaluate(
+    context: typer.Context,
     arguments: Annotated[
         list[str],
         typer.Argument(
             metavar="SUITE [REWARD.KEY=VALUE]... | RECIPE [KEY=VALUE]... | compare A.json B.json ...",
             help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR, "
-            "layout, layout-pairs (texts and logos in their places), planogram, planogram-pairs (products on shelves), "
-            "edits, edits-unseen (of scenes) or geneval (the 553 prompts), "
+            "shapes-and-words, layout, layout-pairs, posters (texts and logos in their places), "
+            "planogram, planogram-pairs, store (products on shelves), edits, edits-unseen (of scenes) "
+            "or geneval (the 553 prompts), "
             "with keys of the suite's judge, such as geneval.checkpoint=FOLDER; "
             "or the folder of a recipe with Hydra overrides of it, for its own evaluation",
         ),
@@ -53,7 +55,10 @@ def evaluate(
     prompts: Annotated[
         int | None,
         typer.Option(
-            "--prompts", "--limit", min=1, help="held-out prompts; default: the suite's, 22 (words) to 553 (geneval)"
+            "--prompts",
+            "--limit",
+            min=1,
+            help="held-out prompts; default: the suite's, 48 (store) to 553 (geneval)",
         ),
     ] = None,
     file: Annotated[
@@ -77,7 +82,7 @@ def evaluate(
     device: options.Device = "auto",
 ) -> None:
     """Scores model folders on held-out prompts with fixed seeds; `eval compare` compares two results."""
-    from blip3o_rl.config.reward import KEY, is_deployed
+    from blip3o_rl.config.reward import KEY, refuse_deployed
     from blip3o_rl.data.images import read_image
     from blip3o_rl.data.prompts import check_editing
     from blip3o_rl.evaluation import held_out
@@ -87,6 +92,8 @@ def evaluate(
     from blip3o_rl.rewards.geneval.summary import GenEvalSummary
 
     if arguments[0] == "compare":
+        if ignored := options.given_options(context):
+            raise UserError(f"eval compare: has no use for {', '.join(ignored)}; give files alone")
         compare([Path(file) for file in arguments[1:]])
         return
     suite, chosen = _suite(arguments[0], arguments[1:], prompts, file)
@@ -97,16 +104,12 @@ def evaluate(
     several = len(chosen["model"]) > 1
     if out is not None and several:
         raise UserError("--out: names one result; leave it out with several models")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out {out}: is a folder; give the name of a file in it, such as {out / 'eval.json'}")
-    if out is not None and out.suffix in ("", ".png"):  # the names of the images' folder and of their grid
+    if out is not None and output_file(out, "eval.json").suffix in ("", ".png"):  # those of the images and their grid
         raise UserError(f"--out {out}: names no JSON file; call it {out.with_suffix('.json')}")
     for folder in chosen["model"]:
         ModelFolder(folder, *GENERATING).layout.tokens_per_image(config.scale)
         editing = check_editing(suite.rows, ModelFolder(folder))
-    for reward, entry in {**suite.rewards, **suite.reported}.items():
-        if is_deployed(entry):
-            raise UserError(f"{KEY}.{reward}.service: is deployed by a run only; give the url of a service")
+    refuse_deployed({**suite.rewards, **suite.reported})
     try:
         suite.rubric()  # what is wrong with judge and prompts is said before a model is loaded
     except UserError as error:

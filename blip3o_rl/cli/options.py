@@ -59,6 +59,13 @@ ManyBackend = Annotated[
 ]
 
 
+def given_options(context: typer.Context) -> list[str]:
+    """The options that stand in the command line."""
+    options = [option for option in context.command.params if option.param_type_name == "option"]
+    sources = {option.opts[0]: context.get_parameter_source(option.name or "") for option in options}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how a command computes, from the values of its options."""

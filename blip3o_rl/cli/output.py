@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 150
 """Of a file name made from a prompt; file systems allow 255, and a seed, a counter and a suffix follow."""
+SHOWN = 50
+"""Lines of a report that are printed."""
 
 
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421, 0x9B: 0x241B}
@@ -93,6 +95,23 @@ def output_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise UserError(f"--out {path}: no permission to write; give another folder")
     return path
+
+
+def output_file(path: Path, example: str = "prompts.jsonl") -> Path:
+    """Checks the name of a file to write, before anything heavy starts; raises `UserError` where none can be there."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; give the name of a file in it, such as {path / example}")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--out {path}: {folder} is no folder that can be written; give another")
+    return path
+
+
+def print_first(lines: Sequence[str]) -> None:
+    """Prints the first lines of a report, and how many more there are."""
+    print(*lines[:SHOWN], sep="\n", end="\n" * bool(lines))
+    if len(lines) > SHOWN:
+        print(f"... and {len(lines) - SHOWN} more")
 
 
 def slug(prompt: str) -> str:

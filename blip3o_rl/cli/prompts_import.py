@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from blip3o_rl.cli.output import output_file, print_first
 from blip3o_rl.cli.reward_arguments import FORM, reward_config
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import free_path, user_path
 
 if TYPE_CHECKING:
     from blip3o_rl.data.prompts import PromptRow
-
-SHOWN = 50
-"""Messages that are printed; the others are counted."""
 
 
 def import_prompts(
@@ -49,8 +47,10 @@ def import_prompts(
     ] = None,
 ) -> None:
     """Makes a checked prompt file, and says line by line what was left out and why; exits with 1 if something was."""
+    from blip3o_rl.data.prompts import prompt_line
     from blip3o_rl.io import write_lines
 
+    out = output_file(out or Path("outputs/prompts.jsonl" if classes is None else "outputs/planograms.jsonl"))
     if source.lower().endswith(".psa") and classes is None:
         raise UserError(f"prompts import {source}: a planogram needs --classes map.csv, see docs/prompts.md")
     if classes is not None:
@@ -59,22 +59,21 @@ def import_prompts(
             raise UserError(
                 f"prompts import {source}: {', '.join(ignored)} and --classes: a planogram has no use for them"
             )
-        _planograms(Path(source), classes, count_from, out or Path("outputs/planograms.jsonl"))
+        _planograms(user_path(source), classes, count_from, out)
         return
+    if count_from is not None:
+        raise UserError(f"prompts import {source}: --count-from is for a planogram, with --classes; leave it out")
     rows, problems = _rows(source, split, subset)
     if tag is not None:
         rows = [replace(row, metadata={"tag": tag, **row.metadata}) for row in rows]
     if reward:
         rows, refused = _scorable(rows, reward)
         problems += refused
-    for problem in problems[:SHOWN]:
-        print(problem)
-    if len(problems) > SHOWN:
-        print(f"... and {len(problems) - SHOWN} more")
+    print_first(problems)
     if not rows:
         raise UserError(f"{source}: no prompt is left; fix the {len(problems)} lines above, or give another file")
-    target = free_path(out or Path("outputs/prompts.jsonl"))
-    write_lines(target, (row.metadata for row in rows))
+    target = free_path(out)
+    write_lines(target, (prompt_line(row, target) for row in rows))
     print(f"{len(rows)} prompts, {len(problems)} left out")
     print(target)
     if problems:
@@ -86,15 +85,16 @@ def _rows(source: str, split: str | None, subset: str | None) -> tuple[list[Prom
     from blip3o_rl.data import dpg
     from blip3o_rl.data.hub import read_dataset
     from blip3o_rl.data.prompts import check_row
-    from blip3o_rl.data.text_files import read_records
+    from blip3o_rl.data.text_files import SUFFIXES, read_records
 
     problems: list[str] = []
-    if user_path(source).is_file():
+    file = user_path(source)
+    folder = file if file.is_dir() else file.parent
+    if file.is_file():
         if split or subset:
             raise UserError(f"prompts import {source}: is a file, which has no --split and no --subset")
-        file = user_path(source)
         records = dpg.read_table(file, problems) if dpg.is_table(file) else read_records(file, problems=problems)
-    elif user_path(source).is_dir() or source.count("/") == 1:
+    elif file.is_dir() or (source.count("/") == 1 and file.suffix.lower() not in SUFFIXES):
         records, media = read_dataset(source, split, subset)
         if media:
             print(f"{source}: without the columns {', '.join(media)}, which hold no text")
@@ -103,7 +103,7 @@ def _rows(source: str, split: str | None, subset: str | None) -> tuple[list[Prom
     rows = []
     for record in records:
         try:
-            rows.append(check_row(record.value, record.where))
+            rows.append(check_row(record.value, record.where, folder))
         except UserError as error:
             problems.append(str(error))
     return rows, problems
@@ -129,12 +129,20 @@ def _planograms(plan: Path, classes: Path, count_from: Any, out: Path) -> None:
     from blip3o_rl.io import write_lines
     from blip3o_rl.rewards.planogram.brief import PlanogramBrief
 
-    found = import_plan(plan, classes, count_from)
-    print(*found.report, sep="\n", end="\n" * bool(found.report))
+    found, lines = import_plan(plan, classes, count_from), []
     for line in found.lines:
-        validate(PlanogramBrief, line["planogram"], f"{plan}: planogram '{line['id']}'")
+        try:
+            validate(PlanogramBrief, line["planogram"], f"{plan}: planogram '{line['id']}'")
+            lines.append(line)
+        except UserError as error:
+            found.leave_out(str(error))
+    if not lines:
+        raise UserError(found.report[-1])
+    print(*found.report, sep="\n", end="\n" * bool(found.report))
     out = free_path(out)
-    write_lines(out, found.lines)
+    write_lines(out, lines)
     look = shlex.join(["blip3o-rl", "prompts", "preview", str(out)])
-    print(f"{len(found.lines)} planograms, {found.read} positions read; look at them with {look}")
+    print(f"{len(lines)} planograms, {found.read} positions read, {found.left_out} left out; look at them with {look}")
     print(out)
+    if found.left_out:
+        raise typer.Exit(1)

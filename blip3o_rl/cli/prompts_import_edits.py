@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from blip3o_rl.cli.output import output_file
+
 
 def import_edits(
     source: Annotated[Path, typer.Argument(help="JSON lines or parquet of a published editing data set")],
@@ -17,7 +19,7 @@ def import_edits(
     from blip3o_rl.data import edit_import
     from blip3o_rl.io import free_path, write_lines
 
-    out = free_path(out)
+    out = free_path(output_file(out))
     found = edit_import.import_edits(source, out, max_bad)
     print(*found.report, sep="\n", end="\n" * bool(found.report))
     write_lines(out, found.rows)

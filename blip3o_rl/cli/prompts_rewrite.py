@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from blip3o_rl.cli.output import output_file, print_first
 from blip3o_rl.cli.runs import interruptible
 from blip3o_rl.errors import UserError
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from blip3o_rl.data.prompts import PromptRow
     from blip3o_rl.data.rewriting import Rewritten
     from blip3o_rl.rewards.preference.chat import ChatSettings
-
-SHOWN = 20
 
 
 def rewrite(
@@ -52,15 +51,13 @@ def rewrite(
         raise UserError(f"--instruction-file {instruction_file}: has no {{prompt}} in it; write where the prompt goes")
     asked = {"url": url, "model": model, "api_key_env": api_key_env, "max_requests": concurrency}
     settings = validate(ChatSettings, asked, "")
-    target = out or Path("outputs") / f"{prompts.name.split('.')[0]}-rewritten.jsonl"
+    target = output_file(out or Path("outputs") / f"{prompts.name.split('.')[0]}-rewritten.jsonl")
     if target.resolve() == prompts.resolve():
         raise UserError(f"--out {target}: is the file that is read; give another name")
     with interruptible("the same command, which asks only for what is missing"):
-        found = asyncio.run(_rewrite(rows, settings, instruction, target.with_suffix(".cache.jsonl")))
+        found = asyncio.run(_rewrite(rows, settings, instruction, target))
     write_lines(target, found.lines)
-    print(*found.problems[:SHOWN], sep="\n", end="\n" * bool(found.problems))
-    if len(found.problems) > SHOWN:
-        print(f"... and {len(found.problems) - SHOWN} more")
+    print_first(found.problems)
     done = len(found.lines) - len(found.problems)
     print(f"{done} of {len(found.lines)} prompts rewritten, {found.asked} asked for")
     print(target)
@@ -68,7 +65,7 @@ def rewrite(
         raise typer.Exit(1)
 
 
-async def _rewrite(rows: Sequence[PromptRow], settings: ChatSettings, instruction: str, cache: Path) -> Rewritten:
+async def _rewrite(rows: Sequence[PromptRow], settings: ChatSettings, instruction: str, out: Path) -> Rewritten:
     from blip3o_rl.data.rewriting import rewrite
     from blip3o_rl.rewards.preference.chat import complete, open_client
     from blip3o_rl.scoring.api import RewardError, Unreachable
@@ -89,4 +86,4 @@ async def _rewrite(rows: Sequence[PromptRow], settings: ChatSettings, instructio
             def show(done: int, total: int) -> None:
                 status.update(f"{done} of {total} prompts")
 
-            return await rewrite(rows, ask, instruction, settings.model, cache, show)
+            return await rewrite(rows, ask, instruction, settings.model, out, show)

@@ -21,8 +21,10 @@ def report(
     serve: Annotated[
         bool, typer.Option("--serve", help="show the page in a browser and keep it up to date while runs go on")
     ] = False,
-    host: Annotated[str, typer.Option(help="address of --serve")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port of --serve; 0: a free one", min=0, max=65535)] = 8050,
+    host: Annotated[str | None, typer.Option(help="address of --serve; default: 127.0.0.1")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="port of --serve; 0: a free one; default: 8050", min=0, max=65535)
+    ] = None,
 ) -> None:
     """Writes report.html of a run: before and after, curves, images, monitors, time by stage, configuration. Several
     runs are shown next to each other in outputs/report.html."""
@@ -31,6 +33,8 @@ def report(
 
     if overlay and len(folders or ()) > 1:
         raise UserError("--overlay: the page of several runs has no images; report one run")
+    if not serve and not (host is None and port is None):
+        raise UserError("--host and --port: are of --serve; give it as well, or leave them out")
     runs = [RunFolder.open(folder) for folder in folders or ()] or [RunFolder.latest()]
     for run in runs:
         Console().print(summary.table(summary.summarize(run)))
@@ -44,4 +48,5 @@ def report(
         from blip3o_rl.http_server import serve as serve_app
         from blip3o_rl.report.live import create_app
 
-        serve_app(create_app(runs, write), host, port, lambda url: print(f"{url}   (Ctrl-C ends it)", flush=True))
+        address = host or "127.0.0.1", 8050 if port is None else port
+        serve_app(create_app(runs, write), *address, lambda url: print(f"{url}   (Ctrl-C ends it)", flush=True))

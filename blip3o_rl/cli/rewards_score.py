@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blip3o_rl.cli.output import number, plain, table
+from blip3o_rl.cli.output import number, output_file, plain, table
 from blip3o_rl.cli.reward_arguments import FORM, reward_config
 from blip3o_rl.errors import UserError
 
@@ -37,6 +37,7 @@ def score(
     from blip3o_rl.scoring.authoring.image_folder import read_folder
     from blip3o_rl.scoring.build import build_rubric
 
+    output_file(out, "scores.jsonl")
     images, left_out = read_folder(folder, prompts)
     rubric = build_rubric(reward_config(reward, "rewards score"))
     rubric.check_prompts([image.row for image in images])

@@ -42,8 +42,10 @@ def with_files(overrides: list[str]) -> list[str]:
     """Overrides with the lines of a file in the place of `@FILE`; empty lines and comments (#) are left out.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is no text.
     """
+    from blip3o_rl.data.text_files import read_text
+
     found: list[str] = []
     for override in overrides:
         if not override.startswith("@"):
@@ -52,7 +54,7 @@ def with_files(overrides: list[str]) -> list[str]:
         file = user_path(override[1:])
         if not file.is_file():
             raise UserError(f"override '{override}': no such file; give one with an override per line")
-        lines = (line.strip() for line in file.read_text().splitlines())
+        lines = (line.strip() for line in read_text(file).split("\n"))
         found += [line for line in lines if line and not line.startswith("#")]
     return found
 

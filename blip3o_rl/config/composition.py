@@ -25,6 +25,7 @@ from hydra import initialize_config_dir, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -144,8 +145,9 @@ def resolved(config: Any) -> dict[str, Any]:
 def _search_path() -> str:
     """The override that tells Hydra where to look. verl's folder is named, since `pkg://` would import verl."""
     spec = find_spec("verl")
-    verl = [f"'file://{folder}/trainer/config'" for folder in (spec and spec.submodule_search_locations) or ()]
-    return f"hydra.searchpath=[{','.join([f'pkg://{CONFIG_MODULE}', *verl])}]"
+    verl = [f"file://{folder}/trainer/config" for folder in (spec and spec.submodule_search_locations) or ()]
+    quoted = [QuotedString(path, Quote.single).with_quotes() for path in verl]
+    return f"hydra.searchpath=[{','.join([f'pkg://{CONFIG_MODULE}', *quoted])}]"
 
 
 def _finished(config: DictConfig, values: dict[str, Any]) -> DictConfig:

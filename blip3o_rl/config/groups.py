@@ -22,7 +22,9 @@ class RunSettings(Settings):
 
     recipe: str | None = Field(None, description="the recipe's name; set by the launcher")
     folder: PathText | None = Field(None, description="null: `runs/<recipe>-<time>`")
-    upload: str | None = Field(None, description="where the run folder is copied when the run has ended: s3://...")
+    upload: InputText | None = Field(
+        None, description="where the run folder is copied when the run has ended: s3://..."
+    )
     seed: int = Field(1, ge=0, description="of prompts, tokens and noise")
     images_every: int = Field(5, ge=1, description="steps between image grids")
     evaluate: bool = Field(True, description="score the held-out prompts before, during and after, see `eval`")

@@ -42,7 +42,7 @@ class RemoteService(Strict):
 
     def pause_s(self, retry: int) -> float:
         """Seconds before retry number `retry` (the first is 0), without the random part."""
-        return min(self.max_backoff_s, self.backoff_s * 2**retry)
+        return min(self.max_backoff_s, self.backoff_s * 2 ** min(retry, 60))
 
 
 class UrlService(RemoteService):
@@ -230,15 +230,27 @@ def name_applications(rewards: Any, run_id: str) -> None:
 
 
 def is_deployed(entry: Any) -> bool:
-    """Whether a raw entry asks for a deployment in the run's cluster."""
-    service = (entry or {}).get("service")
+    """Whether a raw entry, right or wrong, asks for a deployment in the run's cluster."""
+    service = _service(entry)
     return service is not None and "url" not in service
+
+
+def refuse_deployed(rewards: Mapping[str, Any], key: str = KEY) -> None:
+    """Raises `UserError` for the first raw entry that asks for a deployment, where no run makes one."""
+    for name, entry in rewards.items():
+        if is_deployed(entry):
+            raise UserError(f"{key}.{name}.service: is deployed by a run only; give the url of a service")
+
+
+def _service(entry: Any) -> Mapping[str, Any] | None:
+    service = entry.get("service") if isinstance(entry, Mapping) else None
+    return service if isinstance(service, Mapping) else None
 
 
 def key_variables(rewards: Any) -> list[str]:
     """The environment variables that hold services' tokens and judges' keys, of raw entries."""
-    entries = [entry or {} for entry in rewards.values()]
-    named = [(entry.get("service") or {}).get("token_env") for entry in entries]
+    entries = [entry for entry in rewards.values() if isinstance(entry, Mapping)]
+    named = [(_service(entry) or {}).get("token_env") for entry in entries]
     return [name for name in (*named, *(entry.get("api_key_env") for entry in entries)) if name]
 
 

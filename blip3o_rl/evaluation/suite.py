@@ -8,16 +8,18 @@ its references, so that it stays the same when the file grows or is sorted, and 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.config.reward import KEY, is_deployed
+from blip3o_rl.config.reward import KEY, read_rewards, refuse_deployed
 from blip3o_rl.config.train import TrainSettings
 from blip3o_rl.data.prompts import PromptRow, read_prompts
 from blip3o_rl.data.references import prompt_key
 from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of, training_rows
+from blip3o_rl.data.synthetic.splits import COUNTERFACTUAL
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
@@ -56,6 +58,9 @@ class Suite:
         """
         if not self.rows:
             raise UserError(f"evaluation {self.name}: has 0 prompts; give at least one")
+        for row in self.rows:
+            if not isinstance(row.metadata.get(COUNTERFACTUAL) or {}, Mapping):
+                raise UserError(f"{row.where}: {COUNTERFACTUAL} is no JSON object; write the fields that differ")
         rubric = build_rubric(self.rewards)
         rubric.check_prompts(self.rows)
         return rubric
@@ -97,6 +102,7 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
     Raises:
         UserError: no prompts on a side, the same prompt on both, or rewards that cannot score the held-out ones.
     """
+    read_rewards(rewards)
     chosen, prompts = settings.eval, settings.prompts
     rows = training_rows(prompts.model_dump(), settings.run.seed)
     if not settings.run.evaluate:
@@ -119,11 +125,10 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
         if source not in SOURCES:
             return rows, Suite(name, held_out, rewards)
         return rows, named(name, held_out, None if chosen.prompts else rewards, _weights_of(name, rewards))
-    suite = Suite(name, held_out, chosen.rewards, _correct(source, chosen.rewards))
     try:
-        for reward, entry in suite.rewards.items():
-            if is_deployed(entry):
-                raise UserError(f"{KEY}.{reward}.service: is not deployed for an evaluation; give a service's url")
+        read_rewards(chosen.rewards)
+        refuse_deployed(chosen.rewards)
+        suite = Suite(name, held_out, chosen.rewards, _correct(source, chosen.rewards))
         suite.rubric().self_check(held_out)
     except UserError as error:
         raise UserError(str(error).replace(KEY, "eval.rewards")) from error
@@ -147,8 +152,9 @@ def _correct(source: str | None, rewards: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _key(row: PromptRow) -> str:
-    """A prompt's key without what makes no other prompt of it: case, and the kind and number of spaces."""
-    text = " ".join(row.prompt.split()).casefold()
+    """A prompt's key without what makes no other prompt of it: case, the kind and number of spaces, and how Unicode
+    writes a letter with an accent."""
+    text = " ".join(unicodedata.normalize("NFKC", row.prompt).split()).casefold()
     return prompt_key(text, (reference.sha256 for reference in row.references))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import datasets
 import pytest
+from editing import encoded, photo
 
 from blip3o_rl.cli.main import run
 from blip3o_rl.data.prompts import read_prompts
+from blip3o_rl.data.sources import SOURCES
 from blip3o_rl.scoring.build import build_rubric
 
 
@@ -37,6 +40,15 @@ def test_a_source_is_written_to_a_file_that_can_be_trained_on(home, capsys):
         (["make", "genevel"], "prompts make genevel: there is no such source of prompts; did you mean 'geneval'"),
         (["make", "words", "--held-out", "-n", "57"], "--prompts 57: words has 56 held-out prompts"),
         (["import", "gone.jsonl"], "gone.jsonl: there is no such file, and no folder or owner/name of a data set"),
+        (["import", "data/gone.jsonl"], "data/gone.jsonl: there is no such file, and no folder or owner/name"),
+        (["make", "shapes", "-o", "."], "--out .: is a folder; give the name of a file in it, such as prompts.jsonl"),
+        (["import", "p.txt", "-o", "empty"], "--out empty: is a folder; give the name of a file in it, such as empty/"),
+        (["import", "p.txt", "-o", "p.txt/x.jsonl"], "p.txt is no folder that can be written; give another"),
+        (["import-edits", "gone.jsonl", "-o", "empty"], "--out empty: is a folder"),
+        (["rewrite", "p.txt", "--model", "m", "-o", "empty"], "--out empty: is a folder"),
+        (["pairs", "edits", "--per-prompt", "2", "--font", "f"], "has no use for --per-prompt, --font; leave it out"),
+        (["pairs", "p.txt", "--count", "1"], "prompts pairs p.txt: has no use for --count"),
+        (["pairs", "posters", "--seed", "-1"], "--seed"),
         (["import", "plan.psa"], "prompts import plan.psa: a planogram needs --classes map.csv"),
         (["import", "p.txt", "--split", "train"], "prompts import p.txt: is a file, which has no --split"),
         (["import", "p.txt", "--reward", "ocr"], "p.txt: no prompt is left; fix the 1 lines above"),
@@ -98,12 +110,56 @@ def test_data_sets_are_imported_from_their_folder(home, capsys):
     assert lines_of(home / "a.jsonl") == [{"prompt": "a cup", "level": 1}, {"prompt": "a fork"}]
     assert run(["prompts", "import", "saved", "--split", "test", "-o", "b.jsonl"]) == 0
     assert lines_of(home / "b.jsonl") == [{"prompt": "a cup", "level": 1}]
+    table.select([0]).save_to_disk(str(home / "one"))
+    assert run(["prompts", "import", "one", "-o", "c.jsonl"]) == 0
+    for arguments, says in (
+        (["--split", "train"], "--split train: one was saved without splits; leave it out"),
+        (["--subset", "en"], "--subset en: one was saved without subsets; leave it out"),
+    ):
+        assert run(["prompts", "import", "one", *arguments]) == 2
+        assert says in capsys.readouterr().err
     for arguments, says in (
         ([], "saved: has the splits train, test; choose"),
         (["--split", "dev"], "--split dev: saved has"),
     ):
         assert run(["prompts", "import", "saved", *arguments]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_edits_can_be_read_back_wherever_they_are_written(home, capsys, endpoint):
+    assert run(["prompts", "make", "edits", "-n", "2"]) == 0
+    made = read_prompts(home / "outputs" / "edits-train.jsonl")
+    assert len(made) == 2 and all(row.references for row in made)
+    (home / "data").mkdir()
+    (home / "data" / "a.png").write_bytes(encoded(photo(0)))
+    line = {"prompt": "make it red", "references": ["a.png"]}
+    (home / "data" / "e.jsonl").write_text(json.dumps(line) + "\n")
+    assert run(["prompts", "import", "data/e.jsonl", "-o", "out/e.jsonl"]) == 0
+    endpoint.reply = richer
+    assert run(["prompts", "rewrite", "data/e.jsonl", "--url", endpoint.url, "--model", "m", "-o", "new/e.jsonl"]) == 0
+    for file in ("out/e.jsonl", "new/e.jsonl"):
+        assert lines_of(home / file)[0]["references"] == ["../data/a.png"]
+        assert read_prompts(home / file)[0].references[0].source == str(home / "data" / "a.png")
+
+
+def test_a_data_set_in_the_home_folder_is_found(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    datasets.Dataset.from_dict({"prompt": ["a cup"]}).to_parquet(str(home / "files" / "train.parquet"))
+    assert run(["prompts", "import", "~/files", "-o", "a.jsonl"]) == 0
+
+
+def test_the_images_of_a_data_set_of_edits_are_not_left_out(home, capsys):
+    table = datasets.Dataset.from_dict({"prompt": ["a"], "input_image": [None]})
+    table.cast_column("input_image", datasets.Image()).to_parquet(str(home / "files" / "train.parquet"))
+    assert run(["prompts", "import", "files"]) == 2
+    assert "files: column 'input_image' holds images; make a prompt file of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["eval"], ["prompts", "make"]])
+def test_the_help_names_every_source(capsys, command):
+    assert run([*command, "--help"]) == 0
+    said = re.sub(r"[\s│]+", "", capsys.readouterr().out)
+    assert [name for name in SOURCES if name not in said] == []
 
 
 def question_of(request):

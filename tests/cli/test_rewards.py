@@ -227,6 +227,12 @@ def test_a_terminal_without_chinese_letters_gets_escapes(tmp_path, reward_file):
     assert "\\u4e00\\u53ea\\u732b" in finished.stdout
 
 
+@pytest.mark.parametrize("command", [["score", "{}", "--reward", "ocr"], ["bench", "ocr"]])
+def test_a_folder_is_no_file_for_the_result(tmp_path, command):
+    with pytest.raises(UserError, match="--out .*: is a folder; give the name of a file in it"):
+        run(*(word.format(tmp_path) for word in command), "--out", tmp_path)
+
+
 def test_scores_of_an_earlier_command_are_kept(tmp_path, reward_file, capsys):
     save(tmp_path / "a.png", 100, "p")
     out = tmp_path / "scores.jsonl"

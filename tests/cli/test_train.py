@@ -15,9 +15,19 @@ import pytest
 
 from blip3o_rl import terminal
 from blip3o_rl.cli import main as cli
+from blip3o_rl.cli.runs import with_files
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.report.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_overrides_is_read_like_every_text(tmp_path, encoding):
+    (tmp_path / "o.txt").write_bytes("run.seed=7\r\n# why\r\n\r\nprompts.file=Stra\u00dfe.jsonl\r\n".encode(encoding))
+    assert with_files(["a=1", f"@{tmp_path}/o.txt"]) == ["a=1", "run.seed=7", "prompts.file=Stra\u00dfe.jsonl"]
+    (tmp_path / "o.txt").write_bytes("run.name=Stra\u00dfe\n".encode("cp1252"))
+    with pytest.raises(UserError, match="o.txt:1: is not UTF-8 text"):
+        with_files([f"@{tmp_path}/o.txt"])
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,7 @@ from blip3o_rl.report.run_folder import RunFolder
         (["jobs", "list", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
         (["submit", "recipes/shapes", "--address", "http://127.0.0.1:1"], "no Ray cluster answers"),
         (["evl"], "No such command 'evl'"),
+        (["report", "--port", "0"], "--host and --port: are of --serve; give it as well, or leave them out"),
         (["eval", "faces"], "there is no such source of prompts; known: shapes"),
         (["eval", "shapes", "--scale", "7"], "--scale"),
         (["eval", "shapes", "--model", "/nowhere"], "/nowhere: no such folder"),
@@ -131,6 +142,7 @@ BAD = [
     ["tune", "render", "recipes/shapez"],
     ["bench", "step", "recipes/shapes", "render.steps=0"],
     ["bench", "render", "--model", "/nowhere"],
+    ["bench", "logprob", "--out", "/tmp"],
     ["tokenize", "/nowhere.png"],
     ["rewards", "check", "no_such_reward"],
 ]

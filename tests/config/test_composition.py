@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
+from blip3o_rl.config import composition
 from blip3o_rl.config.composition import find_recipe
 from blip3o_rl.config.train import OwnSettings, compose_recipe, compose_run
 from blip3o_rl.errors import UserError
@@ -146,6 +148,20 @@ ODD = "/tmp/projet (1) é=a,b #[x]"
 def test_a_path_is_never_read_as_grammar(key: str, written: str) -> None:
     config = compose_recipe(SHAPES, [f"{key}={written}"])
     assert OmegaConf.select(config, key) == ODD
+
+
+def test_an_address_to_copy_to_is_taken_as_it_is() -> None:
+    address = "s3://bucket/date=2026-01-01"
+    assert compose_recipe(SHAPES, [f"run.upload={address}"]).run.upload == address
+
+
+def test_an_installation_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (verl,) = composition.find_spec("verl").submodule_search_locations
+    linked = tmp_path / "l'h\u00f4te, [1]" / "verl"
+    linked.parent.mkdir()
+    linked.symlink_to(verl)
+    monkeypatch.setattr(composition, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[linked]))
+    assert compose_recipe(SHAPES, []).trainer.nnodes == 1
 
 
 def test_an_empty_path_is_none() -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from blip3o_rl.config.base import validate
-from blip3o_rl.config.reward import DeployedService, RewardSettings, UrlService, read_rewards
+from blip3o_rl.config.reward import (
+    DeployedService,
+    RewardSettings,
+    UrlService,
+    is_deployed,
+    key_variables,
+    read_rewards,
+    refuse_deployed,
+)
 from blip3o_rl.errors import UserError
 
 
@@ -28,6 +36,7 @@ from blip3o_rl.errors import UserError
         ({"weight": "0.5"}, [".weight=0.5", "number"]),
         ({"path": "a.py:f", "name": "geneval"}, [".name", "path and name"]),
         ({"service": {"urll": "http://x"}}, [".service.urll", "no such key"]),
+        (0.5, ["=0.5", "not a mapping"]),
         ({"service": "http://x"}, [".service=http://x", "not a mapping"]),
         ({"service": {"url": "x"}}, [".service.url", "'x'", "http://host:port"]),
         ({"service": {"url": "http://a:99999"}}, [".service.url"]),
@@ -60,6 +69,22 @@ def test_an_entry() -> None:
     assert (mine.weight, mine.gates, mine.otherwise) == (2.0, {"geneval": 0.5}, -1.0)
     assert mine.keywords == {"mode": "strict"} and mine.service is None
     assert [entry.trained for entry in entries.values()] == [True, False, False]
+
+
+def test_pauses_end_at_the_longest_however_many_there_were() -> None:
+    service = UrlService(url="http://x", backoff_s=0.5, max_backoff_s=30)
+    assert [service.pause_s(retry) for retry in (0, 1, 1100)] == [0.5, 1.0, 30.0]
+
+
+@pytest.mark.parametrize("entry", [0.5, None, {"service": "gpu7"}, {"service": {"url": "http://x"}}])
+def test_a_wrong_entry_is_no_deployment(entry: Any) -> None:
+    refuse_deployed({"mine": entry})
+    assert not is_deployed(entry) and key_variables({"mine": entry}) == []
+
+
+def test_a_deployment_is_for_a_run() -> None:
+    with pytest.raises(UserError, match=r"reward\.rewards\.mine\.service: is deployed by a run only; give the url"):
+        refuse_deployed({"mine": {"service": {}}})
 
 
 def test_a_service_has_a_limit_per_request() -> None:

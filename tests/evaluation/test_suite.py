@@ -50,6 +50,13 @@ def test_a_share_of_the_users_file_is_held_out_by_a_hash_of_the_prompt():
     assert len(sides("prompts.file=p.jsonl", "eval.held_out_share=0.5", "eval.limit=3")[1].rows) == 3
 
 
+def test_a_prompt_is_on_one_side_however_its_accents_are_written():
+    both = ("a caf\u00e9", "a cafe\u0301")
+    for held_out in both:
+        with pytest.raises(UserError, match="1 of 1 held-out prompts are trained on"):
+            sides(f"prompts.file={write('p.jsonl', both)}", f"eval.prompts={write('h.jsonl', [held_out])}")
+
+
 def test_two_prompts_are_enough_and_one_is_not():
     trained, suite = sides(f"prompts.file={write('p.jsonl', PROMPTS[:2])}", "eval.held_out_share=0.001")
     assert len(trained) == len(suite.rows) == 1
@@ -87,6 +94,9 @@ def test_rewards_of_the_evaluation_take_the_place_of_the_judge_and_are_checked()
         (["eval.held_out_share=1"], "eval.held_out_share=1: must be less than 1"),
         (["eval.rewards.genval.mode=strict"], "for your own set eval.rewards.genval.path to file.py:function"),
         (["eval.rewards.ocr=null"], "log it without training on it with eval.rewards.ocr.weight=0"),
+        (["eval.rewards.geneval=0.5"], "eval.rewards.geneval=0.5: is not a mapping; write eval.rewards.geneval.<key>="),
+        (["eval.rewards.ocr=0.5"], "eval.rewards.ocr=0.5: is not a mapping"),
+        (["eval.rewards.ocr.service=gpu7"], "eval.rewards.ocr.service=gpu7: is not a mapping"),
         (["eval.rewards.mine.path=gone.py:f"], "gone.py"),
         (["eval.images=2"], "eval.images: there is no such key; known: every, held_out_share, images_per_prompt"),
     ],
