@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -93,8 +93,12 @@ def affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def float32_gib(*folders: Path) -> float:
-    """Memory that the weights in the safetensors files of some folders take in float32, GiB.
+def float32_gib(*folders: Path, parts: Collection[str] = ("",)) -> float:
+    """Memory that the weights in the safetensors files of some folders take in float32, GiB; of those that are whole,
+    since a file is hidden while it is being copied (`io.replacing`).
+
+    Args:
+        parts: a weight counts if one of them is part of its name.
 
     Raises:
         UserError: a file is truncated or no safetensors file.
@@ -102,10 +106,11 @@ def float32_gib(*folders: Path) -> float:
     from safetensors import SafetensorError, safe_open
 
     count = 0
-    for file in (file for folder in folders for file in folder.glob("*.safetensors")):
+    for file in (file for folder in folders for file in folder.glob("[!.]*.safetensors")):
         try:
             with safe_open(file, "np") as weights:
-                count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+                names = [name for name in weights.keys() if any(part in name for part in parts)]  # noqa: SIM118
+                count += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
         except SafetensorError as error:
             raise UserError(f"{file}: truncated or no safetensors file ({error}); copy the model again") from error
     return 4 * count / GIB

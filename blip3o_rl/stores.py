@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,8 @@ from blip3o_rl.io import read_json, replacing, user_path, write_json
 
 STAMPS = ".copied.json"
 """Which version of each file was copied, as fsspec's `ukey` says."""
+ABANDONED_S = 3600
+"""A part of a file that nobody has written to for so long was left by a process that was killed."""
 
 
 def is_address(text: str | Path) -> bool:
@@ -43,6 +46,7 @@ def local(text: str | Path) -> Path:
     files, root = _open(address)
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
     copy = folder / PurePosixPath(root).name
+    _remove_abandoned(folder)
     with _one_line(address, "read"):
         found = {os.path.relpath(file, root): file for file in sorted(files.find(root) or [files.info(root)["name"]])}
         stamps = {name: str(files.ukey(file)) for name, file in found.items()}
@@ -54,10 +58,20 @@ def local(text: str | Path) -> Path:
         for name in wanted:
             with replacing(copy / name) as temporary:
                 files.get_file(found[name], str(temporary))
+            copied[name] = stamps[name]
+            write_json(folder / STAMPS, copied)
     for name in copied.keys() - found.keys():
         (copy / name).unlink(missing_ok=True)
     write_json(folder / STAMPS, stamps)
     return copy
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes left of `replacing`, and not what others write at this moment."""
+    for part in folder.rglob(".*.partial*"):
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > ABANDONED_S:
+                part.unlink()
 
 
 def check_writable(address: str) -> None:

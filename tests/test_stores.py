@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from blip3o_rl import stores
+from blip3o_rl import machine, stores
 from blip3o_rl.data.prompts import read_prompts
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import MINI, ModelFolder, resolve
@@ -49,6 +51,39 @@ def test_a_lost_copy_is_made_again() -> None:
     copy = stores.local("memory://bucket/one.txt")
     copy.unlink()
     assert stores.local("memory://bucket/one.txt").read_text() == "a photo of a circle\n"
+
+
+def test_what_a_killed_copy_leaves_is_no_part_of_the_model_and_is_removed(tmp_path: Path) -> None:
+    """But not what another process is writing."""
+    shutil.copytree(resolve(MINI), tmp_path / "model")
+    policy = stores.local(f"file://{tmp_path}/model") / "policy"
+    size, parts = machine.float32_gib(policy), [policy / f".model.{n}-1.partial.safetensors" for n in range(2)]
+    for part in parts:
+        part.write_bytes(b"half")
+    assert machine.float32_gib(policy) == size
+    os.utime(parts[0], (0, time.time() - stores.ABANDONED_S - 1))
+    stores.local(f"file://{tmp_path}/model")
+    assert [part.exists() for part in parts] == [False, True]
+
+
+def test_an_interrupted_copy_goes_on_with_the_files_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/bucket/several/{name}.txt": name.encode() for name in "abc"})
+    get_file, got = type(memory).get_file, []
+
+    def get(self: object, remote: str, local: str) -> None:
+        if remote.endswith("c.txt") and len(got) == 2:
+            got.append("killed")
+            raise KeyboardInterrupt
+        got.append(remote[-5:])
+        get_file(self, remote, local)
+
+    monkeypatch.setattr(type(memory), "get_file", get)
+    with pytest.raises(KeyboardInterrupt):
+        stores.local("memory://bucket/several")
+    copy = stores.local("memory://bucket/several")
+    assert got == ["a.txt", "b.txt", "killed", "c.txt"]
+    assert "".join((copy / f"{name}.txt").read_text() for name in "abc") == "abc"
 
 
 def test_a_prompt_file_at_an_address_is_read() -> None:

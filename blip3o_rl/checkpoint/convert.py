@@ -26,7 +26,7 @@ from blip3o_rl.checkpoint.source import PATTERNS, resolve
 from blip3o_rl.checkpoint.staging import gigabytes, require_unused, staged
 from blip3o_rl.checkpoint.ta_tok import read as read_ta_tok
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES
-from blip3o_rl.checkpoint.upstream_keys import KEPT, kept_folder
+from blip3o_rl.checkpoint.upstream_keys import KEPT
 from blip3o_rl.io import read_json, sha256, write_json
 from blip3o_rl.model.folder import GENERATING, INDEX, ModelFolder, write_index
 
@@ -129,8 +129,8 @@ def keep_origin(base: Path, folder: Path) -> None:
     An `upstream/` is copied, so that the trained weights can be written in the upstream layout too.
     """
     origin, index = read_json(base / INDEX), read_json(folder / INDEX)
-    if kept_folder(base).is_dir():
-        shutil.copytree(kept_folder(base), folder / KEPT, dirs_exist_ok=True)
+    if (base / KEPT).is_dir():
+        shutil.copytree(base / KEPT, folder / KEPT, dirs_exist_ok=True)
     index["base"] = origin.get("base") or origin.get("source")
     if "converted" in origin:
         index["converted"] = {name: value for name, value in origin["converted"].items() if name != "sha256"}

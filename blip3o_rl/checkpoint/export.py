@@ -26,7 +26,7 @@ from blip3o_rl.checkpoint.convert import LAYOUT
 from blip3o_rl.checkpoint.model_card import CARD, Training, card
 from blip3o_rl.checkpoint.staging import folder_size, gigabytes, staged
 from blip3o_rl.checkpoint.upstream_config import CONFIG_FILES, reference_fields, upstream_config
-from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, LM_HEAD, REFERENCE, TOWER, kept_folder, upstream_tensors
+from blip3o_rl.checkpoint.upstream_keys import EMBEDDING, KEPT, LM_HEAD, REFERENCE, TOWER, upstream_tensors
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json, write_json
 from blip3o_rl.model import folder as model_folder
@@ -67,7 +67,7 @@ def export(
 
 def _write_upstream(source: Path, target: Path, tell: Tell) -> None:
     tensors = upstream_tensors(source)
-    kept = kept_folder(source)
+    kept = source / KEPT
     converted = (kept / LAYOUT).is_file()
     layout: dict[str, Any] = read_json(kept / LAYOUT) if converted else _fresh_layout(tensors)
     if layout["lm_head"] == "copy":

@@ -16,7 +16,7 @@ import jinja2
 from omegaconf import OmegaConf
 
 from blip3o_rl import __version__
-from blip3o_rl.checkpoint.upstream_keys import kept_folder
+from blip3o_rl.checkpoint.upstream_keys import KEPT
 from blip3o_rl.io import read_json
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.report.checkpoints import step_of
@@ -69,7 +69,7 @@ def card(folder: Path, format: str, training: Training | None = None) -> str:
     """The text of README.md for a model folder that is exported as "folder", "upstream", "diffusers" or "policy"."""
     index = read_json(folder / model_folder.INDEX)
     converted = index.get("converted") or {}
-    readme = kept_folder(folder) / CARD
+    readme = folder / KEPT / CARD
     license = _LICENSE.search(readme.read_text(errors="replace")) if readme.is_file() else None
     template = jinja2.Template(_TEMPLATE.read_text(), trim_blocks=True, undefined=jinja2.StrictUndefined)
     return template.render(

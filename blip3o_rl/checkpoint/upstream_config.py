@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.checkpoint.upstream_keys import AS_NOISE, REFERENCE, kept_folder
+from blip3o_rl.checkpoint.upstream_keys import AS_NOISE, KEPT, REFERENCE
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import read_json
 from blip3o_rl.model.policy import Blip3oNextConfig
@@ -114,7 +114,7 @@ def upstream_config(source: Path, dtype: str) -> dict[str, Any]:
     The fields are those of transformers 4, which upstream code needs (`rope_theta`, `torch_dtype`).
     """
     policy = Blip3oNextConfig.from_pretrained(source / "policy")
-    kept = kept_folder(source) / "config.json"
+    kept = source / KEPT / "config.json"
     fields = read_json(kept) if kept.is_file() else _composed(source, policy)
     fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
     fields.pop(_PROMPTS, None)

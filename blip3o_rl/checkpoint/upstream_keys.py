@@ -55,12 +55,6 @@ _UNUSED_IN_TOWER = (
 _UNUSED = (AS_NOISE, "model.tar_siglip_features_connector.", *(TOWER + name for name in _UNUSED_IN_TOWER))
 
 
-def kept_folder(model: Path) -> Path:
-    """Where a model folder keeps what only the upstream layout knows; earlier versions called it `official`."""
-    before = model / "official"
-    return before if before.is_dir() else model / KEPT
-
-
 def build_modules(
     policy: Blip3oNextConfig,
     sana: dict[str, Any],
@@ -131,7 +125,7 @@ def upstream_tensors(folder: Path) -> dict[str, torch.Tensor]:
         if (folder / part).is_dir():
             stored = weights.open_folder(folder / part).tensors
             found |= {prefix + name.removeprefix(own): tensor for name, tensor in stored.items()}
-    unused = kept_folder(folder) / "unused.safetensors"
+    unused = folder / KEPT / "unused.safetensors"
     return found | (weights.open_file(unused)[0] if unused.is_file() else {})
 
 

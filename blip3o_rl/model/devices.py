@@ -6,6 +6,7 @@ GPU from a process that reserves none, so all of these would take the first one;
 
 from __future__ import annotations
 
+import gc
 import os
 
 import torch
@@ -20,6 +21,12 @@ GPU = "BLIP3O_RL_GPU"
 def share_gpus(number: int, gpus: int) -> None:
     """Gives this process, the `number`-th of its kind on this machine, one of the run's first `gpus` GPUs for auto."""
     os.environ[GPU] = str(number % gpus)
+
+
+def free_unused() -> None:
+    """Gives back the GPU memory of what nobody in this process holds any more."""
+    gc.collect()  # such as a reward with a `setup`, which refers to itself
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 def device_of(name: str, key: str = "device") -> torch.device:

@@ -8,6 +8,7 @@ Two samplers give different tokens for one seed; for the same tokens they have t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,7 +52,7 @@ class PolicySampler:
         ids, mask = self._padded(prompts)
         count = self.layout.tokens_per_image(config.scale)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        positions = _positions(mask)
+        positions = positions_of(mask)
         cache = DynamicCache(config=self.policy.config)
         tokens, states = [], []
         for step in range(count + 1):
@@ -88,7 +89,7 @@ class PolicySampler:
         ids, mask = self._padded(prompts)
         ids = torch.cat([ids, tokens.to(ids.device)], dim=1)
         mask = torch.cat([mask, mask.new_ones(shape)], dim=1)
-        out = self.policy.model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
+        out = self.policy.model(input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False)
         return out.last_hidden_state[:, -shape[1] - 1 :]
 
     def _padded(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,14 +112,14 @@ class PolicySampler:
         return actions if self.policy.config.full_vocabulary else self.layout.to_ids(actions)
 
 
-def pad_left(rows: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids as one left-padded tensor and its attention mask, both int64 [B, longest]."""
     width = max(map(len, rows))
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
 
 
-def _positions(mask: torch.Tensor) -> torch.Tensor:
+def positions_of(mask: torch.Tensor) -> torch.Tensor:
     """Position ids of left-padded rows, from their attention mask [B, L]."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

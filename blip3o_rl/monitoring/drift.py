@@ -25,8 +25,6 @@ from blip3o_rl.config.monitors import DriftLimits, MonitorSettings
 HELD_OUT = "held_out"
 PROBS_DIFF = "rollout/probs_diff"
 """The metric: mean absolute difference of sampler's and trainer's probabilities of the sampled tokens."""
-GROUPS = ("monitor", "guard")
-"""Names of the metrics' group; `guard` is that of older runs."""
 WATCHED: dict[str, tuple[str, str]] = {
     "dark_share": ("images go dark", "images get brighter"),
     "flat_share": ("surfaces go flat", "surfaces fill with texture"),
@@ -126,7 +124,7 @@ def watched_name(metric: str) -> str | None:
     if metric == PROBS_DIFF:
         return "probs_diff"
     match metric.split("/"):
-        case [group, name] if group in GROUPS and name in WATCHED and name not in (HELD_OUT, *ERRORS):
+        case ["monitor", name] if name in WATCHED and name not in (HELD_OUT, *ERRORS):
             return name
         case ["reward", "held_out", reward]:
             return f"{HELD_OUT}/{reward}"

@@ -42,6 +42,7 @@ class RunFolder:
         self.config, self.overrides = self.path / "config.yaml", self.path / "overrides.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.images, self.rollouts, self.failed = (self.path / name for name in ("images", "rollouts", "failed"))
+        self.failures = self.failed / "failures.jsonl"
         self.checkpoints, self.tensorboard = self.path / "checkpoints", self.path / "tensorboard"
         self.logs = self.path / "logs"
         self.eval_before, self.eval_after = self.path / "eval_before.json", self.path / "eval_after.json"
@@ -119,15 +120,21 @@ class RunFolder:
         return [by_step[step] for step in sorted(by_step)]
 
     def truncate_after(self, step: int) -> int:
-        """Drops the metrics, grids and rollouts of steps after `step`, which a resumed run makes again; returns the
-        number of steps dropped."""
+        """Drops the metrics, grids, rollouts and failures of steps after `step`, which a resumed run makes again;
+        returns the number of steps dropped."""
         lines = self.read_metrics()
         kept = [line for line in lines if line["step"] <= step]
         if self.metrics.exists():
             write_lines(self.metrics, kept)
-        for file in (*self.images.glob("step_[0-9]*.png"), *self.rollouts.glob("step_[0-9]*.jsonl")):
+        for file in (*self.images.glob("step_[0-9]*"), *self.rollouts.glob("step_[0-9]*.jsonl")):
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
+        if self.failures.exists():
+            failed = read_lines(self.failures)
+            write_lines(self.failures, (line for line in failed if (line["step"] or 0) <= step))
+            for line in failed:
+                if (line["step"] or 0) > step and line["image"]:
+                    (self.failed / line["image"]).unlink(missing_ok=True)
         return len(lines) - len(kept)
 
     def drop_evaluations(self, step: int, last: int) -> None:

@@ -21,6 +21,7 @@ from blip3o_rl.evaluation.results import EvaluationResult, JudgedImage
 from blip3o_rl.evaluation.schedule import Schedule
 from blip3o_rl.evaluation.verdicts import Verdicts
 from blip3o_rl.report.series import EVAL_SECONDS, duration
+from blip3o_rl.rollout.recorder import this_node
 
 NAME = "blip3o-evaluations"
 TELLS = 10
@@ -105,8 +106,9 @@ def metrics(result: EvaluationResult) -> dict[str, float]:
 
 
 def start(schedule: Schedule) -> Any:
-    """Starts the actor in the running Ray cluster."""
-    return ray.remote(num_cpus=0)(Evaluations).options(name=NAME).remote(schedule)
+    """Starts the actor on this node of the running Ray cluster."""
+    actor = ray.remote(num_cpus=0)(Evaluations).options(name=NAME, scheduling_strategy=this_node())
+    return actor.remote(schedule)
 
 
 @cache

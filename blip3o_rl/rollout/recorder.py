@@ -3,13 +3,16 @@
 A Ray actor, so that all agent-loop workers record into one place. They do not wait for it, so what goes wrong in it is
 a `failure`, too. A step is complete when the expected number of rollouts has arrived. Its statistics are then written
 at once: verl logs its own metrics of the step after the checkpoint and the evaluation, and a run may be killed before.
+Where verl makes more rollouts in place of groups that it leaves out (`algorithm.filter_groups`), the step is written
+again with all of them when verl logs it.
 The driver shows the monitors' warnings, and ends the run with the reason that a reward or a monitor gives (`failure`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -56,11 +59,8 @@ class Recorder:
         """Takes one rollout, and its sample's references apart, which a group shares as one object; writes its step
         when it was the last one. Nobody waits for the end of this call.
         """
-        try:
+        with self._failing():
             self._record(replace(rollout, sample=replace(rollout.sample, references=tuple(references))))
-        except Exception as error:
-            self.fail(f"recorder: {type(error).__name__}: {error}")
-            raise
 
     def _record(self, rollout: Rollout) -> None:
         step = rollout.sample.step or 0
@@ -68,11 +68,20 @@ class Recorder:
         rows.append(rollout)
         if rollout.score.failed:
             self._keep_failed(rollout)
-        if len(rows) < self.expected:
+        if len(rows) != self.expected:
             return
         if all(row.score.failed for row in rows):
             self.fail(f"every sample of step {step} failed: {rollout.score.reason}")
-        self._write(step, sorted(self._steps.pop(step), key=lambda row: row.sample.id))
+        self._write(step)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Notes an error as why the run must stop."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(f"recorder: {type(error).__name__}: {error}")
+            raise
 
     def fail(self, reason: str, rollout: Rollout | None = None) -> None:
         """Notes why the run must stop; the first reason is kept."""
@@ -98,10 +107,15 @@ class Recorder:
         return new
 
     def statistics(self, step: int, trainer: Mapping[str, float | None] | None = None) -> dict[str, Any]:
-        """The statistics of a complete step, once; empty if it is not complete.
+        """The statistics of a complete step, which verl has logged, once; empty if it is not complete.
 
         `trainer`: numbers of the same step that the trainer knows; they are monitored as well, and returned.
         """
+        if len(self._steps.get(step, ())) > self.expected:
+            with self._failing():
+                self._write(step)
+        for done in [number for number, rows in self._steps.items() if number <= step and len(rows) >= self.expected]:
+            del self._steps[done]
         for drift in self._drift.add(step, trainer or {}):
             self._warn(drift, [])
         return {**self._statistics.pop(step, {}), **(trainer or {})}
@@ -114,9 +128,10 @@ class Recorder:
             name = f"{rollout.sample.id}.png"
             self.folder.failed.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rollout.sample.image).save(self.folder.failed / name)
-        append_line(self.folder.failed / "failures.jsonl", {**rollout.line(), "image": name})
+        append_line(self.folder.failures, {**rollout.line(), "image": name})
 
-    def _write(self, step: int, rows: list[Rollout]) -> None:
+    def _write(self, step: int) -> None:
+        rows = sorted(self._steps[step], key=lambda row: row.sample.id)
         write_lines(self.folder.rollout_file(step), (row.line() for row in rows))
         statistics = self._statistics[step] = step_statistics(rows)
         self.folder.append_metrics(step, statistics)
@@ -156,11 +171,15 @@ def _tile(rollout: Rollout, note: str = "") -> Tile:
     return Tile(sample.image, sample.prompt, rollout.value, note, reference=next(iter(sample.references), None))
 
 
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """Where the actors run that append to metrics.jsonl as the launcher does: on its node of the connected cluster. A
+    file system that nodes share may mix up what two of them append."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def start(folder: Path, expected: int, images_every: int, monitors: MonitorSettings) -> Any:
     """Starts the recorder actor on this node of the running Ray cluster."""
-    # Like the launcher it appends to metrics.jsonl; a file system that nodes share may mix up what two of them append.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0)(Recorder).options(name=NAME, scheduling_strategy=here)
+    actor = ray.remote(num_cpus=0)(Recorder).options(name=NAME, scheduling_strategy=this_node())
     return actor.remote(str(folder), expected, images_every, monitors)
 
 

@@ -135,9 +135,6 @@ class StateCapture:
         if self._captured is not None:
             self._captured.store.clear()
 
-    def captured_requests(self) -> list[str]:
-        return [] if self._captured is None else self._captured.store.keys()
-
 
 class RunnerHook:
     """Ties a `StateStore` to one model runner; see the module's docstring for the two places."""

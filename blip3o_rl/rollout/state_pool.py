@@ -82,16 +82,16 @@ class StateStore:
         self.pool = RowPool(hidden, dtype, device)
         self.max_untaken = max_untaken
         self.running: dict[str, Captured] = {}
-        self._by_key: dict[str, Captured] = {}
+        self.by_key: dict[str, Captured] = {}
         self._untaken: dict[str, Captured] = {}
 
     def begin(self, engine_id: str, key: str, count: int) -> Captured:
         """Reserves `count` rows for a request that is about to run."""
         request = Captured(key, self.pool.acquire(count), count)
-        if key in self._by_key:
-            request.clashes = self._by_key[key].clashes = True
+        if key in self.by_key:
+            request.clashes = self.by_key[key].clashes = True
         self.running[engine_id] = request
-        self._by_key.setdefault(key, request)
+        self.by_key.setdefault(key, request)
         return request
 
     def finish(self, engine_ids: Iterable[str]) -> None:
@@ -100,7 +100,7 @@ class StateStore:
             request = self.running.pop(engine_id, None)
             if request is None:
                 continue
-            if self._by_key.get(request.key) is not request or self.missing(request):
+            if self.by_key.get(request.key) is not request or self.missing(request):
                 self._forget(request)
             else:
                 self._untaken[request.key] = request
@@ -113,7 +113,7 @@ class StateStore:
 
     def take(self, key: str) -> torch.Tensor:
         """Hands a request's states over, [count, hidden] on the host, and forgets it, unless rows are missing."""
-        request = self._by_key.get(key)
+        request = self.by_key.get(key)
         if request is None:
             raise UserError(
                 f"request {key}: no hidden states are kept for it; it did not ask for them (sampling_params), "
@@ -132,7 +132,7 @@ class StateStore:
 
     def drop(self, key: str) -> bool:
         """Forgets a request, running or finished; says whether it was known."""
-        request = self._by_key.get(key)
+        request = self.by_key.get(key)
         if request is None:
             return False
         self.running = {engine_id: other for engine_id, other in self.running.items() if other is not request}
@@ -141,17 +141,13 @@ class StateStore:
 
     def clear(self) -> None:
         """Forgets all requests; running ones are no longer kept."""
-        self.running, self._by_key, self._untaken = {}, {}, {}
+        self.running, self.by_key, self._untaken = {}, {}, {}
         self.pool.clear()
 
-    def keys(self) -> list[str]:
-        """All requests whose states are kept, oldest first."""
-        return list(self._by_key)
-
     def _forget(self, request: Captured) -> None:
-        if self._by_key.get(request.key) is request:
-            del self._by_key[request.key]
+        if self.by_key.get(request.key) is request:
+            del self.by_key[request.key]
             self._untaken.pop(request.key, None)
         self.pool.release(request.first, request.count)
-        if not self._by_key and not self.running:
+        if not self.by_key and not self.running:
             self.pool.clear()

@@ -13,7 +13,9 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -25,6 +27,9 @@ from blip3o_rl.io import write_text
 from blip3o_rl.report.checkpoints import latest_step
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.terminal import goes_on_with
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for each other. The first one reads all data for its index, and the others wait."""
 
 
 def launch(recipe: str, overrides: list[str]) -> Path:
@@ -113,12 +118,19 @@ def _start(settings: SFTSettings, create: Callable[[], RunFolder]) -> Path:
     return folder.path / "model"
 
 
-def _from_first_process(make: Callable[[], str]) -> str:
+def _process_group() -> Any:
+    """That of the run's processes. The Trainer's own, which is used only where there is none, ends after half an hour
+    of waiting."""
     import torch
     from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def _from_first_process(make: Callable[[], str]) -> str:
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = _process_group()
     return str(broadcast_object_list([make() if state.is_main_process else None])[0])
 
 
@@ -167,5 +179,7 @@ def _work(path: str) -> None:
 
     quiet_diffusers()
     quiet_transformers()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        _process_group()
     folder = RunFolder(path)
     fine_tune(load_settings(folder, []), folder)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from blip3o_rl.model.policy import image_logits
 from blip3o_rl.model.renderer import TIMESTEPS, Renderer
+from blip3o_rl.model.sampling import pad_left, positions_of
 from blip3o_rl.model.token_layout import TokenLayout
 
 PLACE_WAVES = (1.0, 2.0, 4.0, 6.0, 8.0)
@@ -75,18 +76,16 @@ def collate(
         indices, latents, references: see `Batch`.
         pad_id: any id; it is masked.
     """
-    width = max(map(len, prompts))
-    padded = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    padded, mask = pad_left(prompts, pad_id)
     ids = torch.cat([padded, layout.to_ids(indices)], dim=1)
     return Batch(ids, torch.cat([mask, torch.ones_like(indices)], dim=1), indices, latents, references)
 
 
 def image_states(policy: Any, batch: Batch) -> torch.Tensor:
     """Post-norm hidden states of the scale token and the image tokens, [B, n + 1, hidden]."""
-    positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    mask = batch.attention_mask
     hidden = policy.model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=False
     ).last_hidden_state
     return hidden[:, -(batch.indices.shape[1] + 1) :]
 

@@ -110,9 +110,14 @@ def _unpacked(path: Path, plain: Path) -> Path:
         return path
     if plain.is_file():
         return plain
-    # What there is, is read; the end is missing and will be reported.
-    with replacing(plain) as new, gzip.open(path) as source, new.open("wb") as target, suppress(*_UNREADABLE):
-        shutil.copyfileobj(source, target)
+    # Of a damaged file what there is, is read; the end is missing and will be reported.
+    damaged = suppress(EOFError, zlib.error, gzip.BadGzipFile)
+    try:
+        with replacing(plain) as new, gzip.open(path) as source, new.open("wb") as target, damaged:
+            shutil.copyfileobj(source, target)
+    except OSError as error:
+        why = "is the disk full or not writable?"
+        raise UserError(f"{path}: not unpacked to {plain.parent} ({error}); {why}") from error
     return plain
 
 

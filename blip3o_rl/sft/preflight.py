@@ -13,17 +13,21 @@ from blip3o_rl import machine
 from blip3o_rl.config.sft import DataSettings, SFTSettings
 from blip3o_rl.data.images import read_image
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json
+from blip3o_rl.io import read_json, user_path
 from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.token_layout import TASKS, Task, TokenLayout, encode_edit_prompt
+from blip3o_rl.report import checkpoints
+from blip3o_rl.report.run_folder import DEFAULT_ROOT
 from blip3o_rl.sft.files import find_files
+from blip3o_rl.sft.model import TRAINED
 from blip3o_rl.sft.pairs import BadPair, Fields, check_first, read_bytes
+from blip3o_rl.sft.trainer import CHECKPOINT_COPIES
 
 PROCESS_GIB = 1.0
 """Main memory of torch and transformers in one process."""
 COPIES = 4
 """Of what is trained, in float32: weights, gradients, optimizer (2)."""
-TRAINED = ("policy", "renderer/connector", "renderer/transformer", f"renderer/{model_folder.REFERENCE_CONNECTOR}")
+CONNECTORS = ("renderer/connector", f"renderer/{model_folder.REFERENCE_CONNECTOR}")
 PREFETCHED = 2
 """Batches that each worker of torch's DataLoader keeps ready."""
 
@@ -122,18 +126,35 @@ def processes_here(settings: SFTSettings) -> int:
 def needs(settings: SFTSettings, model: Path) -> machine.Needs:
     """What a run with a model folder needs on this machine."""
     processes, data = processes_here(settings), settings.data
-    trained = machine.float32_gib(*(model / part for part in TRAINED))
+    network = machine.float32_gib(*(model / part for part in ("policy", *CONNECTORS, "renderer/transformer")))
     frozen = machine.float32_gib(model / "renderer/vae", model / "image_tokenizer")
-    # On a GPU, weights and optimizer lie there; main memory holds the weights while they are loaded.
-    weights = frozen + trained * (1 if torch.cuda.is_available() else COPIES)
+    trained = _trained_gib(settings, model)
+    # On a GPU, gradients and optimizer lie there; main memory holds the weights while they are loaded.
+    weights = network + frozen + (0 if torch.cuda.is_available() else (COPIES - 1) * trained)
     latents, compression = (read_json(model / "renderer" / part / "config.json") for part in ("transformer", "vae"))
     side = latents["sample_size"] * 2 ** (len(compression["encoder_block_out_channels"]) - 1)
     edits = settings.model.editing is not None or model_folder.ModelFolder(model).can_edit
     images = settings.train.batch_size * (1 + edits)  # an edit has two
     batch = images * 3 * 4 * side**2 / machine.GIB  # float32; it goes through shared memory
     return machine.Needs(
-        memory_gib=processes * (PROCESS_GIB + weights) + trained,  # the last: the model folder is put together
+        memory_gib=processes * (PROCESS_GIB + weights) + network,  # the last: the model folder is put together
         shared_gib=processes * data.workers * PREFETCHED * batch,
-        disk_gib=trained * ((COPIES - 1) * (settings.run.keep + 1) + 1) + frozen,
-        folder=Path(settings.run.folder or "."),
+        disk_gib=CHECKPOINT_COPIES * trained * _checkpoints_to_come(settings) + network + frozen,
+        folder=Path(settings.run.folder or DEFAULT_ROOT),
     )
+
+
+def _trained_gib(settings: SFTSettings, model: Path) -> float:
+    """Weights that are trained, and so are in a checkpoint and have gradients and an optimizer."""
+    policy, train = machine.float32_gib(model / "policy"), settings.train
+    if not train.diffusion_weight:
+        return policy
+    connectors = machine.float32_gib(*(model / part for part in CONNECTORS))
+    return policy + connectors + machine.float32_gib(model / "renderer/transformer", parts=TRAINED[train.trainable])
+
+
+def _checkpoints_to_come(settings: SFTSettings) -> int:
+    """How many more checkpoints than now a run will have on its disk; one is written before another is removed."""
+    run, made = settings.run, -(-settings.train.steps // settings.run.save_every)
+    there = len(checkpoints.complete(user_path(run.folder) / "checkpoints")) if run.folder else 0
+    return max(1, min(made, run.keep + 1) - there)

@@ -1,1 +1,1 @@
-"""The glue to verl's trainer: launch, engine, CPU platform; and supervised fine-tuning."""
+"""The glue to verl's trainer: launch, engine, CPU platform."""

@@ -1,8 +1,9 @@
 """A run's share of a given cluster: refused where the cluster is too small, waited for where others hold it.
 
-Runs take their GPUs one after the other. The run whose turn it is waits until what it needs is free, and passes the
-turn on when its trainer holds its GPUs. Otherwise two runs that begin together would both count the same free GPUs, and
-each could take a part and wait for the rest for ever. A run that comes later does not overtake the one that waits.
+Runs take their GPUs one after the other. The run that holds the cluster's lock waits until what it needs is free, and
+releases the lock when its trainer holds its GPUs. Otherwise two runs that begin together would both count the same free
+GPUs, and each could take a part and wait for the rest for ever. A run that comes later does not overtake the one that
+waits.
 
 A renderer that shares the run's GPUs takes the first of each node (`rollout.placement`). Such a run waits until nobody
 holds a GPU.
@@ -22,14 +23,14 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.training import given_cluster
 from blip3o_rl.training.given_cluster import Node
 
-TURN = "blip3o-rl-turn"
+LOCK = "blip3o-rl-turn"
 """Name and namespace of the actor that a run holds while it takes its GPUs; there is one per cluster."""
 AGENT_LOOP = "agent_loop_worker_"
 """Start of the names of verl's agent-loop workers, which it starts after trainer and sampler."""
 POLL_S = 1.0
 
 
-class _Turn:
+class _Lock:
     """A Ray actor. It ends with its run's launcher, whatever ends that."""
 
 
@@ -46,15 +47,15 @@ def is_taken(config: DictConfig, nodes: Sequence[Node]) -> bool:
     return bool(shares and held or _lack(config, [node.free for node in nodes]))
 
 
-def take_turn(config: DictConfig, say: Callable[[str], None]) -> Any:
-    """Waits until it is this run's turn and its share is free, saying so; returns what `pass_on` takes."""
+def take_lock(config: DictConfig, say: Callable[[str], None]) -> Any:
+    """Waits until this run has the lock and its share is free, saying so; returns what `release` takes."""
     import ray
 
-    turn: Any = None
-    while turn is None:
+    lock: Any = None
+    while lock is None:
         with contextlib.suppress(ValueError):  # the name is taken
-            turn = ray.remote(num_cpus=0)(_Turn).options(name=TURN, namespace=TURN).remote()
-        if turn is None:
+            lock = ray.remote(num_cpus=0)(_Lock).options(name=LOCK, namespace=LOCK).remote()
+        if lock is None:
             say("waiting for another run to take its GPUs")
             time.sleep(POLL_S)
     while is_taken(config, nodes := given_cluster.nodes()):
@@ -62,21 +63,21 @@ def take_turn(config: DictConfig, say: Callable[[str], None]) -> Any:
         total = sum(node.total.get("GPU", 0) for node in nodes)
         say(f"waiting for GPUs that others hold: {free:g} of {total:g} are free")
         time.sleep(POLL_S)
-    return turn
+    return lock
 
 
-def pass_on(turn: Any, actors: Iterable[str]) -> Any:
-    """Ends the run's turn once its trainer holds its GPUs: None from then on, `turn` before.
+def release(lock: Any, actors: Iterable[str]) -> Any:
+    """Releases the lock once the run's trainer holds its GPUs: None from then on, `lock` before.
 
     Args:
         actors: names of the run's living actors.
     """
     import ray
 
-    if turn and any(name.startswith(AGENT_LOOP) for name in actors):
-        ray.kill(turn)
+    if lock and any(name.startswith(AGENT_LOOP) for name in actors):
+        ray.kill(lock)
         return None
-    return turn
+    return lock
 
 
 def _lack(config: DictConfig, nodes: Sequence[Mapping[str, float]]) -> str:

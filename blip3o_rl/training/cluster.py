@@ -41,8 +41,7 @@ def connected(config: DictConfig, folder: RunFolder, metrics_file: Path | None =
     common = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "ERROR", "namespace": folder.id}
     address = given_cluster.address()
     if address:
-        given_cluster.use_token()
-        ray.init(address=address, **common)
+        _join(address, common)
     else:
         local: Any = OmegaConf.to_container(config.ray_kwargs.ray_init, resolve=True)
         local.pop("runtime_env", None)
@@ -66,13 +65,31 @@ def check_nodes(folder: RunFolder, model: Path) -> None:
     address = given_cluster.address()
     if address is None or len(given_cluster.resources()) == 1:
         return
-    given_cluster.use_token()
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace=folder.id)
+    _join(address, {"log_to_driver": False, "logging_level": "ERROR", "namespace": folder.id})
     try:
         nodes.require_shared(folder, model)
     finally:
         ray.shutdown()
         terminal.catch_sigterm()
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Connects to a given cluster."""
+    import ray
+
+    given_cluster.use_token()
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:
+        ray.shutdown()
+        raise UserError(
+            f"RAY_ADDRESS={address}: this process cannot join the Ray cluster ({_reason(error)}); start it on a node "
+            "of the cluster, with the cluster's own versions of Ray and Python"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _start_own(options: dict[str, Any]) -> None:
@@ -85,7 +102,7 @@ def _start_own(options: dict[str, Any]) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            reason = " ".join(str(error).split())[:300]
+            reason = _reason(error)
             busy = os.getloadavg()[0] > 2 * machine.cpus()
             last = attempt >= (BUSY_START_ATTEMPTS if busy else START_ATTEMPTS)
             if last or "timed out during startup" not in reason:
@@ -137,6 +154,7 @@ def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     if not any(is_deployed(entry) for entry in rewards.values()):
         return
+    from blip3o_rl.model.devices import free_unused
     from blip3o_rl.scoring.build import build_rubric
     from blip3o_rl.scoring.remote import deployment
 
@@ -144,7 +162,10 @@ def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
     deployment.start(rewards, per_node * config.trainer.nnodes, per_node)
     rubric = build_rubric(rewards)
     rubric.check_prompts(prompts)
+    rubric.entries = [entry for entry in rubric.entries if is_deployed(rewards[entry.name])]
     rubric.self_check(prompts)
+    del rubric
+    free_unused()
 
 
 def _stop_deployments(config: DictConfig) -> None:

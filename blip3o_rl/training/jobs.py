@@ -46,11 +46,13 @@ def submitted(client: Any) -> list[Any]:
 
 
 def info(client: Any, job: str) -> Any:
-    """Ray's details of a job; raises `UserError` where there is none of that name."""
+    """Ray's details of a job; raises `UserError` where there is none of that name, or the cluster does not answer."""
     try:
         return client.get_job_info(job)
-    except RuntimeError as error:
-        raise UserError(f"{job}: the cluster has no such job; see blip3o-rl jobs list") from error
+    except (RuntimeError, OSError) as error:
+        if str(error).startswith("Request failed with status code 404"):
+            raise UserError(f"{job}: the cluster has no such job; see blip3o-rl jobs list") from error
+        raise _lost(job, error) from error
 
 
 def stop(client: Any, job: str) -> Any:
@@ -63,14 +65,21 @@ def stop(client: Any, job: str) -> Any:
 
 
 def follow(client: Any, job: str) -> int:
-    """Shows a job's output until it ends, and returns its exit code; Ctrl-C leaves the job alone."""
+    """Shows a job's output until it ends, and returns its exit code; Ctrl-C and a lost connection leave it alone."""
     info(client, job)
     try:
         asyncio.run(_show(client, job))
     except KeyboardInterrupt:
         print(f"\nthe job goes on; {later(job)}")
         return INTERRUPTED
+    except Exception as error:  # Ray's, requests' or aiohttp's
+        raise _lost(job, error) from error
     return exit_code(info(client, job))
+
+
+def _lost(job: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"{job}: the cluster's dashboard does not answer ({reason}); the job goes on; {later(job)}")
 
 
 def later(job: str) -> str:

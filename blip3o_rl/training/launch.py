@@ -42,7 +42,12 @@ JOB_RUNS = Path("~/blip3o-rl-runs")
 def plan(recipe: str, overrides: list[str]) -> tuple[DictConfig, preflight.Checked]:
     """Composes and checks a run without loading a model; raises `UserError` for the first thing that is wrong."""
     config = compose_recipe(recipe, overrides, given_cluster.device())
-    return config, preflight.check(config)
+    return config, preflight.check(config, _root())
+
+
+def _root() -> Path:
+    """Where the run folder is made if it is not given."""
+    return JOB_RUNS if given_cluster.in_job() else DEFAULT_ROOT
 
 
 def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
@@ -57,8 +62,7 @@ def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
 
         if expected := planning.warning(config, checked.model):
             print(f"warning: {expected}", file=output.terminal)
-    root = JOB_RUNS if given_cluster.in_job() else DEFAULT_ROOT
-    folder = RunFolder.create(config.run.recipe, root=root, path=config.run.folder)
+    folder = RunFolder.create(config.run.recipe, root=_root(), path=config.run.folder)
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
     return _run(config, checked, folder, output)
 
@@ -73,6 +77,7 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
     if step > steps or (step == steps and folder.summary_json.exists()):
         raise UserError(f"{folder.path}: has made {step} steps, trainer.total_training_steps={steps}; raise it")
     recover(folder)
+    waiting.trainer_error(folder).unlink(missing_ok=True)
     for file in changed:
         print(f"warning: {file} has changed since the run was started", file=output.terminal)
     for number, newer in checkpoints.all_of(folder.checkpoints):
@@ -99,8 +104,8 @@ def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, outp
     write_table(suite.rows if suite else checked.rows[:1], data / "held_out.parquet", config.run.recipe, held_out=True)
 
     console = Console(file=output.terminal)
-    again = goes_on_with("blip3o-rl", "train", "--resume", str(folder.path))
-    with again, progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:
+    resumable = goes_on_with("blip3o-rl", "train", "--resume", str(folder.path))
+    with resumable, progress(config.trainer.total_training_steps, title=folder.name, console=console) as shown:
         schedule = _schedule(checked, folder, shown)
         reached, last = checkpoints.latest_step(folder.checkpoints), config.trainer.total_training_steps
         if schedule:
@@ -173,7 +178,7 @@ def _train(
     validate_config(config, need_reference_policy(config), need_critic(config))
     metrics_file = new_source(folder)
     with cluster.connected(config, folder, metrics_file):
-        turn = capacity.take_turn(config, shown.phase) if given_cluster.address() else None
+        lock = capacity.take_lock(config, shown.phase) if given_cluster.address() else None
         shown.phase("starting renderer and rewards")
         task = TaskRunnerV1.remote()  # its process imports verl while the services start
         expected = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
@@ -182,21 +187,19 @@ def _train(
         render = checked.settings.render
         render_service.start(config.run.folder, str(checked.model), render, nodes, gpus, checked.editing)
         record = recorder.start(folder.path, expected, config.run.images_every, checked.settings.monitors)
-        keeper = evaluations.start(schedule) if schedule else None
+        evaluating = evaluations.start(schedule) if schedule else None
         shown.phase("starting verl")
 
-        def more(step: int, numbers: Mapping[str, float | None]) -> dict[str, float]:
+        def extra_metrics(step: int, numbers: Mapping[str, float | None]) -> dict[str, float]:
             diff = {drift.PROBS_DIFF: numbers[series.PROBS_DIFF]} if series.PROBS_DIFF in numbers else {}
             found: dict[str, float] = ray.get(record.statistics.remote(step, diff))
             return found
 
-        with MetricsFollower(metrics_file, folder, shown.update, more=more):
+        with MetricsFollower(metrics_file, folder, shown.update, more=extra_metrics):
             done = task.run.remote(config)
             try:
-                waiting.wait(done, record, keeper, turn, folder, shown)
+                waiting.wait(done, record, evaluating, lock, folder, shown)
             except KeyboardInterrupt as error:
                 if is_sigterm(error) and (grace := checked.settings.run.grace_s):
-                    shown.note(f"SIGTERM: saving after this step, which may take {grace:g} s (run.grace_s)")
-                    record.end_after_step.remote()
-                    ray.wait([done], timeout=grace)
+                    waiting.save_and_end(done, record, grace, folder, shown)
                 raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,13 @@ def keep_logs(folder: RunFolder, applications: Sequence[str]) -> None:
     """Copies what this job's processes and its Serve applications have logged on each node to the run folder."""
     import ray
 
-    arguments = (str(folder.logs), ray.get_runtime_context().get_job_id(), list(applications))
-    _copy_logs(*arguments)
     try:
+        arguments = (str(folder.logs), ray.get_runtime_context().get_job_id(), list(applications))
+        _copy_logs(*arguments)
         on_other_nodes(_copy_logs, *arguments)
-    except Exception as error:  # of a cluster that has lost a node or its head; the run's own end must be heard
-        write_text(folder.logs / "missing_logs.txt", f"{error}\n")
+    except Exception as error:  # a full disk, or a cluster without a node or its head; the run's own end must be heard
+        with suppress(OSError):
+            write_text(folder.logs / "missing_logs.txt", f"{error}\n")
 
 
 def on_other_nodes(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from blip3o_rl.config.train import TrainSettings, read_settings
 from blip3o_rl.data.prompts import PromptRow, check_editing
 from blip3o_rl.errors import UserError
 from blip3o_rl.evaluation import suite
+from blip3o_rl.io import user_path
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.report import checkpoints
+from blip3o_rl.report.run_folder import DEFAULT_ROOT
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster, trackers
 
@@ -52,8 +54,12 @@ class Checked:
     """What `reward.aggregation` sets in verl's `algorithm` group."""
 
 
-def check(config: DictConfig) -> Checked:
-    """Checks a composed configuration; raises `UserError` for the first thing that is wrong."""
+def check(config: DictConfig, root: Path = DEFAULT_ROOT) -> Checked:
+    """Checks a composed configuration; raises `UserError` for the first thing that is wrong.
+
+    Args:
+        root: where the run folder will be if `run.folder` names none.
+    """
     settings = read_settings(config)
     folder = ModelFolder(settings.model.folder, *GENERATING)
     folder.layout.tokens_per_image(settings.model.scale)
@@ -82,7 +88,7 @@ def check(config: DictConfig) -> Checked:
         )
     every = [*rows, *(chosen.rows if chosen else ())]
     editing = check_editing(every, folder)
-    machine.require(needs(folder, settings, editing))
+    machine.require(needs(folder, settings, root, editing))
     _check_lengths(settings, folder, every)
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
     rubric = build_rubric(rewards)
@@ -91,13 +97,16 @@ def check(config: DictConfig) -> Checked:
     rubric.self_check(rows)
     if chosen and chosen.rewards != rewards:
         chosen.rubric()
-    from blip3o_rl.training.advantage import algorithm_options  # imports torch
+    from blip3o_rl.model.devices import free_unused  # imports torch
+    from blip3o_rl.training.advantage import algorithm_options
 
     algorithm = algorithm_options(settings.reward.aggregation, rubric.weights, config.algorithm)
+    del rubric
+    free_unused()  # the run's own processes load the rewards
     return Checked(settings, folder.path, folder.layout, rows, held_out, chosen, editing, algorithm)
 
 
-def needs(folder: ModelFolder, settings: TrainSettings, editing: bool = False) -> machine.Needs:
+def needs(folder: ModelFolder, settings: TrainSettings, root: Path, editing: bool = False) -> machine.Needs:
     """What a run with a model folder needs on this machine; for edits the image tokenizer is loaded, too."""
     policy, on_cpu = machine.float32_gib(folder.path / "policy"), settings.trainer.device == "cpu"
     tokenizer = machine.float32_gib(folder.path / "image_tokenizer") if editing else 0.0
@@ -112,7 +121,7 @@ def needs(folder: ModelFolder, settings: TrainSettings, editing: bool = False) -
         shared_gib=SMALLEST.shared_gib * processes + states,
         disk_gib=1 + saved * checkpoint_gib(folder.path / "policy") + model,
         disk_why=f"{saved} checkpoints (trainer.max_actor_ckpt_to_keep), and the model folder at the end",
-        folder=Path(settings.run.folder or "."),
+        folder=user_path(settings.run.folder or root),
     )
 
 
@@ -128,9 +137,10 @@ def checkpoints_to_come(settings: TrainSettings) -> int:
     made = -(-trainer.total_training_steps // trainer.save_freq) if trainer.save_freq > 0 else 1
     best = settings.run.evaluate and bool(settings.eval.every) and made > 1
     most = min(made, max(2, kept) if kept else made) + best
-    folder = Path(settings.run.folder or ".") / "checkpoints"
-    there = len(checkpoints.complete(folder)) + (checkpoints.best(folder) is not None)
-    return max(1, most - there)
+    if settings.run.folder:
+        folder = user_path(settings.run.folder) / "checkpoints"
+        most -= len(checkpoints.complete(folder)) + (checkpoints.best(folder) is not None)
+    return max(1, most)
 
 
 def _check_lengths(settings: TrainSettings, folder: ModelFolder, rows: list[PromptRow]) -> None:

@@ -27,7 +27,7 @@ def store(config: DictConfig, folder: RunFolder) -> None:
     """Writes the configuration down, with its paths made absolute in place; of an address, its copy is the run's."""
     config.run.folder = str(folder.path)
     if config.model.folder != model_folder.MINI:
-        config.model.folder = str(model_folder.resolve(config.model.folder))
+        config.model.folder = str(_kept(config.model.folder))
     inputs = []
     for group, key in (("prompts", "file"), ("eval", "prompts")):
         if config[group][key] is not None and config[group][key] not in SOURCES:

@@ -79,6 +79,7 @@ def _runtime_env(config: DictConfig, variables: Sequence[str], file: Path | None
     names = key_variables(config.reward.rewards)
     keys = {name: os.environ[name] for name in names if name in os.environ}
     own = {"RAY_JOB_STOP_WAIT_TIME_S": str(round(config.run.grace_s) + TAKE_DOWN_S), **keys, **_variables(variables)}
+    given = {name: value for name, value in given.items() if value is not None}
     return {"working_dir": ".", "excludes": EXCLUDES, **given, "env_vars": {**given.get("env_vars", {}), **own}}
 
 

@@ -102,6 +102,7 @@ def environment(trackers: Collection[str], folder: RunFolder) -> dict[str, str]:
         "swanlab": {"SWANLAB_LOG_DIR": str(folder.path / "swanlog")},
         "mlflow": {"MLFLOW_TRACKING_URI": f"sqlite:///{folder.path / 'mlflow.db'}"},
         "trackio": {"TRACKIO_DIR": str(folder.path / "trackio")},
+        "clearml": {},
     }
     found: dict[str, str] = {}
     for name in places.keys() & set(trackers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
@@ -28,13 +29,13 @@ STARTING = {
 """Part of an actor's name -> the phase that begins with it, in the order in which verl 0.9.1 starts them."""
 
 
-def wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, shown: Progress) -> None:
+def wait(done: Any, record: Any, evaluations: Any, lock: Any, folder: RunFolder, shown: Progress) -> None:
     """Waits for the reference `done` of the trainer's task.
 
     Args:
         record: the recorder, which knows of warnings and of failed rewards.
-        keeper: the evaluations' actor, or None.
-        turn: what `capacity.take_turn` gave.
+        evaluations: their actor, or None.
+        lock: what `capacity.take_lock` gave.
         shown: gets phases and warnings.
 
     Raises:
@@ -44,21 +45,20 @@ def wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, show
 
     needed: set[str] = set()
     begun: set[str] = set()
-    again = f"logs in {folder.logs}; go on with {shlex.join(['blip3o-rl', 'train', '--resume', str(folder.path)])}"
     while True:
         ready, _ = ray.wait([done], timeout=POLL_S)
         names = set(ray.util.list_named_actors())
         needed |= {name for name in names if name.startswith(NEEDED)}
-        turn = capacity.pass_on(turn, names)
+        lock = capacity.release(lock, names)
         if not ready and (lost := needed - names):
             ready, _ = ray.wait([done], timeout=END_S)  # verl ends them, too, when it has ended
             if not ready:
-                raise UserError(f"{', '.join(sorted(lost))} died; {again}")
+                raise UserError(f"{', '.join(sorted(lost))} died; {_remedy(folder)}")
         try:
             failure, warnings = ray.get([record.failure.remote(), record.warnings.remote()])  # with a failure's warning
-            evaluating, failed = ray.get(keeper.state.remote()) if keeper else ("", "")
+            evaluating, failed = ray.get(evaluations.state.remote()) if evaluations else ("", "")
         except ray.exceptions.RayError as error:
-            raise UserError(f"the recorder of rollouts or evaluations died; {again}") from error
+            raise UserError(f"the recorder of rollouts or evaluations died; {_remedy(folder)}") from error
         for warning in warnings:
             shown.note(warning)
         starting = _newly_begun(names, begun)
@@ -69,7 +69,24 @@ def wait(done: Any, record: Any, keeper: Any, turn: Any, folder: RunFolder, show
         if failure := failure or failed:
             raise UserError(f"the run was ended: {failure}; logs and images of failed rewards in {folder.path}")
         if ready:
-            return _end(done, folder, again)
+            return _end(done, folder)
+
+
+def save_and_end(done: Any, record: Any, grace: float, folder: RunFolder, shown: Progress) -> None:
+    """After SIGTERM: lets the trainer save and end after its present step, for at most `grace` seconds.
+
+    Raises:
+        UserError: it has failed meanwhile, for example because the disk is full.
+    """
+    import ray
+
+    shown.note(f"SIGTERM: saving after this step, which may take {grace:g} s (run.grace_s)")
+    record.end_after_step.remote()
+    ready, _ = ray.wait([done], timeout=grace)
+    if ready:
+        _end(done, folder)
+    else:
+        shown.note(f"nothing was saved within {grace:g} s; raise run.grace_s")
 
 
 def _newly_begun(names: Iterable[str], begun: set[str]) -> str:
@@ -79,15 +96,24 @@ def _newly_begun(names: Iterable[str], begun: set[str]) -> str:
     return new[-1] if new else ""
 
 
-def _end(done: Any, folder: RunFolder, again: str) -> None:
-    """Raises `UserError` if the trainer has failed."""
+def _end(done: Any, folder: RunFolder) -> None:
+    """Raises `UserError` if the trainer's task, which has ended, has failed."""
     import ray
 
     try:
         ray.get(done)
     except UserError as error:  # the trainer's own, in Ray's wrapping
-        raise UserError(f"the run was ended: {error.args[0]}; {again}") from error
+        raise UserError(f"the run was ended: {error.args[0]}; {_remedy(folder)}") from error
     except ray.exceptions.RayError as error:
-        write_text(folder.logs / "trainer_error.txt", str(error))
+        write_text(trainer_error(folder), str(error))
         last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-        raise UserError(f"the trainer stopped: {last}; see trainer_error.txt; {again}") from error
+        raise UserError(f"the trainer stopped: {last}; see trainer_error.txt; {_remedy(folder)}") from error
+
+
+def trainer_error(folder: RunFolder) -> Path:
+    """Where the whole error goes with which the trainer has stopped."""
+    return folder.logs / "trainer_error.txt"
+
+
+def _remedy(folder: RunFolder) -> str:
+    return f"logs in {folder.logs}; go on with {shlex.join(['blip3o-rl', 'train', '--resume', str(folder.path)])}"

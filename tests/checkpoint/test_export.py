@@ -63,16 +63,6 @@ def test_an_upstream_checkpoint_comes_back_with_the_same_bytes(
         assert not (out / index).exists()
 
 
-def test_a_folder_of_an_earlier_version_is_exported_as_well(converted: Callable, tmp_path: Path) -> None:
-    checkpoint, folder = converted(shards=2)
-    (folder / "upstream").rename(folder / "official")
-    trained = train_a_little(folder, tmp_path / "trained")
-    out = export(folder, tmp_path / "out", "upstream")
-    assert all((out / file.name).read_bytes() == file.read_bytes() for file in checkpoint.files)
-    again = export(trained, tmp_path / "again", "upstream")
-    assert {file.name for file in again.glob("*.safetensors")} == {file.name for file in checkpoint.files}
-
-
 def test_an_export_converts_again_without_further_configs(converted: Callable, tmp_path: Path) -> None:
     _, folder = converted(shards=2, editing=True)
     convert(export(folder, tmp_path / "out", "upstream"), tmp_path / "again")

@@ -194,7 +194,7 @@ def test_text_area_comes_from_the_reward_that_reads_the_image():
 
 
 def test_metric_names():
-    assert watched_name("monitor/dark_share") == watched_name("guard/dark_share") == "dark_share"
+    assert watched_name("monitor/dark_share") == "dark_share"
     assert watched_name("reward/held_out/hpsv2") == "held_out/hpsv2"
     assert watched_name("rollout/probs_diff") == "probs_diff"
     for other in (

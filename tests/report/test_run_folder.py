@@ -8,7 +8,7 @@ import os
 import pytest
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import write_json, write_text
+from blip3o_rl.io import append_line, read_lines, write_json, write_text
 from blip3o_rl.report.checkpoints import mark_complete
 from blip3o_rl.report.run_folder import RunFolder
 
@@ -48,9 +48,16 @@ def test_truncate_after_drops_later_steps_only(tmp_path):
         folder.append_metrics(step, {"a": step})
         write_text(folder.rollout_file(step), "{}\n")
         folder.grid(step).write_bytes(b"png")
+        folder.grid(step).with_suffix(".html").write_text("page")
+        append_line(folder.failures, {"step": step, "image": f"{step}.png"})
+        append_line(folder.failures, {"step": step, "image": None})
+        (folder.failed / f"{step}.png").write_bytes(b"png")
     assert folder.truncate_after(3) == 2
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3]
     assert [step for step, _ in folder.grids()] == [1, 2, 3]
+    assert len(list(folder.images.iterdir())) == 6, "a grid is an image and a page"
+    assert [line["step"] for line in read_lines(folder.failures)] == [1, 1, 2, 2, 3, 3]
+    assert sorted(file.name for file in folder.failed.glob("*.png")) == ["1.png", "2.png", "3.png"]
     assert sorted(p.name for p in folder.rollouts.iterdir()) == [f"step_{s:06d}.jsonl" for s in (1, 2, 3)]
 
 

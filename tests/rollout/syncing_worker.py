@@ -15,5 +15,9 @@ class SyncingWorker(Blip3oWorkerExtension):
         for model, model_config in self._iter_all_models_with_config():
             process_weights_after_loading(model, model_config, self.device)
 
+    def captured_requests(self) -> list[str]:
+        """Whose states this worker keeps, oldest first."""
+        return [] if self._captured is None else list(self._captured.store.by_key)
+
     def schedules_asynchronously(self) -> bool:
         return bool(self.model_runner.use_async_scheduling)

@@ -144,6 +144,6 @@ def test_an_evaluation_without_any_score_ends_the_run(tmp_path: Path) -> None:
     keeper = Evaluations(dataclasses.replace(schedule(tmp_path), suite=dataclasses.replace(SUITE, rows=ROWS[:1])))
     images = [Made(n, 100 + n, np.zeros((8, 8, 3), np.uint8), [n]) for n in keeper.wanted(0, 0)]
     failed = [RubricScore(float("nan"), "mine: out")] * IMAGES
-    keeper.take(judged(ROWS[0], images, [failed], None, tmp_path / "eval_before.json"))
+    keeper.take(judged(ROWS[0], images, [failed], (), tmp_path / "eval_before.json"))
     assert keeper.state()[1] == "evaluation mine: no image could be scored: mine: out"
     assert not (tmp_path / "eval_before.json").exists()

@@ -54,6 +54,19 @@ def test_a_complete_step_is_written_once(tmp_path: Path) -> None:
     assert list(folder.tensorboard.glob("*.rollouts"))
 
 
+def test_a_step_with_more_rollouts_than_expected_is_written_with_all_of_them(tmp_path: Path) -> None:
+    """verl's group filtering makes others in place of groups without a difference, in the same step."""
+    folder = RunFolder.create("test", path=tmp_path / "run")
+    recorder = Recorder(str(folder.path), expected=2, images_every=5)
+    for number, score in ((3, 0.5), (2, 0.5), (0, 0.2), (1, 0.6), (4, 0.7)):
+        recorder.record(rollout(number, score))
+    assert len(folder.rollout_file(5).read_text().splitlines()) == 2, "whatever becomes of the rest of the step"
+    assert recorder.statistics(5)["rollout/score"] == pytest.approx(0.5) == folder.read_metrics()[0]["rollout/score"]
+    lines = [json.loads(line) for line in folder.rollout_file(5).read_text().splitlines()]
+    assert [line["score"] for line in lines] == [0.2, 0.6, 0.5, 0.5, 0.7]
+    assert not recorder._steps, "the images of the step are let go"
+
+
 def test_an_edit_names_its_references_and_shows_them(tmp_path: Path) -> None:
     folder = RunFolder.create("test", path=tmp_path / "run")
     recorder = Recorder(str(folder.path), expected=2, images_every=1)

@@ -270,7 +270,7 @@ def test_any_schedule_gives_the_same_states(data: st.DataObject) -> None:
     for i in finished:
         prompt, n_states = size[i]
         assert hook.store.take(i)[:, 0].tolist() == list(range(prompt - 1, prompt - 1 + n_states))
-    assert not hook.store.keys() and len(hook.store.pool.rows) == 1
+    assert not hook.store.by_key and len(hook.store.pool.rows) == 1
 
 
 def make_store(max_untaken: int = 3) -> StateStore:
@@ -289,7 +289,7 @@ def test_untaken_states_are_bounded_and_aborted_ones_released() -> None:
         if i % 2:
             fill(store, request, i)
         store.finish([f"e{i}"])
-    assert store.keys() == [f"k{3 * FIRST_ROWS - back}" for back in (5, 3, 1)]
+    assert list(store.by_key) == [f"k{3 * FIRST_ROWS - back}" for back in (5, 3, 1)]
     assert len(store.pool.rows) == FIRST_ROWS
 
 
@@ -330,7 +330,7 @@ def test_a_sleeping_engine_keeps_no_states() -> None:
     worker._captured = RunnerHook(worker.model_runner)
     store = worker._captured.store
     store.begin("e", "k", 5)
-    assert store.keys() == ["k"] and len(store.pool.rows) > 1
+    assert list(store.by_key) == ["k"] and len(store.pool.rows) > 1
 
     async def rpc(method: str) -> None:
         order.append(method)
@@ -346,7 +346,7 @@ def test_a_sleeping_engine_keeps_no_states() -> None:
     server._sleep_hybrid = asleep
     asyncio.run(server.sleep())
     assert order == ["free_states", "sleep"]
-    assert store.keys() == [] and len(store.pool.rows) == 1
+    assert not store.by_key and len(store.pool.rows) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

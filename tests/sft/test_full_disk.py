@@ -1,7 +1,10 @@
-"""A checkpoint that does not fit on the disk ends supervised fine-tuning with one line; the one before stays."""
+"""A disk without room for a checkpoint or for unpacked data ends supervised fine-tuning with one line."""
 
 from __future__ import annotations
 
+import gzip
+import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import nn
 from blip3o_rl.errors import UserError
 from blip3o_rl.report import checkpoints
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.sft.pairs import Fields, index
 from blip3o_rl.sft.trainer import Batches, LossTrainer, arguments
 
 MIB = 2**20
@@ -44,3 +48,14 @@ def test_a_checkpoint_that_does_not_fit_ends_the_run_with_one_line(room: int, tm
             trainer.fit()
         saved = [step for step, _ in checkpoints.all_of(folder.checkpoints)]
         assert saved == ([] if room == 2 else [1]) and checkpoints.latest_step(folder.checkpoints) == len(saved)
+
+
+def test_a_tar_that_does_not_fit_when_it_is_unpacked_ends_the_run_and_leaves_nothing(tmp_path: Path) -> None:
+    packed, image = tmp_path / "a.tar.gz", tmp_path / "image"
+    image.write_bytes(os.urandom(2 * MIB))
+    with gzip.open(packed, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        tar.add(image, "1.png")
+    with clusters.disk(tmp_path / "data", str(MIB)):
+        with pytest.raises(UserError, match=r"a\.tar\.gz: not unpacked to .*No space left on device") as error:
+            index([packed], tmp_path / "data", Fields())
+        assert "\n" not in str(error.value) and not list((tmp_path / "data").iterdir())

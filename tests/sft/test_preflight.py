@@ -39,9 +39,26 @@ def test_needs_grow_with_processes_workers_and_checkpoints(monkeypatch: pytest.M
     batch = 2 * 16 * 3 * 64 * 64 * 4  # an edit has two images, and `mini` edits
     assert needs_of("data.workers=3", "run.processes=1").shared_gib == pytest.approx(3 * 2 * batch / machine.GIB)
     assert needs_of("data.workers=0").shared_gib == 0
-    assert needs_of("run.keep=5").disk_gib > one.disk_gib > 0
+    assert needs_of("run.keep=1").disk_gib < one.disk_gib
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert needs_of("run.processes=1").memory_gib < one.memory_gib, "gradients and optimizer are on the GPU"
+
+
+def test_checkpoints_hold_what_is_trained_and_those_that_are_there_need_no_more_room(tmp_path: Path) -> None:
+    """The caption layers are a thirtieth of SANA's weights in `mini`."""
+    few = ("run.save_every=1", "train.steps=9", "run.keep=2", f"run.folder={tmp_path}")
+    kinds = ("trainable=caption", "trainable=editing", "trainable=all", "diffusion_weight=0")
+    caption, editing, whole, policy = (needs_of(*few, f"train.{kind}").disk_gib for kind in kinds)
+    assert policy < caption < editing < whole
+    sana = machine.float32_gib(ModelFolder("mini", *PARTS).path / "renderer/transformer")
+    assert whole - caption == pytest.approx(9 * sana, rel=0.1)
+    assert needs_of(*few, "run.save_every=9").disk_gib < caption, "it is saved once"
+    for step in (1, 2):
+        saved = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        saved.mkdir(parents=True)
+        (saved / "trainer_state.json").write_text('{"global_step": 1}')
+    one = needs_of(*few, "run.save_every=9").disk_gib
+    assert needs_of(*few).disk_gib == one < caption
 
 
 def test_processes_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
     assert checkpoints.latest(tmp_path / "run" / "checkpoints") is None
 
 
+WAITING = """
+import torch
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.sft import launch, trainer
+launch._process_group()
+made = trainer.arguments(RunFolder("unused"), 1)
+print(made.world_size, torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout)
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_index_however_long_it_takes(tmp_path: Path) -> None:
+    """The Trainer takes the process group that is there."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(tmp_path / "waiting.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == [f"2 {sft_launch.PATIENCE}"] * 2
+
+
 @pytest.mark.long
 def test_two_processes_killed_and_resumed_make_the_steps_of_one(tmp_path: Path, scenes: Path) -> None:
     """Real processes over gloo, with different images, noise and dropped conditions, against one with accumulation."""

@@ -64,7 +64,7 @@ def test_runs_take_their_gpus_one_after_the_other(monkeypatch: pytest.MonkeyPatc
     class Actor:
         @classmethod
         def options(cls, name: str, namespace: str) -> type[Actor]:
-            assert name == namespace == capacity.TURN
+            assert name == namespace == capacity.LOCK
             return cls
 
         @classmethod
@@ -82,11 +82,11 @@ def test_runs_take_their_gpus_one_after_the_other(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(capacity, "POLL_S", 0.0)
     nodes = lambda: [Node({"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": next(free)})]  # noqa: E731
     monkeypatch.setattr(capacity, "given_cluster", SimpleNamespace(nodes=nodes))
-    turn = capacity.take_turn(compose_recipe(RECIPE, []), say)
-    assert turn == "ours"
+    lock = capacity.take_lock(compose_recipe(RECIPE, []), say)
+    assert lock == "ours"
     waits = "waiting for GPUs that others hold: 0 of 1 are free"
     assert said == ["waiting for another run to take its GPUs", waits, waits]
-    assert capacity.pass_on(turn, ["blip3o-recorder"]) == "ours" and not killed
+    assert capacity.release(lock, ["blip3o-recorder"]) == "ours" and not killed
     loops = ["blip3o-recorder", "agent_loop_worker_0_1a2b3c4d"]
-    assert capacity.pass_on(turn, loops) is None and killed == ["ours"]
-    assert capacity.pass_on(None, loops) is None
+    assert capacity.release(lock, loops) is None and killed == ["ours"]
+    assert capacity.release(None, loops) is None

@@ -13,6 +13,7 @@ from blip3o_rl import machine
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.scoring.rubric import Rubric
 from blip3o_rl.training import cluster, given_cluster
 
 
@@ -118,6 +119,24 @@ def test_ray_is_started_again_on_a_busy_machine_and_its_reason_is_one_line(monke
     assert reasons == []
 
 
+def test_a_cluster_that_cannot_be_joined_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.9.1")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr(given_cluster, "use_token", lambda: None)
+    monkeypatch.setattr(given_cluster, "resources", lambda: [{}, {}])
+    monkeypatch.setattr(cluster, "_environment", lambda *_: {})
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    said = r"^RAY_ADDRESS=127.0.0.1:6379: this process cannot join .*: Ray: 2.9.0 Python: 3.9.1\); start it on a node"
+    with pytest.raises(UserError, match=said):
+        cluster.check_nodes(folder, tmp_path)
+    with pytest.raises(UserError, match=said), cluster.connected(compose_recipe("shapes", []), folder):
+        raise AssertionError("joined")
+
+
 def test_processes_get_a_home_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = compose_recipe("shapes", []), RunFolder.create("shapes", path=tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -128,6 +147,17 @@ def test_processes_get_a_home_that_can_be_written(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a container's user without an account
     assert cluster._environment(config, folder, None)["HOME"] == str(folder.path / "home")
+
+
+def test_of_the_rewards_only_the_deployed_ones_are_checked_once_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr("blip3o_rl.scoring.remote.deployment.start", lambda *_: None)
+    monkeypatch.setattr(Rubric, "check_prompts", lambda rubric, _: checked.extend(rubric.names))
+    monkeypatch.setattr(Rubric, "self_check", lambda rubric, _: checked.extend(rubric.names))
+    served = ["reward.rewards.served.name=geneval", "reward.rewards.served.service.replicas=1"]
+    config = compose_recipe("shapes", served)
+    cluster.start_rewards(config, [])
+    assert checked == ["geneval", "served", "served"]
 
 
 def test_a_cluster_that_is_too_small_is_left_again_and_the_reason_is_kept(

@@ -1,18 +1,37 @@
-"""A node that does not see the run's files is refused before anything starts."""
+"""A node that does not see the run's files is refused before anything starts; the logs of all nodes are kept."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import clusters
 import pytest
 
 from blip3o_rl.model.folder import MINI, resolve
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import nodes
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def test_logs_that_cannot_be_copied_leave_the_runs_own_end_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the disk has no room for the reason."""
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01000000"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nodes, "_copy_logs", full)
+    nodes.keep_logs(folder, [])
+    assert "No space left" in (folder.logs / "missing_logs.txt").read_text()
+    monkeypatch.setattr(nodes, "write_text", full)
+    nodes.keep_logs(folder, [])
 
 
 @pytest.mark.long

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +132,28 @@ def test_a_broken_reward_is_found_before_the_run(refused, tmp_path: Path, body: 
     assert expected in text
 
 
+def test_rewards_that_were_checked_are_let_go(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher lives as long as the run, and a learned reward may have taken memory of a GPU."""
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(True))
+    emptied: list[bool] = []
+    (tmp_path / "mine.py").write_text(
+        "import weakref\n"
+        "LIVING = weakref.WeakSet()\n"
+        "class Mine:\n"
+        "    def __init__(self):\n        LIVING.add(self)\n"
+        "    def setup(self):\n        self.weights = [0.5]\n"
+        "    def score(self, samples):\n        return self.weights * len(samples)\n"
+    )
+    reward = f"reward.rewards.mine.path={tmp_path}/mine.py:Mine"
+    gc.disable()
+    try:
+        launch.plan(RECIPE, ["device=cpu", f"model.folder={model}", reward])
+    finally:
+        gc.enable()
+    (mine,) = [x for x in sys.modules.values() if getattr(x, "__file__", None) == str(tmp_path / "mine.py")]
+    assert not mine.LIVING and emptied
+
+
 def test_a_reward_that_returns_the_wrong_number_is_found(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "mine.py"
     file.write_text("def score(images):\n    return [0.5]\n")
@@ -161,6 +185,24 @@ def test_too_little_disk_for_the_checkpoints_is_said_before_anything_starts(  # 
     monkeypatch.setattr(machine, "disk_gib", lambda folder: 0.5)
     text = refused(f"run.folder={tmp_path}")
     assert text.startswith("disk: 0.5 GiB free, about") and f"below {tmp_path} for 3 checkpoints (trainer.max" in text
+
+
+def test_the_disk_of_the_folder_where_runs_are_made_counts(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not what an unrelated run has left in the working directory."""
+    asked: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    saved = tmp_path / "checkpoints" / "global_step_1"
+    (saved / "actor").mkdir(parents=True)
+    report_checkpoints.mark_complete(saved, 1)
+    monkeypatch.setattr(machine, "disk_gib", lambda folder: asked.append(folder) or 0.5)
+    for job, root in ((False, Path("runs")), (True, tmp_path / "home" / "blip3o-rl-runs")):
+        monkeypatch.setattr(launch.given_cluster, "in_job", lambda job=job: job)
+        with pytest.raises(UserError, match="for 3 checkpoints"):
+            launch.plan("shapes", ["device=cpu", f"model.folder={model}"])
+        assert asked.pop() == root
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,13 @@ def test_what_travels_with_a_job_is_found_in_the_next_jobs_working_directory(
     elsewhere.write_text('{"prompt": "a square"}\n')
     folder = RunFolder.create("shapes", path=tmp_path / "job")
     words = ["prompts.file=prompts.jsonl", "reward.rewards.mine.path=mine.py:score", f"eval.prompts={elsewhere}"]
+    shutil.copytree(resolve(MINI), "model")
+    words.append("model.folder=model")
     stored.store(compose_recipe("shapes", words), folder)
     config = stored.resumed(folder, [])
     assert (config.prompts.file, config.reward.rewards.mine.path) == ("prompts.jsonl", "mine.py:score")
     assert config.eval.prompts == str(elsewhere)
+    assert config.model.folder == export._base(folder.path) == "model"
     assert stored.changed_inputs(folder) == []
     Path("mine.py").write_text("def score(image): return 1.0\n")
     assert stored.changed_inputs(folder) == ["mine.py"]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import re
+import socket
+import threading
 import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import clusters
 import pytest
+import ray
 import yaml
 
 from blip3o_rl.cli import main as cli
@@ -73,6 +79,15 @@ def test_keys_variables_and_the_runtime_env_travel(
     assert (sent["image_uri"], sent["working_dir"]) == ("registry.example/blip3o", ".")
 
 
+def test_fields_of_the_runtime_env_without_a_value_are_left_out(tmp_path: Path, client: Client) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text("working_dir:\nexcludes:\nenv_vars:\n")
+    words, config = submit.new_run("shapes", [], tmp_path)
+    assert submit.submit(words, config, None, False, ["A=b"], file) == 0
+    sent = client.sent["runtime_env"]
+    assert (sent["working_dir"], sent["excludes"], sent["env_vars"]["A"]) == (".", submit.EXCLUDES, "b")
+
+
 def test_a_working_directory_that_is_too_large_is_refused_by_what_is_large(
     tmp_path: Path, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +115,50 @@ def test_submit_exits_as_the_job_did(status: str, driver: int | None, expected: 
     assert jobs.exit_code(details) == expected
 
 
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    """Knows one running job and does not send its output; `status` is its answer to a question about the job."""
+
+    status = 200
+    pages: ClassVar[dict[str, Any]] = {
+        "/api/version": {"version": "4", "ray_version": ray.__version__, "ray_commit": ""},
+        "/api/jobs/job": {"type": "SUBMISSION", "submission_id": "job", "status": "RUNNING", "entrypoint": "sh"},
+    }
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/logs/tail"):
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        page = self.pages.get(self.path)
+        self.send_response(404 if page is None else 200 if "ray_version" in page else self.status)
+        self.end_headers()
+        self.wfile.write(json.dumps(page).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def dashboard() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_lost_connection_to_a_job_is_one_line_with_the_way_back(
+    dashboard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = jobs.client(dashboard)
+    with pytest.raises(UserError, match="^other: the cluster has no such job; see blip3o-rl jobs list$"):
+        jobs.follow(client, "other")
+    lost = r"^job: the cluster's dashboard does not answer \(.+\); the job goes on; its output: .* jobs stop job$"
+    with pytest.raises(UserError, match=lost):
+        jobs.follow(client, "job")
+    monkeypatch.setattr(Dashboard, "status", 502)
+    with pytest.raises(UserError, match=lost):
+        jobs.info(client, "job")
+
+
 @pytest.mark.long
 def test_jobs_are_listed_followed_and_stopped(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -111,7 +170,7 @@ def test_jobs_are_listed_followed_and_stopped(
         monkeypatch.chdir(tmp_path)
         (tmp_path / "mine.txt").write_text("travelled")
         config = compose_recipe("shapes", [])
-        said = ["sh", "-c", "cat mine.txt; echo $GIVEN; exit 3"]
+        said = ["sh", "-c", "echo $(cat mine.txt)$GIVEN; exit 3"]
         assert submit.submit(said, config, None, variables=["GIVEN=too"]) == 3
         assert "travelledtoo\n" in capfd.readouterr().out
         sleeps = ["sh", "-c", "echo asleep; trap 'sleep 5; echo ended; exit 143' TERM; while :; do sleep 0.1; done"]

@@ -92,4 +92,6 @@ def test_trackers_keep_their_files_in_the_run_folder_unless_the_user_says_where(
     monkeypatch.delenv("WANDB_DIR", raising=False)
     assert trackers.environment(["file", "tensorboard"], folder) == {}
     found = trackers.environment(["file", "wandb", "mlflow"], folder)
+    monkeypatch.setenv("CLEARML_API_HOST", "http://clearml:8008")
+    assert trackers.environment(["file", "clearml"], folder)["CLEARML_API_HOST"] == "http://clearml:8008"
     assert found["WANDB_DIR"] == str(folder.path) and found["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"

