@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import watch
 
@@ -30,6 +31,13 @@ class Cluster:
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self.starts]
+
+    def lose_node(self) -> None:
+        """Kills all processes of the node that came last, as a machine that is switched off."""
+        start = psutil.Process(self.starts.pop().pid)
+        for process in [start, *start.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def environment() -> dict[str, str]:

@@ -6,7 +6,9 @@ actor that has died. The names of its Ray actors show what it has started and wh
 
 from __future__ import annotations
 
+import re
 import shlex
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
 from blip3o_rl.report.progress import Progress
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.training import capacity
+from blip3o_rl.training import capacity, given_cluster
 
 POLL_S = 0.5
 END_S = 30.0
 NEEDED = (capacity.AGENT_LOOP, "TransferQueueController")
 """Starts of the names of the actors without which verl's trainer would wait for samples for ever."""
+DIED = re.compile(r"Actor\w*Error|\bdied\b")
+"""In an error: an actor is gone, which a lost node may be the reason of."""
 STARTING = {
     "WorkerDict": "loading policy and reference",
     "blip3o_server": "starting vLLM",
@@ -39,8 +43,33 @@ def wait(done: Any, record: Any, evaluations: Any, lock: Any, folder: RunFolder,
         shown: gets phases and warnings.
 
     Raises:
-        UserError: the trainer or an actor that it needs died, or a reward, a monitor or an evaluation ended the run.
+        UserError: the trainer, an actor that it needs or a node of the cluster died, or a reward, a monitor or an
+            evaluation ended the run.
     """
+    nodes = _living_nodes() if given_cluster.address() else set()
+    try:
+        _watch(done, record, evaluations, lock, folder, shown)
+    except UserError as error:
+        if len(nodes) > 1 and DIED.search(str(error)) and (lost := _lost(nodes)):
+            raise UserError(f"the cluster has lost its node {', '.join(sorted(lost))}: {error}") from error
+        raise
+
+
+def _living_nodes() -> set[str]:
+    import ray
+
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def _lost(nodes: set[str]) -> set[str]:
+    """Those of some nodes that are gone. Ray takes a node for lost only when it has not answered for a while."""
+    until = time.monotonic() + END_S
+    while not (lost := nodes - _living_nodes()) and time.monotonic() < until:
+        time.sleep(POLL_S)
+    return lost
+
+
+def _watch(done: Any, record: Any, evaluations: Any, lock: Any, folder: RunFolder, shown: Progress) -> None:
     import ray
 
     needed: set[str] = set()
@@ -67,7 +96,9 @@ def wait(done: Any, record: Any, evaluations: Any, lock: Any, folder: RunFolder,
         elif shown.step:
             shown.phase("")
         if failure := failure or failed:
-            raise UserError(f"the run was ended: {failure}; logs and images of failed rewards in {folder.path}")
+            raise UserError(
+                f"the run was ended: {failure}; images of failed rewards in {folder.failed}, {_remedy(folder)}"
+            )
         if ready:
             return _end(done, folder)
 

@@ -41,8 +41,13 @@ def high(sample):
 
 
 def start(folder: Path, cluster: clusters.Cluster | None, *words: str) -> subprocess.Popen[bytes]:
-    """`blip3o-rl train` into `folder`, its output next to it."""
-    command = [str(clusters.BIN / "blip3o-rl"), "train", "recipes/shapes", *SMALL, f"run.folder={folder}", *words]
+    """A new run in `folder`."""
+    return launch(folder, cluster, "recipes/shapes", *SMALL, f"run.folder={folder}", *words)
+
+
+def launch(folder: Path, cluster: clusters.Cluster | None, *words: str) -> subprocess.Popen[bytes]:
+    """`blip3o-rl train`, its output next to `folder`."""
+    command = [str(clusters.BIN / "blip3o-rl"), "train", *words]
     env = cluster.environment | {"RAY_ADDRESS": cluster.address} if cluster else clusters.environment()
     folder.parent.mkdir(exist_ok=True)
     with (folder.parent / "output.txt").open("w") as file:
@@ -160,6 +165,38 @@ def test_a_run_over_two_nodes(tmp_path: Path) -> None:
     logs = [file.read_text(errors="replace") for file in run.logs.glob("worker-*")]
     assert any("vLLM" in text for text in logs), "nothing of the node with the GPU"
     assert not (run.logs / "missing_logs.txt").exists()
+
+
+@pytest.mark.skipif(not clusters.can_hide(), reason="a node cannot have folders of its own here")
+def test_a_node_that_is_lost_ends_the_run_with_one_line_and_a_new_one_goes_on(tmp_path: Path) -> None:
+    """The node of trainer, sampler and renderer is switched off between two steps; the launcher's stays."""
+    folder = tmp_path / "shared" / "run"
+    run, gpu = RunFolder(folder), ("--num-gpus=1", "--num-cpus=4")
+    with clusters.head("--num-gpus=0", "--num-cpus=2") as cluster, contextlib.ExitStack() as stack:
+        stack.enter_context(clusters.node(cluster, [Path("/tmp/ray")], *gpu))
+        process = start(folder, cluster, "trainer.save_freq=1", "trainer.total_training_steps=1000")
+        stack.callback(end, process)
+
+        def has_saved() -> bool:
+            assert process.poll() is None, output(folder)
+            return checkpoints.latest_step(run.checkpoints) >= 1
+
+        watch.wait_until(has_saved, [*cluster.pids, process.pid], [tmp_path], lambda: output(folder))
+        began = time.monotonic()
+        cluster.lose_node()
+        finish(folder, process, cluster.pids, code=2)
+        print(f"ended after {time.monotonic() - began:.0f} s: {output(folder).splitlines()[-1]}")
+        (error,) = [line for line in output(folder).splitlines() if line.startswith("error:")]
+        assert error.startswith("error: the cluster has lost its node 127.0.0.2: "), error
+        assert "--resume" in error and str(folder) in error and "Traceback" not in output(folder)
+
+        stack.enter_context(clusters.node(cluster, [Path("/tmp/ray")], *gpu))
+        steps = checkpoints.latest_step(run.checkpoints) + 1
+        process = launch(folder, cluster, "--resume", str(folder), f"trainer.total_training_steps={steps}")
+        stack.callback(end, process)
+        finish(folder, process, cluster.pids)
+        print(f"resumed to step {steps}, {time.monotonic() - began:.0f} s after the node was lost")
+    check_run(RunFolder.open(folder), seed=1, steps=steps)
 
 
 def test_sigterm_saves_within_its_grace_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -96,3 +96,14 @@ def test_a_trainer_that_fails_is_one_line_with_the_way_on(error: Exception, wait
         wait(Ray([False, True], [{LOOP}], error))
     assert "\n" not in str(found.value)
     assert (tmp_path / "run" / "logs" / "trainer_error.txt").read_text() == str(error)
+
+
+def test_a_node_that_is_lost_is_named(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def node(address: str, alive: bool) -> dict[str, Any]:
+        return {"NodeManagerAddress": address, "Alive": alive}
+
+    answers = [[node("10.0.0.1", True), node("10.0.0.2", alive)] for alive in (True, False)]
+    monkeypatch.setattr("ray.nodes", lambda: answers.pop(0))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError, match=rf"^the cluster has lost its node 10.0.0.2: {LOOP} died; .* --resume"):
+        wait(Ray([False], [{LOOP}, set()]))
