@@ -237,7 +237,7 @@ def test_a_text_over_two_lines_is_as_high_as_its_highest_line_and_as_clear_as_it
         {"class": "text", "text": "HELLO", "rank": 1}, {"class": "text", "text": "SALE", "rank": 2}, contrast=True
     )
     small = text("SALE", (0.1, 0.7, 0.4, 0.8))
-    broken = (text("HEL", (0.1, 0.1, 0.4, 0.2)), text("LO", (0.1, 0.22, 0.3, 0.32), contrast=1.0))
+    broken = (text("HE", (0.1, 0.1, 0.4, 0.2)), text("LLO", (0.1, 0.22, 0.3, 0.32), contrast=1.0))
     terms = rules.terms(asked, Observation((*broken, small)))
     assert terms["hierarchy"] == pytest.approx(1 / rules.TALLER)
     assert terms["contrast"] == pytest.approx(0.5)
