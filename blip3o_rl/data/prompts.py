@@ -71,16 +71,16 @@ def read_prompts(path: str | Path) -> list[PromptRow]:
 def prompt_line(row: PromptRow, file: Path) -> dict[str, Any]:
     """A row as the line of a prompt file: images as data URIs, or as paths relative to the file."""
 
-    def told(source: str) -> str:
+    def written(source: str) -> str:
         return source if is_uri(source) else os.path.relpath(source, file.parent)
 
     line = dict(row.metadata)
     if row.references:
-        line["references"] = [told(reference.source) for reference in row.references]
+        line["references"] = [written(reference.source) for reference in row.references]
         if isinstance(line.get("target"), str):
-            line["target"] = told(line["target"])
+            line["target"] = written(line["target"])
         if isinstance(edit := line.get("edit"), Mapping) and isinstance(edit.get("mask"), str):
-            line["edit"] = {**edit, "mask": told(edit["mask"])}
+            line["edit"] = {**edit, "mask": written(edit["mask"])}
     return line
 
 
