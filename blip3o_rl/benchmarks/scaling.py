@@ -65,13 +65,14 @@ def _calls(
 
 
 def plot(timings: Sequence[Timing], wanted: Sequence[tuple[int, int]], tokens: dict[int, int], file: Path) -> None:
-    """Draws medians against images and against tokens, a proportional line through each largest size, as a PNG.
+    """Draws medians against images and against tokens, dotted a proportional line to each largest size, as a PNG.
 
     Args:
         wanted: the (images, scale) of each pair of timings.
         tokens: per image, of each scale.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     scale, fixed = wanted[0][1], wanted[-1][0]
     figure = Figure((9, 3.8), layout="constrained")
@@ -90,5 +91,10 @@ def plot(timings: Sequence[Timing], wanted: Sequence[tuple[int, int]], tokens: d
             x, y = zip(*points, strict=True)
             axes.plot(x, y, marker="o", label=stage, color=f"C{at}")
             axes.plot(x, [y[-1] * each / x[-1] for each in x], linestyle=":", color=f"C{at}", linewidth=1)
+            axes.set_xticks(x, [str(each) for each in x])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.legend(frameon=False)
     figure.savefig(file, dpi=150)

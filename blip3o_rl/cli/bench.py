@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from blip3o_rl.cli.output import output_file, table
+from blip3o_rl.cli.output import output_file, print_table, table
 from blip3o_rl.cli.reward_arguments import FORM, Metadata, Side, read_metadata, reward_config
 from blip3o_rl.errors import UserError, did_you_mean
 
@@ -61,7 +60,7 @@ def bench_rewards(
         speed = f"{row.images_per_s:.1f}", f"{1000 / row.images_per_s:.1f}"
         took = f"{row.first_s:.1f} s", f"{1000 * row.p50_s:.0f} ms", f"{1000 * row.p99_s:.0f} ms"
         rows.add_row(row.name, *speed, str(row.images), str(row.batch), str(row.side), *took)
-    Console().print(rows)
+    print_table(rows)
     for name, reason in absent.items():
         print(f"{name}: not measured: {reason}")
     measured_on = {

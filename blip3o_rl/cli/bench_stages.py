@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from blip3o_rl.cli import options
-from blip3o_rl.cli.output import number, output_file, table
+from blip3o_rl.cli.output import number, output_file, print_table, table
 from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 
@@ -226,7 +225,7 @@ def _cells(report: Report, timing: Timing) -> tuple[str, ...]:
 def _write(report: Report, rows: Any, out: Path | None) -> Path:
     from blip3o_rl.io import free_path, write_json
 
-    Console().print(rows)
+    print_table(rows)
     found = report.to_json()
     cores, load = found["machine"]["cores"], report.load[0]
     if load > cores / 2:

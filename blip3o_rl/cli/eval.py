@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.eval_compare import compare
-from blip3o_rl.cli.output import number, output_file, output_folder, slug, table
+from blip3o_rl.cli.output import number, output_file, output_folder, print_table, slug, table
 from blip3o_rl.cli.reward_arguments import reward_config
 from blip3o_rl.cli.runs import interruptible
 from blip3o_rl.errors import UserError
@@ -124,7 +124,7 @@ def evaluate(
             pipe, show = placement.load_pipeline(folder, stack, batch_size, editing), stack.enter_context(_progress())
             result = held_out.score(pipe, suite, target, chosen["images"], chosen["seed"], config, about, show)
         results.append(target)
-        Console().print(_table(result))
+        print_table(_table(result))
         header = f"{folder}   ·   mean score {result.overall:.3f} of {len(result.images)} images"
         if suite.name == "geneval" and suite.correct:
             print(GenEvalSummary.of((image.tag, image.id, bool(image.correct)) for image in result.images))

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from blip3o_rl.cli.output import PlainTable, number, table
+from blip3o_rl.cli.output import PlainTable, number, print_table, table
 from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,12 +51,12 @@ def compare(files: Sequence[Path]) -> None:
             _add(rows, name, found, name)
         win, tie, loss = found.outcomes["overall"]
         rows.caption = f"of {len(found.images)} images the second is better in {win}, equal in {tie}, worse in {loss}"
-        Console().print(rows)
+        print_table(rows)
     if len(compared) > 1:
         rows = _table("all suites")
         for suite, found in compared.items():
             _add(rows, suite, found, "overall")
-        Console().print(rows)
+        print_table(rows)
 
 
 def _table(title: str) -> PlainTable:

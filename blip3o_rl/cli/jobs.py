@@ -6,9 +6,8 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from blip3o_rl.cli.output import table
+from blip3o_rl.cli.output import print_table, table
 
 Address = Annotated[
     str | None, typer.Option(help="the cluster's dashboard; else RAY_ADDRESS, else http://127.0.0.1:8265")
@@ -24,7 +23,7 @@ def list_jobs(address: Address = None) -> None:
     for job in jobs.submitted(jobs.client(address)):
         started = f"{datetime.fromtimestamp(job.start_time / 1000):%Y-%m-%d %H:%M:%S}" if job.start_time else "-"
         rows.add_row(job.submission_id, str(job.status), started, job.entrypoint)
-    Console().print(rows)
+    print_table(rows)
 
 
 def status(job: Job, address: Address = None) -> None:

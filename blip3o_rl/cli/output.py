@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 150
 """Of a file name made from a prompt; file systems allow 255, and a seed, a counter and a suffix follow."""
+WIDE = 1000
+"""Characters of a line of a file, which has no width of its own."""
 SHOWN = 50
 """Lines of a report that are printed."""
 
@@ -55,6 +58,12 @@ def table(first: str, *others: str) -> PlainTable:
     for name in others:
         rows.add_column(plain(name), justify="left" if name in ("", "prompt") else "right", overflow="fold")
     return rows
+
+
+def print_table(rows: Table) -> None:
+    """Prints a table; into a file or a pipe, which have no width, without folding its cells."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+    Console(width=wide).print(rows)
 
 
 def number(value: float | None) -> str:

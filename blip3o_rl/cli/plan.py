@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blip3o_rl.cli.output import table
+from blip3o_rl.cli.output import print_table, table
 from blip3o_rl.cli.runs import Arguments, recipe_and_overrides
 from blip3o_rl.errors import UserError
 from blip3o_rl.stores import local
@@ -45,16 +45,16 @@ def plan(
     console = Console()
     if not there:
         console.print(f"{config.model.folder} is not there: planned for the published 3B model", markup=False)
-    console.print(memory(wanted))
+    print_table(memory(wanted))
     found = planning.fit(wanted)
     if found.changes:
         console.print(f"does not fit into {kind.memory_gib:.0f} GiB as it is; with these changes it does:")
         for key, value in found.changes.items():
             console.print(f"  {key}={value}", markup=False)
-        console.print(memory(found))
-    console.print(times(found))
+        print_table(memory(found))
+    print_table(times(found))
     if compared := next_to_the_original(found):
-        console.print(compared)
+        print_table(compared)
     if apply is not None:
         planning.write_recipe(Path(recipe), found, apply)
         print(f"written: {apply}; start it with {shlex.join(['blip3o-rl', 'train', str(apply)])}")

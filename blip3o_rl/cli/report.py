@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from blip3o_rl.cli.output import print_table
 from blip3o_rl.errors import UserError
 
 
@@ -37,7 +37,7 @@ def report(
         raise UserError("--host and --port: are of --serve; give it as well, or leave them out")
     runs = [RunFolder.open(folder) for folder in folders or ()] or [RunFolder.latest()]
     for run in runs:
-        Console().print(summary.table(summary.summarize(run)))
+        print_table(summary.table(summary.summarize(run)))
     several = Path("outputs/report.html").resolve()
 
     def write() -> Path:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blip3o_rl.cli.output import number, plain, table
+from blip3o_rl.cli.output import number, plain, print_table, table
 from blip3o_rl.cli.reward_arguments import Metadata, Prompts, Rewards, Side, first_row, read_metadata, reward_config
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def check(rewards: Rewards, metadata: Metadata = None, prompts: Prompts = None, 
     from blip3o_rl.scoring.build import build_rubric
 
     results = [check_reward(entry, fields, side) for entry in build_rubric(config).entries]
-    Console().print(_table(results))
+    print_table(_table(results))
     for result in results:
         for line in result.problems:
             print(plain(f"{result.name}: problem: {line}"))

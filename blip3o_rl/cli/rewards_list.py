@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
-from blip3o_rl.cli.output import table
+from blip3o_rl.cli.output import print_table, table
 
 
 def list_rewards() -> None:
@@ -14,5 +12,5 @@ def list_rewards() -> None:
     rows = table("name", "module:class", "from")
     for name, place in sorted(known_rewards().items()):
         rows.add_row(name, place, "built in" if name in BUILT_IN else f"entry point {ENTRY_POINT_GROUP}")
-    Console().print(rows)
+    print_table(rows)
     print("your own: reward.rewards.mine.path=my_reward.py:function reward.rewards.mine.weight=1.0")

@@ -8,10 +8,9 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from blip3o_rl.cli.output import number, output_file, plain, table
+from blip3o_rl.cli.output import number, output_file, plain, print_table, table
 from blip3o_rl.cli.reward_arguments import FORM, reward_config
 from blip3o_rl.errors import UserError
 
@@ -54,7 +53,7 @@ def score(
             lines.append({**found, "reason": result.reason})
     out = free_path(out)
     write_lines(out, lines)
-    Console().print(_table(lines, rubric.names))
+    print_table(_table(lines, rubric.names))
     if left_out:
         print(plain(f"left out, with no prompt: {', '.join(left_out)}"))
     failed = [line for line in lines if line["score"] is None]

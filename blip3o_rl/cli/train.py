@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from blip3o_rl import terminal
 from blip3o_rl.cli import runs
+from blip3o_rl.cli.output import print_table
 
 
 def train(arguments: runs.Arguments = None, resume: runs.Resume = None) -> None:
@@ -26,7 +25,7 @@ def train(arguments: runs.Arguments = None, resume: runs.Resume = None) -> None:
     from blip3o_rl.training import stored
 
     folder = RunFolder.open(path)
-    Console().print(summary.table(summary.write(folder)))
+    print_table(summary.table(summary.write(folder)))
     print(f"report: {page.write(folder)}")
     if copy := stored.uploaded(folder):
         print(f"copied to {copy}")

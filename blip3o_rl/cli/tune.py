@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from blip3o_rl.cli import options
-from blip3o_rl.cli.output import number, output_folder, table
+from blip3o_rl.cli.output import PlainTable, number, output_folder, print_table, table
 from blip3o_rl.cli.runs import Arguments, interruptible, recipe_and_overrides
 from blip3o_rl.errors import UserError
 
@@ -66,7 +66,7 @@ def tune_render(
             renderers, found, rollouts, tried, lambda stage, done, total: show(f"{stage} {done}/{total}")
         )
     chosen = tuning.cheapest(measured, agreement)
-    Console().print(_table(measured))
+    print_table(_table(measured))
     lines = tuning.overrides(chosen.setting)
     file, best = folder / OVERRIDES, chosen.agreement
     numbers = f"cost {chosen.cost:.2f}, ranking {best.ranking:.3f}, correlation {best.correlation:.3f}"
@@ -97,7 +97,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield show
 
 
-def _table(measured: list[Measured]) -> object:
+def _table(measured: list[Measured]) -> PlainTable:
     rows = table("", "cost", "ms/image", "ranking", "+-", "groups", "Pearson", "score")
     for one in sorted(measured, key=lambda one: -one.cost):
         found, known = one.agreement, [value for value in one.rewards if value == value]
