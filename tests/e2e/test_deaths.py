@@ -219,6 +219,25 @@ def test_processes_that_do_not_answer_for_a_while_cost_only_time(run: Run) -> No
     run.finish()
 
 
+def test_ctrl_c_leaves_nothing_behind(run: Run) -> None:
+    """No process, so no port; the fixture looks at the shared memory. A terminal sends SIGINT to the launcher's whole
+    process group."""
+    run.wait(steps=1)
+    members, group = run.members(), os.getpgid(run.process.pid)
+    for process in members:
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(process.pid) == group:
+                process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    run.wait()
+    said = run.output.read_text()
+    assert run.process.returncode == 130 and "Traceback" not in said, said[-3000:]
+    assert f"go on with: blip3o-rl train --resume {run.folder.path}" in said
+    watch.wait_until(lambda: not any(alive(process) for process in members), [os.getpid()])
+    print(f"all {len(members)} processes are gone after {time.monotonic() - began:.0f} s", flush=True)
+    run.finish()
+
+
 def test_a_full_disk_costs_the_checkpoint_that_was_being_written_and_not_the_best_one(tmp_path: Path) -> None:
     """The run's disk shrinks while it runs, to half a checkpoint more than what is on it."""
     evaluated = ("run.evaluate=true", "eval.every=1", "eval.limit=2", "eval.images_per_prompt=1")
