@@ -67,6 +67,7 @@ class Run:
                 env=clusters.environment(),
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
             )
 
     @property
