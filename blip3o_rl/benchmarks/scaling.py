@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from blip3o_rl.benchmarks.measure import Procedure, Timing
+from blip3o_rl.benchmarks.stages import in_batches, random_states, sample_rollouts
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.rendering import render
-from blip3o_rl.rollout.offline import OfflineSampler
 
 STAGES = ("sample", "render")
 
@@ -48,24 +49,17 @@ def _calls(
     pipe: Blip3oPipeline, prompt: str, images: int, tokens: int, config: GenerationConfig
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     prompts, seeds = pipe.prompt_ids([prompt] * images, config.scale), list(range(images))
-    hidden = pipe.renderer.connector.config.in_features
-    states = torch.randn(images, tokens + 1, hidden, generator=torch.Generator().manual_seed(0))
+    states = random_states(pipe.renderer, images, tokens + 1)
 
-    def sample() -> Any:
-        if isinstance(pipe.sampler, OfflineSampler):
-            return pipe.sampler.rollouts(prompts, config)
-        return pipe.sampler(prompts, seeds, config)
+    def rendered(part: slice) -> np.ndarray:
+        return render(pipe.renderer, states[part], seeds[part], config)
 
-    def rendered() -> None:
-        for first in range(0, images, config.batch_size):
-            part = slice(first, first + config.batch_size)
-            render(pipe.renderer, states[part], seeds[part], config)
-
-    return sample, rendered
+    sample = partial(sample_rollouts, pipe, prompts, config)
+    return sample, partial(in_batches, images, config.batch_size, rendered)
 
 
 def plot(timings: Sequence[Timing], wanted: Sequence[tuple[int, int]], tokens: dict[int, int], file: Path) -> None:
-    """Draws medians against images and against tokens, dotted a proportional line to each largest size, as a PNG.
+    """Plots medians against images and against tokens, dotted a proportional line to each largest size, as a PNG.
 
     Args:
         wanted: the (images, scale) of each pair of timings.

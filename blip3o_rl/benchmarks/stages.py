@@ -21,9 +21,11 @@ from blip3o_rl.benchmarks.measure import Procedure, Timing
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.devices import fast_dtype_of
 from blip3o_rl.model.generation import GenerationConfig
+from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
 from blip3o_rl.model.rendering import initial_noise, render, sigmas
 from blip3o_rl.model.sampling import PolicySampler
+from blip3o_rl.rollout.offline import OfflineSampler
 from blip3o_rl.training.log_probs import log_probs
 from blip3o_rl.training.planning.counting import Counter
 
@@ -33,6 +35,24 @@ INTERVAL = (0.25, 0.75)
 Render = Callable[[torch.Tensor, Sequence[int]], np.ndarray]
 
 
+def random_states(renderer: Renderer, images: int, rows: int) -> torch.Tensor:
+    """Hidden states [images, rows, hidden] for a renderer."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images, rows, renderer.connector.config.in_features, generator=generator)
+
+
+def in_batches(images: int, size: int, call: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """What `call` makes of each batch of at most `size` images, together."""
+    return np.concatenate([call(slice(first, first + size)) for first in range(0, images, size)])
+
+
+def sample_rollouts(pipe: Blip3oPipeline, prompts: list[list[int]], config: GenerationConfig) -> Any:
+    """Tokens and states as training samples them; transformers has seeds, where vLLM has one random stream."""
+    if isinstance(pipe.sampler, OfflineSampler):
+        return pipe.sampler.rollouts(prompts, config)
+    return pipe.sampler(prompts, list(range(len(prompts))), config)
+
+
 def rendering(renderer: Renderer, config: GenerationConfig, images: int, rows: int) -> list[Procedure]:
     """Rendering of `images` images with `rows` hidden states each: the original's loop, what each saving brings on top
     of the one before, and cheaper settings.
@@ -40,13 +60,13 @@ def rendering(renderer: Renderer, config: GenerationConfig, images: int, rows: i
     Args:
         config: the full setting, and the number of images per batch.
     """
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(images, rows, renderer.connector.config.in_features, generator=generator)
+    states, seeds = random_states(renderer, images, rows), list(range(images))
 
     def batched(name: str, one: Render) -> Procedure:
-        parts = [slice(first, first + config.batch_size) for first in range(0, images, config.batch_size)]
-        seeds = list(range(images))
-        return Procedure("render", name, lambda: np.concatenate([one(states[p], seeds[p]) for p in parts]), images)
+        def batch(part: slice) -> np.ndarray:
+            return one(states[part], seeds[part])
+
+        return Procedure("render", name, partial(in_batches, images, config.batch_size, batch), images)
 
     def ours(name: str, with_renderer: Renderer, **changes: Any) -> Procedure:
         changed = replace(config, **changes)

@@ -16,13 +16,13 @@ import torch
 
 from blip3o_rl.benchmarks import original
 from blip3o_rl.benchmarks.measure import Procedure, Timing
+from blip3o_rl.benchmarks.stages import in_batches, sample_rollouts
 from blip3o_rl.config.train import TrainSettings
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.model.generation import DEFAULTS, GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.rendering import render
 from blip3o_rl.model.sampling import pad_left
-from blip3o_rl.rollout.offline import OfflineSampler
 from blip3o_rl.scoring.api import Sample
 from blip3o_rl.scoring.rubric import Rubric
 from blip3o_rl.training.log_probs import entropies, log_probs
@@ -52,18 +52,8 @@ def procedures(
     def theirs() -> None:
         original.hidden_states(policy, original.generate(policy, prompts, pad, count), count)
 
-    def sampled() -> None:
-        if isinstance(pipe.sampler, OfflineSampler):
-            pipe.sampler.rollouts(prompts, sampling)
-        else:
-            pipe.sampler(prompts, seeds, sampling)
-
-    def rendered(one: Callable[..., Any], config: GenerationConfig) -> Callable[[], None]:
-        def call() -> None:
-            for first in range(0, images, batch):
-                one(config, states[first : first + batch], seeds[first : first + batch])
-
-        return call
+    def rendered(one: Callable[..., Any], config: GenerationConfig) -> Callable[[], Any]:
+        return partial(in_batches, images, batch, lambda part: one(config, states[part], seeds[part]))
 
     def ours(config: GenerationConfig, given: torch.Tensor, own_seeds: Sequence[int]) -> Any:
         return render(pipe.renderer, given, own_seeds, config)
@@ -80,7 +70,7 @@ def procedures(
     }
     return [
         Procedure("sample", ORIGINAL, theirs, images),
-        Procedure("sample", SAME, sampled, images, counted=pipe.policy is not None),
+        Procedure("sample", SAME, partial(sample_rollouts, pipe, prompts, sampling), images, pipe.policy is not None),
         Procedure("render", ORIGINAL, rendered(partial(original.render, pipe.renderer), DEFAULTS), images),
         Procedure("render", SAME, rendered(ours, DEFAULTS), images),
         Procedure("render", RECIPE, rendered(ours, settings.render.generation(full=False)), images),

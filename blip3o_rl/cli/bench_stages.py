@@ -133,7 +133,7 @@ def bench_scaling(
     device: options.Device = "auto",
     out: Result = None,
 ) -> None:
-    """Times sampling and rendering of several numbers of images, and of the fewest at every scale, and draws them."""
+    """Times sampling and rendering of several numbers of images, and of the fewest at every scale, with a plot."""
     config, images = GenerationConfig(scale, steps, guidance, batch_size=batch_size), images or [16, 64, 256]
     from blip3o_rl.model.folder import GENERATING, ModelFolder
 

@@ -127,7 +127,7 @@ def evaluate(
         print_table(_table(result))
         header = f"{folder}   ·   mean score {result.overall:.3f} of {len(result.images)} images"
         if suite.name == "geneval" and suite.correct:
-            print(GenEvalSummary.of((image.tag, image.id, bool(image.correct)) for image in result.images))
+            print(GenEvalSummary.of((image.tag, image.id, image.correct) for image in result.images))
         shown = [(read_image(target.parent / image.file), image) for image in result.images[:SHOWN]]
         edited = [[read_image(target.parent / name) for name in image.references[:1]] for _, image in shown]
         if overlay:

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from blip3o_rl.cli import options
 from blip3o_rl.cli.output import output_folder, save_png, slug
 from blip3o_rl.errors import UserError
 
-PER_PROMPT, SOURCE_PROMPTS = 4, 1000
-
 
 def pairs(
+    context: typer.Context,
     prompts: Annotated[
         str, typer.Argument(help="prompt file whose lines have the field layout or planogram, or a built-in source")
     ],
@@ -21,14 +21,12 @@ def pairs(
         "outputs/pairs"
     ),
     side: Annotated[int, typer.Option(min=64, max=2048, help="side of the images in pixels")] = 1024,
-    per_prompt: Annotated[
-        int | None, typer.Option(min=1, help="images per prompt, with fonts in turn; default: 4")
-    ] = None,
+    per_prompt: Annotated[int, typer.Option(min=1, help="images per prompt, with fonts in turn")] = 4,
     font: Annotated[list[Path] | None, typer.Option(help="TrueType font of the texts; may be repeated")] = None,
     cutouts: Annotated[
         Path | None, typer.Option(help="folder of images with transparency, named by class or product: bottle.png")
     ] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="prompts of a built-in source; default: 1000")] = None,
+    count: Annotated[int, typer.Option(min=1, help="prompts of a built-in source")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="of the places, and of a source's prompts")] = 0,
 ) -> None:
     """Makes image-text pairs out of briefs, for supervised fine-tuning before reinforcement learning.
@@ -45,10 +43,10 @@ def pairs(
     from blip3o_rl.io import free_path, write_lines
 
     is_source = prompts == "edits" or ("." not in prompts and not Path(prompts).is_file())
-    given: dict[str, Any] = {} if is_source else {"--count": count}
-    if prompts == "edits":  # one of each
-        given |= {"--per-prompt": per_prompt != 1 and per_prompt, "--font": font, "--cutouts": cutouts}
-    if ignored := [name for name, value in given.items() if value]:
+    useless = set() if is_source else {"--count"}
+    if prompts == "edits":
+        useless = {"--font", "--cutouts"} | ({"--per-prompt"} if per_prompt != 1 else set())  # there is one of each
+    if ignored := [name for name in options.given_options(context) if name in useless]:
         raise UserError(f"prompts pairs {prompts}: has no use for {', '.join(ignored)}; leave it out")
     fonts: list[str | None] = [str(file) for file in font or ()] or [None]
     for file in filter(None, fonts):
@@ -59,13 +57,13 @@ def pairs(
     images = read_cutouts(cutouts) if cutouts else {}
     lines: list[dict[str, Any]] = []
     if prompts == "edits":
-        lines = _edits(output_folder(out), side, count or SOURCE_PROMPTS, seed)
+        lines = _edits(output_folder(out), side, count, seed)
     else:
-        chosen = {"source": prompts, "train": count or SOURCE_PROMPTS, "shares": {}, "file": None}
+        chosen = {"source": prompts, "train": count, "shares": {}, "file": None}
         found = [(row, *brief_of(row)) for row in (training_rows(chosen, seed) if is_source else read_prompts(prompts))]
         output_folder(out)
         for row, draw, brief in found:
-            for number in range(per_prompt or PER_PROMPT):
+            for number in range(per_prompt):
                 rng = np.random.default_rng((seed, len(lines)))
                 image = draw(brief, side, rng, fonts[number % len(fonts)], images)
                 shown = save_png(image, out / f"{slug(row.prompt)}.png", {"prompt": row.prompt})

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from blip3o_rl.cli import options
 from blip3o_rl.cli.output import print_table
 from blip3o_rl.errors import UserError
 
 
 def report(
+    context: typer.Context,
     folders: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="run folders; by default the latest in runs/")
     ] = None,
@@ -21,10 +23,8 @@ def report(
     serve: Annotated[
         bool, typer.Option("--serve", help="show the page in a browser and keep it up to date while runs go on")
     ] = False,
-    host: Annotated[str | None, typer.Option(help="address of --serve; default: 127.0.0.1")] = None,
-    port: Annotated[
-        int | None, typer.Option(help="port of --serve; 0: a free one; default: 8050", min=0, max=65535)
-    ] = None,
+    host: Annotated[str, typer.Option(help="address of --serve")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port of --serve; 0: a free one", min=0, max=65535)] = 8050,
 ) -> None:
     """Writes report.html of a run: before and after, curves, images, monitors, time by stage, configuration. Several
     runs are shown next to each other in outputs/report.html."""
@@ -33,7 +33,7 @@ def report(
 
     if overlay and len(folders or ()) > 1:
         raise UserError("--overlay: the page of several runs has no images; report one run")
-    if not serve and not (host is None and port is None):
+    if not serve and {"--host", "--port"} & {*options.given_options(context)}:
         raise UserError("--host and --port: are of --serve; give it as well, or leave them out")
     runs = [RunFolder.open(folder) for folder in folders or ()] or [RunFolder.latest()]
     for run in runs:
@@ -48,5 +48,4 @@ def report(
         from blip3o_rl.http_server import serve as serve_app
         from blip3o_rl.report.live import create_app
 
-        address = host or "127.0.0.1", 8050 if port is None else port
-        serve_app(create_app(runs, write), *address, lambda url: print(f"{url}   (Ctrl-C ends it)", flush=True))
+        serve_app(create_app(runs, write), host, port, lambda url: print(f"{url}   (Ctrl-C ends it)", flush=True))

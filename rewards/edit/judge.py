@@ -80,10 +80,13 @@ class EditJudge(VlmJudge):
         outcomes = await super().score(samples)
         if not self.settings.gain:
             return outcomes
-        edits = [sample for sample in samples if sample.references]
-        known = {key: self._own[key] for edit in edits if (key := _key(edit)) in self._own}
-        new = {_key(edit): replace(edit, image=edit.references[0]) for edit in edits if _key(edit) not in known}
-        own: dict[tuple[str, str], float | RewardError] = {**known}
+        keys = [_key(sample) if sample.references else None for sample in samples]
+        own: dict[Any, float | RewardError] = {key: self._own[key] for key in keys if key and key in self._own}
+        new = {
+            key: replace(sample, image=sample.references[0])
+            for key, sample in zip(keys, samples, strict=True)
+            if key and key not in own
+        }
         for key, outcome in zip(new, await super().score(list(new.values())), strict=True):
             own[key] = outcome.value if isinstance(outcome, Score) else outcome
             if isinstance(outcome, Score):
@@ -91,8 +94,8 @@ class EditJudge(VlmJudge):
         while len(self._own) > KEPT:
             self._own.popitem(last=False)
         return [
-            _gained(outcome, own[_key(sample)]) if isinstance(outcome, Score) else outcome
-            for sample, outcome in zip(samples, outcomes, strict=True)
+            _gained(outcome, own[key]) if isinstance(outcome, Score) else outcome
+            for key, outcome in zip(keys, outcomes, strict=True)
         ]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-Verdict = tuple[str, str, bool]
-"""Tag, prompt (whatever identifies it), and whether the image is right; see `rules.official`."""
+Verdict = tuple[str, str, bool | None]
+"""Tag, prompt (whatever identifies it), and whether the image is right (`rules.official`), None if nobody knows."""
 
 
 @dataclass
@@ -27,9 +27,11 @@ class GenEvalSummary:
 
     @classmethod
     def of(cls, verdicts: Iterable[Verdict]) -> GenEvalSummary:
-        """Of at least one image."""
+        """Of at least one image with a verdict; the others are left out."""
         found = cls()
         for tag, prompt, correct in verdicts:
+            if correct is None:
+                continue
             right, images = found.tags.get(tag, (0, 0))
             found.tags[tag] = right + correct, images + 1
             found.prompts[prompt] = found.prompts.get(prompt, False) or correct

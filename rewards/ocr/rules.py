@@ -28,7 +28,7 @@ MODES = ("strict", "original")
 MAX_TEXTS = 6
 """Maximum per prompt; the search for the best order takes time in 2 to this power."""
 TYPOGRAPHIC = str.maketrans("‘’‚“”„‐‑‒–—−", "'''\"\"\"------")
-"""Quotes and dashes, which a font draws nearly alike, as the plain ones."""
+"""Quotes and dashes, which look nearly alike, as the plain ones."""
 QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
 
 

@@ -67,6 +67,10 @@ class PlanogramBrief(Brief):
         """The shelves from the top down."""
         return self.shelves[:: 1 if self.count_from == "top" else -1]
 
+    @property
+    def plans_empty_slots(self) -> bool:
+        return any(item.empty for row in self.shelves for item in row)
+
     def _problems(self) -> Iterator[str]:
         looks: dict[tuple[str, str | None], str] = {}
         for key, product in self.products.items():

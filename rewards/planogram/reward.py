@@ -35,7 +35,7 @@ class PlanogramReward(BriefReward):
     def unknown(self, brief: PlanogramBrief) -> str:
         if brief.prices and self.observer.reader is None:
             return "planogram.prices: the observer does not read; set observer.read: true, or remove prices"
-        if any(item.empty for row in brief.rows for item in row) and not rules.is_readable(brief):
+        if brief.plans_empty_slots and not rules.is_readable(brief):
             return (
                 "planogram.shelves: no image can show these empty slots; put products on every shelf, one at each end "
                 "of some shelf, and two side by side, or leave out the empty slots"

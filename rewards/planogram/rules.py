@@ -92,7 +92,7 @@ def read_rows(brief: PlanogramBrief, things: Sequence[Thing]) -> list[Row]:
         else:
             rows.append([facing])
     rows = [sorted(row, key=lambda facing: _thing(facing).center[0]) for row in rows]
-    planned = any(item.empty for row in brief.rows for item in row)
+    planned = brief.plans_empty_slots
     return _with_gaps(rows, planned) if planned or brief.empty == "forbid" else rows
 
 

@@ -70,3 +70,8 @@ def test_it_is_the_published_formula(rows) -> None:
     assert found.overall == pytest.approx(np.mean(list(by_tag)))
     assert found.correct_images == pytest.approx(frame["correct"].mean())
     assert found.correct_prompts == pytest.approx(frame.groupby("metadata")["correct"].any().mean())
+
+
+def test_an_image_without_a_verdict_is_left_out():
+    found = GenEvalSummary.of([("counting", "a", True), ("counting", "a", None), ("colors", "b", None)])
+    assert found.tags == {"counting": (1, 1)} and found.overall == 1 and found.prompts == {"a": True}

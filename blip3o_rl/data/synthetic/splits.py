@@ -1,4 +1,4 @@
-"""How every source divides, draws and words its prompts: one fixed split, one way of drawing from a seed."""
+"""How every source divides, samples and words its prompts: one fixed split, one way of drawing from a seed."""
 
 from __future__ import annotations
 

@@ -28,6 +28,8 @@ from blip3o_rl.scoring.remote.endpoints import Endpoint
 Item = TypeVar("Item")
 REQUEST_BYTES = 48 * MIB
 """Pixels per request."""
+CHECKED_AT_ONCE = 1000
+"""Prompts per request for a check."""
 ANSWER_BYTES = 64 * MIB
 TRANSIENT = (408, 425, 429)
 """With every 5xx the statuses that may be different the next time."""
@@ -62,7 +64,8 @@ class RemoteReward:
         """What the service's reward says is wrong with each prompt, "" for nothing; UserError without an answer."""
         problems: list[str] = []
         sized = [(metadata, len(json.dumps(dict(metadata)))) for metadata in metadatas]
-        for chunk in _chunks(sized, RequestLimits.check_bytes // 2):  # the rest is for what stands around them
+        most = RequestLimits.check_bytes // 2  # the rest is for what stands around them
+        for chunk in _chunks(sized, most, CHECKED_AT_ONCE):
             asked = {"rewards": [self.remote], "metadata": [*map(dict, chunk)]}
             problems += self._ask("POST", "/check", wire.CheckResponse, json=asked).problems[self.remote]
         return problems
@@ -133,7 +136,7 @@ class RemoteReward:
         return answer.status_code, bytes(received)
 
 
-def _chunks(sized: Sequence[tuple[Item, int]], most: int, count: int = 1000) -> Iterator[list[Item]]:
+def _chunks(sized: Sequence[tuple[Item, int]], most: int, count: int) -> Iterator[list[Item]]:
     """Items, each with its bytes, in requests that every service takes: of at most so many bytes and items, but of one
     item however large it is."""
     chunk: list[Item] = []
