@@ -11,6 +11,9 @@ from blip3o_rl.cli import options
 from blip3o_rl.cli.output import output_folder, save_png, slug
 from blip3o_rl.errors import UserError
 
+WORLDS = {"shapes": "scenes", "words": "words", "edits": "edits"}
+"""Source -> the mini model's world of the same images; other sources have briefs to draw."""
+
 
 def pairs(
     context: typer.Context,
@@ -31,7 +34,8 @@ def pairs(
 ) -> None:
     """Makes image-text pairs out of briefs, for supervised fine-tuning before reinforcement learning.
 
-    The source `edits` gives an instruction with the images before and after it.
+    The sources `shapes` and `words` give the mini model's scenes and words, `edits` an instruction with the images
+    before and after it.
     """
     import numpy as np
     from PIL import ImageFont
@@ -42,9 +46,10 @@ def pairs(
     from blip3o_rl.data.sources import training_rows
     from blip3o_rl.io import free_path, write_lines
 
-    is_source = prompts == "edits" or ("." not in prompts and not Path(prompts).is_file())
+    world = WORLDS.get(prompts)
+    is_source = world is not None or ("." not in prompts and not Path(prompts).is_file())
     useless = set() if is_source else {"--count"}
-    if prompts == "edits":
+    if world:
         useless = {"--font", "--cutouts"} | ({"--per-prompt"} if per_prompt != 1 else set())  # there is one of each
     if ignored := [name for name in options.given_options(context) if name in useless]:
         raise UserError(f"prompts pairs {prompts}: has no use for {', '.join(ignored)}; leave it out")
@@ -56,8 +61,8 @@ def pairs(
             raise UserError(f"--font {file}: not readable as a font ({error}); give a .ttf or .otf file") from error
     images = read_cutouts(cutouts) if cutouts else {}
     lines: list[dict[str, Any]] = []
-    if prompts == "edits":
-        lines = _edits(output_folder(out), side, count, seed)
+    if world:
+        lines = _of_world(world, output_folder(out), side, count, seed)
     else:
         chosen = {"source": prompts, "train": count, "shares": {}, "file": None}
         found = [(row, *brief_of(row)) for row in (training_rows(chosen, seed) if is_source else read_prompts(prompts))]
@@ -74,17 +79,18 @@ def pairs(
     print(index)
 
 
-def _edits(out: Path, side: int, count: int, seed: int) -> list[dict[str, Any]]:
-    import numpy as np
+def _of_world(world: str, out: Path, side: int, count: int, seed: int) -> list[dict[str, Any]]:
+    from blip3o_rl.mini import worlds
 
-    from blip3o_rl.data.synthetic import edits, scenes
-
-    rng = np.random.default_rng(seed)
     lines = []
-    for number in range(count):
-        edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)], "supervised")
-        said = {"instruction": edit.metadata["prompt"]} | ({"task": "keep"} if edit.before == edit.after else {})
-        for key, scene in (("input_image", edit.before), ("output_image", edit.after)):
-            said[key] = save_png(scenes.draw(scene, side), out / f"{number:06d}-{key}.png", {}).name
+    for number, pair in enumerate(worlds.pairs_of(world, count, seed)):
+        image, name = pair.draw(side), f"{number:06d}"
+        if pair.reference is None:
+            lines.append({"image": save_png(image, out / f"{name}.png", {}).name, "caption": pair.prompt})
+            continue
+        before = pair.reference(side)
+        said = {"instruction": pair.prompt} | ({"task": "keep"} if (before == image).all() else {})
+        for key, shown in (("input_image", before), ("output_image", image)):
+            said[key] = save_png(shown, out / f"{name}-{key}.png", {}).name
         lines.append(said)
     return lines

@@ -63,7 +63,13 @@ def test_pairs_of_built_in_sources(tmp_path: Path, capsys) -> None:
     assert before.shape == after.shape == (64, 64, 3) and (before != after).any() and line["instruction"]
     edits = str(tmp_path / "edits" / "pairs.jsonl")
     assert [row["task"] for row in read_rows([(edits, edits)], Fields())] == ["edit"] * 5 + ["keep"]
-    for wrong, reason in (("poster", "did you mean 'posters'"), ("words", "has neither a layout nor a planogram")):
+    for source in ("shapes", "words"):
+        assert run(["prompts", "pairs", source, *options, str(tmp_path / source)]) == 0
+        index = str(tmp_path / source / "pairs.jsonl")
+        rows = list(read_rows([(index, index)], Fields()))
+        assert [row["task"] for row in rows] == ["text_to_image"] * 6 and not any(row["fault"] for row in rows)
+    mixed = "shapes-and-words"
+    for wrong, reason in (("poster", "did you mean 'posters'"), (mixed, "has neither a layout nor a planogram")):
         assert run(["prompts", "pairs", wrong, *options, str(tmp_path / "no")]) == 2
         assert reason in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "no").exists()

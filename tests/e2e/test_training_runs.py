@@ -60,9 +60,9 @@ def breaks_on_images(image):
 '''
 OWN_REWARD = '''
 def redness(image):
-    """How much more red than green and blue, 0..1."""
+    """How much more red than green and blue, 0..1: no two images have the same, so that each step has a gradient."""
     red, green, blue = image.reshape(-1, 3).mean(0) / 255
-    return max(0.0, red - (green + blue) / 2)
+    return 0.5 + (red - (green + blue) / 2) / 2
 '''
 
 

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from blip3o_rl.data.images import read_image
+from blip3o_rl.data.synthetic import edits, scenes
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import autoencoders, parts
 from blip3o_rl.mini import build as mini
+from blip3o_rl.mini.images import to_pixels
 from blip3o_rl.mini.worlds import TURNS, WORLDS, pairs_of, random_images, turn
 from blip3o_rl.model import folder
 from blip3o_rl.model.generation import GenerationConfig
@@ -36,6 +41,17 @@ def test_a_pair_shows_the_same_scene_at_every_side() -> None:
         for pair in world.pairs(4, 3):
             large = np.asarray(Image.fromarray(pair.draw(128)).resize((64, 64), Image.Resampling.BOX), float)
             assert np.abs(large - pair.draw(64)).mean() < 3
+
+
+def test_references_of_edits_have_the_tokens_that_the_model_learned_from() -> None:
+    """Enlarged from 64 pixels they have half of them, and the packaged model edits a fifth fewer images right."""
+    rng = np.random.default_rng(5)
+    some = [edits.sample(rng, operation, "held_out") for operation in edits.CHANGING]
+    uris = [edit.metadata["references"][0].removeprefix("data:image/png;base64,") for edit in some]
+    tokenizer = folder.ModelFolder("mini").load_image_tokenizer().eval()
+    learned = to_pixels(np.stack([scenes.draw(edit.before, parts.TOKENIZER_INPUT) for edit in some]))
+    found = tokenizer.tokenize([read_image(base64.b64decode(uri)) for uri in uris], 2)
+    assert torch.equal(found, tokenizer.encode(learned, 2).cpu())
 
 
 def test_unknown_stage_is_refused(tmp_path: Path) -> None:
