@@ -111,7 +111,7 @@ class SFTTrainer(LossTrainer):
         self.image_tokenizer = self.base.load_image_tokenizer(args.device)
         self.renderer = editing_renderer(self.base.load_renderer(), settings.model.editing, settings.run.seed)
         self.renderer.vae.to(args.device)
-        self._latents, self._several = any(uses.values()), len(shares) > 1
+        self._latents, self._several = bool(train.diffusion_weight) and any(uses.values()), len(shares) > 1
         per_step = train.gradient_accumulation * args.world_size
         self._rows, self._images = sum(counts[task] for task in shares), train.batch_size * per_step
         make = PairBatches(
@@ -190,6 +190,9 @@ class SFTTrainer(LossTrainer):
         return batch.to(self.args.device)
 
     def _encode_latents(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        """[B, c, h, w]; for the policy alone, which needs none, [B, 0]."""
+        if not self.settings.train.diffusion_weight:
+            return torch.empty(len(pixels), 0, device=self.args.device)
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             parts = torch.stack(pixels).split(ENCODE_CHUNK)
             return torch.cat([self.renderer.encode_latents(part) for part in parts])

@@ -182,6 +182,19 @@ def test_sixty_bad_rows_are_one_line_each_and_the_others_are_trained_on(images: 
         BadPairs(images / "less.jsonl", 59).add(found)
 
 
+def test_the_policy_alone_is_trained_without_the_autoencoder(
+    images: Path, text_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(text_model, images / "run", write_lines(images / "rows.jsonl", [GOOD]))
+    item = trainer.train_dataset[0]
+    whole = trainer.encode(item)
+    alone = trainer_of(text_model, images / "alone", images / "rows.jsonl", "train.diffusion_weight=0")
+    monkeypatch.setattr(alone.renderer, "encode_latents", None)
+    batch = alone.encode(item)
+    assert whole.latents.numel() and torch.equal(batch.input_ids, whole.input_ids)
+    assert alone.compute_loss(alone.model, item).requires_grad
+
+
 @given(st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any), st.integers(0, 50), st.integers(0, 400))
 def test_any_stretch_of_steps_has_the_shares(weights: list[int], seed: int, first: int) -> None:
     shares = {task: float(weight) for task, weight in zip(TASKS, weights, strict=True) if weight}
