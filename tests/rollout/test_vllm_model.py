@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -202,6 +203,24 @@ def test_vllm_still_drops_the_weights_of_linear_layers_on_a_cpu() -> None:
         layer = torch.nn.Linear(64, 64, bias=False).requires_grad_(False)
         dispatch(layer, remove_weight=True)
         assert (layer.weight.numel() == 64 * 64) is kept
+
+
+def test_model_runner_v2_still_lacks_what_a_capture_needs() -> None:
+    """When this fails, capture through `get_model_state_cls` may replace the patches of V1: see docs/pitfalls.md."""
+    from vllm.config import VllmConfig
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    runner: Any = SimpleNamespace(pooling_runner=None, removed=[])
+    runner._remove_request = runner.removed.append
+    step: Any = SimpleNamespace(finished_req_ids={"ended"}, preempted_req_ids={"preempted"})
+    GPUModelRunner.finish_requests(runner, step)
+    assert sorted(runner.removed) == ["ended", "preempted"], "the model state can tell the two apart"
+
+    if not current_platform.is_cpu():
+        pytest.skip("on a GPU, V2 has its Triton")
+    with pytest.raises(ValueError, match="Model Runner V2 requires Triton"):
+        VllmConfig._validate_v2_model_runner(SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_registration_is_by_name() -> None:
