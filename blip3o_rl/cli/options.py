@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from blip3o_rl import machine
 from blip3o_rl.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,9 +111,7 @@ class Placement:
 def _backend(backend: str, device: str, many: bool = False) -> str:
     if backend == "transformers":
         return backend
-    from blip3o_rl.rollout import offline
-
-    vllm = offline.platform()
+    vllm = machine.vllm_device()
     if backend == "auto":
         return "vllm" if device == vllm and (many or device == "cuda") else "transformers"
     if vllm is None:

@@ -229,6 +229,12 @@ def name_applications(rewards: Any, run_id: str) -> None:
             entry["service"]["app"] = f"blip3o-reward-{run_id}-{name}"
 
 
+def deployed(rewards: Any) -> dict[str, DeployedService]:
+    """Name -> service of the rewards under `reward.rewards` that are deployed in the run's cluster."""
+    services = {name: entry.service for name, entry in read_rewards(rewards).items()}
+    return {name: service for name, service in services.items() if isinstance(service, DeployedService)}
+
+
 def is_deployed(entry: Any) -> bool:
     """Whether a raw entry, right or wrong, asks for a deployment in the run's cluster."""
     service = _service(entry)

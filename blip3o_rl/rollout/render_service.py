@@ -38,7 +38,8 @@ from blip3o_rl.scoring.remote.deployment import ONGOING
 
 APP = "blip3o-renderer"
 SEE_ALL_GPUS = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-"""Ray hides the GPUs from an actor that reserves none; this leaves them visible."""
+"""Ray (2.60) hides the GPUs from an actor that reserves none only where RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 is set;
+this leaves them visible there, too."""
 ATTEMPTS, PAUSE_S = 3, 1.0
 """Of a call whose replica dies."""
 Answer = TypeVar("Answer")

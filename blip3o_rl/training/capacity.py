@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from blip3o_rl.config.reward import KEY, deployed
 from blip3o_rl.errors import UserError
 from blip3o_rl.training import given_cluster
 from blip3o_rl.training.given_cluster import Node
@@ -81,24 +82,33 @@ def release(lock: Any, actors: Iterable[str]) -> Any:
 
 
 def _lack(config: DictConfig, nodes: Sequence[Mapping[str, float]]) -> str:
-    """What the nodes have too little of, and the remedy: a GPU and a CPU per trainer, and a CPU for verl's task."""
+    """What the nodes have too little of, and the remedy: a GPU and a CPU per trainer, a CPU for verl's task, and what
+    renderers and rewards reserve, for which Serve and then verl would wait without a word."""
     per_node, wanted = config.trainer.n_gpus_per_node, config.trainer.nnodes
     gpus = per_node * wanted
-    replicas = config.render.replicas or gpus
-    rendering = replicas * config.render.gpus_per_replica
-    has = {name: sum(node.get(name, 0) for node in nodes) for name in ("GPU", "CPU")}
-    if has["GPU"] < gpus + rendering:
-        own = f" and render.gpus_per_replica reserves {rendering:g} more" if rendering else ""
-        return (
-            f"has {has['GPU']:g} GPUs, this run needs {gpus} (trainer.nnodes x trainer.n_gpus_per_node){own}; add "
-            "nodes, lower them, or start Ray with --num-gpus"
-        )
-    if has["CPU"] < gpus + 1:
-        return (
-            f"has {has['CPU']:g} CPUs, this run needs {gpus + 1}, one per GPU and one more; add nodes, or start Ray "
-            "with --num-cpus"
-        )
-    share = per_node + math.ceil(replicas / wanted) * config.render.gpus_per_replica
+    replicas, own = config.render.replicas or gpus, config.render.gpus_per_replica
+    services = deployed(OmegaConf.to_container(config.reward.rewards, resolve=True)).values()
+
+    def rewards(key: str) -> float:
+        return sum(service.replicas * getattr(service, key) for service in services)
+
+    reserved: dict[str, dict[str, float]] = {
+        "GPU": {
+            "trainer.nnodes x trainer.n_gpus_per_node": gpus,
+            "render.gpus_per_replica": replicas * own,
+            f"{KEY}.*.service.num_gpus": rewards("num_gpus"),
+        },
+        "CPU": {"the trainers and verl's task": gpus + 1, f"{KEY}.*.service.num_cpus": rewards("num_cpus")},
+    }
+    for resource, parts in reserved.items():
+        has, needed = sum(node.get(resource, 0) for node in nodes), sum(parts.values())
+        if has < needed:
+            listed = ", ".join(f"{amount:g} for {what}" for what, amount in parts.items() if amount)
+            return (
+                f"has {has:g} {resource}s, this run needs {needed:g}: {listed}; reserve less, add nodes, or start Ray "
+                f"with more (--num-{resource.lower()}s)"
+            )
+    share = per_node + math.ceil(replicas / wanted) * own
     large = sum(node.get("GPU", 0) >= share and node.get("CPU", 0) >= per_node for node in nodes)
     if large < wanted:
         return (

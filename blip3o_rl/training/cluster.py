@@ -159,7 +159,7 @@ def start_rewards(config: DictConfig, prompts: Sequence[PromptRow]) -> None:
     from blip3o_rl.scoring.remote import deployment
 
     per_node = 0 if config.trainer.device == "cpu" else config.trainer.n_gpus_per_node
-    deployment.start(rewards, per_node * config.trainer.nnodes, per_node)
+    deployment.start(rewards, config.trainer.nnodes, per_node)
     rubric = build_rubric(rewards)
     rubric.check_prompts(prompts)
     rubric.entries = [entry for entry in rubric.entries if is_deployed(rewards[entry.name])]

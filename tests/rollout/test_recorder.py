@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
+from blip3o_rl.config.monitors import MonitorSettings
 from blip3o_rl.data.images import read_image
 from blip3o_rl.report.gallery import CELL
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.rollout import recorder as recording
 from blip3o_rl.rollout.recorder import Recorder
 from blip3o_rl.rollout.step import Rollout, step_statistics
 from blip3o_rl.scoring.api import Sample
@@ -105,6 +110,33 @@ def test_what_goes_wrong_while_recording_ends_the_run(tmp_path: Path, monkeypatc
     with pytest.raises(OSError):
         recorder.record(rollout(1, 0.5))
     assert recorder.failure() == "recorder: OSError: No space left on device"
+
+
+@pytest.mark.slow
+def test_the_trainer_does_not_wait_for_records(tmp_path: Path) -> None:
+    """It asks after each step whether to end, and the next rollout waits for the answer."""
+    go_on = tmp_path / "go_on"
+
+    class Slow:
+        def __iter__(self) -> Iterator[np.ndarray]:
+            while not go_on.exists():
+                time.sleep(0.01)
+            return iter(())
+
+    folder = RunFolder.create("test", path=tmp_path / "run")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        actor = recording.start(folder.path, 1, 1, MonitorSettings())
+        record = actor.record.remote(rollout(1, 0.5), Slow())
+        assert not ray.get(actor.ends_after_step.remote(), timeout=120)
+        ray.get(actor.end_after_step.remote(), timeout=120)
+        assert ray.get(actor.ends_after_step.remote(), timeout=120)
+        assert ray.wait([record], timeout=0)[1] == [record] and not folder.rollout_file(5).exists()
+        go_on.touch()
+        ray.get(record, timeout=120)
+        assert folder.rollout_file(5).exists()
+    finally:
+        ray.shutdown()
 
 
 def test_a_step_in_which_every_sample_failed_ends_the_run(tmp_path: Path) -> None:

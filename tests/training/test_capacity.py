@@ -40,11 +40,31 @@ def test_a_renderer_with_gpus_of_its_own_counts() -> None:
     enough = node(CPU=3, GPU=2)
     capacity.refuse_too_small(compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2"]), [enough])
     own = compose_recipe(RECIPE, ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=0.5"])
-    with pytest.raises(UserError, match=r"needs 2 .* and render.gpus_per_replica reserves 1 more"):
+    with pytest.raises(UserError, match=r"needs 3: 2 for trainer\.nnodes x .*, 1 for render.gpus_per_replica; reserve"):
         capacity.refuse_too_small(own, [enough])
     with pytest.raises(UserError, match="has 0 nodes with 3 GPUs"):
         capacity.refuse_too_small(own, [enough, node(GPU=1)])
     capacity.refuse_too_small(own, [node(CPU=3, GPU=3)])
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        (["num_gpus=1"], "4 GPUs, this run needs 5: 2 for trainer.* 2 for render.* 1 for reward.*num_gpus;"),
+        (["replicas=3", "num_cpus=2"], "8 CPUs, this run needs 9: 3 for the trainers.* 6 for reward.*num_cpus;"),
+    ],
+)
+def test_what_deployed_rewards_reserve_counts(service: list[str], expected: str) -> None:
+    """Serve takes it first, and verl would wait for the rest without a word."""
+    node = {"CPU": 8.0, "GPU": 4.0}
+    words = ["trainer.n_gpus_per_node=2", "render.gpus_per_replica=1", "reward.rewards.ocr.service.retries=3"]
+    capacity.refuse_too_small(compose_recipe(RECIPE, words), [Node(node, node)])
+    config = compose_recipe(RECIPE, [*words, *(f"reward.rewards.ocr.service.{word}" for word in service)])
+    with pytest.raises(UserError, match=f"the Ray cluster has {expected}"):
+        capacity.refuse_too_small(config, [Node(node, node)])
+    roomy = {"CPU": 9.0, "GPU": 5.0}
+    capacity.refuse_too_small(config, [Node(roomy, roomy)])
+    assert capacity.is_taken(config, [Node(roomy, node)])
 
 
 def test_a_shared_renderer_is_kept_off_the_gpus_of_others() -> None:

@@ -75,6 +75,22 @@ def test_the_plug_in_is_loaded_by_verl_whatever_is_imported_first(first: str, py
     assert "cpu" in verl_plugin.LOADED
 
 
+@pytest.mark.slow
+def test_the_trainers_log_probs_and_entropies_are_ours(python: Python) -> None:
+    """verl imports the engine in the trainer's process alone, so that nothing else could apply the patch there."""
+    code = (
+        "from verl.workers.engine.fsdp import transformer_impl as fsdp\n"
+        "from blip3o_rl.training import log_probs\n"
+        "ours = lambda: [fsdp.logprobs_from_logits is log_probs.log_probs,\n"
+        "                fsdp.verl_F.entropy_from_logits is log_probs.entropies]\n"
+        "assert ours() == [False, False], ours()\n"
+        "import blip3o_rl.training.engine\n"
+        "assert ours() == [True, True], ours()\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
 @on_cpu
 def test_torch_refuses_the_backend_that_verl_asks_for(python: Python) -> None:
     code = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.serve.exceptions import RayServeException
@@ -67,6 +69,22 @@ def test_the_clusters_nodes_decide_and_not_its_head(
 ) -> None:
     monkeypatch.setattr(given_cluster, "resources", lambda: nodes)
     assert given_cluster.device() == expected
+
+
+def test_auto_is_the_cluster_that_ray_would_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = SimpleNamespace(state=0, resources_total={"GPU": 8, "accelerator_type:H100": 1})
+    with socket.create_server(("", 0)) as head:
+        found = [f"127.0.0.1:{head.getsockname()[1]}"]
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        monkeypatch.setattr(machine, "device", lambda: "cpu")
+        monkeypatch.setattr(given_cluster, "use_token", lambda: None)
+        monkeypatch.setattr(given_cluster, "_nodes", lambda where: {where: node})
+        monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: found)
+        monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: None)
+        assert given_cluster.device() == "gpu"
+    found.clear()
+    with pytest.raises(UserError, match="^RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one with"):
+        given_cluster.device()
 
 
 @pytest.mark.parametrize(

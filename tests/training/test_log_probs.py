@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.training import log_probs as chunked
 from blip3o_rl.training.compat import verl as verl_patches
 from blip3o_rl.training.planning.counting import Counter
@@ -89,6 +92,25 @@ def test_entropies_and_their_gradients(shape: tuple[int, ...], dtype: torch.dtyp
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
     rounding = 1e-5 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(gradient.double(), expected_gradient, atol=1e-3, rtol=rounding)
+
+
+def test_the_update_asks_for_no_entropy_and_the_pass_for_the_old_log_probs_does() -> None:
+    """The update would keep the entropy for its gradient: the head of the 3B then takes 1.35 GB a sample, not 0.42."""
+    from verl.trainer.ppo.v1 import PPOTrainer
+
+    class Asked(Exception):
+        pass
+
+    def ask(batch: SimpleNamespace) -> None:
+        raise Asked(batch.extra_info["calculate_entropy"])
+
+    workers = SimpleNamespace(compute_log_prob=ask, update_actor=ask)
+    config = compose_recipe("text_3b", ["device=gpu"])
+    trainer = SimpleNamespace(config=config, actor_rollout_wg=workers)
+    for step, expected in ((PPOTrainer._compute_old_log_prob, True), (PPOTrainer._update_actor, False)):
+        with pytest.raises(Asked) as asked:
+            step(trainer, SimpleNamespace(extra_info={}), {})
+        assert asked.value.args == (expected,)
 
 
 def test_verls_entropies_keep_copies_of_the_logits_and_the_patch_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,7 @@ from blip3o_rl.model import folder as model_folder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.report import checkpoints as report_checkpoints
 from blip3o_rl.report.run_folder import RunFolder
-from blip3o_rl.rollout import offline
-from blip3o_rl.training import checkpoints, launch, preflight
+from blip3o_rl.training import checkpoints, given_cluster, launch, preflight
 
 RECIPE = "recipes/shapes"
 OUTPUT: Any = None
@@ -179,6 +178,29 @@ def test_too_little_memory_is_said_before_anything_starts(refused, monkeypatch: 
     assert "memory: 2.0 GiB free" in refused()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "copies"),
+    [
+        (["hardware=1x80gb"], 1 + 1),
+        (["hardware=1x40gb"], 1 + 2),
+        (["hardware=1x40gb", "trainer.nnodes=4"], 0.25 + 1),
+        (["hardware=1x40gb", "actor_rollout_ref.actor.fsdp_config.param_offload=true"], 1 + 3),
+        (["hardware=8x80gb"], 1 + 8),
+        (["hardware=1x80gb", "actor_rollout_ref.actor.use_kl_loss=false"], 1),
+        (["hardware=1x40gb-lora", "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"], 1),
+    ],
+)
+def test_a_run_on_gpus_needs_main_memory_for_what_it_offloads(
+    model: Path, tmp_path: Path, overrides: list[str], copies: float
+) -> None:
+    """The reference, and optimizer and weights where they are offloaded, or what the processes read at the start."""
+    config = compose_recipe("text_3b", [f"model.folder={model}", "model.scale=2", *overrides])
+    folder = model_folder.ModelFolder(model, *model_folder.GENERATING)
+    wanted = preflight.needs(folder, config, read_settings(config), tmp_path)
+    policy = machine.float32_gib(model / "policy")
+    assert wanted.memory_gib - preflight.OVERHEAD_GIB == pytest.approx(copies * policy)
+
+
 def test_too_little_disk_for_the_checkpoints_is_said_before_anything_starts(  # type: ignore[no-untyped-def]
     refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -236,8 +258,16 @@ def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pyt
 
 
 def test_cpus_are_refused_where_vllm_samples_on_gpus_alone(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(offline, "platform", lambda: "cuda")
+    monkeypatch.setattr(machine, "vllm_device", lambda: "cuda")
     assert refused().startswith("device=cpu: the installed vLLM samples on GPUs alone")
+
+
+def test_gpus_of_a_cluster_are_refused_where_vllm_samples_on_cpus_alone(  # type: ignore[no-untyped-def]
+    refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(given_cluster, "resources", lambda: [{"GPU": 8, "accelerator_type:H100": 1}])
+    monkeypatch.setattr(machine, "vllm_device", lambda: "cpu")
+    assert refused("device=gpu").startswith("device=gpu: the installed vLLM samples on CPUs alone; use an environment")
 
 
 def test_verl_is_imported_for_the_device_of_the_run_and_not_of_the_head(

@@ -8,13 +8,13 @@ that exists on every node; either needs this package and the same Ray.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import ray
 from ray import serve
 
-from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, process_environment, read_rewards
+from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, deployed, process_environment
 from blip3o_rl.errors import UserError
 
 ONGOING = 16_384
@@ -29,14 +29,15 @@ class RewardReplica:
     Args:
         rewards: a mapping as under `reward.rewards`.
         shared_gpus: GPUs of the run on this node, of which a replica that reserves none takes one.
+        first: of these GPUs, for the first replica on a node; the next replica takes the next.
     """
 
-    def __init__(self, rewards: dict[str, Any], shared_gpus: int = 0):
+    def __init__(self, rewards: dict[str, Any], shared_gpus: int = 0, first: int = 0):
         from blip3o_rl.model.devices import share_gpus
         from blip3o_rl.scoring.remote.service import RewardService, create_app
 
         if shared_gpus:
-            share_gpus(serve.get_replica_context().rank.local_rank, shared_gpus)
+            share_gpus(first + serve.get_replica_context().rank.local_rank, shared_gpus)
 
         self.app = create_app(RewardService(rewards))
 
@@ -50,35 +51,34 @@ class RewardReplica:
             return answer.status_code, answer.content
 
 
-def start(rewards: Mapping[str, Any], gpus_taken: float = 0, gpus_per_node: int = 0) -> list[str]:
+def start(rewards: Mapping[str, Any], nodes: int = 1, gpus_per_node: int = 0) -> list[str]:
     """Starts the deployments that a configuration asks for in the running Ray cluster, waits until they answer, and
     returns the applications' names.
 
     Args:
         rewards: the mapping under `reward.rewards`, after `name_applications`.
-        gpus_taken: GPUs that training will reserve.
-        gpus_per_node: of the run, which rewards that reserve none share with it.
+        nodes, gpus_per_node: of the run, whose GPUs the rewards that reserve none share in turn; 0 on a CPU.
 
     Raises:
-        UserError: one cannot be started, or the cluster is too small for all of them.
+        UserError: one cannot be started.
     """
-    asked = {name: entry.service for name, entry in read_rewards(rewards).items()}
-    services = {name: service for name, service in asked.items() if isinstance(service, DeployedService)}
-    _check_resources(list(services.values()), gpus_taken)
     started: list[str] = []
-    for name, service in services.items():
+    first = 0
+    for name, service in deployed(rewards).items():
         assert service.app is not None
         own = {name: {key: value for key, value in rewards[name].items() if key not in CALLER_KEYS}}
         serve.start(http_options={"host": "127.0.0.1", "location": "NoServer"})
         try:
             deployment = _deployment(service, process_environment(own))
             shared = 0 if service.num_gpus else gpus_per_node
-            serve.run(deployment.bind(own, shared), name=service.app, route_prefix=None)
+            serve.run(deployment.bind(own, shared, first), name=service.app, route_prefix=None)
         except Exception as error:
             stop([service.app])
             reason = " ".join(str(error).split())[:500]
             raise UserError(f"{KEY}.{name}.service: could not be started, {reason}") from error
         started.append(service.app)
+        if shared:
+            first += math.ceil(service.replicas / nodes)
     return started
 
 
@@ -86,18 +86,6 @@ def stop(applications: list[str]) -> None:
     """Ends deployments; those that are gone already are passed over."""
     for name in applications:
         serve.delete(name)
-
-
-def _check_resources(services: list[DeployedService], gpus_taken: float) -> None:
-    """Serve would wait silently for what the cluster does not have."""
-    cluster = ray.cluster_resources()
-    for resource, key, taken in (("GPU", "num_gpus", gpus_taken), ("CPU", "num_cpus", 0)):
-        asked = sum(service.replicas * getattr(service, key) for service in services)
-        if asked > 0 and asked + taken > cluster.get(resource, 0):
-            raise UserError(
-                f"{KEY}.*.service.{key}: the rewards ask for {asked:g} and training reserves {taken:g}, but "
-                f"the cluster has {cluster.get(resource, 0):g} {resource}; ask for less, or serve them elsewhere (url)"
-            )
 
 
 def _deployment(service: DeployedService, environment: Mapping[str, str]) -> Any:

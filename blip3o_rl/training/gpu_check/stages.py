@@ -27,6 +27,7 @@ from blip3o_rl.io import read_json, write_json
 from blip3o_rl.model.folder import MINI, ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training.planning.gpus import Gpu, of_device
 
 PROMPT = 'a chalkboard in a café that says "FRESH BUTTER"'
 REWARD = """
@@ -99,6 +100,7 @@ def capture(folder: Path, size: str) -> dict[str, Any]:
     from blip3o_rl.model.sampling import PolicySampler
     from blip3o_rl.model.token_layout import encode_prompt
     from blip3o_rl.rollout.offline import OfflineSampler
+    from blip3o_rl.training.planning import counting, plan
 
     chosen, path, dtype = SIZES[size], _model(folder), _dtype()
     parts = ModelFolder(path)
@@ -113,10 +115,12 @@ def capture(folder: Path, size: str) -> dict[str, Any]:
     difference = states.float() - expected
     relative = float(difference.square().mean().sqrt() / expected.square().mean().sqrt())
     assert relative < STATES_AGREE[dtype], f"states differ by {relative:.3g} of their size"
+    weights = dtype.itemsize * counting.parameters(plan.of_folder(path))[0]
     return {
         "states_relative_difference": relative,
         "states_largest_difference": float(difference.abs().max()),
-        "tokens_per_s": tokens.numel() / seconds,
+        # The weights are read once per token of all images.
+        **_of_bound("tokens_per_s", tokens.numel() / seconds, lambda gpu: chosen.images * gpu.gb_s * 1e9 / weights),
     }
 
 
@@ -142,10 +146,11 @@ def render(folder: Path, size: str) -> dict[str, Any]:
     step = counting.renderer_step(sizes, chosen.images, count, guided=True)
     denoising = counting.denoising(sizes, chosen.images, count, config)
     decoding = counting.decoding(sizes, chosen.images)
+    flops = denoising + decoding.flops
     peak = (torch.cuda.max_memory_allocated() - before) / plan.GIB if device == "cuda" else None
     return {
-        "images_per_s": chosen.images / seconds,
-        "tflops": (denoising + decoding.flops) / seconds / 1e12,
+        **_of_bound("images_per_s", chosen.images / seconds, lambda gpu: chosen.images * gpu.tflops * 1e12 / flops),
+        "tflops": flops / seconds / 1e12,
         "activations_gib": peak,
         "planned_activations_gib": max(step.bytes, decoding.bytes) / plan.GIB,
     }
@@ -155,7 +160,6 @@ def train(folder: Path, size: str, name: str, images: int, steps: int, *override
     """A GRPO run of `steps` steps of `images` images: memory, seconds per stage, sampler against trainer."""
     from blip3o_rl.config.train import compose_recipe
     from blip3o_rl.training.planning import plan
-    from blip3o_rl.training.planning.gpus import Gpu
 
     chosen, run = SIZES[size], folder / "runs" / name
     (recipe := folder / "recipe").mkdir(exist_ok=True)
@@ -222,6 +226,14 @@ STAGES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
     "train-512": train_512,
 }
 """In the order in which they run; the later ones are left out first when time is short."""
+
+
+def _of_bound(name: str, measured: float, bound: Callable[[Gpu], float]) -> dict[str, float]:
+    """A rate by its name; for a GPU whose peaks are known, with the most that they allow and the share of it."""
+    gpu = of_device(torch.cuda.get_device_name()) if _device() == "cuda" else None
+    if gpu is None:
+        return {name: measured}
+    return {name: measured, f"{name}_bound": bound(gpu), f"{name}_share": measured / bound(gpu)}
 
 
 def _model(folder: Path) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from blip3o_rl.errors import UserError, did_you_mean
+
+CONTEXT_GIB = 0.6
+"""CUDA context and libraries of one process."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,10 @@ def find(name: str) -> Gpu:
     if name not in GPUS:
         raise UserError(f"--gpu {name}: is not in the table{did_you_mean(name, GPUS)}; it has {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def of_device(device: str) -> Gpu | None:
+    """The GPU of the table that a driver calls `device`, such as NVIDIA A100-SXM4-40GB; None if it has none."""
+    words = set(re.split(r"[^a-z0-9]+", device.lower().replace("gb", "")))
+    fitting = [gpu for name, gpu in GPUS.items() if words >= set(name.split("-"))]
+    return max(fitting, key=lambda gpu: len(gpu.name), default=None)

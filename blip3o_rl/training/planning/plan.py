@@ -26,13 +26,11 @@ from blip3o_rl.config.train import read_settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.machine import float32_gib
 from blip3o_rl.model.token_layout import TokenLayout
-from blip3o_rl.training.planning import counting
+from blip3o_rl.training.planning import counting, rewards
 from blip3o_rl.training.planning.counting import Cost, Model
-from blip3o_rl.training.planning.gpus import Gpu
+from blip3o_rl.training.planning.gpus import CONTEXT_GIB, Gpu
 
 GIB = 2**30
-CONTEXT_GIB = 0.6
-"""CUDA context and libraries of one process."""
 ASLEEP_GIB = 1.0
 """What vLLM keeps while it sleeps, besides its context."""
 ENGINE_GIB = 1.5
@@ -41,10 +39,6 @@ USABLE = 0.95
 """Share of the memory that allocators can use before fragmentation ends a run."""
 COMPUTE, BANDWIDTH, RENDERING = 0.4, 0.7, 0.2
 """Shares of the peak rates that stages reach: assumed, but that of rendering, measured on an H100 (docs/the_3b.md)."""
-REWARD_GIB = {
-    "geneval": 1.5, "aesthetic": 1.5, "clipscore": 2.0, "pickscore": 4.5, "hpsv2": 4.5, "imagereward": 2.5,
-}  # fmt: skip
-"""Rewards with a network of their own, on the GPU they share with a run: weights, activations and context."""
 ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
 MICRO, LOG_PROB_MICRO = f"{ACTOR}ppo_micro_batch_size_per_gpu", f"{ROLLOUT}log_prob_micro_batch_size_per_gpu"
 CHECKPOINTING = "actor_rollout_ref.model.enable_gradient_checkpointing"
@@ -134,7 +128,7 @@ class Plan:
             "contexts": 3 * CONTEXT_GIB,
             "renderer: weights": 2 * renderer / GIB,
             "image tokenizer": self.model.image_tokenizer_gib,
-            "rewards": sum(REWARD_GIB.get(name, 0.0) for name in self._rewards_here()),
+            "rewards": rewards.shared_gib(self._settings),
         }
         sleeps = bool(self.get(f"{ROLLOUT}free_cache_engine", True))
         engine = {"vLLM": self._engine_gib(), "captured states": self._states_gib()}
@@ -189,10 +183,6 @@ class Plan:
         width, inner = config.hidden_size, config.intermediate_size
         sides = 2 * (width + heads) + 2 * (width + values) + 3 * (width + inner)
         return rank * sides * self._layers()
-
-    def _rewards_here(self) -> list[str]:
-        rewards = self._settings.reward.rewards
-        return [entry.name or name for name, entry in rewards.items() if entry.service is None]
 
     def _update_cost(self) -> Cost:
         return counting.policy_pass(self.model, self.get(MICRO), self.tokens, True, bool(self.get(CHECKPOINTING)))

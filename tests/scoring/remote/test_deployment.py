@@ -19,6 +19,21 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.remote import deployment
 
+PLACE = """
+import os
+from pathlib import Path
+
+
+class Place:
+    name, required_metadata = "place", ()
+
+    def __init__(self, folder):
+        (Path(folder) / str(os.getpid())).write_text(os.environ.get("BLIP3O_RL_GPU", "reserved"))
+
+    def score(self, samples):
+        return [0.0] * len(samples)
+"""
+
 
 def test_only_deployed_rewards_get_an_application_and_it_is_the_runs() -> None:
     rewards: dict[str, Any] = {
@@ -67,6 +82,34 @@ def test_without_ray_a_deployed_reward_waits_to_be_checked(reward_file: Path) ->
 
 
 @pytest.mark.slow
+def test_rewards_that_reserve_no_gpu_take_those_of_the_run_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each replica writes down the GPU that `device: auto` stands for in its process."""
+    import ray
+    from ray import serve
+
+    (tmp_path / "place.py").write_text(PLACE)
+    services: dict[str, dict[str, Any]] = {"a": {}, "own": {"num_gpus": 1}, "b": {"replicas": 2}}
+    config: dict[str, Any] = {}
+    for name, service in services.items():
+        (tmp_path / name).mkdir()
+        path = f"{tmp_path}/place.py:Place"
+        config[name] = {"path": path, "folder": str(tmp_path / name), "service": {"app": name, **service}}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    ray.init(
+        address="local", num_cpus=2, num_gpus=5, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    try:
+        deployment.start(config, gpus_per_node=4)
+        seen = {name: sorted(file.read_text() for file in (tmp_path / name).iterdir()) for name in services}
+        assert seen == {"a": ["0"], "own": ["reserved"], "b": ["1", "2"]}
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.mark.slow
 def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, make_samples) -> None:
     import ray
     from ray import serve
@@ -94,9 +137,6 @@ def test_a_killed_replica_loses_no_sample(reward_file: Path, tmp_path: Path, mak
     name_applications(config, "run")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        greedy = {"path": "r.py:f", "service": {"app": "greedy", "num_gpus": 0.25}}
-        with pytest.raises(UserError, match=r"ask for 0\.25 and training reserves 1, but the cluster has 0 GPU"):
-            deployment.start({"greedy": greedy}, gpus_taken=1)
         assert deployment.start(config) == ["blip3o-reward-run-slow"]
         rubric = build_rubric({"slow": config["slow"]})
         rubric.self_check()

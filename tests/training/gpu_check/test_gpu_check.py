@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,26 @@ from blip3o_rl.training.planning import plan
 def test_every_stage_says_what_it_does_and_how_long() -> None:
     assert list(runner.EXPECTED_S) == list(stages.STAGES)
     assert all(function.__doc__ for function in stages.STAGES.values())
-    assert sum(runner.EXPECTED_S.values()) - runner.EXPECTED_S["train-512"] <= runner.BUDGET_S
+
+
+def test_a_check_on_a_gpu_ends_in_its_25_minutes() -> None:
+    """The tests before the stages count; 512 images are left out when time is short."""
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text()
+    (tests_s,), (minutes,) = (re.findall(text, makefile) for text in (r"timeout (\d+) ", r"bench gpu --minutes (\S+)"))
+    assert int(tests_s) + 60 * float(minutes) <= runner.BUDGET_S == 25 * 60
+    assert sum(runner.EXPECTED_S.values()) - runner.EXPECTED_S["train-512"] <= 60 * float(minutes)
+
+
+def test_rates_stand_next_to_what_the_gpu_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stages._of_bound("images_per_s", 2.0, lambda gpu: 8.0) == {"images_per_s": 2.0}
+    monkeypatch.setattr(stages, "_device", lambda: "cuda")
+    for name, rate in (("NVIDIA H100 80GB HBM3", 989.0), ("NVIDIA A100-SXM4-40GB", 312.0)):
+        monkeypatch.setattr(stages.torch.cuda, "get_device_name", lambda name=name: name)
+        assert stages._of_bound("images_per_s", 2.0, lambda gpu: gpu.tflops) == {
+            "images_per_s": 2.0, "images_per_s_bound": rate, "images_per_s_share": 2.0 / rate,
+        }  # fmt: skip
+    monkeypatch.setattr(stages.torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert stages._of_bound("images_per_s", 2.0, lambda gpu: gpu.tflops) == {"images_per_s": 2.0}
 
 
 def test_without_a_gpu_it_says_what_it_would_run(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from blip3o_rl import cli
 from blip3o_rl.config.train import compose_recipe, read_settings
 from blip3o_rl.errors import UserError
+from blip3o_rl.io import write_text
+from blip3o_rl.report.run_folder import RunFolder
+from blip3o_rl.training import launch
 from blip3o_rl.training.planning import counting, plan
-from blip3o_rl.training.planning.gpus import GPUS, Gpu, find
+from blip3o_rl.training.planning.gpus import GPUS, Gpu, find, of_device
 from blip3o_rl.training.planning.plan import CHECKPOINTING, LORA, MICRO, OPTIMIZER_OFFLOAD, Plan, fit
 
 MODEL = plan.published()
@@ -59,6 +64,16 @@ def test_each_lever_moves_its_phase() -> None:
     assert totals(with_reward)["rollout"] > base["rollout"] + 4
 
 
+def test_captured_states_are_there_while_samples_are_made() -> None:
+    """Of 128 samples of 729 tokens, in bfloat16, in a pool that has doubled."""
+    phases = planned(GPUS["h100"]).phases()
+    expected = 2 * 128 * 730 * 2048 * 2 / 2**30
+    assert phases["rollout"]["captured states"] == pytest.approx(expected)
+    assert not any("captured states" in phases[name] for name in ("log-probs", "update"))
+    fewer = planned(GPUS["h100"], 1, "actor_rollout_ref.rollout.max_num_seqs=32").phases()
+    assert fewer["rollout"]["captured states"] == pytest.approx(expected / 4)
+
+
 def test_a_change_that_a_later_one_made_unnecessary_is_dropped() -> None:
     found = fit(planned(GPUS["4090"]))
     for key in found.changes:
@@ -69,7 +84,8 @@ def test_a_change_that_a_later_one_made_unnecessary_is_dropped() -> None:
 def test_a_run_on_a_gpu_that_is_too_small_begins_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    config, mini = compose_recipe("shapes", [], "gpu"), Path(plan.__file__).parents[2] / "mini" / "weights"
+    config = compose_recipe("shapes", ["reward.rewards.aesthetic={}"], "gpu")
+    mini = Path(plan.__file__).parents[2] / "mini" / "weights"
     assert plan.warning(config, mini) == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for gib, says in ((4.0, "too small whatever is changed"), (6.0, "with these it would fit: actor_"), (24.0, "")):
@@ -80,11 +96,51 @@ def test_a_run_on_a_gpu_that_is_too_small_begins_with_a_warning(monkeypatch: pyt
         assert bool(found) == bool(says)
 
 
+@pytest.mark.parametrize("command", ["launch", "resume"])
+def test_a_run_that_begins_or_goes_on_is_warned(
+    command: str, untrained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def store(*_: object) -> None:
+        raise Reached
+
+    folder = RunFolder.create("shapes", path=tmp_path / "run")
+    config, checked = launch.plan("shapes", ["device=cpu", f"model.folder={untrained.folder}"])
+    config.trainer.device = "cuda"
+    config.run.folder = str(tmp_path / "new")
+    write_text(folder.config, OmegaConf.to_yaml(config))
+    monkeypatch.setattr(launch, "plan", lambda *_: (config, checked))
+    monkeypatch.setattr(launch.preflight, "check", lambda *_: checked)
+    monkeypatch.setattr(launch.stored, "store", store)
+    monkeypatch.setattr(plan, "warning", lambda config, model: f"{config.trainer.device}, {model.name}: too little")
+    output: Any = SimpleNamespace(to=lambda file: None, terminal=io.StringIO())
+    with pytest.raises(Reached):
+        launch.launch("shapes", [], output) if command == "launch" else launch.resume(folder.path, [], output)
+    assert output.terminal.getvalue() == f"warning: cuda, {untrained.folder.name}: too little\n"
+
+
 def test_what_can_never_fit_is_one_line() -> None:
     with pytest.raises(UserError, match=r"1 x tiny: too small whatever is changed \(missing: .*GiB"):
         fit(planned(Gpu("tiny", 6, 100, 500)))
     with pytest.raises(UserError, match="--gpu h10: is not in the table; did you mean 'h100'"):
         find("h10")
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+        ("NVIDIA GH200 480GB", None),
+    ],
+)
+def test_a_gpu_is_found_by_the_name_that_its_driver_gives(device: str, name: str | None) -> None:
+    assert of_device(device) == GPUS.get(name or "")
 
 
 def test_more_guidance_steps_and_images_take_longer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blip3o_rl.config import hardware
+from blip3o_rl.config.composition import find_recipe
 from blip3o_rl.config.train import compose_recipe
 from blip3o_rl.errors import UserError
 from blip3o_rl.training.planning import plan
@@ -25,6 +26,14 @@ def test_a_preset_is_planned_to_fit(count: int, memory: int, kind: str) -> None:
     planned = plan.Plan(config, MODEL, SMALLEST[memory])
     assert planned.overflow() == {}
     assert planned.cache_sequences() >= 8, "fewer sequences at a time leave the GPU idle"
+
+
+@pytest.mark.parametrize("recipe", ["geneval_3b", "multi_3b"])
+def test_a_readme_says_by_how_much_a_preset_does_not_fit(recipe: str) -> None:
+    """Networks of rewards come on top of what the presets are planned for."""
+    planned = plan.Plan(compose_recipe(recipe, ["hardware=1x40gb"]), MODEL, SMALLEST[40])
+    text = (find_recipe(recipe) / "README.md").read_text()
+    assert f"Planned not to fit: `1x40gb` ({max(planned.overflow().values()):.1f} GiB over)" in text
 
 
 def test_a_preset_comes_on_top_of_the_recipe_and_below_the_command_line() -> None:
