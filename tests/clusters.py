@@ -20,6 +20,13 @@ BIN = Path(sys.executable).parent
 UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
 
 
+START_ATTEMPTS = 3
+
+
+class StartEnded(Exception):
+    """A `ray start --block` ended by itself."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A running head, and where it listens."""
@@ -54,17 +61,27 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def head(*options: str) -> Iterator[Cluster]:
-    """`ray start --head` with its dashboard; it answers when this yields."""
+    """`ray start --head` with its dashboard; it answers when this yields.
+
+    Ray ends when its agent needs more than 30 seconds to come up, as on a busy machine, so it is started again.
+    """
     env = environment() | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    port, dashboard = free_port(), free_port()
-    env["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
-    start = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     # The dashboard answers before its agent can start jobs, so a job is what is waited for.
     probe = [str(BIN / "ray"), "job", "submit", "--", "true"]
-    with _started(["--head", *start, *options], env) as process:
-        cluster = Cluster(f"127.0.0.1:{port}", env, [process])
-        wait_until(lambda: subprocess.run(probe, env=env, capture_output=True).returncode == 0, cluster)
-        yield cluster
+    for attempt in range(1, START_ATTEMPTS + 1):
+        port, dashboard = free_port(), free_port()
+        env["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+        start = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+        with _started(["--head", *start, *options], env) as process:
+            cluster = Cluster(f"127.0.0.1:{port}", env, [process])
+            try:
+                wait_until(lambda: subprocess.run(probe, env=env, capture_output=True).returncode == 0, cluster)
+            except StartEnded:
+                if attempt == START_ATTEMPTS:
+                    raise
+                continue
+            yield cluster
+            return
 
 
 @contextlib.contextmanager
@@ -113,7 +130,8 @@ def disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
 
 def wait_until(condition: Callable[[], bool], cluster: Cluster) -> None:
     def holds() -> bool:
-        assert all(process.poll() is None for process in cluster.starts), "ray start ended"
+        if any(process.poll() is not None for process in cluster.starts):
+            raise StartEnded("ray start ended")
         return condition()
 
     watch.wait_until(holds, cluster.pids)
