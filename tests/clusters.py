@@ -18,8 +18,6 @@ import watch
 
 BIN = Path(sys.executable).parent
 UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
-
-
 START_ATTEMPTS = 3
 
 

@@ -107,7 +107,7 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
     rows = training_rows(prompts.model_dump(), settings.run.seed)
     if not settings.run.evaluate:
         return rows, None
-    source = chosen.prompts or (prompts.source if prompts.file is None else None)
+    source = held_out_from(settings)
     if source in SOURCES:
         held_out = held_out_rows(source, chosen.limit, f"eval.limit={chosen.limit}")
     elif source is None:
@@ -133,6 +133,11 @@ def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[Pr
     except UserError as error:
         raise UserError(str(error).replace(KEY, "eval.rewards")) from error
     return rows, suite
+
+
+def held_out_from(settings: TrainSettings) -> str | None:
+    """The source or file of a run's held-out prompts; None where they are a share of `prompts.file`."""
+    return settings.eval.prompts or (settings.prompts.source if settings.prompts.file is None else None)
 
 
 def _weights_of(source: str, rewards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

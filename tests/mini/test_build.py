@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o_rl.data.images import read_image
+from blip3o_rl.data.references import load_image
 from blip3o_rl.data.synthetic import edits, scenes
 from blip3o_rl.errors import UserError
 from blip3o_rl.mini import autoencoders, parts
@@ -47,10 +46,9 @@ def test_references_of_edits_have_the_tokens_that_the_model_learned_from() -> No
     """Enlarged from 64 pixels they have half of them, and the packaged model edits a fifth fewer images right."""
     rng = np.random.default_rng(5)
     some = [edits.sample(rng, operation, "held_out") for operation in edits.CHANGING]
-    uris = [edit.metadata["references"][0].removeprefix("data:image/png;base64,") for edit in some]
     tokenizer = folder.ModelFolder("mini").load_image_tokenizer().eval()
     learned = to_pixels(np.stack([scenes.draw(edit.before, parts.TOKENIZER_INPUT) for edit in some]))
-    found = tokenizer.tokenize([read_image(base64.b64decode(uri)) for uri in uris], 2)
+    found = tokenizer.tokenize([load_image(edit.metadata["references"][0]) for edit in some], 2)
     assert torch.equal(found, tokenizer.encode(learned, 2).cpu())
 
 

@@ -233,7 +233,8 @@ def _of_bound(name: str, measured: float, bound: Callable[[Gpu], float]) -> dict
     gpu = of_device(torch.cuda.get_device_name()) if _device() == "cuda" else None
     if gpu is None:
         return {name: measured}
-    return {name: measured, f"{name}_bound": bound(gpu), f"{name}_share": measured / bound(gpu)}
+    most = bound(gpu)
+    return {name: measured, f"{name}_bound": most, f"{name}_share": measured / most}
 
 
 def _model(folder: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from blip3o_rl.config.reward import DeployedService, RewardEntry, read_rewards
 from blip3o_rl.config.train import TrainSettings
 from blip3o_rl.data.sources import SOURCES
+from blip3o_rl.evaluation.suite import held_out_from
 from blip3o_rl.training.planning.gpus import CONTEXT_GIB
 
 NETWORK_GIB = {
@@ -69,6 +70,6 @@ def _process_gib(loaded: Mapping[str, float]) -> float:
 
 def _judge(settings: TrainSettings) -> dict[str, RewardEntry]:
     """The rewards that judge a run's evaluations, where they are not its own."""
-    source = settings.eval.prompts or (settings.prompts.source if settings.prompts.file is None else "")
+    source = held_out_from(settings)
     rewards = settings.eval.rewards or (SOURCES[source].judge if source in SOURCES else {})
     return read_rewards(rewards) if settings.run.evaluate and rewards else {}
