@@ -10,6 +10,7 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -44,21 +45,24 @@ def _is_coroutine_function(function: Any) -> bool:
 
 
 def _in_thread(function: Callable[[], Result]) -> Future[Result]:
-    """Starts a thread; an executor's threads are no daemons."""
+    """Starts a thread; an executor's threads are no daemons. When the result is there, the thread holds nothing but it:
+    whoever has it may let go of what was called and count on its memory."""
     future: Future[Result] = Future()
     future.set_running_or_notify_cancel()  # a cancelled caller does not cancel it
+    to_call = [function]
 
     def work() -> None:
         loop = asyncio.new_event_loop()  # for code that asks for one, as it could in a script
         asyncio.set_event_loop(loop)
         try:
-            future.set_result(function())
+            deliver = partial(future.set_result, to_call.pop()())
         except (StopIteration, SystemExit) as error:  # asyncio cannot carry the first; no reward ends the process
-            future.set_exception(RuntimeError(f"{type(error).__name__} {error}".strip()))
+            deliver = partial(future.set_exception, RuntimeError(f"{type(error).__name__} {error}".strip()))
         except BaseException as error:
-            future.set_exception(error)
+            deliver = partial(future.set_exception, error)
         finally:
             loop.close()
+        deliver()
 
     threading.Thread(target=work, name="reward", daemon=True).start()
     return future
