@@ -25,7 +25,9 @@ def export(
     ] = FORMATS[0],
     base: Annotated[
         str | None,
-        typer.Option(help="of a run: the model it started from, if it is no longer where it was (a folder, or `mini`)"),
+        typer.Option(
+            help="of a run: the model it started from, if it is no longer there (a folder, or a packaged one's name)"
+        ),
     ] = None,
 ) -> None:
     """Writes the weights of a run or of a model folder in a format of your choice, with a model card."""
@@ -33,7 +35,9 @@ def export(
         raise UserError("--format official: is called upstream now; give --format upstream")
     if format not in FORMATS:
         raise UserError(f"--format {format}: choose one of {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
-    named = str(checkpoint) == "mini"
+    from blip3o_rl.model.folder import PACKAGED
+
+    named = str(checkpoint) in PACKAGED
     if not named and not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no such folder; give a run folder or one of its checkpoints/global_step_N")
     from blip3o_rl.checkpoint.export import export as export_folder

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from blip3o_rl.model.pipeline import Blip3oPipeline
 
-Model = Annotated[str, typer.Option(help="model folder, or `mini` for the packaged model")]
+Model = Annotated[str, typer.Option(help="model folder, or a packaged one: `mini`, `mini-edits`")]
 Out = Annotated[Path, typer.Option(help="folder for the images")]
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files: PNG, JPEG, WebP, ...")]
 Scale = Annotated[int, typer.Option(min=0, max=2, help="0, 1, 2 for 729, 169, 81 tokens per image")]

@@ -32,6 +32,7 @@ def plan(
     """
     recipe, overrides = recipe_and_overrides(arguments, "plan", "recipes/text_3b --gpu h100 --gpus 8")
     from blip3o_rl.config.train import compose_recipe
+    from blip3o_rl.model.folder import PACKAGED
     from blip3o_rl.training.planning import gpus as table
     from blip3o_rl.training.planning import plan as planning
 
@@ -39,7 +40,7 @@ def plan(
     if apply is not None and apply.exists():
         raise UserError(f"--apply {apply}: exists already; name a new folder")
     config = compose_recipe(recipe, [*overrides, *([f"trainer.n_gpus_per_node={gpus}"] if gpus else [])], "gpu")
-    there = config.model.folder == "mini" or local(config.model.folder).exists()
+    there = config.model.folder in PACKAGED or local(config.model.folder).exists()
     model = planning.of_folder(config.model.folder) if there else planning.published()
     wanted = planning.Plan(config, model, kind)
     console = Console()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blip3o_rl.cli import options
 from blip3o_rl.cli.output import output_folder, save_png, slug
 from blip3o_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from blip3o_rl.mini.worlds import Pair
 
 WORLDS = {"shapes": "scenes", "words": "words", "edits": "edits"}
 """Source -> the mini model's world of the same images; other sources have briefs to draw."""
@@ -31,6 +35,9 @@ def pairs(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="prompts of a built-in source")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="of the places, and of a source's prompts")] = 0,
+    wrong: Annotated[
+        float, typer.Option(min=0, max=1, help="of edits: share that copies, spoils or remakes the image")
+    ] = 0.0,
 ) -> None:
     """Makes image-text pairs out of briefs, for supervised fine-tuning before reinforcement learning.
 
@@ -51,6 +58,8 @@ def pairs(
     useless = set() if is_source else {"--count"}
     if world:
         useless = {"--font", "--cutouts"} | ({"--per-prompt"} if per_prompt != 1 else set())  # there is one of each
+    if world != "edits":
+        useless.add("--wrong")
     if ignored := [name for name in options.given_options(context) if name in useless]:
         raise UserError(f"prompts pairs {prompts}: has no use for {', '.join(ignored)}; leave it out")
     fonts: list[str | None] = [str(file) for file in font or ()] or [None]
@@ -62,7 +71,10 @@ def pairs(
     images = read_cutouts(cutouts) if cutouts else {}
     lines: list[dict[str, Any]] = []
     if world:
-        lines = _of_world(world, output_folder(out), side, count, seed)
+        from blip3o_rl.mini import worlds  # imports torch
+
+        made = worlds.pairs_of(world, count, seed, **({"wrong": wrong} if wrong else {}))
+        lines = _save(made, output_folder(out), side)
     else:
         chosen = {"source": prompts, "train": count, "shares": {}, "file": None}
         found = [(row, *brief_of(row)) for row in (training_rows(chosen, seed) if is_source else read_prompts(prompts))]
@@ -79,11 +91,9 @@ def pairs(
     print(index)
 
 
-def _of_world(world: str, out: Path, side: int, count: int, seed: int) -> list[dict[str, Any]]:
-    from blip3o_rl.mini import worlds
-
+def _save(pairs: Iterable[Pair], out: Path, side: int) -> list[dict[str, Any]]:
     lines = []
-    for number, pair in enumerate(worlds.pairs_of(world, count, seed)):
+    for number, pair in enumerate(pairs):
         image, name = pair.draw(side), f"{number:06d}"
         if pair.reference is None:
             lines.append({"image": save_png(image, out / f"{name}.png", {}).name, "caption": pair.prompt})

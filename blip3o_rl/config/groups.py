@@ -36,7 +36,9 @@ class RunSettings(Settings):
 class ModelSettings(Settings):
     """The model and the number of tokens per image."""
 
-    folder: InputText = Field("mini", description="a model folder or its address, or `mini`, the packaged one")
+    folder: InputText = Field(
+        "mini", description="a model folder, its address, or a packaged one: `mini`, `mini-edits`"
+    )
     scale: int = Field(0, ge=0, le=2, description="0, 1, 2 for 729, 169, 81 tokens per image")
     layout_fields: dict[str, Any] | None = Field(None, description="the policy's token layout; set by the launcher")
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from blip3o_rl.data.synthetic import edits, layouts, scene_prompts, scenes, shelves, words
+from blip3o_rl.data.synthetic import edits, layouts, scene_prompts, scenes, shelves, words, wrong_edits
 from blip3o_rl.mini.images import to_pixels
 
 Draw = Callable[[int], np.ndarray]
@@ -62,11 +62,12 @@ def _shelves(n: int, seed: int) -> Iterator[Pair]:
         yield Pair(f"{line['tag']}-{height}", line["prompt"], _placed(shelves.draw, line["planogram"], rng))
 
 
-def _edits(n: int, seed: int) -> Iterator[Pair]:
+def _edits(n: int, seed: int, wrong: float = 0.0) -> Iterator[Pair]:
     rng = np.random.default_rng(seed)
     for number in range(n):
         edit = edits.sample(rng, edits.OPERATIONS[number % len(edits.OPERATIONS)], "supervised")
-        images = (partial(scenes.draw, scene) for scene in (edit.after, edit.before))
+        after = wrong_edits.wrong(rng, edit) if wrong and rng.random() < wrong else edit.after
+        images = (partial(scenes.draw, scene) for scene in (after, edit.before))
         yield Pair(f"edit {edit.metadata['tag']}", edit.metadata["prompt"], *images)
 
 
@@ -81,7 +82,7 @@ class World:
     """`pairs(n, seed)` makes random pairs, `share` says how many of every 20."""
 
     share: int
-    pairs: Callable[[int, int], Iterator[Pair]]
+    pairs: Callable[..., Iterator[Pair]]
 
 
 WORLDS = {
@@ -97,9 +98,9 @@ STRIDE = 7
 """Steps through `TURNS`, so that neighbors are of different worlds; no divisor of 20."""
 
 
-def pairs_of(world: str, n: int, seed: int) -> list[Pair]:
-    """`n` pairs of a world."""
-    return list(WORLDS[world].pairs(n, seed))
+def pairs_of(world: str, n: int, seed: int, **options: float) -> list[Pair]:
+    """`n` pairs of a world. Of edits, a share of `wrong` has a wrong image after the edit."""
+    return list(WORLDS[world].pairs(n, seed, **options))
 
 
 def turn(number: int) -> str:

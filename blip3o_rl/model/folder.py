@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # torch, transformers and diffusers are imported when a part 
 
 FORMAT = 1
 INDEX = "model_index.json"
+PACKAGED = {"mini": "weights", "mini-edits": "edit_weights"}
+"""Name of a model that ships with the package -> its folder in blip3o_rl/mini."""
 MINI = "mini"
 PARTS = ("policy", "renderer", "image_tokenizer")
 GENERATING = ("policy", "renderer")
@@ -45,12 +47,13 @@ _EDITING = f"renderer/{REFERENCE_CONNECTOR}"
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The existing folder for a path, an address in a store, or the name of the packaged model (`mini`)."""
-    if str(name_or_path) == MINI:
-        return Path(__file__).parents[1] / "mini" / "weights"
+    """The existing folder for a path, an address in a store, or the name of a packaged model (`PACKAGED`)."""
+    if (name := str(name_or_path)) in PACKAGED:
+        return Path(__file__).parents[1] / "mini" / PACKAGED[name]
     path = local(name_or_path)
     if not path.is_dir():
-        raise UserError(f"model folder {path}: no such folder; give a model folder, or '{MINI}' for the packaged one")
+        named = " or ".join(f"'{name}'" for name in PACKAGED) + " for a packaged one"
+        raise UserError(f"model folder {path}: no such folder; give a model folder, or {named}")
     return path.resolve()
 
 
@@ -58,7 +61,7 @@ class ModelFolder:
     """A model folder that loads its parts. A `UserError` names the first missing or unreadable file.
 
     Args:
-        folder: path, or name of the packaged model.
+        folder: path, or name of a packaged model.
         parts: of `PARTS`, those to check at once, without loading a weight; a part is checked when it is loaded, too.
     """
 

@@ -66,7 +66,7 @@ def check(settings: SFTSettings) -> SFTSettings:
         known = torch.zeros(1, model.layout.tokens_per_image(2), dtype=torch.int64)
         encode_edit_prompt(model.load_tokenizer(), "", known, 2, model.layout)  # refuses a tokenizer without its tags
     name = settings.model.folder
-    changed = settings.model.model_copy(update={"folder": name if name == model_folder.MINI else str(model.path)})
+    changed = settings.model.model_copy(update={"folder": name if name in model_folder.PACKAGED else str(model.path)})
     found = data.model_copy(update={"files": [str(file) for file in files]})
     return settings.model_copy(update={"model": changed, "data": found})
 

@@ -16,7 +16,7 @@ from blip3o_rl.checkpoint.model_card import CARD, card, training_of
 from blip3o_rl.checkpoint.staging import folder_size, require_unused, staged
 from blip3o_rl.config.composition import read_yaml
 from blip3o_rl.errors import UserError
-from blip3o_rl.model.folder import GENERATING, MINI, ModelFolder, resolve, save
+from blip3o_rl.model.folder import GENERATING, PACKAGED, ModelFolder, resolve, save
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.report.checkpoints import require_complete, run_of
 from blip3o_rl.training import lora
@@ -65,15 +65,16 @@ def export(
 
 
 def _base(run: Path) -> str:
-    """The model that a run started from; the packaged one by its name, also when the installation has moved."""
+    """The model that a run started from; a packaged one by its name, also when the installation has moved."""
     file = run / "config.yaml"
     if not file.is_file():
         raise UserError(f"{file}: missing; it names the model that the run started from; give it with --base")
     folder = str(read_yaml(file).model.folder)
-    if folder == MINI or Path(folder).is_dir():
+    if folder in PACKAGED or Path(folder).is_dir():
         return folder
-    if Path(folder).parts[-3:] == resolve(MINI).parts[-3:]:
-        return MINI
+    for name in PACKAGED:
+        if Path(folder).parts[-3:] == resolve(name).parts[-3:]:
+            return name
     raise UserError(f"{folder}: the model that the run started from is not there any more; give its folder with --base")
 
 

@@ -26,7 +26,7 @@ INPUTS = "inputs.json"
 def store(config: DictConfig, folder: RunFolder) -> None:
     """Writes the configuration down, with its paths made absolute in place; of an address, its copy is the run's."""
     config.run.folder = str(folder.path)
-    if config.model.folder != model_folder.MINI:
+    if config.model.folder not in model_folder.PACKAGED:
         config.model.folder = str(_kept(config.model.folder))
     inputs = []
     for group, key in (("prompts", "file"), ("eval", "prompts")):

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from blip3o_rl.cli.main import run
+from blip3o_rl.data.synthetic import edits, wrong_edits
 from blip3o_rl.sft.files import find_files
 from blip3o_rl.sft.pairs import Fields, check_first, read_rows
 
@@ -63,6 +64,8 @@ def test_pairs_of_built_in_sources(tmp_path: Path, capsys) -> None:
     assert before.shape == after.shape == (64, 64, 3) and (before != after).any() and line["instruction"]
     edits = str(tmp_path / "edits" / "pairs.jsonl")
     assert [row["task"] for row in read_rows([(edits, edits)], Fields())] == ["edit"] * 5 + ["keep"]
+    assert run(["prompts", "pairs", "words", "--wrong", "0.5", *options, str(tmp_path / "no")]) == 2
+    assert "has no use for --wrong" in capsys.readouterr().err
     for source in ("shapes", "words"):
         assert run(["prompts", "pairs", source, *options, str(tmp_path / source)]) == 0
         index = str(tmp_path / source / "pairs.jsonl")
@@ -73,3 +76,26 @@ def test_pairs_of_built_in_sources(tmp_path: Path, capsys) -> None:
         assert run(["prompts", "pairs", wrong, *options, str(tmp_path / "no")]) == 2
         assert reason in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "no").exists()
+
+
+def test_wrong_edits_copy_spoil_or_remake(tmp_path: Path) -> None:
+    options = ["--side", "64", "--count", "300", "--wrong", "0.5", "-o", str(tmp_path)]
+    assert run(["prompts", "pairs", "edits", *options]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    changing = [line for line in lines if not line["instruction"].startswith(edits.TEMPLATES["keep"])]
+    copies = sum(line.get("task") == "keep" for line in changing) / len(changing)
+    assert 0.13 < copies < 0.27  # 0.4 of a half
+    rng = np.random.default_rng(0)
+    edit = edits.sample(rng, "recolor", "supervised")
+    found = {kind: [] for kind in ("removed", "recolored", "right", "new")}
+    for _ in range(200):
+        scene = wrong_edits.wrong(rng, edit)
+        if scene == edit.before:
+            continue
+        same = [item for item in edit.after.objects if item in scene.objects]
+        few = len(scene.objects) < len(edit.after.objects)
+        kind = "removed" if few else "right" if scene == edit.after else "recolored" if same else "new"
+        found[kind].append(scene)
+    assert not found["right"] and all(len(found[kind]) > 15 for kind in ("removed", "recolored", "new"))
+    looks = {(item.shape, item.color) for item in edit.after.objects}
+    assert all({(item.shape, item.color) for item in scene.objects} == looks for scene in found["new"])

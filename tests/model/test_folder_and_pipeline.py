@@ -47,6 +47,17 @@ def test_a_folder_round_trips(pipe: Blip3oPipeline, saved: Path) -> None:
     assert difference.max() <= 1, "loaded weights lie elsewhere in memory, which may round the last bit"
 
 
+@pytest.mark.parametrize(("name", "latents"), [("mini", False), ("mini-edits", True)])
+def test_the_packaged_models_are_complete_and_edit(name: str, latents: bool) -> None:
+    """A file that git or the package leaves out would be missed here."""
+    folder = ModelFolder(name, *model_folder.PARTS)
+    folder.check_editing()
+    assert set(folder.index["parts"]) == {*model_folder.PARTS, "renderer/reference_connector"}
+    uses = folder.load_renderer().reference_connector
+    assert uses is not None and uses.config.noise_injection is uses.config.cross_attention is latents
+    assert not [file for file in folder.path.rglob("*.json") if "/tmp" in file.read_text()]
+
+
 def test_no_path_of_this_machine_is_written(saved: Path, pipe: Blip3oPipeline, tmp_path: Path) -> None:
     renderer = ModelFolder(saved).load_renderer()
     again = model_folder.save(

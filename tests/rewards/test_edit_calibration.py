@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blip3o_rl.data.sources import held_out_rows
-from blip3o_rl.data.synthetic import edits, scenes
+from blip3o_rl.data.synthetic import edits, scenes, wrong_edits
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.rewards.edit.reward import MEASURES, EditReward
@@ -45,24 +45,16 @@ def mean(cases, images, component=None, **options):
 
 def regenerated(edit):
     """The right objects in other places."""
-    rng = np.random.default_rng([len(edit.metadata["prompt"]), *(round(999 * item.x) for item in edit.before.objects)])
-    while (boxes := scenes.place(rng, len(edit.after.objects))) is None:
-        pass
-    raster = scenes.RASTER
-    moved = (
-        replace(item, x=scenes.center(box)[0] / raster, y=scenes.center(box)[1] / raster, size=0.94 * box[2] / raster)
-        for item, box in zip(edit.after.objects, boxes, strict=True)
-    )
-    return scenes.draw(scenes.Scene(tuple(moved)))
+    return scenes.draw(wrong_edits.regenerated(_rng(edit), edit))
 
 
 def spoiled(edit):
     """The right edit, and another object has another color."""
-    other = next(item for item in edit.after.objects if item in edit.before.objects)
-    used = {item.color for scene in (edit.before, edit.after) for item in scene.objects}
-    color = next(name for name in scenes.COLORS if name not in used)
-    items = (replace(item, color=color) if item is other else item for item in edit.after.objects)
-    return scenes.draw(scenes.Scene(tuple(items)))
+    return scenes.draw(wrong_edits.spoiled(_rng(edit), edit, removed=0))
+
+
+def _rng(edit):
+    return np.random.default_rng([len(edit.metadata["prompt"]), *(round(999 * item.x) for item in edit.before.objects)])
 
 
 MAKERS = {
