@@ -1,4 +1,5 @@
-"""A run with two trainer processes, two vLLM replicas and two renderers on one machine. Four minutes on two cores."""
+"""A run with two trainer processes and two renderers on one machine, with two vLLM replicas or with one of two tensor
+parallel ranks. Four minutes each on two cores."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def brightness(sample):
 '''
 
 
-def test_two_trainers_two_replicas_and_two_renderers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_two_trainers_two_renderers_and_two_replicas_or_ranks(tmp_path: Path, ranks: int) -> None:
     target, calls, reward = tmp_path / "run", tmp_path / "calls.txt", tmp_path / "mine.py"
     reward.write_text(REWARD.replace("{calls}", str(calls)))
     words = [
@@ -41,6 +43,7 @@ def test_two_trainers_two_replicas_and_two_renderers(tmp_path: Path) -> None:
         *(f"data.train_batch_size={GROUPS}", f"actor_rollout_ref.rollout.n={SAMPLES}"),
         *(f"trainer.total_training_steps={STEPS}", "actor_rollout_ref.actor.optim.lr=1e-3"),
         f"reward.rewards.mine.path={reward}:brightness",
+        f"actor_rollout_ref.rollout.tensor_model_parallel_size={ranks}",
     ]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = watch.run([sys.executable, "-m", "blip3o_rl.cli.main", *words], REPOSITORY, env, tmp_path)
