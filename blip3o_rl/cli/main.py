@@ -16,6 +16,7 @@ from rich.console import Console
 
 from blip3o_rl.cli import (
     bench,
+    bench_learn,
     bench_stages,
     convert,
     doctor,
@@ -91,6 +92,7 @@ COMMANDS = (
     ("bench", "step", bench_stages.bench_step),
     ("bench", "scaling", bench_stages.bench_scaling),
     ("bench", "startup", bench_stages.bench_startup),
+    ("bench", "learn", bench_learn.bench_learn),
     ("bench", "gpu", bench.bench_gpu),
     ("tune", "render", tune.tune_render),
     ("mini", "build", mini.build),
