@@ -38,7 +38,7 @@ def evaluate(
             help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR, "
             "shapes-and-words, layout, layout-pairs, posters (texts and logos in their places), "
             "planogram, planogram-pairs, store (products on shelves), edits, edits-unseen (of scenes) "
-            "or geneval (the 553 prompts), "
+            "geneval (the 553 prompts), or with --file imgedit and gedit, "
             "with keys of the suite's judge, such as geneval.checkpoint=FOLDER; "
             "or the folder of a recipe with Hydra overrides of it, for its own evaluation",
         ),
@@ -85,6 +85,7 @@ def evaluate(
     from blip3o_rl.config.reward import KEY, refuse_deployed
     from blip3o_rl.data.images import read_image
     from blip3o_rl.data.prompts import check_editing
+    from blip3o_rl.data.sources import BENCHMARKS
     from blip3o_rl.evaluation import held_out
     from blip3o_rl.model.folder import GENERATING, ModelFolder
     from blip3o_rl.report.gallery import CELL, Tile, save_grid
@@ -126,6 +127,8 @@ def evaluate(
         results.append(target)
         print_table(_table(result))
         header = f"{folder}   ·   mean score {result.overall:.3f} of {len(result.images)} images"
+        if suite.name in BENCHMARKS:
+            print_table(_points(result, suite.name))
         if suite.name == "geneval" and suite.correct:
             print(GenEvalSummary.of((image.tag, image.id, image.correct) for image in result.images))
         shown = [(read_image(target.parent / image.file), image) for image in result.images[:SHOWN]]
@@ -148,7 +151,7 @@ def _suite(name: str, overrides: list[str], limit: int | None, file: Path | None
     from blip3o_rl.config.composition import find_recipe, read_yaml, shipped_recipes
     from blip3o_rl.config.train import compose_recipe, compose_run, read_settings
     from blip3o_rl.data.prompts import read_prompts
-    from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of
+    from blip3o_rl.data.sources import BENCHMARKS, SOURCES, held_out_rows, source_of
     from blip3o_rl.evaluation.suite import named, of_run
     from blip3o_rl.model.folder import MINI
 
@@ -156,7 +159,10 @@ def _suite(name: str, overrides: list[str], limit: int | None, file: Path | None
         raise UserError(f"eval {name}: is a file; who scores its prompts? eval RECIPE eval.prompts={name}")
     is_recipe = (Path(name) / "config.yaml").is_file() or (name in shipped_recipes() and name not in SOURCES)
     if len(Path(name).parts) == 1 and not is_recipe:
-        source_of(name, f"eval {name}")
+        if name not in BENCHMARKS:
+            source_of(name, f"eval {name}")
+        elif file is None:
+            raise UserError(f"eval {name}: is not packaged; blip3o-rl prompts import-edits ITS_FILE, then --file")
         rows = read_prompts(file)[:limit] if file else held_out_rows(name, limit, f"--prompts {limit}")
         suite = named(name, rows, judge=reward_config(overrides, f"eval {name}"))
         return suite, {"model": [MINI], "images": 4, "seed": 0, "scale": 2, "steps": 8, "guidance": DEFAULTS.guidance}
@@ -212,4 +218,26 @@ def _table(result: EvaluationResult) -> Table:
     for component in (name for name in result.components if "/tag_" not in name):
         rows.add_row(component, number(result.components[component]), "", "")
     rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s per image"
+    return rows
+
+
+def _points(result: EvaluationResult, name: str) -> Table:
+    """A benchmark's own numbers per type of edit, and their means over the types, for each language."""
+    from statistics import fmean
+
+    from blip3o_rl.data.edit_benchmarks import CHINESE
+    from blip3o_rl.rewards.edit.benchmarks import SHOWN
+
+    rows = table(name, *SHOWN[name], "images")
+    for chinese in (False, True):
+        found: dict[str, list[tuple[float, ...]]] = {}
+        for image in result.images:
+            if image.tag.endswith(CHINESE) == chinese and f"{name}/{SHOWN[name][0]}" in image.components:
+                found.setdefault(image.tag, []).append(tuple(image.components[f"{name}/{key}"] for key in SHOWN[name]))
+        means = {tag: [fmean(column) for column in zip(*each, strict=True)] for tag, each in found.items()}
+        for tag, each in means.items():
+            rows.add_row(tag, *(f"{value:.2f}" for value in each), str(len(found[tag])))
+        if means:
+            overall = (f"{fmean(column):.2f}" for column in zip(*means.values(), strict=True))
+            rows.add_row(f"overall{CHINESE if chinese else ''}", *overall, str(sum(map(len, found.values()))))
     return rows

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from blip3o_rl.data.edit_rows import EDITING, OUTPUT
+from blip3o_rl.data.edit_rows import EDITING, INSTRUCTION, OUTPUT
 from blip3o_rl.errors import UserError, did_you_mean
 
 _BYTES = re.compile(r"binary(_view)?\b(?!:)")
@@ -22,7 +22,8 @@ def read_parquet(path: Path, field: str, images: bool) -> list[dict[str, Any]]:
     Nulls are absent: a struct column gives every row the union of all rows' fields.
 
     Raises:
-        UserError: it is damaged, has not the column `field`, or would lose the images of edits.
+        UserError: it is damaged, has not the column `field` (for `images` one of INSTRUCTION), or would lose the images
+            of edits.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -31,7 +32,8 @@ def read_parquet(path: Path, field: str, images: bool) -> list[dict[str, Any]]:
         columns = pq.read_schema(path)
         header = [column.name for column in columns if images or not _BYTES.search(str(column.type))]
         refuse_editing(path, set(columns.names) - set(header))
-        names = prompt_columns(path, header, field)
+        instructed = images and any(name in header for name in INSTRUCTION)
+        names = header if instructed else prompt_columns(path, header, field)
         rows = pq.read_table(path, columns=header).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]

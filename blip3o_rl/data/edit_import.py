@@ -16,11 +16,12 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
+from blip3o_rl.data.edit_benchmarks import imgedit_items, row_of
 from blip3o_rl.data.edit_rows import Image, read_edit
 from blip3o_rl.data.images import read_image
 from blip3o_rl.data.prompts import check_row, prompt_line
 from blip3o_rl.data.references import check_size
-from blip3o_rl.data.text_files import open_lines, parse_json, read_records
+from blip3o_rl.data.text_files import open_lines, parse_json, read_records, read_text
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import replacing
 
@@ -33,8 +34,11 @@ class Imported:
     report: list[str]
 
 
-def import_edits(source: Path, out: Path, max_bad: int) -> Imported:
-    """Reads JSON lines or parquet for a prompt file `out`; writes the images that the rows hold.
+def import_edits(source: Path, out: Path, max_bad: int, images: Path | None = None) -> Imported:
+    """Reads JSON lines, parquet or ImgEdit's JSON for a prompt file `out`; writes the images that the rows hold.
+
+    Args:
+        images: the folder that paths of images are relative to; None for that of the source.
 
     Raises:
         UserError: the file cannot be read, has no usable row, or more than `max_bad` bad ones.
@@ -42,7 +46,7 @@ def import_edits(source: Path, out: Path, max_bad: int) -> Imported:
     found = Imported([], [])
     for where, value in _records(source):
         try:
-            found.rows.append(_row(value, where, source, out))
+            found.rows.append(_row(value, where, images or source.parent, out))
         except (ValueError, UserError) as error:
             found.report.append(str(error) if isinstance(error, UserError) else f"{where}: {error}")
             if len(found.report) > max_bad:
@@ -59,15 +63,20 @@ def _records(source: Path) -> Iterator[tuple[str, Any]]:
     """(where, value or the text of a line) of all rows."""
     if source.suffix == ".parquet":
         yield from ((record.where, record.value) for record in read_records(source, images=True))
+    elif source.suffix == ".json":
+        try:
+            yield from ((f"{source}: {key}", row) for key, row in imgedit_items(parse_json(read_text(source))))
+        except ValueError as error:
+            raise UserError(f"{source}: {error}") from error
     else:
         yield from ((f"{source}:{number}", line) for number, line in open_lines(source))
 
 
-def _row(value: Any, where: str, source: Path, out: Path) -> dict[str, Any]:
+def _row(value: Any, where: str, images: Path, out: Path) -> dict[str, Any]:
     data = parse_json(value, finite=True) if isinstance(value, str) else value
     if not isinstance(data, dict):
         raise ValueError(f"is {type(data).__name__}, not a JSON object")
-    edit = read_edit(data)
+    edit = read_edit(row_of(data))
     row: dict[str, Any] = {"prompt": edit.instruction}
     row["references"] = [_stored(image, f"{where}: reference image", out) for image in edit.references]
     if edit.output is not None:
@@ -79,7 +88,7 @@ def _row(value: Any, where: str, source: Path, out: Path) -> dict[str, Any]:
         if isinstance(value, bytes):
             raise ValueError(f"field '{name}' holds bytes, which are neither references nor target; leave it out")
     plain = json.loads(json.dumps(row, default=str))  # dates and decimals of a parquet file
-    return prompt_line(check_row(plain, where, source.parent), out)
+    return prompt_line(check_row(plain, where, images), out)
 
 
 def _stored(image: Image, name: str, out: Path) -> str:

@@ -118,6 +118,8 @@ SOURCES |= {
     "planogram-pairs": replace(SOURCES["planogram"], held_out=shelves.held_out_pairs),
     "edits-unseen": replace(SOURCES["edits"], held_out=edits.unseen_edits, size=edits.EACH * len(edits.CHANGING)),
 }
+BENCHMARKS: dict[str, Mapping[str, Any]] = {"imgedit": {"imgedit": {}}, "gedit": {"gedit": {}}}
+"""Suites whose prompts are not packaged, since they have images: name -> judge, as in `Source`."""
 
 
 def source_of(name: str, given: str) -> Source:

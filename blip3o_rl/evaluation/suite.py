@@ -18,7 +18,7 @@ from blip3o_rl.config.reward import KEY, read_rewards, refuse_deployed
 from blip3o_rl.config.train import TrainSettings
 from blip3o_rl.data.prompts import PromptRow, read_prompts
 from blip3o_rl.data.references import prompt_key
-from blip3o_rl.data.sources import SOURCES, held_out_rows, source_of, training_rows
+from blip3o_rl.data.sources import BENCHMARKS, SOURCES, held_out_rows, source_of, training_rows
 from blip3o_rl.data.synthetic.splits import COUNTERFACTUAL
 from blip3o_rl.errors import UserError, did_you_mean
 from blip3o_rl.scoring.build import build_rubric
@@ -80,16 +80,21 @@ def named(
     Raises:
         UserError: there is no such source, or its judge has no such reward.
     """
-    source, changed = source_of(name, f"eval {name}"), judge or {}
+    if name in BENCHMARKS:
+        judges, correct = BENCHMARKS[name], tuple[str, ...]()
+    else:
+        source = source_of(name, f"eval {name}")
+        judges, correct = source.judge, source.correct
+    changed = judge or {}
     for reward in changed:
-        if reward not in source.judge:
-            raise UserError(f"eval {name} {reward}: images are judged by {', '.join(source.judge)}; set its keys")
+        if reward not in judges:
+            raise UserError(f"eval {name} {reward}: images are judged by {', '.join(judges)}; set its keys")
     entries = {}
-    for reward, own in source.judge.items():
+    for reward, own in judges.items():
         mine = changed.get(reward, {})
         at_an_address = "url" in (mine.get("service") or {})  # which has the other keys
         entries[reward] = {**({} if at_an_address else own), **mine, "on_error": "stop"}
-    return Suite(name, rows, entries, source.correct, reported or {})
+    return Suite(name, rows, entries, correct, reported or {})
 
 
 def of_run(settings: TrainSettings, rewards: Mapping[str, Any]) -> tuple[list[PromptRow], Suite | None]:

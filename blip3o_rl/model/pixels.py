@@ -22,6 +22,11 @@ def squashed(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(_pil(image).resize((side, side), BICUBIC))
 
 
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resized (bicubic) to any shape, uint8 [height, width, 3]; an image of that shape is returned as it is."""
+    return image if image.shape[:2] == (height, width) else np.asarray(_pil(image).resize((width, height), BICUBIC))
+
+
 def middle_square(image: np.ndarray, side: int, resample: Image.Resampling = BICUBIC) -> np.ndarray:
     """Shorter side resized to `side`, middle square: torchvision's Resize and CenterCrop; uint8 [side, side, 3].
 

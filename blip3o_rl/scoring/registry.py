@@ -22,6 +22,8 @@ BUILT_IN: dict[str, str] = {
     "planogram": "blip3o_rl.rewards.planogram.reward:PlanogramReward",
     "edit": "blip3o_rl.rewards.edit.reward:EditReward",
     "edit_judge": "blip3o_rl.rewards.edit.judge:EditJudge",
+    "imgedit": "blip3o_rl.rewards.edit.benchmarks:ImgEditJudge",
+    "gedit": "blip3o_rl.rewards.edit.benchmarks:GEditJudge",
     "pickscore": "blip3o_rl.rewards.preference.clip:PickScore",
     "clipscore": "blip3o_rl.rewards.preference.clip:CLIPScore",
     "hpsv2": "blip3o_rl.rewards.preference.clip:HPSv2",

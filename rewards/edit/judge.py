@@ -67,12 +67,13 @@ class EditJudge(VlmJudge):
         self._own: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def shown(self, sample: Sample) -> list[np.ndarray]:
-        if not sample.references:
-            raise RewardError("has no reference image")
-        return [sample.references[0], sample.image]
+        return both_images(sample)
 
     def read(self, answer: str) -> Score:
-        numbers, reason = self.numbers(answer)
+        return self.rated(*self.numbers(answer))
+
+    def rated(self, numbers: dict[str, float], reason: str) -> Score:
+        """The score of three numbers."""
         raw = sum(min(number, numbers[SCORES[0]]) for number in numbers.values()) / len(numbers)
         return Score(self.share(raw), {**numbers, "raw": raw}, reason)
 
@@ -97,6 +98,13 @@ class EditJudge(VlmJudge):
             _gained(outcome, own[key]) if isinstance(outcome, Score) else outcome
             for key, outcome in zip(keys, outcomes, strict=True)
         ]
+
+
+def both_images(sample: Sample) -> list[np.ndarray]:
+    """What was to be edited, and the result; a `RewardError` if there is no reference."""
+    if not sample.references:
+        raise RewardError("has no reference image")
+    return [sample.references[0], sample.image]
 
 
 def _gained(score: Score, own: float | RewardError) -> Score | RewardError:

@@ -109,11 +109,17 @@ class ChatJudge:
     async def _judge(self, client: openai.AsyncOpenAI, turn: asyncio.Semaphore, sample: Sample) -> Score | RewardError:
         try:
             async with turn:
-                # The prompt goes in last, so that braces in it stay as they are.
-                text = self.question.replace("{prompt}", sample.prompt)
-                return self.read(await self.ask(client, map(self.url, self.shown(sample)), text))
+                return await self.judged(client, sample)
         except RewardError as error:
             return error
+
+    async def judged(self, client: openai.AsyncOpenAI, sample: Sample) -> Score:
+        """The score of one sample; raises `RewardError`."""
+        return self.read(await self.ask(client, map(self.url, self.shown(sample)), self.asked(sample)))
+
+    def asked(self, sample: Sample) -> str:
+        """The question about a sample. The prompt goes in last, so that braces in it stay as they are."""
+        return self.question.replace("{prompt}", sample.prompt)
 
     def url(self, image: np.ndarray) -> str:
         """An image as it is sent: a data URI, resized (bicubic) if `side` is set."""

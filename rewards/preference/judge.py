@@ -71,8 +71,9 @@ class VlmJudge(ChatJudge):
         """Where a number lies between `low` and `high`, 0..1."""
         return (number - self.low) / (self.high - self.low)
 
-    def numbers(self, answer: str) -> tuple[dict[str, float], str]:
-        """The numbers and the reason in an answer: one JSON object, maybe in a code fence.
+    def numbers(self, answer: str, names: Sequence[str] | None = None) -> tuple[dict[str, float], str]:
+        """The numbers (`names`, by default NUMBERS) and the reason in an answer: a JSON object, maybe in a code fence.
+        In VIEScore's form the numbers are a list, `score`, and the reason is `reasoning`.
 
         Raises:
             RewardError: it is not JSON, or a number is missing or outside `low` .. `high`.
@@ -82,8 +83,10 @@ class VlmJudge(ChatJudge):
             verdict = json.loads(fenced[1] if fenced else answer)
         except ValueError as error:
             raise RewardError(f"the answer is not JSON: {excerpt(answer)}") from error
-        found = {}
-        for name in self.NUMBERS:
+        names, found = names or self.NUMBERS, {}
+        if isinstance(verdict, dict) and isinstance(listed := verdict.get("score"), list) and len(listed) == len(names):
+            verdict = {"reason": verdict.get("reasoning", ""), **dict(zip(names, listed, strict=True))}
+        for name in names:
             number = verdict.get(name) if isinstance(verdict, dict) else None
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 raise RewardError(f"the answer has no number under '{name}': {excerpt(answer)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from blip3o_rl.rewards.edit.benchmarks import GEditSettings, ImgEditSettings
 from blip3o_rl.rewards.edit.judge import EditJudgeSettings
 from blip3o_rl.rewards.preference.chat import ChatSettings
 from blip3o_rl.rewards.preference.judge import JudgeSettings
@@ -18,7 +19,7 @@ from blip3o_rl.scoring.registry import BUILT_IN
 FOLDERS = sorted(file.parent for file in (Path(__file__).parents[2] / "rewards").glob("*/__init__.py"))
 JUDGES = {
     **{"judge": JudgeSettings, "unifiedreward": UnifiedSettings, "questions": ChatSettings},
-    "edit_judge": EditJudgeSettings,
+    **{"edit_judge": EditJudgeSettings, "imgedit": ImgEditSettings, "gedit": GEditSettings},
 }
 
 
