@@ -2,7 +2,7 @@
 
 A setting is compared over several seeds, each a run of its own in a folder `NAME-SEED`. The score is that of the runs'
 own evaluations, so all must have been judged by the same rewards on the same prompts. Hours are those of the steps;
-evaluations are left out, since they are for the comparison.
+evaluations are left out, since they are for the comparison. They mean something where nothing else was running.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.errors import UserError
-from blip3o_rl.io import read_json
-from blip3o_rl.report.evaluations import SCORE
+from blip3o_rl.io import read_lines
+from blip3o_rl.report.evaluations import ALL_RIGHT, SCORE, read_result
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.report.series import STEP_SECONDS, values
 
-ALL_RIGHT = "official"
-"""Key of an evaluation file: the share of images with everything right, averaged over tags."""
+EXAMPLE = "actor_rollout_ref.actor.optim.lr=5e-5"
+OWN_REWARDS = "rewards_sha256"
+"""Of an evaluation's settings the one that settings to compare may differ in: the run's rewards give no score here."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,16 @@ def read_arms(words: Sequence[str]) -> list[Arm]:
     """Settings from `NAME [KEY=VALUE]...` each; without any, the recipe as it is.
 
     Raises:
-        UserError: a name that is no folder name, or that comes twice.
+        UserError: it cannot be read, its name is no folder name, or comes twice.
     """
     found: dict[str, Arm] = {}
     for text in words or ["default"]:
-        name, *overrides = shlex.split(text) or [""]
+        try:
+            name, *overrides = shlex.split(text) or [""]
+        except ValueError as error:
+            raise UserError(f"--arm {text}: {error}; close it") from error
         if not name or "=" in name or Path(name).name != name:
-            raise UserError(f"--arm '{text}': begins with no name; for example --arm 'finer model.scale=1'")
+            raise UserError(f"--arm '{text}': begins with no name for a folder; for example --arm 'slower {EXAMPLE}'")
         if name in found:
             raise UserError(f"--arm '{text}': there is another {name}; give each a name of its own")
         found[name] = Arm(name, tuple(overrides))
@@ -66,37 +70,29 @@ def read_arms(words: Sequence[str]) -> list[Arm]:
 def curve(folder: RunFolder) -> list[Point]:
     """The evaluations of a run, by step."""
     lines = folder.read_metrics()
-    seconds = values(lines, STEP_SECONDS)
     last = max((line["step"] for line in lines), default=0)
     files = {0: folder.eval_before, **dict(folder.evaluations()), last: folder.eval_after}
-    points = []
-    for step, file in sorted(files.items()):
-        if not file.is_file():
-            continue
-        found = read_json(file)
-        images = sum(len(folder.rollout_file(made).read_text().splitlines()) for made, _ in seconds if made <= step)
-        hours = sum(taken for made, taken in seconds if made <= step) / 3600
-        points.append(Point(step, images, hours, found[SCORE], found.get(ALL_RIGHT)))
+    seconds = dict(values(lines, STEP_SECONDS))
+    points, images, spent = [], 0, 0.0
+    for step in range(last + 1):
+        if step in seconds:
+            images += sum(1 for _ in read_lines(folder.rollout_file(step)))
+            spent += seconds[step]
+        if step in files and files[step].is_file():
+            found = read_result(files[step])
+            points.append(Point(step, images, spent / 3600, found[SCORE], found.get(ALL_RIGHT)))
     return points
 
 
-def judged_by(folder: RunFolder) -> Mapping[str, Any]:
-    """What a run's evaluation was made with, but for the run's own rewards, which give no score here."""
-    settings: dict[str, Any] = dict(read_json(folder.eval_after)["settings"])
-    settings.pop("rewards_sha256", None)
-    return settings
-
-
-def require_alike(folders: Sequence[RunFolder]) -> None:
-    """Raises `UserError` unless all runs were judged alike."""
-    first, *others = folders
-    for other in others:
-        one, two = judged_by(first), judged_by(other)
-        if one != two:
-            key = min(key for key in {*one, *two} if one.get(key) != two.get(key))
+def require_alike(made_with: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises `UserError` unless all evaluations were or will be made alike; name of a run -> settings of its own."""
+    (first, one), *others = made_with.items()
+    for name, two in others:
+        differing = [key for key in {**one, **two} if key != OWN_REWARDS and one.get(key) != two.get(key)]
+        if differing:
             raise UserError(
-                f"{other.path}: its evaluation has another {key} than that of {first.name}; settings are compared by "
-                "the same judge: give eval.rewards, and the same eval and render keys to all"
+                f"{name}: its evaluation has another {differing[0]} than that of {first}; settings are compared by the "
+                "same judge on the same prompts: give eval.rewards, and the same model.scale, eval and render to all"
             )
 
 

@@ -46,7 +46,7 @@ def evaluate(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="model folder, or `mini`, the default of a suite; several are compared; default: the recipe's"
+            help="model folder or packaged model; several are compared; default: `mini` for a suite, or the recipe's"
         ),
     ] = None,
     out: Annotated[

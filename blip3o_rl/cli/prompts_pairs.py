@@ -36,7 +36,12 @@ def pairs(
     count: Annotated[int, typer.Option(min=1, help="prompts of a built-in source")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="of the places, and of a source's prompts")] = 0,
     wrong: Annotated[
-        float, typer.Option(min=0, max=1, help="of edits: share that copies, spoils or remakes the image")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="share of edits with a wrong result: a copy (a row of task keep), another object changed, all moved",
+        ),
     ] = 0.0,
 ) -> None:
     """Makes image-text pairs out of briefs, for supervised fine-tuning before reinforcement learning.

@@ -46,7 +46,9 @@ class SystemPromptSettings(Settings):
 class ModelSettings(Settings):
     """What is trained."""
 
-    folder: InputText = Field("mini", description="model folder to start from, or its address")
+    folder: InputText = Field(
+        "mini", description="model to start from: a folder, its address, or a packaged one (`mini`)"
+    )
     scales: list[Literal[0, 1, 2]] = Field(
         [0], min_length=1, description="0, 1, 2 for 729, 169, 81 tokens; of several, each step picks one at random"
     )

@@ -22,6 +22,12 @@ from blip3o_rl.report.evaluations import SCORE
 from blip3o_rl.report.run_folder import RunFolder
 
 
+def settings_of_run(settings: TrainSettings, suite: Suite) -> dict[str, Any]:
+    """What the evaluations of two runs must have in common to be compared."""
+    how = GenerationConfig(settings.model.scale, settings.render.steps, settings.render.guidance)
+    return settings_of(suite, settings.eval.images_per_prompt, settings.eval.seed, how)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The evaluations of one run.
@@ -45,10 +51,11 @@ class Schedule:
     @classmethod
     def of(cls, settings: TrainSettings, suite: Suite, model: Path, folder: RunFolder) -> Schedule:
         chosen, last = settings.eval, settings.trainer.total_training_steps
-        how = GenerationConfig(settings.model.scale, settings.render.steps, settings.render.guidance)
-        compared = settings_of(suite, chosen.images_per_prompt, chosen.seed, how)
-        base = identity(model, backend="vllm", device=settings.trainer.device)
-        return cls(folder, suite, chosen.images_per_prompt, chosen.seed, chosen.every, last, compared, base)
+        base, made_with = (
+            identity(model, backend="vllm", device=settings.trainer.device),
+            settings_of_run(settings, suite),
+        )
+        return cls(folder, suite, chosen.images_per_prompt, chosen.seed, chosen.every, last, made_with, base)
 
     @property
     def total(self) -> int:

@@ -34,9 +34,9 @@ if TYPE_CHECKING:  # torch, transformers and diffusers are imported when a part 
 
 FORMAT = 1
 INDEX = "model_index.json"
-PACKAGED = {"mini": "weights", "mini-edits": "edit_weights"}
-"""Name of a model that ships with the package -> its folder in blip3o_rl/mini."""
 MINI = "mini"
+PACKAGED = {MINI: "weights", "mini-edits": "edit_weights"}
+"""Name of a model that ships with the package -> its folder in blip3o_rl/mini."""
 PARTS = ("policy", "renderer", "image_tokenizer")
 GENERATING = ("policy", "renderer")
 """The parts that text-to-image needs."""
@@ -76,6 +76,11 @@ class ModelFolder:
             raise UserError(f"{file}: format {written}, this version reads {FORMAT}; write the model folder again")
         for part in parts:
             self._checked(part)
+
+    @property
+    def name(self) -> str:
+        """The name of a packaged model, else that of the folder."""
+        return next((name for name in PACKAGED if resolve(name) == self.path), self.path.name)
 
     @property
     def can_edit(self) -> bool:

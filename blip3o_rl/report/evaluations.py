@@ -24,8 +24,9 @@ from blip3o_rl.io import read_json
 from blip3o_rl.report.overlay import drawn
 from blip3o_rl.report.run_folder import RunFolder
 
-SCORE, REWARD = "overall", "reward"
-"""Keys of an evaluation file: its score, and the value of the run's own rewards (null where they failed)."""
+SCORE, REWARD, ALL_RIGHT = "overall", "reward", "official"
+"""Keys of an evaluation file: its score, the value of the run's own rewards (null where they failed), and the share of
+images with everything right, averaged over tags."""
 SHOWN = 12
 """Prompts whose first image is shown: enough to look at, in the order of the list."""
 SAMPLES = 2000

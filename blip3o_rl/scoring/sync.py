@@ -60,9 +60,10 @@ def _in_thread(function: Callable[[], Result]) -> Future[Result]:
             deliver = partial(future.set_exception, RuntimeError(f"{type(error).__name__} {error}".strip()))
         except BaseException as error:
             deliver = partial(future.set_exception, error)
-        finally:
+        try:
             loop.close()
-        deliver()
+        finally:  # a reward may have left it running
+            deliver()
 
     threading.Thread(target=work, name="reward", daemon=True).start()
     return future

@@ -226,7 +226,7 @@ class SFTTrainer(LossTrainer):
                     tokenizer=self.tokenizer,
                     renderer=renderer,
                     image_tokenizer=self.base.path / "image_tokenizer",
-                    source=f"{self.folder.name}: supervised fine-tuning of {self.base.path.name}",
+                    source=f"{self.folder.name}: supervised fine-tuning of {self.base.name}",
                 )
                 keep_origin(self.base.path, partial)
         self.accelerator.wait_for_everyone()

@@ -57,7 +57,7 @@ def export(
             tokenizer=start.load_tokenizer(),
             renderer=start.path / "renderer",
             image_tokenizer=image_tokenizer if image_tokenizer.is_dir() else None,
-            source=f"{run.name}/{source.name}, from {start.path.name}",
+            source=f"{run.name}/{source.name}, from {start.name}",
         )
         keep_origin(start.path, partial)
         (partial / CARD).write_text(card(partial, "folder", training_of(source)))

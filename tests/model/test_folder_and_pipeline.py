@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,15 @@ def test_a_folder_round_trips(pipe: Blip3oPipeline, saved: Path) -> None:
 
 @pytest.mark.parametrize(("name", "latents"), [("mini", False), ("mini-edits", True)])
 def test_the_packaged_models_are_complete_and_edit(name: str, latents: bool) -> None:
-    """A file that git or the package leaves out would be missed here."""
+    """A file that git leaves out would be missed here."""
     folder = ModelFolder(name, *model_folder.PARTS)
     folder.check_editing()
     assert set(folder.index["parts"]) == {*model_folder.PARTS, "renderer/reference_connector"}
     uses = folder.load_renderer().reference_connector
     assert uses is not None and uses.config.noise_injection is uses.config.cross_attention is latents
-    assert not [file for file in folder.path.rglob("*.json") if "/tmp" in file.read_text()]
+    assert '"/' not in "".join(file.read_text() for file in folder.path.rglob("*config.json")), "a path of a machine"
+    package_data = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert f"{folder.path.name}/**/*" in package_data["package-data"]["blip3o_rl.mini"]
 
 
 def test_no_path_of_this_machine_is_written(saved: Path, pipe: Blip3oPipeline, tmp_path: Path) -> None:

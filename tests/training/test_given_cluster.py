@@ -167,6 +167,15 @@ def test_processes_get_a_home_that_can_be_written(tmp_path: Path, monkeypatch: p
     assert cluster._environment(config, folder, None)["HOME"] == str(folder.path / "home")
 
 
+def test_ranks_on_cpus_ask_for_no_numa_node_each(tmp_path: Path) -> None:
+    folder, ranks = (
+        RunFolder.create("shapes", path=tmp_path / "run"),
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
+    )
+    found = [cluster._environment(compose_recipe("shapes", words), folder, None) for words in ([], [ranks])]
+    assert [env.get("VLLM_CPU_OMP_THREADS_BIND") for env in found] == [None, "nobind"]
+
+
 def test_of_the_rewards_only_the_deployed_ones_are_checked_once_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
     monkeypatch.setattr("blip3o_rl.scoring.remote.deployment.start", lambda *_: None)

@@ -13,6 +13,7 @@ from blip3o_rl import machine
 from blip3o_rl.cli import doctor
 from blip3o_rl.cli import main as cli
 from blip3o_rl.machine import BROKEN, OK, WARNING, Finding
+from blip3o_rl.model.folder import PACKAGED
 from blip3o_rl.training import installation
 
 
@@ -95,9 +96,9 @@ def test_a_check_that_raises_becomes_a_finding():
     assert check == Finding("plug-in", BROKEN, "ImportError: no module named x", "reinstall: make clean install")
 
 
-def test_recipes_and_the_packaged_model_are_found():
+def test_recipes_and_the_packaged_models_are_found():
     assert "shapes" in installation._recipes()
-    assert "complete" in installation._mini_model()
+    assert all("complete" in installation._packaged(name) for name in PACKAGED)
 
 
 def test_the_screen_shows_remedies_and_the_exit_code_says_broken(monkeypatch, capsys):

@@ -300,13 +300,7 @@ def _instruction(
 
 
 def _scene(items: Sequence[_Item]) -> Scene:
-    centers = [scenes.center(item.box) for item in items]
-    return Scene(
-        tuple(
-            scenes.SceneObject(item.shape, item.color, x / RASTER, y / RASTER, scenes.FILL * item.box[2] / RASTER)
-            for item, (x, y) in zip(items, centers, strict=True)
-        )
-    )
+    return Scene(tuple(scenes.placed(item.shape, item.color, item.box) for item in items))
 
 
 def _clause(item: _Item, **more: Any) -> Metadata:

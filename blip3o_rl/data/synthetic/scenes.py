@@ -178,6 +178,12 @@ def sample(rng: np.random.Generator, tag: str) -> tuple[Metadata, Scene]:
     return metadata, realise(rng, metadata)
 
 
+def placed(shape: str, color: str, box: Box) -> SceneObject:
+    """An object in its cells."""
+    x, y = center(box)
+    return SceneObject(shape, color, x / RASTER, y / RASTER, FILL * box[2] / RASTER)
+
+
 def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
     """A random scene that satisfies a metadata line, with nothing else in it and a gap between any two objects.
 
@@ -192,8 +198,7 @@ def realise(rng: np.random.Generator, metadata: Metadata) -> Scene:
     objects = []
     for need, box in zip(wanted, boxes, strict=True):
         color = need.get("color") or str(rng.choice(list(COLORS)))
-        x, y = center(box)
-        objects.append(SceneObject(need["class"], color, x / RASTER, y / RASTER, FILL * box[2] / RASTER))
+        objects.append(placed(need["class"], color, box))
     return Scene(tuple(objects))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from blip3o_rl.data.synthetic import scenes
 from blip3o_rl.data.synthetic.edits import Edit
-from blip3o_rl.data.synthetic.scenes import COLORS, RASTER, Scene
+from blip3o_rl.data.synthetic.scenes import COLORS, Scene
 from blip3o_rl.data.synthetic.splits import pick
 
 SHARES = {"copy": 0.4, "spoiled": 0.4, "regenerated": 0.2}
@@ -22,7 +22,7 @@ REMOVED = 0.4
 
 
 def wrong(rng: np.random.Generator, edit: Edit) -> Scene:
-    """A random wrong scene after an edit; the right one where no such mistake is possible."""
+    """A random wrong scene after an edit."""
     kind = rng.choice([*SHARES], p=[*SHARES.values()])
     if kind == "copy":
         return edit.before
@@ -32,8 +32,6 @@ def wrong(rng: np.random.Generator, edit: Edit) -> Scene:
 def spoiled(rng: np.random.Generator, edit: Edit, removed: float = REMOVED) -> Scene:
     """The scene after, with a kept object removed (in a share of `removed`) or recolored."""
     kept = [item for item in edit.after.objects if item in edit.before.objects]
-    if not kept:
-        return edit.after
     other = pick(rng, kept)
     if len(edit.after.objects) > 1 and rng.random() < removed:
         return Scene(tuple(item for item in edit.after.objects if item is not other))
@@ -46,8 +44,5 @@ def regenerated(rng: np.random.Generator, edit: Edit) -> Scene:
     """The objects of the scene after, placed anew."""
     while (boxes := scenes.place(rng, len(edit.after.objects))) is None:
         pass
-    placed = (
-        replace(item, x=scenes.center(box)[0] / RASTER, y=scenes.center(box)[1] / RASTER, size=0.94 * box[2] / RASTER)
-        for item, box in zip(edit.after.objects, boxes, strict=True)
-    )
-    return Scene(tuple(placed))
+    objects = zip(edit.after.objects, boxes, strict=True)
+    return Scene(tuple(scenes.placed(item.shape, item.color, box) for item, box in objects))
