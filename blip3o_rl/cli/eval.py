@@ -112,7 +112,9 @@ def evaluate(
         editing = check_editing(suite.rows, ModelFolder(folder))
     refuse_deployed({**suite.rewards, **suite.reported})
     try:
-        suite.rubric()  # what is wrong with judge and prompts is said before a model is loaded
+        rubric = suite.rubric()  # what is wrong with judge and prompts is said before a model is loaded
+        if suite.name in BENCHMARKS:
+            rubric.self_check(suite.rows)  # a judge that nobody answers for
     except UserError as error:
         raise UserError(str(error).replace(f"{KEY}.", f"eval {suite.name}: ")) from error
     placement, results = options.Placement.of(dtype, device, backend, many=True), []
@@ -217,7 +219,8 @@ def _table(result: EvaluationResult) -> Table:
         rows.add_row(f"best of {size}", number(result.best), "", "")
     for component in (name for name in result.components if "/tag_" not in name):
         rows.add_row(component, number(result.components[component]), "", "")
-    rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s per image"
+    failed = f", {result.failed} could not be scored" if result.failed else ""
+    rows.caption = f"{result.distinct_share:.0%} distinct, {result.seconds_per_image:.2f} s per image{failed}"
     return rows
 
 

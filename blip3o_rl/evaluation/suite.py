@@ -72,7 +72,10 @@ def named(
     reported: Mapping[str, Any] | None = None,
     judge: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Suite:
-    """The suite of a source, on prompts of its kind. An image that its judge cannot score ends the evaluation.
+    """The suite of a source or benchmark, on prompts of its kind.
+
+    An image that the judge of a source cannot score ends the evaluation. Of a benchmark, whose judge may answer
+    anything, it is counted as failed and left out of the means.
 
     Args:
         judge: keys of the judge's rewards that differ from the source's, such as where the detector's weights are.
@@ -93,7 +96,8 @@ def named(
     for reward, own in judges.items():
         mine = changed.get(reward, {})
         at_an_address = "url" in (mine.get("service") or {})  # which has the other keys
-        entries[reward] = {**({} if at_an_address else own), **mine, "on_error": "stop"}
+        on_error = "skip_sample" if name in BENCHMARKS else "stop"
+        entries[reward] = {**({} if at_an_address else own), **mine, "on_error": on_error}
     return Suite(name, rows, entries, correct, reported or {})
 
 

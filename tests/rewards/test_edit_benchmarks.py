@@ -150,12 +150,14 @@ def test_gedits_tables_become_prompts_of_both_languages(tmp_path: Path) -> None:
 
 def test_eval_gives_the_benchmarks_table(tmp_path: Path, endpoint, capsys) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    tags = ("remove", "remove", "style", "style (cn)")
+    tags = ("remove", "remove", "style", "style (cn)", "style")
     lines = [{"prompt": f"edit {n}", "references": ["a.png"], "tag": tag} for n, tag in enumerate(tags)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     marks = {"edit 0": 2, "edit 1": 4, "edit 2": 5, "edit 3": 1}
 
     def reply(request):
+        if "edit 4" in parts(request)[1]:
+            return "I would rather not."
         number = next(number for prompt, number in marks.items() if prompt in parts(request)[1])
         return json.dumps({"compliance": number, "preservation": number, "quality": number})
 
@@ -168,6 +170,12 @@ def test_eval_gives_the_benchmarks_table(tmp_path: Path, endpoint, capsys) -> No
     assert ["remove", "3.00", "3.00", "2"] in printed and ["style", "5.00", "5.00", "1"] in printed
     assert ["overall", "4.00", "4.00", "3"] in printed  # the mean of the types, English alone
     assert ["overall", "(cn)", "1.00", "1.00", "1"] in printed
-    assert read_json(out)["components"]["imgedit/points"] == 3
+    assert read_json(out)["components"]["imgedit/points"] == 3 and read_json(out)["failed"] == 1
+    nobody = ["gedit.url=http://127.0.0.1:1/v1", "gedit.model=m", "gedit.request_retries=0"]
+    assert (
+        run(["eval", "gedit", *nobody, "--file", str(tmp_path / "p.jsonl"), *words[:-1], str(tmp_path / "g.json")]) == 2
+    )
+    assert "no answer from http://127.0.0.1:1/v1" in capsys.readouterr().err
+    assert not (tmp_path / "g.json").exists() and not (tmp_path / "g").exists()
     assert run(["eval", "gedit", *words]) == 2
     assert "import-edits" in capsys.readouterr().err
