@@ -41,7 +41,9 @@ def bench_learn(
     Overrides behind the recipe are for all. The same command goes on where it was cut off: runs that have ended are
     kept, one that was cut is resumed.
     """
-    recipe, common = runs.recipe_and_overrides(arguments, "bench learn", "recipes/words --arm 'fast render.steps=4'")
+    recipe, common = runs.recipe_and_overrides(
+        arguments, "bench learn", "recipes/words --arm 'fast render.rollout_steps=1'"
+    )
     from blip3o_rl.benchmarks import learning
     from blip3o_rl.benchmarks.measure import Report
     from blip3o_rl.report.evaluations import read_result

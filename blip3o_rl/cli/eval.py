@@ -37,7 +37,7 @@ def evaluate(
             metavar="SUITE [REWARD.KEY=VALUE]... | RECIPE [KEY=VALUE]... | compare A.json B.json ...",
             help="shapes (scenes, GenEval's rules), words (two letters) or text (words and phrases), read by RapidOCR, "
             "shapes-and-words, layout, layout-pairs, posters (texts and logos in their places), "
-            "planogram, planogram-pairs, store (products on shelves), edits, edits-unseen (of scenes) "
+            "planogram, planogram-pairs, store (products on shelves), edits, edits-unseen (of scenes), "
             "geneval (the 553 prompts), or with --file imgedit and gedit, "
             "with keys of the suite's judge, such as geneval.checkpoint=FOLDER; "
             "or the folder of a recipe with Hydra overrides of it, for its own evaluation",

@@ -51,10 +51,8 @@ class Schedule:
     @classmethod
     def of(cls, settings: TrainSettings, suite: Suite, model: Path, folder: RunFolder) -> Schedule:
         chosen, last = settings.eval, settings.trainer.total_training_steps
-        base, made_with = (
-            identity(model, backend="vllm", device=settings.trainer.device),
-            settings_of_run(settings, suite),
-        )
+        base = identity(model, backend="vllm", device=settings.trainer.device)
+        made_with = settings_of_run(settings, suite)
         return cls(folder, suite, chosen.images_per_prompt, chosen.seed, chosen.every, last, made_with, base)
 
     @property

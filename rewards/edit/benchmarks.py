@@ -7,7 +7,6 @@ scales. Name judge and questions next to a number.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.io import user_path
 from blip3o_rl.model.pixels import resized
 from blip3o_rl.rewards.edit.judge import SCORES, EditJudge, EditJudgeSettings, both_images
-from blip3o_rl.rewards.preference.chat import complete, excerpt
+from blip3o_rl.rewards.preference.chat import excerpt, question_of
 from blip3o_rl.rewards.preference.judge import JudgeSettings, VlmJudge, response_format
 from blip3o_rl.scoring.api import RewardError, Sample, Score
 
@@ -135,11 +134,7 @@ class GEditJudge(VlmJudge):
 
     def __init__(self, **options: object):
         super().__init__(**options)
-        file = self.settings.quality_question_file
-        try:
-            text = QUALITY if file is None else read_text(user_path(file))
-        except UserError as error:
-            raise UserError(f"quality_question_file: {error}") from error
+        text = question_of(self.settings.quality_question_file, "quality_question_file", QUALITY)
         self.quality = text.replace("{low}", f"{self.low:g}").replace("{high}", f"{self.high:g}")
         self.quality_extra = (
             {"response_format": response_format(self.QUALITY_NUMBERS)} if self.settings.structured else {}
@@ -151,12 +146,9 @@ class GEditJudge(VlmJudge):
 
     async def judged(self, client: openai.AsyncOpenAI, sample: Sample) -> Score:
         reference, output = map(self.url, self.shown(sample))
-        image = {"type": "image_url", "image_url": {"url": output}}
-        first, second = await asyncio.gather(
-            self.ask(client, (reference, output), self.asked(sample)),
-            complete(client, self.settings, [image, {"type": "text", "text": self.quality}], self.quality_extra),
-        )
-        semantics, reason = self._lower(first, self.NUMBERS)
+        # One after the other: a sample's turn is for one request.
+        semantics, reason = self._lower(await self.ask(client, (reference, output), self.asked(sample)), self.NUMBERS)
+        second = await self.ask(client, (output,), self.quality, self.quality_extra)
         quality, _ = self._lower(second, self.QUALITY_NUMBERS)
         points = math.sqrt(semantics * quality)
         return Score(points / self.high, {"semantics": semantics, "quality": quality, "points": points}, reason)

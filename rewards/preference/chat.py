@@ -78,11 +78,7 @@ class ChatJudge:
         extra: Mapping[str, Any] | None = None,
     ):
         self.settings = settings
-        if settings.question_file is not None:
-            try:
-                question = read_text(user_path(settings.question_file))
-            except UserError as error:
-                raise UserError(f"question_file: {error}") from error
+        question = question_of(settings.question_file, "question_file", question)
         if self.PLACE not in question:
             raise UserError(f"question_file: has no {self.PLACE} in it; write it where the {self.PLACE[1:-1]} goes")
         for name, value in (values or {}).items():
@@ -125,10 +121,22 @@ class ChatJudge:
         """An image as it is sent: a data URI, resized (bicubic) if `side` is set."""
         return png_uri(image if self.settings.side is None else squashed(image, self.settings.side))
 
-    async def ask(self, client: openai.AsyncOpenAI, urls: Iterable[str], text: str) -> str:
-        """The answer to a question about some images; see `complete`."""
+    async def ask(
+        self, client: openai.AsyncOpenAI, urls: Iterable[str], text: str, extra: Mapping[str, Any] | None = None
+    ) -> str:
+        """The answer to a question about some images; `extra` takes the place of the judge's own. See `complete`."""
         images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        return await complete(client, self.settings, [*images, {"type": "text", "text": text}], self.extra)
+        return await complete(
+            client, self.settings, [*images, {"type": "text", "text": text}], self.extra if extra is None else extra
+        )
+
+
+def question_of(file: Path | None, key: str, default: str) -> str:
+    """The question in a user's file, by default our own; `key` is for the error."""
+    try:
+        return default if file is None else read_text(user_path(file))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 async def complete(
