@@ -220,6 +220,16 @@ def _save(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """A run changes the environment of its process, which ends with it; the process of the tests goes on."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def upstream(tmp_path: Path) -> Callable[..., Upstream]:
     """Writes tiny upstream checkpoints; arguments are those of `write_upstream`."""
