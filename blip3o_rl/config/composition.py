@@ -37,6 +37,8 @@ from blip3o_rl.io import user_path
 
 CONFIG_MODULE = "blip3o_rl.config.defaults"
 STORED = "blip3o_stored_run"
+DEVICES = ("device=cpu", "device=gpu")
+"""Choices of a profile within the base."""
 
 
 @dataclass(frozen=True)
@@ -107,28 +109,41 @@ def compose(kind: Kind, recipe: str | Path, overrides: list[str]) -> DictConfig:
         bases = list(written.pop("defaults", None) or []) if isinstance(written, DictConfig) else []
         if kind.base not in bases:
             raise UserError(f"{file}: is no recipe for blip3o-rl {kind.command}; its defaults do not name {kind.base}")
-        known = _known(kind.base)
+        device = [word for word in overrides if word in DEVICES][-1:]
+        base = _base(kind.base, *device)
+        known = dict(_nodes(base))
         for key in dict(_nodes(written)):
             _check_key(kind, key, known, f"{file}: ")
     plain, paths = _split(kind, overrides, known)
-    with _one_line(str(file)), _hydra(), initialize_config_dir(str(folder), version_base=None):
-        config = hydra_compose("config", overrides=[_search_path(), *plain])
+    with _one_line(str(file)):
+        others = [word for word in plain if word not in DEVICES]
+        if bases == [kind.base, "_self_"] and not any(word.startswith("device=") for word in others):
+            config = _on_top(OmegaConf.merge(base, written), others)  # the base has 60 files, which are read once
+        else:
+            with _hydra(), initialize_config_dir(str(folder), version_base=None):
+                config = hydra_compose("config", overrides=[_search_path(), *plain])
     return _finished(config, paths | {"run.recipe": folder.name})
 
 
 def compose_stored(kind: Kind, config: Any, name: str, overrides: list[str]) -> DictConfig:
     """A configuration that was composed and written down before, with overrides on top; `name` is for messages."""
     plain, paths = _split(kind, overrides, dict(_nodes(config)))
+    with _one_line(name):
+        return _finished(_on_top(config, plain), paths)
+
+
+def _on_top(config: Any, overrides: list[str]) -> DictConfig:
+    """A configuration with Hydra's overrides."""
     ConfigStore.instance().store(STORED, config)
-    with _one_line(name), _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
-        return _finished(hydra_compose(STORED, overrides=plain), paths)
+    with _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
+        return hydra_compose(STORED, overrides=overrides)
 
 
 @cache
-def _known(base: str) -> dict[str, Any]:
-    """The nodes of a base's configuration, which has all keys that there are."""
+def _base(name: str, *overrides: str) -> DictConfig:
+    """A base's configuration, which has all keys that there are; not to be changed."""
     with _hydra(), initialize_config_module(CONFIG_MODULE, version_base=None):
-        return dict(_nodes(hydra_compose(base, overrides=[_search_path()])))
+        return _finished(hydra_compose(name, overrides=[_search_path(), *overrides]), {})
 
 
 def resolved(config: Any) -> dict[str, Any]:
