@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from blip3o_rl import allocator
 from blip3o_rl.cli import (
     bench,
     bench_learn,
@@ -124,6 +125,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a prompt in Chinese must not end a command in a terminal without it
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    allocator.keep_freed_memory()
     raise SystemExit(run(sys.argv[1:]))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from blip3o_rl import machine, terminal
+from blip3o_rl import allocator, machine, terminal
 from blip3o_rl.config.reward import is_deployed, process_environment
 from blip3o_rl.data.prompts import PromptRow
 from blip3o_rl.errors import UserError
@@ -146,6 +146,7 @@ def _environment(config: DictConfig, folder: RunFolder, metrics_file: Path | Non
     if config.trainer.device == "cpu":
         # Ray would give each actor one thread; waiting threads must not take the cores from other processes.
         env |= {"OMP_NUM_THREADS": str(machine.cpus()), "OMP_WAIT_POLICY": "PASSIVE", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        env |= allocator.environment()
         if config.actor_rollout_ref.rollout.tensor_model_parallel_size > 1:
             env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else vLLM wants a NUMA node for each rank
     return env
