@@ -176,6 +176,11 @@ def vllm_device() -> str | None:
     return version and ("cpu" if "cpu" in version else "cuda")
 
 
+def has_compiler() -> bool:
+    """Whether torch.compile can work here: it compiles C++, on GPUs for what starts its kernels."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def device() -> str:
     """The kind of device that runs on this machine use: `cpu` or `gpu`.
 

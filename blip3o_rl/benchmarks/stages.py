@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from blip3o_rl import machine
 from blip3o_rl.benchmarks import original
 from blip3o_rl.benchmarks.measure import Procedure, Timing
 from blip3o_rl.errors import UserError
@@ -76,6 +77,7 @@ def rendering(renderer: Renderer, config: GenerationConfig, images: int, rows: i
         batched(ORIGINAL, partial(original.render, renderer, config)),
         batched("condition once, one null row", partial(_without_keys, renderer, config)),
         ours("keys and values once", renderer),
+        *([ours("compiled", _compiled(renderer, config, states))] if machine.has_compiler() else ()),
         ours("guidance 1", renderer, guidance=1.0),
     ]
     if config.guidance != 1 and config.steps > 2:
@@ -89,6 +91,15 @@ def rendering(renderer: Renderer, config: GenerationConfig, images: int, rows: i
     noise = initial_noise(renderer, range(config.batch_size))
     found.append(Procedure("decode", "one batch", torch.inference_mode()(lambda: renderer.decode(noise)), len(noise)))
     return found
+
+
+def _compiled(renderer: Renderer, config: GenerationConfig, states: torch.Tensor) -> Renderer:
+    """The same weights with compiled layers, compiled before anything is timed."""
+    compiled = copy.copy(renderer)
+    compiled.compile_layers()
+    batch = states[: config.batch_size]
+    render(compiled, batch, range(len(batch)), replace(config, steps=1))
+    return compiled
 
 
 @torch.inference_mode()

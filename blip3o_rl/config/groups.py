@@ -61,6 +61,9 @@ class RenderSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 where the device multiplies it natively, else float32"
     )
+    compile: bool = Field(
+        False, description="compile the network's layers (torch.compile), which takes up to a minute at the start"
+    )
     device: str = Field("${trainer.device}", description="torch device of the replicas")
     replicas: int | None = Field(None, ge=1, description="of the renderer; null: one per GPU of the run, on that GPU")
     gpus_per_replica: float = Field(0.0, ge=0, description="0: shares the GPUs with trainer and sampler")

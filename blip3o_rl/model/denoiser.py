@@ -11,7 +11,7 @@ Training the renderer goes through diffusers' own forward pass, with its gradien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,13 +52,33 @@ def attended(transformer: Any, condition: torch.Tensor) -> list[Attended]:
     return [Attended(block.attn2, rows) for block in transformer.transformer_blocks]
 
 
-def forward(transformer: Any, x: torch.Tensor, timestep: torch.Tensor, condition: Sequence[Attended]) -> torch.Tensor:
+def layer(
+    block: Any, attend: Attended, hidden: torch.Tensor, modulation: torch.Tensor, grid: Sequence[int]
+) -> torch.Tensor:
+    """One transformer block: hidden rows [B, n, D] of a grid of n positions, modulated by [B or 1, 6, D]."""
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (block.scale_shift_table + modulation).chunk(6, dim=1)
+    inner = torch.addcmul(shift, block.norm1(hidden), 1 + scale)
+    hidden = torch.addcmul(hidden, gate, block.attn1(inner))
+    hidden = hidden + attend(hidden)
+    inner = torch.addcmul(mlp_shift, block.norm2(hidden), 1 + mlp_scale)
+    inner = block.ff(inner.unflatten(1, grid).permute(0, 3, 1, 2))
+    return torch.addcmul(hidden, mlp_gate, inner.flatten(2).transpose(1, 2))
+
+
+def forward(
+    transformer: Any,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    condition: Sequence[Attended],
+    one_layer: Callable[..., torch.Tensor] = layer,
+) -> torch.Tensor:
     """The network's prediction [B, c, h, w] for latents of that shape.
 
     Args:
         transformer: a SanaTransformer2DModel in evaluation mode.
         timestep: float32 [1], or [B] for one per image.
         condition: as `attended` gives it.
+        one_layer: `layer`, or what `torch.compile` makes of it.
     """
     patch = transformer.config.patch_size
     grid = [side // patch for side in x.shape[-2:]]
@@ -66,13 +86,7 @@ def forward(transformer: Any, x: torch.Tensor, timestep: torch.Tensor, condition
     modulation, level = transformer.time_embed(timestep, batch_size=len(timestep), hidden_dtype=hidden.dtype)
     modulation = modulation.unflatten(1, (6, -1))
     for block, attend in zip(transformer.transformer_blocks, condition, strict=True):
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (block.scale_shift_table + modulation).chunk(6, dim=1)
-        inner = torch.addcmul(shift, block.norm1(hidden), 1 + scale)
-        hidden = torch.addcmul(hidden, gate, block.attn1(inner))
-        hidden = hidden + attend(hidden)
-        inner = torch.addcmul(mlp_shift, block.norm2(hidden), 1 + mlp_scale)
-        inner = block.ff(inner.unflatten(1, grid).permute(0, 3, 1, 2))
-        hidden = torch.addcmul(hidden, mlp_gate, inner.flatten(2).transpose(1, 2))
+        hidden = one_layer(block, attend, hidden, modulation, grid)
     hidden = transformer.proj_out(transformer.norm_out(hidden, level, transformer.scale_shift_table))
     pixels = hidden.unflatten(2, (patch, patch, -1)).unflatten(1, grid)
     return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)

@@ -62,6 +62,8 @@ class RenderService:
         device = device_of(renderer_device(settings, gpus_per_node), "render.device")
         dtype = fast_dtype_of(settings.dtype, device, "render.dtype")
         self.renderer = ModelFolder(model).load_renderer(dtype, device)
+        if settings.compile:
+            self.renderer.compile_layers()
         self.image_tokenizer = ModelFolder(model).load_image_tokenizer(device) if editing else None
         self.turn = asyncio.Lock()  # the image tokenizer sets the precision of the whole process while it works
         batched: Any = self.__call__

@@ -69,6 +69,8 @@ def check(config: DictConfig, root: Path = DEFAULT_ROOT) -> Checked:
             "leave it out, or install '.[gpu]' and see blip3o-rl doctor"
         )
     _check_vllm(settings.trainer.device)
+    if settings.render.compile and not machine.has_compiler():
+        raise UserError("render.compile=true: no C++ compiler here; install g++ on each node, set CXX, or leave it out")
     trackers.check(settings.trainer.logger)
     if settings.run.upload is not None:
         stores.check_writable(settings.run.upload)

@@ -13,6 +13,7 @@ import torch
 from editing import POLICY_ONLY, edit_row, editing_copy, photo
 from ray.exceptions import RayActorError
 
+from blip3o_rl import machine
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.data.prompts import check_row
 from blip3o_rl.model import rendering
@@ -81,13 +82,31 @@ def test_a_batch_of_mixed_lengths_and_settings_is_rendered_like_single_images(un
         assert np.abs(together[row][0].astype(int) - alone).max() <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not machine.has_compiler(), reason="no C++ compiler here")
+def test_compiled_layers_render_the_same_images(editor: Path) -> None:
+    """Text-to-image and edits, with guidance, at three ranges of batch sizes that torch compiles apart."""
+    plain, compiled = make_service(editor), make_service(editor, compile=True)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    hidden, random = plain.renderer.connector.config.in_features, np.random.default_rng(1)
+    for images in (17, 3, 1):
+        states = [random.normal(size=(82, hidden)).astype(np.float32) for _ in range(images)]
+        latents = [None, *[random.normal(size=(8, 8, 8)).astype(np.float32)] * (images - 1)]
+        calls = states, list(range(images)), [True] * images, latents
+        expected, found = plain.render_batch(*calls), compiled.render_batch(*calls)
+        for one, other in zip(expected, found, strict=True):
+            assert np.abs(one[0].astype(int) - other[0]).max() <= 1
+    assert counters["stats"]["unique_graphs"] > 1 and not counters["graph_break"]
+
+
 @pytest.fixture(scope="module")
 def editor(untrained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return editing_copy(untrained.folder, tmp_path_factory.mktemp("editor") / "model")
 
 
-def make_service(folder: Path, editing: bool = True) -> Any:
-    settings = RenderSettings(steps=2, dtype="float32", device="cpu")
+def make_service(folder: Path, editing: bool = True, compile: bool = False) -> Any:
+    settings = RenderSettings(steps=2, dtype="float32", device="cpu", compile=compile)
     return RenderService.func_or_class(str(folder), settings, editing=editing)
 
 

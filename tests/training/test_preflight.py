@@ -257,6 +257,11 @@ def test_a_gpu_run_is_refused_where_no_gpu_can_be_used(refused, monkeypatch: pyt
     assert refused("device=gpu").startswith("device=gpu: no GPU can be used here")
 
 
+def test_compiling_is_refused_without_a_compiler(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert refused("render.compile=true").startswith("render.compile=true: no C++ compiler here; install g++")
+
+
 def test_cpus_are_refused_where_vllm_samples_on_gpus_alone(refused, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(machine, "vllm_device", lambda: "cuda")
     assert refused().startswith("device=cpu: the installed vLLM samples on GPUs alone")
