@@ -27,6 +27,23 @@ def test_recipe_stands_on_verls_config_and_free_keys_need_no_plus() -> None:
     assert config.reward.rewards.geneval.weight == 1.0
 
 
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_recipe_may_have_parts_and_both_ways_to_compose_agree(tmp_path: Path, device: str) -> None:
+    """Where a recipe names the base alone, it is merged with it; with parts of its own, Hydra composes all of it."""
+    text = (SHAPES / "config.yaml").read_text()
+    whole, parted = tmp_path / "a" / "one", tmp_path / "b" / "one"
+    for folder in (whole, parted):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(text)
+    (parted / "config.yaml").write_text(text.replace("- blip3o_ppo\n", "- blip3o_ppo\n  - part\n"))
+    (parted / "part.yaml").write_text("data: {train_batch_size: 3}\nrender: {rollout_steps: 3}\n")
+    words = ["hardware=8x80gb", "+trainer.more=1", "data.train_batch_size=16", "reward.rewards.more.path=my.py:f"]
+    one, other = (compose_recipe(folder, words, device) for folder in (whole, parted))
+    assert other.render.rollout_steps == 3
+    other.render.rollout_steps = one.render.rollout_steps
+    assert OmegaConf.to_container(one) == OmegaConf.to_container(other)
+
+
 def test_device_profile_is_chosen_or_taken() -> None:
     assert compose_recipe(SHAPES, ["device=gpu"]).trainer.device == "cuda"
     assert compose_recipe(SHAPES, ["device=cpu"]).actor_rollout_ref.rollout.enable_sleep_mode is False
