@@ -1,4 +1,4 @@
-"""Memory that torch frees stays with the process, whether it was told at its start or later."""
+"""Memory that torch frees stays with the process, whether that is set at its start or later."""
 
 from __future__ import annotations
 
