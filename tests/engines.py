@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.token_layout import add_image_tokens
+from blip3o_rl.rollout.vllm_patches import executor
 
 WORKERS = Path(__file__).parent / "rollout"
 """Where the engine finds its worker extension."""
@@ -69,7 +70,8 @@ def tiny_engine(policy: Path, async_scheduling: bool = False, ranks: int = 1) ->
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        if ranks > 1:
+            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
         from vllm import LLM
         from vllm.platforms.cpu import CpuPlatform
@@ -93,6 +95,7 @@ def tiny_engine(policy: Path, async_scheduling: bool = False, ranks: int = 1) ->
             disable_log_stats=False,
             tensor_parallel_size=ranks,
             worker_extension_cls="syncing_worker.SyncingWorker",
+            **executor(ranks),
         )
         assert llm.collective_rpc("start_capture", args=(64,)) == [True] + [False] * (ranks - 1)
         yield llm

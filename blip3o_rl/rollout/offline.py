@@ -26,7 +26,7 @@ from blip3o_rl.model.devices import dtype_name
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig, Progress, silent
 from blip3o_rl.rollout.state_capture import sampling_params, states_tensor, unpack_states
-from blip3o_rl.rollout.vllm_patches import use_v1_runner
+from blip3o_rl.rollout.vllm_patches import executor, use_v1_runner
 
 KV_CACHE_LIMIT = 4 * 2**30
 """Bytes for keys and values, unless a single sequence needs more; the rest of a GPU is left to the renderer."""
@@ -83,6 +83,7 @@ class OfflineSampler:
             disable_log_stats=True,
             use_tqdm_on_load=False,
             worker_extension_cls="blip3o_rl.rollout.state_capture.StateCapture",
+            **executor(workers=1),
         )
 
     def __call__(

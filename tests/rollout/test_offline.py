@@ -57,7 +57,7 @@ def sampler(folder: Path) -> Iterator[OfflineSampler]:
         with OfflineSampler(folder, max_num_seqs=2, max_model_len=LENGTH) as made:
             started = set(psutil.Process().children(recursive=True)) - before
             engine = [child for child in started if "resource_tracker" not in " ".join(child.cmdline())]
-            assert engine
+            assert len(engine) == 1, "the worker has a process of its own"
             yield made
         made.close()
         _, alive = psutil.wait_procs(engine, timeout=30)

@@ -205,6 +205,48 @@ def test_vllm_still_drops_the_weights_of_linear_layers_on_a_cpu() -> None:
         assert (layer.weight.numel() == 64 * 64) is kept
 
 
+def test_vllm_still_gives_a_worker_on_a_cpu_a_process_of_its_own(tiny_policy_folder: Path) -> None:
+    """When this fails, vLLM runs a single worker in the engine: delete `vllm_patches.executor`."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    from blip3o_rl.rollout import vllm_patches
+
+    if not current_platform.is_cpu():
+        pytest.skip("on a GPU, vLLM runs a single worker in the engine")
+    vllm_patches.register()
+    for asked, got in (
+        ({"distributed_executor_backend": "uni"}, MultiprocExecutor),
+        (vllm_patches.executor(workers=1), UniProcExecutor),
+    ):
+        config = EngineArgs(str(tiny_policy_folder), skip_tokenizer_init=True, **asked).create_engine_config()
+        assert Executor.get_class(config) is got
+
+
+@pytest.mark.parametrize(("workers", "binding"), [(2, None), (1, "0-1"), (1, "auto")])
+def test_workers_that_need_a_process_of_their_own_get_it(
+    workers: int, binding: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blip3o_rl.rollout import vllm_patches
+
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    monkeypatch.setattr(vllm_patches.machine, "vllm_device", lambda: "cpu")
+    assert vllm_patches.executor(workers=1)
+    if binding is not None:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", binding)
+    assert vllm_patches.executor(workers) == {}
+
+
+def test_a_worker_on_a_gpu_is_left_to_verl(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip3o_rl.rollout import vllm_patches
+
+    monkeypatch.setattr(vllm_patches.machine, "vllm_device", lambda: "cuda")
+    assert vllm_patches.executor(workers=1) == {}
+
+
 def test_model_runner_v2_still_lacks_what_a_capture_needs() -> None:
     """When this fails, capture through `get_model_state_cls` may replace the patches of V1: see docs/pitfalls.md."""
     from vllm.config import VllmConfig
