@@ -16,8 +16,9 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from blip3o_rl import machine
 from blip3o_rl.errors import UserError
 from blip3o_rl.rollout import weight_sync
+from blip3o_rl.rollout.server_actor import ServerActor
 from blip3o_rl.rollout.state_capture import IMAGE_TOKENS, STATES, capture_request, image_request, unpack_states
-from blip3o_rl.rollout.vllm_patches import use_v1_runner
+from blip3o_rl.rollout.vllm_patches import executor, use_v1_runner
 
 
 class Blip3oHttpServer(vLLMHttpServer):
@@ -48,6 +49,12 @@ class Blip3oHttpServer(vLLMHttpServer):
             await self.engine.collective_rpc("free_states")
         await super().sleep()
 
+    def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
+        """verl's, and where the worker runs; a `distributed_executor_backend` that is given stays."""
+        super()._preprocess_engine_kwargs(engine_kwargs)
+        for key, value in executor(len(self.workers)).items():
+            engine_kwargs.setdefault(key, value)
+
     def _get_worker_extension_cls(self) -> str:
         return "blip3o_rl.rollout.worker_extension.Blip3oWorkerExtension"
 
@@ -77,11 +84,11 @@ class Blip3oHttpServer(vLLMHttpServer):
 
 
 class Blip3oReplica(vLLMReplica):
-    """verl's vLLM replica with the server above."""
+    """verl's vLLM replica with the server above, in an actor that its callers know without vLLM."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.server_class = ray.remote(Blip3oHttpServer)
+        self.server_class = ray.remote(ServerActor)
 
     def _get_server_name_prefix(self) -> str:
         """verl's weight sync looks the server up by the rollout's name."""

@@ -43,7 +43,7 @@ PROCESSES = {
     "recorder": "ray::Recorder",
     "worker": "ray::WorkerDict",
     "agent loop": "ray::AgentLoopWorker",
-    "vLLM server": "ray::Blip3oHttpServer",
+    "vLLM server": "ray::ServerActor",
     "Serve controller": "ray::ServeController",
     "queue": "ray::TransferQueueController",
     "raylet": "raylet",
