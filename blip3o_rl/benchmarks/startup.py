@@ -32,8 +32,9 @@ PROCESSES = {
 """What a process of a run is -> the module that it begins with."""
 HEAVY = ("torch", "transformers", "diffusers", "vllm", "verl", "ray", "ray.serve", "pandas", "matplotlib", "scipy")
 _TAIL = (
-    "import json, resource, sys; used = resource.getrusage(resource.RUSAGE_SELF);"
-    "print(json.dumps({'cpu_s': used.ru_utime + used.ru_stime, 'peak_mib': used.ru_maxrss / 1024,"
+    "import json, re, resource, sys; used = resource.getrusage(resource.RUSAGE_SELF);"
+    "peak = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]);"  # ru_maxrss has the parent's
+    "print(json.dumps({'cpu_s': used.ru_utime + used.ru_stime, 'peak_mib': peak / 1024,"
     f"'modules': len(sys.modules), 'heavy': [name for name in {HEAVY} if name in sys.modules]}}))"
 )
 

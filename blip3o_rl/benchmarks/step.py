@@ -1,9 +1,9 @@
 """The work of one training step, stage by stage, in one process: the original's procedure and this package's.
 
 Three columns: the original's; the same images by this package (as many steps, as much guidance); and the recipe's
-rollouts, which may be rendered more cheaply. The policy's passes are those of old log-probs, reference and update,
-without FSDP. What Ray, Serve and verl add between the stages, the optimizer's step and the weight sync are in the
-metrics of a run (`timing_s/...`), not here.
+rollouts, which may be rendered more cheaply, and need no old log-probs in verl's bypass mode. The policy's passes are
+those of old log-probs, reference and update, without FSDP. What Ray, Serve and verl add between the stages, the
+optimizer's step and the weight sync are in the metrics of a run (`timing_s/...`), not here.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from blip3o_rl.scoring.rubric import Rubric
 from blip3o_rl.training.log_probs import entropies, log_probs
 
 ORIGINAL, SAME, RECIPE, ANY = "original", "same images", "the recipe's rollouts", "any"
+LOG_PROBS = "log-probs, policy and reference"
+ROLLOUT, STEP = "rollout: sample, render", "step: all stages"
 
 
 def procedures(
@@ -63,7 +65,7 @@ def procedures(
         Sample(f"{row.id}/{seed}", row.prompt, image, row.metadata, row.id)
         for row, seed, image in zip(chosen, seeds, pixels, strict=True)
     ]
-    micro = settings.micro_batch_size
+    micro, bypass = settings.micro_batch_size, settings.algorithm.rollout_correction.bypass_mode
     passes = {
         ORIGINAL: partial(_original_pass, policy, sequences, count, micro),
         SAME: partial(_pass, policy, sequences, micro),
@@ -75,10 +77,8 @@ def procedures(
         Procedure("render", SAME, rendered(ours, DEFAULTS), images),
         Procedure("render", RECIPE, rendered(ours, settings.render.generation(full=False)), images),
         Procedure("score", ANY, lambda: rubric.score(samples), images),
-        *(
-            Procedure("log-probs, policy and reference", name, partial(_twice, one), images)
-            for name, one in passes.items()
-        ),
+        *(Procedure(LOG_PROBS, name, partial(_twice, one), images) for name, one in passes.items()),
+        *([Procedure(LOG_PROBS, RECIPE, partial(passes[SAME], False), images)] if bypass else []),
         *(Procedure("update", name, partial(one, True), images) for name, one in passes.items()),
     ]
 
@@ -89,13 +89,14 @@ def _twice(one: Callable[[bool], None]) -> None:
 
 
 def totals(timings: Sequence[Timing]) -> list[Timing]:
-    """The stages together, per column; a column without a row of its own has that of the one before."""
+    """A rollout's and a step's stages together, per column; one without a row of its own has that of the one before."""
     found = []
-    stages = list(dict.fromkeys(timing.stage for timing in timings))
-    for column in (ORIGINAL, SAME, RECIPE):
-        parts = [_of_column([timing for timing in timings if timing.stage == stage], column) for stage in stages]
-        seconds = [sum(times) for times in zip(*(part.seconds for part in parts), strict=True)]
-        found.append(Timing("together", column, parts[0].images, seconds))
+    step = tuple(dict.fromkeys(timing.stage for timing in timings))
+    for name, stages in ((ROLLOUT, ("sample", "render")), (STEP, step)):
+        for column in (ORIGINAL, SAME, RECIPE):
+            parts = [_of_column([timing for timing in timings if timing.stage == stage], column) for stage in stages]
+            seconds = [sum(times) for times in zip(*(part.seconds for part in parts), strict=True)]
+            found.append(Timing(name, column, parts[0].images, seconds))
     return found
 
 

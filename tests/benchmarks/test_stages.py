@@ -126,16 +126,20 @@ def test_a_step_is_the_sum_of_its_columns() -> None:
         Timing("render", step.RECIPE, 2, [0.5, 0.5]),
         Timing("score", step.ANY, 2, [1.0, 1.0]),
     ]
-    found = {timing.name: timing.seconds for timing in step.totals(timings)}
+    together = step.totals(timings)
+    assert [timing.stage for timing in together] == [step.ROLLOUT] * 3 + [step.STEP] * 3
+    found = {timing.name: timing.seconds for timing in together if timing.stage == step.STEP}
     assert found == {step.ORIGINAL: [13.0, 17.0], step.SAME: [7.0, 7.0], step.RECIPE: [2.5, 2.5]}
 
 
 def test_startup_runs_each_in_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "COMMANDS", {"--help": ["--help"]})
     monkeypatch.setattr(startup, "PROCESSES", {"numbers": "numpy"})
+    held = np.ones(2**28, np.uint8)  # what this process has is not the child's
     command, process = startup.measure(2)
     assert len(command.seconds) == len(process.seconds) == 2
     assert command.notes["heavy"] == [] and process.notes["modules"] > 50
+    assert 5 < process.notes["peak_mib"] < len(held) / 2**20
 
 
 def test_scaling_makes_every_number_of_images_and_every_scale(untrained: Any, tmp_path: Path) -> None:

@@ -125,14 +125,24 @@ def test_bench_step_adds_the_stages_of_the_recipe_up(
     words = ["bench", "step", str(folder), "render.rollout_steps=1", "data.train_batch_size=1"]
     words += ["--backend=transformers", "--repetitions=1"]
     assert cli.run([*words, f"--out={out}"]) == 0
-    assert "together: the recipe's rollouts" in capsys.readouterr().out
+    assert f"{step.STEP}: the recipe's rollouts" in capsys.readouterr().out
     rows = json.loads(out.read_text())["rows"]
     seconds = {(row["stage"], row["procedure"]): row["median_s"] for row in rows}
     stages = list(dict.fromkeys(row["stage"] for row in rows))
-    assert stages == ["sample", "render", "score", "log-probs, policy and reference", "update", "together"]
-    parts = [seconds[stage, step.ANY if stage == "score" else step.ORIGINAL] for stage in stages[:-1]]
-    assert seconds["together", step.ORIGINAL] == pytest.approx(sum(parts))
+    assert stages == ["sample", "render", "score", step.LOG_PROBS, "update", step.ROLLOUT, step.STEP]
+    parts = [seconds[stage, step.ANY if stage == "score" else step.ORIGINAL] for stage in stages[:-2]]
+    assert seconds[step.STEP, step.ORIGINAL] == pytest.approx(sum(parts))
+    assert seconds[step.ROLLOUT, step.RECIPE] == pytest.approx(
+        seconds["sample", step.SAME] + seconds["render", step.RECIPE]
+    )
     assert all(row["images"] == 3 for row in rows)
+    assert (step.LOG_PROBS, step.RECIPE) not in seconds, "as many passes as with the same images"
+    assert cli.run([*words, "algorithm.rollout_correction.bypass_mode=true", f"--out={tmp_path / 'bypass.json'}"]) == 0
+    found = {
+        (row["stage"], row["procedure"]): row.get("flops")
+        for row in json.loads((tmp_path / "bypass.json").read_text())["rows"]
+    }
+    assert found[step.LOG_PROBS, step.RECIPE] * 2 == found[step.LOG_PROBS, step.SAME], "the reference's pass alone"
 
 
 @pytest.mark.parametrize(
