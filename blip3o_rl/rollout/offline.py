@@ -34,6 +34,8 @@ BLOCK = 128
 """Tokens of the largest block in which vLLM hands out that memory."""
 MAX_LENGTH, EDITING_LENGTH = 2048, 4096
 """Longest prompt plus its image, in tokens; with room for four reference images of 729 tokens."""
+TAKEN = 32
+"""Images whose states come in one message, of at most 100 MB from the 3B model."""
 GPU_SHARE = 0.5
 """Share of a GPU that must be free when the engine starts."""
 
@@ -101,7 +103,10 @@ class OfflineSampler:
         self._request += len(prompts)
         self._engine.collective_rpc("start_capture", args=(len(prompts),))
         tokens = self._sample(prompts, seeds, config, names, progress)
-        states = [states_tensor(unpack_states(self._engine.collective_rpc("take_states", args=(n,)))) for n in names]
+        states: list[torch.Tensor] = []
+        for start in range(0, len(names), TAKEN):
+            replies = self._engine.collective_rpc("take_states", args=(names[start : start + TAKEN],))
+            states += map(states_tensor, unpack_states(replies))
         return tokens, torch.stack(states)
 
     def rollouts(self, prompts: list[list[int]], config: GenerationConfig) -> tuple[torch.Tensor, torch.Tensor]:

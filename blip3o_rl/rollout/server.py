@@ -75,11 +75,11 @@ class Blip3oHttpServer(vLLMHttpServer):
         if output.stop_reason == "aborted":
             await self.engine.collective_rpc("drop_states", args=(request_id,))
             return output
-        packed = await self.engine.collective_rpc("take_states", args=(request_id,))
+        packed = await self.engine.collective_rpc("take_states", args=([request_id],))
         output.token_ids = list(output.token_ids[:count])
         if output.log_probs is not None:
             output.log_probs = output.log_probs[:count]
-        output.extra_fields[STATES] = ray.put(unpack_states(packed))
+        output.extra_fields[STATES] = ray.put(unpack_states(packed)[0])
         return output
 
 

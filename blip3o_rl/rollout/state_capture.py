@@ -8,7 +8,7 @@ batch of this step, reordering and preemption included: here each row gets its d
 after it is the sampler's, with one row per request in that order; other calls (warm-up, prompt log-probs) find no plan.
 Rows are stored by absolute position, so chunked prefill, preemption and prefix caching need no treatment of their own.
 
-A caller gives `sampling_params` to the request, calls `collective_rpc("take_states", args=(request_id,))` when it has
+A caller gives `sampling_params` to the request, calls `collective_rpc("take_states", args=([request_id],))` when it has
 finished, and `unpack_states` on the reply. The caller's id travels in `SamplingParams.extra_args`, because the engine
 appends a suffix to request ids; states travel as bytes, because vLLM's msgpack channel gives back arrays only when
 insecure serialisation is allowed. Of several workers the first rank of the last pipeline stage keeps the states.
@@ -79,10 +79,10 @@ def sampling_params(
     )
 
 
-def unpack_states(replies: list[PackedStates | None]) -> np.ndarray:
-    """The reply of `collective_rpc("take_states")` as an array [n_states, hidden] on the received memory, read-only.
+def unpack_states(replies: list[list[PackedStates] | None]) -> list[np.ndarray]:
+    """The reply of `collective_rpc("take_states")`: an array [n_states, hidden] per request, on the received memory.
 
-    bfloat16, which numpy lacks, comes as its bits in uint16; `states_tensor` knows.
+    The arrays are read-only. bfloat16, which numpy lacks, comes as its bits in uint16; `states_tensor` knows.
     """
     packed = [reply for reply in replies if reply is not None]
     if len(packed) != 1:
@@ -90,8 +90,10 @@ def unpack_states(replies: list[PackedStates | None]) -> np.ndarray:
             f"take_states: {len(packed)} workers answered with states, not 1; use one engine per replica, and call "
             "start_capture first"
         )
-    dtype, shape, data = packed[0]
-    return np.frombuffer(data, dtype=np.uint16 if dtype == "bfloat16" else dtype).reshape(shape)
+    return [
+        np.frombuffer(data, dtype=np.uint16 if dtype == "bfloat16" else dtype).reshape(shape)
+        for dtype, shape, data in packed[0]
+    ]
 
 
 def states_tensor(states: np.ndarray) -> torch.Tensor:
@@ -123,9 +125,9 @@ class StateCapture:
             self._captured.store.max_untaken = max_untaken
         return self._captured is not None
 
-    def take_states(self, request_id: str) -> PackedStates | None:
-        """Hands over a finished request's states and frees their memory; None on the ranks that keep none."""
-        return None if self._captured is None else pack_states(self._captured.store.take(request_id))
+    def take_states(self, request_ids: list[str]) -> list[PackedStates] | None:
+        """Hands over the states of finished requests and frees their memory; None on the ranks that keep none."""
+        return None if self._captured is None else [pack_states(self._captured.store.take(i)) for i in request_ids]
 
     def drop_states(self, request_id: str) -> bool:
         return self._captured is not None and self._captured.store.drop(request_id)

@@ -49,7 +49,7 @@ def prompts(layout: TokenLayout, scales: list[int]) -> list[dict[str, list[int]]
 
 
 def take(engine: Any, request_id: str) -> torch.Tensor:
-    return states_tensor(unpack_states(engine.collective_rpc("take_states", args=(request_id,))))
+    return states_tensor(unpack_states(engine.collective_rpc("take_states", args=([request_id],)))[0])
 
 
 def preemptions(engine: Any) -> int:
@@ -352,7 +352,7 @@ def test_a_sleeping_engine_keeps_no_states() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_states_survive_the_wire_bit_by_bit(dtype: torch.dtype) -> None:
     states = torch.randn(5, 3).to(dtype)
-    received = states_tensor(unpack_states([None, pack_states(states)]))
+    received = states_tensor(unpack_states([None, [pack_states(states)]])[0])
     assert received.dtype == dtype
     assert torch.equal(received, states)
     with pytest.raises(UserError, match="0 workers"):

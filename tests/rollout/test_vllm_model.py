@@ -118,7 +118,7 @@ def assert_engine_has_weights(engine: Any, policy: Any, request_id: str) -> None
         expected = image_logits(policy, states).log_softmax(-1).gather(-1, chosen)[:, 0]
     got = torch.tensor([row[token].logprob for row, token in zip(output.logprobs, output.token_ids, strict=True)])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
-    taken = states_tensor(unpack_states(engine.collective_rpc("take_states", args=(request_id,))))
+    taken = states_tensor(unpack_states(engine.collective_rpc("take_states", args=([request_id],)))[0])
     torch.testing.assert_close(taken, states, atol=1e-4, rtol=0)
 
 
