@@ -52,6 +52,15 @@ def text_copy(model: str | Path, target: Path) -> Path:
     return target
 
 
+def unplaced_copy(model: str | Path, target: Path) -> Path:
+    """A model folder whose renderer has no positional embedding, as upstream, and takes images of any size."""
+    shutil.copytree(model_folder.resolve(model), target)
+    config = target / "renderer" / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"interpolation_scale": None}))
+    model_folder.write_index(target, "test")
+    return target
+
+
 def editing_copy(model: str | Path, target: Path, **uses: bool) -> Path:
     """A model folder with an untrained reference connector for the packaged model's sizes."""
     shutil.copytree(model_folder.resolve(model), target)

@@ -9,6 +9,7 @@ Settings are timed batch by batch, each once per batch, so that what else the ma
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,11 +30,13 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.pipeline import Blip3oPipeline
 from blip3o_rl.model.renderer import Renderer
-from blip3o_rl.model.rendering import render
+from blip3o_rl.model.rendering import check_side, render
 from blip3o_rl.rollout.render_service import noise_seed
 from blip3o_rl.scoring.api import Sample
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24)
+SIZES = (1 / 2, 3 / 4)
+"""Shares of the model's own size."""
 INTERVALS = ((0.25, 0.75), (0.5, 1.0))
 OTHER_NOISE = "full, other noise"
 
@@ -77,6 +80,7 @@ class Measured:
         """As plain JSON types."""
         config = self.setting.config
         own = {"steps": config.steps, "guidance": config.guidance, "guidance_interval": config.guidance_interval}
+        own |= {"size": config.size}
         numbers = {"seconds_per_image": self.seconds_per_image, "cost": self.cost, "rewards": self.rewards}
         return {"name": self.setting.name, **own, **numbers, **dataclasses.asdict(self.agreement)}
 
@@ -94,8 +98,11 @@ class Rollouts:
     references: list[tuple[np.ndarray, ...]]
 
 
-def settings_to_try(full: RenderSettings, dtypes: Sequence[torch.dtype] = ()) -> list[Setting]:
-    """The full setting, then cheaper ones: fewer steps, no guidance, guidance in an interval; then other dtypes."""
+def settings_to_try(
+    full: RenderSettings, dtypes: Sequence[torch.dtype] = (), sizes: Sequence[int] = ()
+) -> list[Setting]:
+    """The full setting, then cheaper ones: fewer steps, no guidance, guidance in an interval, each of the smaller
+    `sizes` with and without guidance; then other dtypes."""
     whole = full.generation(full=True)
     guided = whole.guidance != 1
     found = [Setting("full", whole), Setting(OTHER_NOISE, whole, other_noise=True)]
@@ -105,8 +112,21 @@ def settings_to_try(full: RenderSettings, dtypes: Sequence[torch.dtype] = ()) ->
         if guided:
             variants += _intervals(same)
             variants.append((f"{steps} steps, guidance 1", replace(same, guidance=1.0)))
+        plain = [variant for variant in variants if variant[1].guidance_interval == whole.guidance_interval]
+        variants += [(f"{name}, {size} px", replace(config, size=size)) for size in sizes for name, config in plain]
         found += [Setting(name, config) for name, config in variants if config != whole]
     return [*found, *(Setting(f"full, {dtype}".replace("torch.", ""), whole, dtype) for dtype in dtypes)]
+
+
+def smaller_sizes(renderer: Renderer, editing: bool) -> list[int]:
+    """Those of `SIZES` that the model can render; none for edits, which have the model's own size."""
+    found = []
+    for share in SIZES:
+        size = round(share * renderer.image_size)
+        with contextlib.suppress(UserError):
+            check_side(renderer, size, editing)
+            found.append(size)
+    return found
 
 
 def _intervals(config: GenerationConfig) -> Iterator[tuple[str, GenerationConfig]]:
@@ -232,6 +252,7 @@ def overrides(chosen: Setting) -> list[str]:
         f"render.rollout_steps={chosen.config.steps}",
         f"render.rollout_guidance={chosen.config.guidance}",
         f"render.rollout_guidance_interval={interval}",
+        f"render.rollout_size={chosen.config.size or 'null'}",
     ]
 
 

@@ -55,11 +55,11 @@ def tune_render(
     import torch
 
     others = [dtype for dtype in dict.fromkeys((torch.float32, fast)) if dtype != own]
-    tried = tuning.settings_to_try(settings.render, others)
     with interruptible(), ExitStack() as stack, _progress() as show:
         pipe = place.load_pipeline(settings.model.folder, stack, settings.render.max_batch_size, found.editing)
         show("sampling")
         rollouts = tuning.sample(pipe, found, prompts, seed)
+        tried = tuning.settings_to_try(settings.render, others, tuning.smaller_sizes(pipe.renderer, found.editing))
         renderers: dict[torch.dtype | None, Renderer] = {None: pipe.renderer.to(own)}
         renderers |= {dtype: found.folder.load_renderer(dtype, place.device) for dtype in others}
         measured = tuning.measure(

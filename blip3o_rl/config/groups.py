@@ -50,6 +50,9 @@ class RenderSettings(Settings):
     guidance: float = Field(2.0, ge=0, description="classifier-free guidance; 1 is none")
     rollout_steps: int | None = Field(None, ge=1, description="Euler steps in training; null: as in the evaluation")
     rollout_guidance: float | None = Field(None, ge=0, description="guidance in training; null: as in the evaluation")
+    rollout_size: int | None = Field(
+        None, ge=1, description="side of the images in training, in pixels; null: as in the evaluation, the model's own"
+    )
     rollout_guidance_interval: tuple[float, float] | None = Field(
         None,
         description="[low, high]: in training only the Euler steps that begin at such a noise level (1 to 0) are "
@@ -78,6 +81,7 @@ class RenderSettings(Settings):
         return GenerationConfig(
             steps=self.steps if self.rollout_steps is None else self.rollout_steps,
             guidance=self.guidance if self.rollout_guidance is None else self.rollout_guidance,
+            size=self.rollout_size,
             guidance_interval=self.rollout_guidance_interval or (0.0, 1.0),
         )
 

@@ -84,6 +84,7 @@ def check(config: DictConfig, root: Path = DEFAULT_ROOT) -> Checked:
         )
     every = [*rows, *(chosen.rows if chosen else ())]
     editing = check_editing(every, folder)
+    _check_rollout_size(folder, settings, editing)
     machine.require(needs(folder, config, settings, root, editing))
     _check_lengths(settings, folder, every)
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
@@ -167,6 +168,20 @@ def _check_vllm(device: str) -> None:
             "device=gpu: the installed vLLM samples on CPUs alone; use an environment with the GPU stack (make "
             "install-gpu) on each node, or set device=cpu"
         )
+
+
+def _check_rollout_size(folder: ModelFolder, settings: TrainSettings, editing: bool) -> None:
+    size = settings.render.rollout_size
+    if size is None:
+        return
+    if editing:
+        raise UserError(f"render.rollout_size={size}: edited images have the model's own size; leave it out")
+    from blip3o_rl.model.rendering import check_size  # imports torch
+
+    try:
+        check_size(folder.path / "renderer", size)
+    except UserError as error:
+        raise UserError(f"render.rollout_{error}") from error
 
 
 def _check_lengths(settings: TrainSettings, folder: ModelFolder, rows: list[PromptRow]) -> None:

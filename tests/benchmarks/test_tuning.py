@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from editing import unplaced_copy
 
 from blip3o_rl.benchmarks import bounds, step, tuning
 from blip3o_rl.benchmarks.agreement import Agreement
@@ -18,6 +19,7 @@ from blip3o_rl.cli.runs import with_files
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.config.train import compose_recipe, read_settings
 from blip3o_rl.errors import UserError
+from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
 
 REWARD = """
@@ -64,6 +66,21 @@ def test_settings_are_the_full_one_and_cheaper_ones() -> None:
     assert [setting.name for setting in alone] == ["full", "full, other noise", "1 steps"]
 
 
+def test_smaller_images_are_tried_where_the_model_renders_them(untrained: Any, tmp_path: Path) -> None:
+    assert tuning.smaller_sizes(untrained.renderer, editing=False) == [], "it has a positional embedding"
+    renderer = ModelFolder(unplaced_copy(untrained.folder, tmp_path / "model")).load_renderer()
+    assert tuning.smaller_sizes(renderer, editing=True) == []
+    sizes = tuning.smaller_sizes(renderer, editing=False)
+    assert sizes == [32, 48]
+    full, _, *rest = tuning.settings_to_try(RenderSettings(steps=2, guidance=2.0), sizes=sizes)
+    assert full.config.size is None
+    assert "2 steps, 32 px" in {setting.name for setting in rest}
+    tried = {(one.config.steps, one.config.guidance, one.config.size) for one in rest}
+    assert tried >= {(steps, guidance, size) for steps in (1, 2) for guidance in (1.0, 2.0) for size in (32, 48)}
+    lines = tuning.overrides(next(one for one in rest if one.name == "1 steps, guidance 1, 48 px"))
+    assert read_settings(compose_recipe("shapes", lines)).render.generation(full=False).size == 48
+
+
 def test_the_cheapest_setting_that_agrees_is_chosen() -> None:
     rows = [
         measured("full", 1.0, 1.0),
@@ -89,7 +106,7 @@ def test_a_file_of_overrides_stands_for_its_lines(tmp_path: Path) -> None:
     assert settings.generation(full=False) == config
     assert settings.generation(full=True) == GenerationConfig(steps=8)
     everywhere = tuning.overrides(Setting("all", GenerationConfig(steps=3)))
-    assert everywhere[-1] == "render.rollout_guidance_interval=null"
+    assert everywhere[-2:] == ["render.rollout_guidance_interval=null", "render.rollout_size=null"]
     with pytest.raises(UserError, match="override '@/nowhere': no such file"):
         with_files(["@/nowhere"])
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from editing import POLICY_ONLY, edit_row, editing_copy, photo
+from editing import POLICY_ONLY, edit_row, editing_copy, photo, unplaced_copy
 from ray.exceptions import RayActorError
 
 from blip3o_rl import machine
 from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.data.prompts import check_row
+from blip3o_rl.mini import parts
 from blip3o_rl.model import rendering
 from blip3o_rl.model.folder import ModelFolder
 from blip3o_rl.model.generation import GenerationConfig
@@ -80,6 +81,18 @@ def test_a_batch_of_mixed_lengths_and_settings_is_rendered_like_single_images(un
         config = GenerationConfig(steps=3) if full[row] else GenerationConfig(steps=1, guidance=1.0)
         alone = render(renderer, torch.from_numpy(one)[None], [seed], config)[0]
         assert np.abs(together[row][0].astype(int) - alone).max() <= 1
+
+
+def test_rollouts_may_have_a_size_of_their_own(untrained: Any, tmp_path: Path) -> None:
+    """In one batch with an image of an evaluation, which has the model's."""
+    folder = unplaced_copy(untrained.folder, tmp_path / "model")
+    settings = RenderSettings(steps=2, rollout_size=32, dtype="float32", device="cpu")
+    service = RenderService.func_or_class(str(folder), settings)
+    states = [np.random.default_rng(1).normal(size=(82, parts.HIDDEN)).astype(np.float32)] * 2
+    (rollout, _), (full, _) = service.render_batch(states, [1, 1], [False, True], [None] * 2)
+    assert rollout.shape == (32, 32, 3) and full.shape == (64, 64, 3)
+    alone = render(service.renderer, torch.from_numpy(states[0])[None], [1], GenerationConfig(steps=2, size=32))[0]
+    assert np.abs(rollout.astype(int) - alone).max() <= 1
 
 
 @pytest.mark.slow

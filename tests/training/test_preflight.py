@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from editing import POLICY_ONLY, edit_row, editing_copy, text_copy, write_rows
+from editing import POLICY_ONLY, edit_row, editing_copy, text_copy, unplaced_copy, write_rows
 from omegaconf import OmegaConf
 
 from blip3o_rl import machine
@@ -335,6 +335,20 @@ def test_rollouts_may_be_rendered_more_cheaply_than_the_evaluation() -> None:
     some = read_settings(compose_recipe("shapes", ["render.rollout_guidance_interval=[0.3,0.8]"])).render
     assert some.generation(full=False) == GenerationConfig(steps=8, guidance_interval=(0.3, 0.8))
     assert some.generation(full=True) == GenerationConfig(steps=8)
+
+
+def test_rollouts_are_as_large_as_the_model_can_render(refused, edits: Path, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "render.rollout_size=32: this model has a positional embedding for 64 px" in refused(
+        "render.rollout_size=32"
+    )
+    unplaced = unplaced_copy(model, tmp_path / "unplaced")
+    assert "render.rollout_size=30: must be a multiple of 8 pixels" in refused(
+        f"model.folder={unplaced}", "render.rollout_size=30"
+    )
+    launch.plan(RECIPE, ["device=cpu", f"model.folder={unplaced}", "render.rollout_size=32"])
+    editor = editing_copy(unplaced, tmp_path / "editor")
+    text = refused(*with_edits(edits, f"model.folder={editor}", "render.rollout_size=32"))
+    assert text == "render.rollout_size=32: edited images have the model's own size; leave it out"
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.policy import Blip3oNextConfig, Blip3oNextForCausalLM
 from blip3o_rl.model.renderer import Connector, ReferenceConnector, Renderer
+from blip3o_rl.model.rendering import latent_side
 from blip3o_rl.training.log_probs import entropies, log_probs
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -112,28 +113,28 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
 @cache
 def renderer_condition(model: Model, batch: int, rows: int, guided: bool) -> Cost:
     """What the Euler steps of a batch share; `rows` hidden states per image."""
-    return _rendering(model, batch, rows, guided, steps=0)
+    return _rendering(model, batch, rows, guided, steps=0, size=None)
 
 
 @cache
-def renderer_step(model: Model, batch: int, rows: int, guided: bool) -> Cost:
+def renderer_step(model: Model, batch: int, rows: int, guided: bool, size: int | None = None) -> Cost:
     """One Euler step, with the branch without a condition if it is guided; the bytes are those of steps and what they
-    share together."""
-    whole = _rendering(model, batch, rows, guided, steps=1)
+    share together. `size` is the side of the images in pixels, None the model's own."""
+    whole = _rendering(model, batch, rows, guided, steps=1, size=size)
     return Cost(whole.flops - renderer_condition(model, batch, rows, guided).flops, whole.bytes)
 
 
 def denoising(model: Model, batch: int, rows: int, config: GenerationConfig) -> float:
     """Operations of all Euler steps of a batch, with what they share."""
-    guided, plain = (renderer_step(model, batch, rows, branches).flops for branches in (True, False))
+    guided, plain = (renderer_step(model, batch, rows, branches, config.size).flops for branches in (True, False))
     shared = renderer_condition(model, batch, rows, config.guided_steps > 0).flops
     return shared + config.guided_steps * guided + (config.steps - config.guided_steps) * plain
 
 
-def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int) -> Cost:
+def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int, size: int | None) -> Cost:
     with fake(), torch.no_grad():
         renderer = build_renderer(model)
-        noise = torch.zeros(batch, *renderer.latent_shape)
+        noise = _latents(renderer, batch, size)
         states = torch.zeros(batch, rows, model.policy.hidden_size)
         edits = model.takes_latents
         latents = noise if edits else None
@@ -149,12 +150,17 @@ def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int) ->
 
 
 @cache
-def decoding(model: Model, batch: int) -> Cost:
-    """The autoencoder's decoding of a batch, in the renderer's chunks."""
+def decoding(model: Model, batch: int, size: int | None = None) -> Cost:
+    """The autoencoder's decoding of a batch of images of `size` pixels, in the renderer's chunks."""
     with fake(), torch.no_grad():
         renderer = build_renderer(model)
-        latents = torch.zeros(batch, *renderer.latent_shape)
+        latents = _latents(renderer, batch, size)
         return counted(renderer, lambda: renderer.decode(latents))
+
+
+def _latents(renderer: Renderer, batch: int, size: int | None) -> torch.Tensor:
+    side = latent_side(renderer, size)
+    return torch.zeros(batch, renderer.latent_shape[0], side, side)
 
 
 class Counter(TorchDispatchMode):

@@ -25,6 +25,7 @@ from blip3o_rl.config.groups import RenderSettings
 from blip3o_rl.config.train import read_settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.machine import float32_gib
+from blip3o_rl.model.generation import GenerationConfig
 from blip3o_rl.model.token_layout import TokenLayout
 from blip3o_rl.training.planning import counting, rewards
 from blip3o_rl.training.planning.counting import Cost, Model
@@ -171,7 +172,17 @@ class Plan:
         return 2 * 2 * rows * self.model.policy.hidden_size / GIB
 
     def _render_bytes(self) -> float:
-        return max(self._render_step().bytes, self._decoding().bytes)
+        return max(self._denoising_bytes(), self._decoding_bytes())
+
+    def _denoising_bytes(self) -> float:
+        """Of rollouts or evaluations, whichever needs more."""
+        return max(
+            counting.renderer_step(*self._render_sizes(), config.guided_steps > 0, config.size).bytes
+            for config in map(self.render.generation, (False, True))
+        )
+
+    def _decoding_bytes(self) -> float:
+        return max(self._decoding(self.render.generation(full)).bytes for full in (False, True))
 
     def _layers(self) -> int:
         return self.model.policy.num_hidden_layers
@@ -190,14 +201,11 @@ class Plan:
     def _log_prob_cost(self) -> Cost:
         return counting.policy_pass(self.model, self.get(LOG_PROB_MICRO), self.tokens, False, False)
 
-    def _render_step(self) -> Cost:
-        return counting.renderer_step(*self._render_sizes(), self.render.generation(full=False).guided_steps > 0)
-
     def _render_sizes(self) -> tuple[Model, int, int]:
         return self.model, self.render.max_batch_size, self.image_tokens + 1
 
-    def _decoding(self) -> Cost:
-        return counting.decoding(self.model, self.render.max_batch_size)
+    def _decoding(self, config: GenerationConfig) -> Cost:
+        return counting.decoding(self.model, self.render.max_batch_size, config.size)
 
     def seconds(self) -> dict[str, float]:
         """Stage -> planned seconds per step."""
@@ -208,8 +216,9 @@ class Plan:
         read = 2 * policy + at_once * self._sequence_gib() * GIB / 2
         token = max(read / bandwidth, 2 * policy * at_once / rate)
         images = self.samples * self.gpus / (self.render.replicas or self.gpus)
-        denoising = counting.denoising(*self._render_sizes(), self.render.generation(full=False))
-        image = (denoising + self._decoding().flops) / self.render.max_batch_size
+        rollout = self.render.generation(full=False)
+        denoising = counting.denoising(*self._render_sizes(), rollout)
+        image = (denoising + self._decoding(rollout).flops) / self.render.max_batch_size
         log_probs = self._log_prob_cost().flops / self.get(LOG_PROB_MICRO)
         return {
             "sample": math.ceil(self.samples / at_once) * self.image_tokens * token,
@@ -266,7 +275,7 @@ def _remedies(plan: Plan, phase: str) -> list[dict[str, Any]]:
     if phase == "rollout":
         if plan.cache_sequences() > 16 and utilization > 0.15:
             found.append({UTILIZATION: round(utilization - 0.05, 2)})
-        if plan._render_step().bytes > plan._decoding().bytes and plan.render.max_batch_size > 1:
+        if plan._denoising_bytes() > plan._decoding_bytes() and plan.render.max_batch_size > 1:
             found.append({RENDER_BATCH: plan.render.max_batch_size // 2})
     if phase != "update":
         found += [{key: True} for key in (OPTIMIZER_OFFLOAD, PARAM_OFFLOAD) if not plan.get(key)]

@@ -151,6 +151,9 @@ def test_more_guidance_steps_and_images_take_longer() -> None:
     assert cheap["update"] == base["update"]
     some = planned(gpu, 1, "render.rollout_guidance_interval=[0.5,1]").seconds()
     assert 0.5 * base["render"] < some["render"] < 0.9 * base["render"]
+    small = planned(gpu, 1, "render.rollout_size=512")
+    assert small.seconds()["render"] == pytest.approx(base["render"] / 4, rel=0.15)
+    assert totals(small) == totals(planned(gpu)), "evaluations have the model's own size"
     assert planned(gpu, 1, "data.train_batch_size=16").seconds()["update"] == pytest.approx(2 * base["update"])
     assert planned(GPUS["a100"]).seconds()["render"] > 2 * base["render"]
     log_probs = "log-probs (policy and reference)"
