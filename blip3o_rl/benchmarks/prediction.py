@@ -42,10 +42,9 @@ def of_step(plan: Plan) -> list[Work]:
     if plan.model.takes_latents:
         return []
     batch, rows = plan.render.max_batch_size, plan.image_tokens + 1
-    decode = counting.decoding(plan.model, batch).flops
-    theirs = DEFAULTS.steps * _original_step(plan.model, batch, rows) + decode
+    theirs = DEFAULTS.steps * _original_step(plan.model, batch, rows) + counting.decoding(plan.model, batch).flops
     ours = [
-        counting.denoising(plan.model, batch, rows, config) + decode
+        counting.denoising(plan.model, batch, rows, config) + counting.decoding(plan.model, batch, config.size).flops
         for config in (DEFAULTS, plan.render.generation(False))
     ]
     found = [

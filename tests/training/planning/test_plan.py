@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from blip3o_rl import cli
+from blip3o_rl.benchmarks import prediction
 from blip3o_rl.config.train import compose_recipe, read_settings
 from blip3o_rl.errors import UserError
 from blip3o_rl.io import write_text
@@ -153,6 +154,8 @@ def test_more_guidance_steps_and_images_take_longer() -> None:
     assert 0.5 * base["render"] < some["render"] < 0.9 * base["render"]
     small = planned(gpu, 1, "render.rollout_size=512")
     assert small.seconds()["render"] == pytest.approx(base["render"] / 4, rel=0.15)
+    table = {row.stage: prediction.seconds(small, row) for row in prediction.of_step(small)}
+    assert table["render"][2] == pytest.approx(small.seconds()["render"])
     assert totals(small) == totals(planned(gpu)), "evaluations have the model's own size"
     assert planned(gpu, 1, "data.train_batch_size=16").seconds()["update"] == pytest.approx(2 * base["update"])
     assert planned(GPUS["a100"]).seconds()["render"] > 2 * base["render"]
