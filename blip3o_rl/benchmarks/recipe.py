@@ -17,6 +17,7 @@ from blip3o_rl.errors import UserError
 from blip3o_rl.model.folder import GENERATING, ModelFolder
 from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.scoring.rubric import Rubric
+from blip3o_rl.training.preflight import check_rollout_size
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def read(recipe: str | Path, overrides: list[str]) -> Recipe:
     rewards: Any = OmegaConf.to_container(config.reward.rewards, resolve=True)
     refuse_deployed(rewards)
     rows = training_rows(settings.prompts.model_dump(), settings.run.seed)
-    editing, rubric = check_editing(rows, folder), build_rubric(rewards)
+    editing = check_editing(rows, folder)
+    check_rollout_size(settings.render.rollout_size, folder, editing)
+    rubric = build_rubric(rewards)
     rubric.check_prompts(rows)
     rubric.self_check(rows)
     return Recipe(settings, folder, rows, rubric, editing)

@@ -32,16 +32,20 @@ def plan(
     """
     recipe, overrides = recipe_and_overrides(arguments, "plan", "recipes/text_3b --gpu h100 --gpus 8")
     from blip3o_rl.config.train import compose_recipe
-    from blip3o_rl.model.folder import PACKAGED
+    from blip3o_rl.model.folder import PACKAGED, ModelFolder
     from blip3o_rl.training.planning import gpus as table
     from blip3o_rl.training.planning import plan as planning
+    from blip3o_rl.training.preflight import check_rollout_size
 
     kind = table.find(gpu)
     if apply is not None and apply.exists():
         raise UserError(f"--apply {apply}: exists already; name a new folder")
     config = compose_recipe(recipe, [*overrides, *([f"trainer.n_gpus_per_node={gpus}"] if gpus else [])], "gpu")
     there = config.model.folder in PACKAGED or local(config.model.folder).exists()
-    model = planning.of_folder(config.model.folder) if there else planning.published()
+    model = planning.published()
+    if there:
+        model = planning.of_folder(config.model.folder)
+        check_rollout_size(config.render.rollout_size, ModelFolder(config.model.folder), editing=False)
     wanted = planning.Plan(config, model, kind)
     console = Console()
     if not there:

@@ -23,8 +23,8 @@ from blip3o_rl.scoring.build import build_rubric
 from blip3o_rl.training import given_cluster, trackers
 
 SMALLEST = machine.Needs(memory_gib=6.0, shared_gib=0.3, disk_gib=3.0)
-"""What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory; hidden states, each
-sample's until its image is rendered, come on top.
+"""What the packaged model's recipes need. vLLM takes 0.16 and then 0.24 GiB of shared memory where its workers have
+processes of their own; hidden states, each sample's until its image is rendered, come on top.
 """
 OVERHEAD_GIB = 5.0
 """Memory of Ray, verl, vLLM and Serve."""
@@ -84,7 +84,7 @@ def check(config: DictConfig, root: Path = DEFAULT_ROOT) -> Checked:
         )
     every = [*rows, *(chosen.rows if chosen else ())]
     editing = check_editing(every, folder)
-    _check_rollout_size(folder, settings, editing)
+    check_rollout_size(settings.render.rollout_size, folder, editing)
     machine.require(needs(folder, config, settings, root, editing))
     _check_lengths(settings, folder, every)
     held_out = list(chosen.rows) if chosen and chosen.asks(rewards) else []
@@ -170,8 +170,8 @@ def _check_vllm(device: str) -> None:
         )
 
 
-def _check_rollout_size(folder: ModelFolder, settings: TrainSettings, editing: bool) -> None:
-    size = settings.render.rollout_size
+def check_rollout_size(size: int | None, folder: ModelFolder, editing: bool) -> None:
+    """Raises `UserError` for a `render.rollout_size` that the model cannot render."""
     if size is None:
         return
     if editing:

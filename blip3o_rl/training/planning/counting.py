@@ -111,9 +111,9 @@ def policy_pass(model: Model, batch: int, tokens: int, update: bool, checkpointi
 
 
 @cache
-def renderer_condition(model: Model, batch: int, rows: int, guided: bool) -> Cost:
+def renderer_condition(model: Model, batch: int, rows: int, guided: bool, size: int | None = None) -> Cost:
     """What the Euler steps of a batch share; `rows` hidden states per image."""
-    return _rendering(model, batch, rows, guided, steps=0, size=None)
+    return _rendering(model, batch, rows, guided, steps=0, size=size)
 
 
 @cache
@@ -121,13 +121,13 @@ def renderer_step(model: Model, batch: int, rows: int, guided: bool, size: int |
     """One Euler step, with the branch without a condition if it is guided; the bytes are those of steps and what they
     share together. `size` is the side of the images in pixels, None the model's own."""
     whole = _rendering(model, batch, rows, guided, steps=1, size=size)
-    return Cost(whole.flops - renderer_condition(model, batch, rows, guided).flops, whole.bytes)
+    return Cost(whole.flops - renderer_condition(model, batch, rows, guided, size).flops, whole.bytes)
 
 
 def denoising(model: Model, batch: int, rows: int, config: GenerationConfig) -> float:
     """Operations of all Euler steps of a batch, with what they share."""
     guided, plain = (renderer_step(model, batch, rows, branches, config.size).flops for branches in (True, False))
-    shared = renderer_condition(model, batch, rows, config.guided_steps > 0).flops
+    shared = renderer_condition(model, batch, rows, config.guided_steps > 0, config.size).flops
     return shared + config.guided_steps * guided + (config.steps - config.guided_steps) * plain
 
 
@@ -136,7 +136,7 @@ def _rendering(model: Model, batch: int, rows: int, guided: bool, steps: int, si
         renderer = build_renderer(model)
         noise = _latents(renderer, batch, size)
         states = torch.zeros(batch, rows, model.policy.hidden_size)
-        edits = model.takes_latents
+        edits = model.takes_latents and noise.shape[1:] == renderer.latent_shape  # edits have the model's own size
         latents = noise if edits else None
 
         def call() -> None:

@@ -129,6 +129,13 @@ def test_what_can_never_fit_is_one_line() -> None:
         find("h10")
 
 
+def test_a_plan_refuses_a_size_that_the_model_cannot_render() -> None:
+    from blip3o_rl.cli.plan import plan as command
+
+    with pytest.raises(UserError, match=r"render\.rollout_size=32: this model has a positional embedding"):
+        command(["recipes/words", "render.rollout_size=32"])
+
+
 @pytest.mark.parametrize(
     ("device", "name"),
     [
@@ -142,6 +149,15 @@ def test_what_can_never_fit_is_one_line() -> None:
 )
 def test_a_gpu_is_found_by_the_name_that_its_driver_gives(device: str, name: str | None) -> None:
     assert of_device(device) == GPUS.get(name or "")
+
+
+def test_smaller_images_of_a_model_that_edits_are_counted_as_text_to_image() -> None:
+    editor = counting.Model(MODEL.policy, MODEL.transformer, MODEL.vae, {"in_features": 32, "out_features": 2304})
+    assert editor.takes_latents
+    gpu, smaller = GPUS["h100"], "render.rollout_size=512"
+    found = planned(gpu, 1, smaller, model=editor).seconds()["render"]
+    assert found == pytest.approx(planned(gpu, 1, smaller).seconds()["render"])
+    assert found < planned(gpu, model=editor).seconds()["render"] / 3
 
 
 def test_more_guidance_steps_and_images_take_longer() -> None:
