@@ -1,8 +1,9 @@
 """Cheaper rendering for the rollouts of one model and one rubric: what it costs, and how well its rewards agree.
 
-Fresh rollouts are sampled once. Each setting renders the same hidden states from the same noise, and the rubric scores
-the images. The full setting is the one of evaluations, which stays as it is. It is also rendered from other noise: the
-agreement of the full setting with itself is what the choice of noise alone leaves, a yardstick for the others.
+Fresh rollouts are sampled once. Each setting renders the same hidden states from the same noise (images of another size
+from the same seeds, which is other noise), and the rubric scores the images. The full setting is the one of
+evaluations, which stays as it is. It is also rendered from other noise: the agreement of the full setting with itself
+is what the choice of noise alone leaves, a yardstick for the others.
 
 Settings are timed batch by batch, each once per batch, so that what else the machine does meets all of them.
 """
@@ -35,7 +36,7 @@ from blip3o_rl.rollout.render_service import noise_seed
 from blip3o_rl.scoring.api import Sample
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24)
-SIZES = (1 / 2, 3 / 4)
+SIZES = (1 / 2,)
 """Shares of the model's own size."""
 INTERVALS = ((0.25, 0.75), (0.5, 1.0))
 OTHER_NOISE = "full, other noise"
@@ -174,14 +175,14 @@ def measure(
     settings: Sequence[Setting],
     progress: Callable[[str, int, int], None],
 ) -> list[Measured]:
-    """Renders and scores the rollouts with each setting, the first of which is the full one.
+    """Renders and scores the rollouts with each setting, the first of which is the full one, batch by batch.
 
     Args:
         renderers: the recipe's under None, and one for each other dtype of the settings.
         progress: called with the stage, and how much of it is done.
     """
     batch, total = recipe.settings.render.max_batch_size, len(rollouts.rows)
-    images: list[list[np.ndarray]] = [[] for _ in settings]
+    rewards: list[list[float]] = [[] for _ in settings]
     seconds: list[list[float]] = [[] for _ in settings]
     parts = [slice(first, first + batch) for first in range(0, total, batch)]
     for renderer in renderers.values():  # kernels are chosen in a first call
@@ -201,18 +202,19 @@ def measure(
             found = render(renderer, rollouts.states[part], seeds, setting.config, rollouts.latents[part])
             synchronize(renderer.device)
             seconds[number].append((time.perf_counter() - start) / len(found))
-            images[number].extend(found)
-        progress("rendering", done + 1, len(parts))
-    rewards = []
-    for number, setting in enumerate(settings):
-        samples = [
-            Sample(f"{setting.name}/{at}", row.prompt, image, row.metadata, group, references=references)
-            for at, (row, group, image, references) in enumerate(
-                zip(rollouts.rows, rollouts.groups, images[number], rollouts.references, strict=True)
-            )
-        ]
-        rewards.append([score.value for score in recipe.rubric.score(samples)])
-        progress("scoring", number + 1, len(settings))
+            samples = [  # scored at once: all images of all settings would fill the memory
+                Sample(
+                    f"{setting.name}/{at}",
+                    rollouts.rows[at].prompt,
+                    image,
+                    rollouts.rows[at].metadata,
+                    rollouts.groups[at],
+                    references=rollouts.references[at],
+                )
+                for at, image in enumerate(found, part.start)
+            ]
+            rewards[number] += [score.value for score in recipe.rubric.score(samples)]
+        progress("rendering and scoring", done + 1, len(parts))
     cost = [median(times) for times in seconds]
     return [
         Measured(setting, own, own / cost[0], agreement(rewards[0], scores, rollouts.groups), scores)
