@@ -70,8 +70,7 @@ def tiny_engine(policy: Path, async_scheduling: bool = False, ranks: int = 1) ->
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
-        if ranks > 1:
-            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         patch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
         from vllm import LLM
         from vllm.platforms.cpu import CpuPlatform

@@ -35,7 +35,7 @@ BLOCK = 128
 MAX_LENGTH, EDITING_LENGTH = 2048, 4096
 """Longest prompt plus its image, in tokens; with room for four reference images of 729 tokens."""
 TAKEN = 32
-"""Images whose states come in one message, of at most 100 MB from the 3B model."""
+"""Images whose states come in one message: 100 MB from the 3B model in 16 bits, twice that in float32."""
 GPU_SHARE = 0.5
 """Share of a GPU that must be free when the engine starts."""
 
@@ -66,6 +66,8 @@ class OfflineSampler:
         self.max_model_len = min(max_model_len, config.max_position_embeddings)
         self._request = 0
         use_v1_runner()
+        if samples_on == "cpu":
+            os.environ.setdefault("OMP_NUM_THREADS", str(machine.cpus()))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         # CUDA may be in use here already, and a forked engine could then not initialize it.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

@@ -28,7 +28,7 @@ class Blip3oHttpServer(vLLMHttpServer):
         """verl's `launch_server`, with the model runner that states can be captured from.
 
         vLLM's processes have opened their shared memory by then, so its names go at once: nothing stays in /dev/shm
-        (0.4 GiB per engine) however the run ends.
+        however the run ends. It is 0.4 GiB per engine whose workers have processes of their own.
         """
         if self.config.data_parallel_size > 1:  # a `collective_rpc` reaches one engine only
             raise UserError(
@@ -52,7 +52,7 @@ class Blip3oHttpServer(vLLMHttpServer):
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         """verl's, and where the worker runs; a `distributed_executor_backend` that is given stays."""
         super()._preprocess_engine_kwargs(engine_kwargs)
-        for key, value in executor(len(self.workers)).items():
+        for key, value in executor(self.config.tensor_model_parallel_size).items():
             engine_kwargs.setdefault(key, value)
 
     def _get_worker_extension_cls(self) -> str:

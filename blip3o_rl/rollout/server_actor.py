@@ -1,7 +1,7 @@
 """The Ray actor around a vLLM server, of a class that is imported without vLLM.
 
-Ray imports an actor's class wherever a handle of the actor arrives, and trainer, agent loops and load balancer all have
-handles of the vLLM servers. By the class of the server itself each of them would import vLLM, for 4 s of one core.
+Ray imports an actor's class wherever a handle of the actor arrives. Agent loops and load balancer have handles of the
+vLLM servers; by the class of the server itself each of them would import vLLM, for 4 s of one core.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from blip3o_rl import machine
 
 ARCHITECTURE = "Blip3oNextForCausalLM"
+IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 def register() -> None:
@@ -81,12 +82,14 @@ def executor(workers: int) -> dict[str, str]:
     """Engine arguments with which a single worker on a CPU runs in the engine's process (vLLM 0.24 to 0.28).
 
     vLLM would start a process for it, which imports for 6 s, takes each step's orders through 0.4 GiB of shared memory
-    and is bound to all cores but one; it replaces the name `uni`, but not the class. With VLLM_CPU_OMP_THREADS_BIND,
-    which only such a process can follow, and with several workers, nothing is changed.
+    and leaves one core to the engine. It replaces the name `uni`, but not the class. With several workers, and with a
+    binding in VLLM_CPU_OMP_THREADS_BIND, which only such a process can follow, nothing is changed. Without one the
+    worker's threads run on all sockets, and its memory is on one.
     """
-    if workers != 1 or machine.vllm_device() != "cpu" or "VLLM_CPU_OMP_THREADS_BIND" in os.environ:
+    binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if workers != 1 or machine.vllm_device() != "cpu" or binding != "nobind":
         return {}
-    return {"distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor"}
+    return {"distributed_executor_backend": IN_ENGINE}
 
 
 def use_v1_runner() -> None:

@@ -65,8 +65,12 @@ def sampler(folder: Path) -> Iterator[OfflineSampler]:
 
 
 @pytest.mark.slow
-def test_the_same_tokens_give_the_same_image(folder: Path, pipe: Blip3oPipeline, sampler: OfflineSampler) -> None:
-    """Tokens and states by vLLM; the states again by transformers; both rendered. Four images, two at a time."""
+def test_the_same_tokens_give_the_same_image(
+    folder: Path, pipe: Blip3oPipeline, sampler: OfflineSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens and states by vLLM; the states again by transformers; both rendered. Four images, two at a time, and the
+    states of three in one message."""
+    monkeypatch.setattr(offline, "TAKEN", 3)
     with_vllm = Blip3oPipeline.from_pretrained(folder, sampler=sampler)
     assert with_vllm.policy is None
     made = with_vllm(PROMPTS, SEEDS, FOUR_STEPS)

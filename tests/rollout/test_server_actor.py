@@ -8,6 +8,9 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from blip3o_rl.rollout import vllm_patches
 from blip3o_rl.rollout.server_actor import METHODS, ServerActor
 
 OWN = {"run_server", "run_headless"}
@@ -32,6 +35,33 @@ def test_calls_are_forwarded_whether_the_server_waits_or_not() -> None:
     actor.server = SimpleNamespace(generate=generate, get_server_address=lambda: ("host", 1))
     assert asyncio.run(actor.generate([1, 2], request_id="a")) == ([1, 2], "a")
     assert asyncio.run(actor.get_server_address()) == ("host", 1)
+
+
+def test_a_replicas_servers_are_such_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip3o_rl.rollout import server
+
+    monkeypatch.setattr(server.vLLMReplica, "__init__", lambda self: None)
+    made: list[type] = []
+    monkeypatch.setattr(server.ray, "remote", made.append)
+    server.Blip3oReplica()
+    assert made == [ServerActor]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "given", "backend"),
+    [(1, {}, vllm_patches.IN_ENGINE), (2, {}, None), (1, {"distributed_executor_backend": "mp"}, "mp")],
+)
+def test_a_single_worker_runs_in_the_engine(
+    ranks: int, given: dict[str, str], backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blip3o_rl.rollout import server
+
+    monkeypatch.setattr(vllm_patches.machine, "vllm_device", lambda: "cpu")
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    made: Any = object.__new__(server.Blip3oHttpServer)
+    made.config = SimpleNamespace(tensor_model_parallel_size=ranks)
+    made._preprocess_engine_kwargs(given)
+    assert given.get("distributed_executor_backend") == backend
 
 
 def test_a_handle_is_received_without_an_engine() -> None:

@@ -232,8 +232,10 @@ def test_workers_that_need_a_process_of_their_own_get_it(
 ) -> None:
     from blip3o_rl.rollout import vllm_patches
 
-    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
     monkeypatch.setattr(vllm_patches.machine, "vllm_device", lambda: "cpu")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    assert vllm_patches.executor(workers=1)
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND")
     assert vllm_patches.executor(workers=1)
     if binding is not None:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", binding)
