@@ -11,6 +11,7 @@ import engines
 import numpy as np
 import pytest
 import torch
+import vllm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from verl.workers.rollout.replica import RolloutMode
@@ -94,6 +95,8 @@ def test_states_are_right_in_the_engines_of_gpus(
 ) -> None:
     """A step that is scheduled while the one before runs, which vLLM's CPU platform turns off; and two ranks of one
     model, of which the first keeps the states. Before and after a weight sync."""
+    if async_scheduling and vllm.__version__.startswith("0.24."):
+        pytest.skip("vLLM 0.24 for CPUs lacks the streams of steps that are scheduled ahead")
     folder = engines.write_tiny_policy(tmp_path, seed=1)
     other = Blip3oNextForCausalLM.from_pretrained(folder).eval()
     scales = [0, 1, 0, 2, 0]
