@@ -59,6 +59,13 @@ class Generated:
     seconds: dict[str, float]
 
 
+def reason(error: Exception) -> str:
+    """An error's type and text in one line. An error of another actor is named without Ray's wrapping, whose text is
+    the whole trace, and grows with every request that the same error ends."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+
+
 class Blip3oAgentLoop(AgentLoopBase):
     """Samples, renders and scores; see the module's docstring."""
 
@@ -74,7 +81,7 @@ class Blip3oAgentLoop(AgentLoopBase):
             return await self._rollout(row, step, sampling_params, int(kwargs["session_id"]), str(kwargs["uid"]))
         except Exception as error:
             # verl would turn it into an empty group and a puzzling message much later; the recorder ends the run.
-            await recorder.handle().fail.remote(f"{type(error).__name__}: {error}")
+            await recorder.handle().fail.remote(reason(error))
             raise
 
     async def _rollout(

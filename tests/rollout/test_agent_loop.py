@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from ray.exceptions import RayTaskError
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 
 from blip3o_rl.model.token_layout import TokenLayout
@@ -86,3 +87,12 @@ def test_a_rollout_knows_its_gpu_before_its_rewards_and_does_not_wait_for_its_re
         )
         assert made.reward_score == 0.5 and len(recorded) == count
     assert made_in_order == ["one of 2 GPUs", "rewards"], "once per process"
+
+
+def test_an_error_of_another_actor_is_one_line_without_its_trace() -> None:
+    wrapped = RayTaskError(
+        "generate", "a line of the trace\n" * 1000, ValueError("the engine\nhas died")
+    ).as_instanceof_cause()
+    assert len(str(wrapped)) > 1000
+    assert agent_loop.reason(wrapped) == "ValueError: the engine has died"
+    assert agent_loop.reason(KeyError("uid")) == "KeyError: 'uid'"
