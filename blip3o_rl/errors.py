@@ -14,6 +14,11 @@ class UserError(Exception):
     """A problem that the user can fix; its text is one line: what, what is wrong, what to do."""
 
 
+def in_one_line(error: object, limit: int | None = None) -> str:
+    """What a library's error says, without its line breaks, cut to `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'geneval'?`, or nothing if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_rl.data.edit_rows import EDITING, INSTRUCTION, OUTPUT
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.errors import UserError, did_you_mean, in_one_line
 
 _BYTES = re.compile(r"binary(_view)?\b(?!:)")
 """In the name of a parquet column's type."""
@@ -36,7 +36,7 @@ def read_parquet(path: Path, field: str, images: bool) -> list[dict[str, Any]]:
         names = header if instructed else prompt_columns(path, header, field)
         rows = pq.read_table(path, columns=header).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
         raise UserError(f"{path}: is not readable as parquet ({reason}); make the file again") from error
     if not images:
         rows = json.loads(json.dumps(rows, default=_as_json))

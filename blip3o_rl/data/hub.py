@@ -12,7 +12,7 @@ from typing import Any
 
 from blip3o_rl.data.columns import prompt_columns, refuse_editing, without_nulls
 from blip3o_rl.data.text_files import Record
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, in_one_line
 from blip3o_rl.io import user_path
 
 
@@ -59,7 +59,7 @@ def _opened(name: str, split: str | None, subset: str | None) -> Any:
     try:
         found = datasets.load_from_disk(given) if saved else datasets.load_dataset(given, subset)
     except Exception as error:  # of many kinds: network, formats, missing configurations
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error, 300)
         raise UserError(f"{name}: cannot be opened as a data set ({type(error).__name__}: {reason})") from error
     if not isinstance(found, datasets.DatasetDict):
         if split is not None:

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from blip3o_rl.errors import UserError, did_you_mean
+from blip3o_rl.errors import UserError, did_you_mean, in_one_line
 from blip3o_rl.io import read_json
 from blip3o_rl.model.pixels import squashed
 
@@ -102,7 +102,7 @@ class TATok(ModelMixin, ConfigMixin):
         try:
             model, info = super().from_pretrained(folder, output_loading_info=True, **settings)
         except ValueError as error:
-            raise UserError(f"{wrong} ({' '.join(str(error).split())[:200]}); copy the folder again") from error
+            raise UserError(f"{wrong} ({in_one_line(error, 200)}); copy the folder again") from error
         for what, names in (("lack", info["missing_keys"]), ("also hold", info["unexpected_keys"])):
             if names:
                 named = f"{min(names)} ({len(names)} tensors in all)"

@@ -32,6 +32,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from verl.utils.profiler import simple_timer
 
 from blip3o_rl.data.table import TableRow, read_row
+from blip3o_rl.errors import in_one_line
 from blip3o_rl.evaluation.held_out import numbers_of
 from blip3o_rl.evaluation.schedule import Schedule
 from blip3o_rl.evaluation.verdicts import Made, judged, samples_of
@@ -63,7 +64,7 @@ def reason(error: Exception) -> str:
     """An error's type and text in one line. An error of another actor is named without Ray's wrapping, whose text is
     the whole trace, and grows with every request that the same error ends."""
     cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    return f"{type(cause).__name__}: {in_one_line(cause)}"
 
 
 class Blip3oAgentLoop(AgentLoopBase):

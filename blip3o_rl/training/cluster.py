@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from blip3o_rl import allocator, machine, terminal
 from blip3o_rl.config.reward import is_deployed, process_environment
 from blip3o_rl.data.prompts import PromptRow
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, in_one_line
 from blip3o_rl.io import user_path
 from blip3o_rl.report.run_folder import RunFolder
 from blip3o_rl.training import capacity, given_cluster, nodes, trackers
@@ -83,13 +83,9 @@ def _join(address: str, options: dict[str, Any]) -> None:
     except Exception as error:
         ray.shutdown()
         raise UserError(
-            f"RAY_ADDRESS={address}: this process cannot join the Ray cluster ({_reason(error)}); start it on a node "
-            "of the cluster, with the cluster's own versions of Ray and Python"
+            f"RAY_ADDRESS={address}: this process cannot join the Ray cluster ({in_one_line(error, 300)}); start it on "
+            "a node of the cluster, with the cluster's own versions of Ray and Python"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _start_own(options: dict[str, Any]) -> None:
@@ -102,7 +98,7 @@ def _start_own(options: dict[str, Any]) -> None:
             return
         except Exception as error:
             ray.shutdown()
-            reason = _reason(error)
+            reason = in_one_line(error, 300)
             busy = os.getloadavg()[0] > 2 * machine.cpus()
             last = attempt >= (BUSY_START_ATTEMPTS if busy else START_ATTEMPTS)
             if last or "timed out during startup" not in reason:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip3o_rl import machine
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, in_one_line
 from blip3o_rl.io import user_path
 
 TIMEOUT_S = 10
@@ -81,7 +81,7 @@ def resources() -> list[dict[str, Any]]:
         use_token()
         nodes = _nodes(where)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
         raise UserError(f"RAY_ADDRESS={where}: no Ray cluster answers there ({reason}); {START}") from error
     return [dict(node.resources_total) for node in nodes.values() if node.state == 0]
 

@@ -15,7 +15,7 @@ from typing import Any
 from ray import serve
 
 from blip3o_rl.config.reward import CALLER_KEYS, KEY, DeployedService, deployed, process_environment
-from blip3o_rl.errors import UserError
+from blip3o_rl.errors import UserError, in_one_line
 
 ONGOING = 16_384
 """Calls that a replica takes at a time: more than a step has. If replicas are full, a caller asks Serve for the length
@@ -74,7 +74,7 @@ def start(rewards: Mapping[str, Any], nodes: int = 1, gpus_per_node: int = 0) ->
             serve.run(deployment.bind(own, shared, first), name=service.app, route_prefix=None)
         except Exception as error:
             stop([service.app])
-            reason = " ".join(str(error).split())[:500]
+            reason = in_one_line(error, 500)
             raise UserError(f"{KEY}.{name}.service: could not be started, {reason}") from error
         started.append(service.app)
         if shared:
